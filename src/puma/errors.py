@@ -1,0 +1,91 @@
+"""Errors a user can mend: what is wrong, why, and what to do, with the exit code of the command line.
+
+Every check of user input raises one of these before any compute starts. Anything else that reaches the command
+line is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+
+class PumaError(Exception):
+    """A mistake or a condition outside the program, told in two or three lines.
+
+    Args:
+        what: what is wrong, naming the value that was given.
+        why: why it cannot be used (may be empty).
+        fix: what to do about it, if possible a command (may be empty).
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"  why: {self.why}")
+        if self.fix:
+            lines.append(f"  try: {self.fix}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments must survive a process boundary
+        return _rebuild, (type(self), self.what, self.why, self.fix)
+
+
+def _rebuild(kind: type[PumaError], what: str, why: str, fix: str) -> PumaError:
+    return kind(what, why=why, fix=fix)
+
+
+class UsageError(PumaError, ValueError):
+    """An argument, option or setting that cannot be used (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(PumaError, ValueError):
+    """Images, labels, tables or plans that are broken or do not belong together (exit code 3)."""
+
+    exit_code = 3
+
+
+class ModelError(PumaError, ValueError):
+    """Weights or a model that are broken, untrusted or of another architecture (exit code 4)."""
+
+    exit_code = 4
+
+
+class ResumeError(PumaError):
+    """Something is already there that was made with other settings, or is being written now (exit code 5)."""
+
+    exit_code = 5
+
+
+class StorageError(PumaError, OSError):
+    """A path that cannot be written, or a full disk (exit code 6)."""
+
+    exit_code = 6
+
+
+class CheckError(PumaError):
+    """A result that contradicts itself: NaN loss, accuracy that re-evaluation does not confirm (exit code 7)."""
+
+    exit_code = 7
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that does not exist, with the nearest one that does.
+
+    >>> print(unknown("strategy", "pumma", ["puma", "easy"]))
+    unknown strategy 'pumma'
+      try: did you mean 'puma'? There are: easy, puma
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return UsageError(f"unknown {kind} {name!r}", fix=f"{guess}There are: {', '.join(names)}")

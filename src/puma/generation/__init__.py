@@ -1,0 +1,1 @@
+"""Synthetic images: a class-conditional diffusion model trained, sampled and judged."""

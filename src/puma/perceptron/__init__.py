@@ -1,0 +1,1 @@
+"""The perceptron laboratory: a learning task small enough for exact formulas."""

@@ -1,0 +1,1 @@
+"""Strategies: rules from margins and other scores to a plan."""

@@ -1,0 +1,1 @@
+"""Adversarial training of one network on one plan."""
