@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from puma.models.build import build_model as build_model
     from puma.models.weights import load_model as load_model
     from puma.plan import Plan as Plan
-    from puma.strategies import make_plan as make_plan
     from puma.scoring import score_margins as score_margins
+    from puma.strategies import make_plan as make_plan
     from puma.threat import ThreatModel as ThreatModel
     from puma.training import train as train
 
@@ -44,7 +44,7 @@ _FRONT_DOOR = {
     "score_margins": "puma.scoring",
     "train": "puma.training",
 }
-__all__ = [*_FRONT_DOOR, "__version__"]  # noqa: PLE0604
+__all__ = [*_FRONT_DOOR, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

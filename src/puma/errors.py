@@ -10,7 +10,6 @@ import difflib
 from collections.abc import Iterable
 
 
-
 class PumaError(Exception):
     """A mistake or a condition outside the program, told in two or three lines.
 

@@ -1,0 +1,59 @@
+"""The command ``puma``: which verbs there are, and how their errors reach the user."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from puma._version import __version__
+from puma.errors import PumaError
+
+app = typer.Typer(
+    name="puma",
+    help="Adversarial training with less data: margins, pruning, per-image attack norms (arXiv 2405.06298).",
+    epilog="Start with `puma demo`: the whole way on real images in minutes. Each verb has its own --help.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"puma {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Run the command line; a user's mistake ends in two or three lines and its exit code, a bug in a traceback."""
+    logging.basicConfig(format="%(levelname)s %(message)s", level=os.environ.get("PUMA_LOG", "WARNING").upper())
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app()
+    except PumaError as error:
+        if os.environ.get("PUMA_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _terminated(number: int, frame: object) -> None:
+    sys.exit(128 + number)
