@@ -1,0 +1,190 @@
+"""The plan: which images of a pool are kept, and the radius of the attack on each. One Parquet file.
+
+Columns: ``index int64, keep bool, eps float32``. The schema's metadata (key ``puma``, JSON) says how it came about:
+schema version, strategy and its parameters, prune fraction, threat model, fingerprints of the margin table and of the
+pool, counts, and the warnings that were given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from puma.errors import DataError
+from puma.files import atomic_path, fingerprint
+from puma.threat import ThreatModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = "puma.plan/1"
+METADATA_KEY = b"puma"
+_SCHEMA = pa.schema([("index", pa.int64()), ("keep", pa.bool_()), ("eps", pa.float32())])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """For each image of a pool, in the order of the pool: kept or not, and its attack radius.
+
+    Args:
+        keep: bool ``[N]``.
+        eps: float32 ``[N]``, radius in the threat model's norm, pixel units of [0, 1] images; 0 where dropped, and 0
+            where a kept image is to be trained on without an attack. At most the threat model's eps, except for the
+            strategy ``tilt``, which may go beyond it.
+        meta: how it was made; keys ``strategy, params, prune_fraction, seed, protect_real, class_balanced, threat,
+            table, pool, counts, derived, warnings``. ``meta["threat"]`` is ``{"norm", "eps"}``, ``meta["table"]`` the
+            margin table's fingerprint and ``meta["pool"]`` the pool as the margin table describes it.
+        trades_weight: the TRADES weight (beta) this plan asks for, or None for the recipe's own.
+
+    Raises:
+        DataError: lengths differ; an eps is negative, NaN or infinite; a dropped row has an eps.
+    """
+
+    keep: NDArray[np.bool_]
+    eps: NDArray[np.float32]
+    meta: Mapping[str, Any]
+    trades_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", np.ascontiguousarray(self.keep, dtype=np.bool_))
+        object.__setattr__(self, "eps", np.ascontiguousarray(self.eps, dtype=np.float32))
+        if self.keep.shape != self.eps.shape or self.keep.ndim != 1:
+            raise DataError(f"keep has the shape {self.keep.shape} and eps {self.eps.shape}", why="both have to be [N]")
+        # min and max carry NaN along, so that three reductions check every row without a temporary array
+        if len(self) and not (self.eps.min() >= 0 and np.isfinite(self.eps.max())):
+            raise DataError("a plan holds an eps that is negative, NaN or infinite")
+        if self.eps[~self.keep].any():
+            raise DataError("a plan gives an eps to rows that it drops", fix="dropped rows have eps 0")
+
+    def __len__(self) -> int:
+        return len(self.keep)
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """int64 ``[N]``: place in the pool, 0 to N-1."""
+        return np.arange(len(self), dtype=np.int64)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model the plan was made for."""
+        return ThreatModel(self.meta["threat"]["norm"], self.meta["threat"]["eps"])
+
+    @property
+    def strategy(self) -> str:
+        """The rule that made the plan."""
+        return str(self.meta["strategy"])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was found doubtful when the plan was made, one sentence each."""
+        return list(self.meta.get("warnings", []))
+
+    @cached_property
+    def kept(self) -> int:
+        """How many rows are kept."""
+        return int(np.count_nonzero(self.keep))
+
+    @cached_property
+    def mean_eps(self) -> float:
+        """Mean eps over the kept rows, in pixel units; 0 for an empty plan."""
+        return float(self.eps.sum(dtype=np.float64) / self.kept) if self.kept else 0.0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of every row and of how they were made; changes when one bit does."""
+        digest = hashlib.sha256(fingerprint({**self.meta, "trades_weight": self.trades_weight}).encode())
+        digest.update(self.keep.data)
+        digest.update(self.eps.data)
+        return digest.hexdigest()
+
+    def write(self, path: Path | str) -> Path:
+        """Write the plan to one Parquet file, whole or not at all; equal plans give equal bytes.
+
+        Raises:
+            StorageError: the path cannot be written.
+        """
+        text = json.dumps(
+            {"schema": SCHEMA_VERSION, **self.meta, "trades_weight": self.trades_weight},
+            sort_keys=True,
+            allow_nan=False,
+        )
+        columns = [pa.array(self.index), pa.array(self.keep), pa.array(self.eps)]
+        table = pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata({METADATA_KEY: text.encode()}))
+        with atomic_path(path) as temporary:
+            pq.write_table(
+                table,
+                temporary,
+                compression="zstd",
+                write_page_checksum=True,
+                use_dictionary=["eps"],
+                column_encoding={"index": "DELTA_BINARY_PACKED"},
+            )
+        return Path(path)
+
+    @classmethod
+    def read(cls, path: Path | str) -> Plan:
+        """Read a plan and check that it covers its pool exactly.
+
+        Raises:
+            DataError: not a plan, of another schema version, broken, or rows missing or twice.
+        """
+        meta = read_meta(path)
+        trades_weight = meta.pop("trades_weight", None)
+        try:
+            table = pq.read_table(path, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path} is broken", why=str(error).strip(), fix="make it again with `puma plan`") from None
+        if table.schema.remove_metadata() != _SCHEMA or any(column.null_count for column in table.columns):
+            raise DataError(
+                f"{path} has other columns than a plan", why="a plan holds index int64, keep bool, eps float32"
+            )
+        index, keep, eps = (table.column(name).to_numpy() for name in _SCHEMA.names)
+        rows = sum(source["rows"] for source in meta["pool"]["sources"])
+        if len(index) != rows:
+            raise DataError(
+                f"{path} has {len(index)} rows but its pool has {rows}", fix="make it again with `puma plan`"
+            )
+        if not np.array_equal(index, np.arange(rows)):
+            order = np.argsort(index, kind="stable")
+            if not np.array_equal(index[order], np.arange(rows)):
+                raise DataError(f"{path} lacks rows or repeats them", fix="make it again with `puma plan`")
+            keep, eps = keep[order], eps[order]
+        return cls(keep, eps, meta, trades_weight)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The plan as a pandas frame with ``index, keep, eps`` (pandas has to be installed)."""
+        import pandas as pd
+
+        return pd.DataFrame({"index": self.index, "keep": self.keep, "eps": self.eps})
+
+
+def read_meta(path: Path | str) -> dict[str, Any]:
+    """The metadata of a plan's file (how it was made), with ``trades_weight``, without ``schema``.
+
+    Raises:
+        DataError: not a Parquet file, not a plan, or of a schema version that this PUMA does not know.
+    """
+    try:
+        meta = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
+        version = meta.pop("schema", None)
+        known = version == SCHEMA_VERSION
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", fix="make a plan with `puma plan`") from None
+    except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{path} is not a plan", why=str(error), fix="`puma show` says what a file is") from None
+    if not known:
+        kind = "not a plan" if not str(version).startswith("puma.plan/") else "a plan of another schema version"
+        raise DataError(
+            f"{path} is {kind} ({version!r})", why=f"this version reads {SCHEMA_VERSION!r}", fix="`puma plan` makes one"
+        )
+    return dict(meta)
