@@ -65,6 +65,10 @@ class ResumeError(PumaError):
     exit_code = 5
 
 
+class BusyError(ResumeError):
+    """Another live process is writing the same thing (exit code 5)."""
+
+
 class StorageError(PumaError, OSError):
     """A path that cannot be written, or a full disk (exit code 6)."""
 

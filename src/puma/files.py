@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from puma.errors import DataError, ResumeError, StorageError
+from puma.errors import BusyError, DataError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -135,7 +135,7 @@ def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
     file system carries it.
 
     Raises:
-        ResumeError: another live process holds it; the message names its pid and host.
+        BusyError: another live process holds it; the message names its pid and host.
         StorageError: the folder cannot be written.
     """
     import fcntl
@@ -146,7 +146,7 @@ def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ResumeError(
+            raise BusyError(
                 f"{folder} is being written by another process ({file.read().strip() or 'unknown'})",
                 fix="wait for it, or stop it; what it finished is kept",
             ) from None

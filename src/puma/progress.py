@@ -6,12 +6,14 @@ The library prints nothing by itself: engines take ``progress=True`` or ``False`
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
 from typing import Any
 
-_LOG_EVERY_S = 30.0
+# A study's workers report every second to the process that draws their bars.
+LOG_EVERY_ENV = "PUMA_PROGRESS_SECONDS"
 
 
 class Progress:
@@ -33,6 +35,7 @@ class Progress:
         self.done, self._resumed = done, done
         self._bar: Any = None
         self._note = ""
+        self._log_every = float(os.environ.get(LOG_EVERY_ENV, 30))
         self._started = self._logged = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -66,7 +69,7 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.update(self._task, advance=units, rate=self._rate(), note=self._note)
-        elif time.monotonic() - self._logged >= _LOG_EVERY_S:
+        elif time.monotonic() - self._logged >= self._log_every:
             self._log()
 
     def __exit__(

@@ -1,0 +1,138 @@
+"""``puma study``: run a comparison, and see how far it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from puma.cli.options import Quiet
+from puma.errors import UsageError
+
+if TYPE_CHECKING:
+    from puma.study.folder import StudyFolder
+
+study_app = typer.Typer(help="Compare strategies: many runs with one frozen recipe.", no_args_is_help=True)
+
+
+@study_app.command("run")
+def run(
+    study: Annotated[Path, typer.Argument(metavar="FILE", help="A study's TOML file, or the folder of one begun before.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the study.  [default: runs/NAME]")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes on this machine; they share its cores.")] = 1,
+    time_budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Checkpoint and stop after this long: 90s, 25m, 3h.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local: processes here. ray: one Ray task per piece of work.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; without it Ray starts on this machine.")] = None,
+    num_cpus: Annotated[float, typer.Option(min=0, help="CPUs of each Ray task.")] = 1,
+    num_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each Ray task.")] = 0,
+    join: Annotated[bool, typer.Option("--join", help="Be one of several processes that share the folder.")] = False,
+    worker: Annotated[int, typer.Option(min=0, help="With --num-workers: which of them this is.")] = 0,
+    num_workers: Annotated[
+        int, typer.Option(min=1, help="Split the cells by number, for shared folders without file locks.")
+    ] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Run a study to its end: images, margins, every cell, results.parquet and report.html.
+
+    Stop it in any way and run the same command again: nothing that was finished is repeated. Cells may be added to the
+    file later. An example, complete:
+
+      name = "digits"
+
+      threat = "Linf:0.2"
+
+      recipe = "digits"
+
+      pool = { real = "digits:train", test = "digits:test", synthetic = 10000 }
+
+      network = { name = "small-cnn" }
+
+      evaluation = { subset = 400 }
+
+      grid = [{ strategies = ["none", "puma"], prune_fractions = [0.6], seeds = [0, 1, 2] }]
+    """
+    from puma.study.folder import StudyFolder
+    from puma.study.queue import work
+    from puma.study.spec import StudySpec
+
+    if worker >= num_workers:
+        raise UsageError(f"--worker {worker} of --num-workers {num_workers}", fix="count workers from 0")
+    if engine not in ("local", "ray"):
+        raise UsageError(f"unknown engine {engine!r}", fix="use --engine local or --engine ray")
+    budget = parse_time(time_budget) if time_budget else None
+    if study.is_dir():
+        folder = StudyFolder.open(study)
+    else:
+        spec = StudySpec.read(study)
+        folder = StudyFolder.create(spec, out or Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name))
+    if join or num_workers > 1:
+        work(folder, worker=worker, num_workers=num_workers, show=not quiet)
+    elif engine == "ray":
+        from puma.study.cluster import run_on_ray
+
+        run_on_ray(folder, address=address, num_cpus=num_cpus, num_gpus=num_gpus, show=not quiet)
+        finish(folder)
+    else:
+        run_here(folder, jobs, budget, quiet)
+
+
+def run_here(folder: StudyFolder, jobs: int, budget: float | None, quiet: bool) -> None:
+    """Run a study with processes on this machine, then write and print what came out."""
+    from puma.study.workers import run_workers
+
+    if not run_workers(folder, jobs=jobs, time_budget=budget, show=not quiet):
+        typer.echo(f"time budget spent; `puma study run {folder.path}` goes on from here", err=True)
+        return
+    finish(folder)
+
+
+def finish(folder: StudyFolder) -> None:
+    """Write the results and the report of a finished study and print its table."""
+    from rich.console import Console
+
+    from puma.cli.tables import results_table
+    from puma.report import write_report
+    from puma.study.results import collect, write_results
+
+    results = write_results(folder)
+    report = write_report(folder.path)
+    Console().print(results_table(collect(folder)))
+    typer.echo(f"results  {results}\nreport   {report}")
+
+
+@study_app.command("status")
+def status(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> None:
+    """Show the grid of a study: what is finished, what runs, what waits, and how long it may still take."""
+    from rich.console import Console
+
+    from puma.cli.tables import grid_table
+    from puma.study.folder import StudyFolder
+    from puma.study.status import StudyStatus, grid
+
+    study = StudyFolder.open(folder)
+    lines = grid(study)
+    Console().print(grid_table(lines))
+    running = max(1, sum(line["state"] == "running" for line in lines))
+    counter = StudyStatus(study, running)
+    eta = counter.eta()
+    left = "unknown before the first piece is finished" if eta is None else f"{eta / 60:.0f} min with {running} process(es)"
+    typer.echo(f"{counter.done()} % finished, left: {left}")
+
+
+def parse_time(text: str) -> float:
+    """Seconds in ``90s``, ``25m`` or ``3h``.
+
+    >>> parse_time("25m")
+    1500.0
+
+    Raises:
+        UsageError: another form.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if not found:
+        raise UsageError(f"cannot read {text!r} as a time", fix="write 90s, 25m or 3h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]

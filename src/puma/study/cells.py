@@ -1,0 +1,86 @@
+"""One cell of a study: plan, train, evaluate; and how many of its perturbed images an independent judge disowns."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from puma.data.pool import Pool
+from puma.evaluation import evaluate
+from puma.margins import MarginTable
+from puma.plan import Plan
+from puma.strategies import make_plan
+from puma.study.folder import StudyFolder
+from puma.study.margins import load_judge
+from puma.study.materials import load_pool, load_test, new_network
+from puma.study.spec import Cell
+from puma.training import train
+
+
+def run_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
+    """Run one cell and return its rows of the results table, one per checkpoint."""
+    threat, settings = study.spec.threat_model, study.spec.evaluation
+    pool = load_pool(study, cell.synthetic)
+    table = MarginTable.read(study.margin_folder(cell.synthetic))
+    plan = make_plan(
+        table, strategy=cell.strategy, prune_fraction=cell.prune_fraction, threat=threat, seed=cell.seed, **dict(cell.params)
+    )
+    plan.write(study.plan_file(cell))
+    out = study.run_folder(cell)
+    network = new_network(study, pool, cell.seed)
+    run = train(network, pool, threat=threat, plan=plan, recipe=cell.recipe, out=out, seed=cell.seed, progress=show)
+    rows = []
+    for checkpoint in settings.checkpoints:
+        judged = evaluate(
+            run.model if checkpoint == "last" else run.best,
+            load_test(study),
+            threat,
+            out=out if checkpoint == "last" else out / checkpoint,
+            attack=settings.attack,
+            subset=settings.subset,
+            progress=show,
+        )
+        rows.append(_row(study, cell, pool, plan, run, checkpoint, judged))
+    return {"rows": rows}
+
+
+def _row(
+    study: StudyFolder, cell: Cell, pool: Pool, plan: Plan, run: Any, checkpoint: str, judged: Any
+) -> dict[str, Any]:
+    """One row of ``results.parquet`` (DESIGN: artefacts)."""
+    return {
+        "study": study.spec.name,
+        "pool": " + ".join(f"{source['name']} ({source['rows']})" for source in pool.describe()["sources"]),
+        "strategy": cell.strategy,
+        "params": json.dumps(dict(cell.params), sort_keys=True),
+        "prune_fraction": cell.prune_fraction,
+        "seed": cell.seed,
+        "recipe": cell.recipe,
+        "checkpoint": checkpoint,
+        "eps_train": float(plan.eps.max()),
+        "clean_accuracy": judged.clean_accuracy,
+        "robust_accuracy": judged.robust_accuracy,
+        "apgd_accuracy": judged.apgd_accuracy,
+        "n_test": judged.n_test,
+        "kept": plan.kept,
+        "mean_eps": plan.mean_eps,
+        "attack_cost": run.attack_cost,
+        "steps": run.steps,
+    }
+
+
+def judge_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
+    """Share of a cell's kept training images whose perturbation the judge gives another class."""
+    from puma.evaluation import mislabelled_share
+    from puma.models.weights import load_model
+
+    share = mislabelled_share(
+        load_model(study.run_folder(cell)),
+        load_judge(study),
+        load_pool(study, cell.synthetic),
+        Plan.read(study.plan_file(cell)),
+        study.spec.threat_model,
+        sample=study.spec.evaluation.mislabelled,
+        seed=cell.seed,
+    )
+    return {"strategy": cell.label, "seed": cell.seed, "share": share}

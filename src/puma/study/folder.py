@@ -1,0 +1,130 @@
+"""A study's folder: which file lies where, and what has been finished.
+
+```
+study.toml             the settings
+synthetic/             images.npz and quality.json, where the study makes its own images
+margin-model-0/ ...    runs of the margin models (one, or one per fold)
+margins/               the margin table
+judge/                 the run of the judge of mislabelled perturbations
+plans/CELL.parquet     runs/CELL/     judged/CELL.json
+pools/nSIZE/           margin models and margins of a smaller pool
+done/TASK.json         what each finished task gave, and how long it took
+results.parquet        report.html
+```
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from puma.errors import DataError, ResumeError
+from puma.files import prepare_folder, read_json, write_json, write_text
+from puma.study.spec import Cell, StudySpec
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """A study and where it lies."""
+
+    spec: StudySpec
+    path: Path
+
+    @classmethod
+    def create(cls, spec: StudySpec, path: Path | str) -> StudyFolder:
+        """Begin a study in ``path``, or go on with the one there.
+
+        Cells may have been added or taken away since; what the cells share (pool, network, margins, evaluation,
+        threat, recipe) must be the same.
+
+        Raises:
+            ResumeError: the folder holds a study with other shared settings; both values are named.
+            StorageError: the folder cannot be written.
+        """
+        folder = cls(spec, prepare_folder(path))
+        if folder.settings_file.exists():
+            before = cls.open(path).spec.model_dump(exclude={"grid"})
+            after = spec.model_dump(exclude={"grid"})
+            changed = [f"{key}: {before[key]!r} there, {after[key]!r} now" for key in after if before[key] != after[key]]
+            if changed:
+                raise ResumeError(
+                    f"{path} holds a study with other settings",
+                    why="; ".join(changed),
+                    fix="choose another --out, or delete the folder",
+                )
+        write_text(folder.settings_file, to_toml(spec))
+        return folder
+
+    @classmethod
+    def open(cls, path: Path | str) -> StudyFolder:
+        """Open the study that lies in ``path``.
+
+        Raises:
+            DataError: there is none.
+        """
+        path = Path(path)
+        if not (path / "study.toml").is_file():
+            raise DataError(f"{path} holds no study", why="it has no study.toml", fix="make one with `puma study run`")
+        return cls(StudySpec.parse(tomllib.loads((path / "study.toml").read_text()), str(path / "study.toml")), path)
+
+    @property
+    def settings_file(self) -> Path:
+        """The study's own copy of its settings."""
+        return self.path / "study.toml"
+
+    @property
+    def synthetic_file(self) -> Path:
+        """The images the study makes for itself."""
+        return self.path / "synthetic" / "images.npz"
+
+    def pool_folder(self, synthetic: int | None) -> Path:
+        """Where margin models and margins of the pool with this many synthetic images lie."""
+        return self.path if synthetic is None else self.path / "pools" / f"n{synthetic}"
+
+    def margin_folder(self, synthetic: int | None) -> Path:
+        """The margin table of a pool."""
+        return self.pool_folder(synthetic) / "margins"
+
+    def run_folder(self, cell: Cell) -> Path:
+        """The run of a cell."""
+        return self.path / "runs" / cell.key
+
+    def plan_file(self, cell: Cell) -> Path:
+        """The plan of a cell."""
+        return self.path / "plans" / f"{cell.key}.parquet"
+
+    def result(self, task: str) -> dict[str, Any] | None:
+        """What a finished task gave (``settings``, ``seconds`` and its own keys); None if it is not finished."""
+        path = self._done_file(task)
+        return dict(read_json(path)) if path.exists() else None
+
+    def finish(self, task: str, result: dict[str, Any]) -> None:
+        """Record that a task is finished."""
+        write_json(self._done_file(task), result)
+
+    def _done_file(self, task: str) -> Path:
+        return self.path / "done" / f"{task}.json"
+
+
+def to_toml(spec: StudySpec) -> str:
+    """A study's settings as TOML; reading it gives the same settings."""
+    values = spec.model_dump(exclude_none=True)
+    grids = values.pop("grid")
+    tables = {key: values.pop(key) for key in list(values) if isinstance(values[key], dict)}
+    lines = [f"{key} = {_literal(value)}" for key, value in values.items()]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_literal(value)}" for key, value in table.items())]
+    for grid in grids:
+        lines += ["", "[[grid]]", *(f"{key} = {_literal(value)}" for key, value in grid.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_literal(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return json.dumps(value)

@@ -1,0 +1,112 @@
+"""The margin models of a study and the margins of its pools; the judge, a model that scores nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from puma.data.pool import Pool
+from puma.margins import MarginTable, Status
+from puma.plan import Plan
+from puma.scoring import score_margins
+from puma.study.folder import StudyFolder
+from puma.study.materials import load_pool, new_network
+from puma.training import train
+
+_JUDGE_SEED = 2000
+
+
+def score_pool(study: StudyFolder, synthetic: int | None, show: bool) -> dict[str, Any]:
+    """Train the margin model (or one per fold) on a pool and measure the margin of every image in it."""
+    settings, folder, pool = study.spec.margins, study.pool_folder(synthetic), load_pool(study, synthetic)
+    fold = split_folds(pool, settings.folds)
+    tables = []
+    for number in range(settings.folds):
+        unseen = fold == number if settings.folds > 1 else np.zeros(len(pool), dtype=bool)
+        seed = settings.seed + number
+        model = _train(study, pool, ~unseen, folder / f"margin-model-{number}", seed, f"margin model {number + 1}", show)
+        out = folder / ("margins" if settings.folds == 1 else f"margins-fold-{number}")
+        norm = study.spec.threat_model.norm
+        tables.append(score_margins(model, pool, norm=norm, mode=settings.mode, out=out, progress=show))
+    if settings.folds > 1:
+        cross_fit(tables, fold).write(folder / "margins")
+    known = tables[0].margin[np.isfinite(tables[0].margin)]
+    return {"rows": len(pool), "misclassified": float((known < 0).mean()) if len(known) else None}
+
+
+def split_folds(pool: Pool, folds: int) -> NDArray[np.int64]:
+    """Which margin model does not see a real image: 0 to folds-1, in equal shares of each class; -1 for synthetic.
+
+    Args:
+        pool: the pool.
+        folds: how many margin models there are.
+
+    Returns:
+        int64 ``[N]``.
+    """
+    fold = np.full(len(pool), -1, dtype=np.int64)
+    rng = np.random.default_rng(0)
+    for label in range(pool.num_classes):
+        rows = np.flatnonzero(~pool.synthetic & (pool.labels == label))
+        fold[rng.permutation(rows)] = np.arange(len(rows)) % folds
+    return fold
+
+
+def cross_fit(tables: list[MarginTable], fold: NDArray[np.int64]) -> MarginTable:
+    """One table from those of K margin models: no real image is scored by a model that trained on it.
+
+    Args:
+        tables: one per margin model, of the same pool.
+        fold: int64 ``[N]``, the model that did not see the row; -1 where all saw it (synthetic images), which takes
+            the mean of the K margins: averaging models lowers the error of the margin model. A row that one of them
+            could not measure takes the first model's row as it is.
+
+    Returns:
+        the combined table; ``meta["model"]`` names all K models.
+    """
+    stacked = np.stack([table.margin for table in tables])
+    columns: dict[str, NDArray[Any]] = {}
+    rows, owner = np.arange(len(fold)), np.maximum(fold, 0)
+    for name in ("predicted", "margin", "status", "steps"):
+        columns[name] = np.stack([getattr(table, name) for table in tables])[owner, rows]
+    shared = (fold < 0) & np.isfinite(stacked).all(axis=0)
+    mean = stacked.mean(axis=0, where=np.isfinite(stacked))
+    columns["margin"][shared] = mean[shared]
+    estimated = np.stack([table.status == Status.ESTIMATED for table in tables]).any(axis=0)
+    positive = np.where(estimated, Status.ESTIMATED, Status.CROSSED)
+    columns["status"][shared] = np.where(mean < 0, Status.MISCLASSIFIED, positive)[shared]
+    meta = {**tables[0].meta, "model": {"cross_fitted": [table.meta["model"] for table in tables]}}
+    return replace(tables[0], **columns, meta=meta)
+
+
+def train_judge(study: StudyFolder, show: bool) -> dict[str, Any]:
+    """Train the judge of mislabelled perturbations: the study's recipe on everything, with a seed of its own."""
+    pool = load_pool(study, None)
+    _train(study, pool, np.ones(len(pool), dtype=bool), study.path / "judge", _JUDGE_SEED, "judge", show)
+    return {}
+
+
+def load_judge(study: StudyFolder) -> nn.Module:
+    """The judge as trained by `train_judge`."""
+    from puma.models.weights import load_model
+
+    return load_model(study.path / "judge")
+
+
+def _train(
+    study: StudyFolder, pool: Pool, keep: NDArray[np.bool_], out: Path, seed: int, label: str, show: bool
+) -> nn.Module:
+    """Train on the kept rows of a pool at full eps, with the study's recipe."""
+    threat = study.spec.threat_model
+    eps = np.where(keep, np.float32(threat.eps), np.float32(0))
+    plan = Plan(keep=keep, eps=eps, meta={"strategy": label, "threat": threat, "pool": pool.describe()})
+    network = new_network(study, pool, seed)
+    run = train(
+        network, pool, threat=threat, plan=plan, recipe=study.spec.recipe, out=out, seed=seed, progress=show
+    )
+    return run.model

@@ -1,0 +1,53 @@
+"""What the cells of a study share: pools, test images, networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from puma.data.load import load_dataset
+from puma.data.pool import Pool
+from puma.data.source import Source
+from puma.generation import generate
+from puma.generation.quality import measure
+from puma.models.build import build_model
+from puma.study.folder import StudyFolder
+
+
+def make_synthetic(study: StudyFolder, show: bool) -> dict[str, object]:
+    """Generate the study's synthetic images, if it makes its own, and measure how good they are."""
+    pool = study.spec.pool
+    if not isinstance(pool.synthetic, int):
+        return {}
+    real, test = load_dataset(pool.real), load_dataset(pool.test)
+    options = {} if pool.diffusion_steps is None else {"steps": pool.diffusion_steps}
+    generate(real, pool.synthetic, out=study.synthetic_file, seed=0, progress=show, **options)
+    return {"quality": measure(real, test, load_dataset(study.synthetic_file))}
+
+
+def load_pool(study: StudyFolder, synthetic: int | None) -> Pool:
+    """The pool of the study, or one with a stratified subset of ``synthetic`` of its synthetic images."""
+    pool = study.spec.pool
+    specs = [str(study.synthetic_file)] if isinstance(pool.synthetic, int) else list(pool.synthetic)
+    sources = [load_dataset(pool.real)]
+    if synthetic is None:
+        sources += [load_dataset(spec) for spec in specs]
+    elif synthetic:
+        sources += [load_dataset(specs if len(specs) > 1 else specs[0], subset=synthetic, seed=0)]
+    return Pool(sources)
+
+
+def load_test(study: StudyFolder) -> Source:
+    """The test images."""
+    return load_dataset(study.spec.pool.test)
+
+
+def new_network(study: StudyFolder, pool: Pool, seed: int) -> nn.Module:
+    """A fresh network with weights drawn from ``seed``, whatever the global generator holds."""
+    network = study.spec.network
+    height, _, channels = pool.image_shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(
+            network.name, num_classes=pool.num_classes, in_channels=channels, image_size=height, **network.options
+        )

@@ -1,0 +1,60 @@
+"""Work through a study's tasks; any number of processes may share one folder."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+import torch
+
+from puma.errors import BusyError
+from puma.files import lock
+from puma.study.folder import StudyFolder
+from puma.study.tasks import Task, study_tasks
+
+_WAIT_S = 0.5
+
+
+def work(study: StudyFolder, *, worker: int = 0, num_workers: int = 1, show: bool = False) -> None:
+    """Run what is left of a study and return when all of it is finished, by whomever.
+
+    Each task is held by a lock while it runs. A process that dies in any way loses its lock with its life, and its task
+    is taken over from where its last checkpoint is.
+
+    Args:
+        study: the study; its folder may be shared with other processes.
+        worker: with ``num_workers`` > 1, take only every ``num_workers``-th task, from ``worker`` on: for folders on
+            file systems without locks. The shared first tasks fall to worker 0.
+        num_workers: how many such processes there are.
+        show: report progress.
+    """
+    tasks = study_tasks(study)
+    mine = [task for place, task in enumerate(tasks) if (place % num_workers if task.needs else 0) == worker]
+    while left := [task for task in mine if study.result(task.name) is None]:
+        ready = [task for task in left if all(study.result(name) is not None for name in task.needs)]
+        if not any(_try(study, task, show) for task in ready):
+            time.sleep(_WAIT_S)
+    while any(study.result(task.name) is None for task in tasks):
+        time.sleep(_WAIT_S)
+
+
+def run_task(study: StudyFolder, task: Task, show: bool) -> dict[str, Any]:
+    """Run one task now and record what it gave and where."""
+    started = time.monotonic()
+    result = task.work(show)
+    seconds = time.monotonic() - started
+    where = {"host": socket.gethostname(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    study.finish(task.name, {**result, "seconds": seconds, **where})
+    return result
+
+
+def _try(study: StudyFolder, task: Task, show: bool) -> bool:
+    """Run a task unless another process holds it; True if it is finished now."""
+    try:
+        with lock(study.path / "done", f".{task.name}.lock"):
+            if study.result(task.name) is None:
+                run_task(study, task, show)
+        return True
+    except BusyError:
+        return False

@@ -1,0 +1,193 @@
+"""What a study compares: one TOML file, read and checked as a whole before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from puma.errors import UsageError
+from puma.strategies import get_strategy
+from puma.threat import ThreatModel
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PoolSettings(_Settings):
+    """Where the images come from."""
+
+    real: str = Field(description="Source of the real training images.")
+    test: str = Field(description="Source of the test images; never trained on, never used to choose a checkpoint.")
+    synthetic: int | list[str] = Field(
+        description="How many images to generate with our own diffusion model, or the sources of synthetic images."
+    )
+    diffusion_steps: int | None = Field(None, gt=0, description="Training steps of the diffusion model.")
+
+
+class NetworkSettings(_Settings):
+    """The network that is trained, also as margin model."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class MarginSettings(_Settings):
+    """How margins are measured."""
+
+    mode: str = Field("margin", description="DeepFool mode.")
+    folds: int = Field(
+        1,
+        ge=1,
+        description="1: one margin model, trained on the whole pool. K > 1: cross-fitted, a real image is scored by the "
+        "model that did not train on it, a synthetic one by the mean over the K models.",
+    )
+    seed: int = Field(1000, ge=0, description="Seed of the margin models; cells use other ones.")
+
+
+class EvaluationSettings(_Settings):
+    """How models are judged."""
+
+    attack: str = "standard"
+    subset: int | None = Field(None, gt=0, description="Attack only a stratified subset of this many test images.")
+    checkpoints: list[str] = Field(["last"], description="Which checkpoints of a run are judged: last, best or both.")
+    mislabelled: int = Field(
+        2000, ge=0, description="Kept training images whose perturbation an independent judge looks at; 0: none."
+    )
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        if not names or not set(names) <= {"last", "best"}:
+            raise ValueError('checkpoints are "last" and "best"')
+        return names
+
+
+class Grid(_Settings):
+    """A block of cells: every combination of its lists."""
+
+    strategies: list[str | dict[str, Any]] = Field(description='Names, or tables such as {name = "puma", c = [0.25, 0.5]}.')
+    prune_fractions: list[Annotated[float, Field(ge=0, lt=1)]] = [0.3]
+    seeds: list[Annotated[int, Field(ge=0)]] = [0]
+    recipes: list[str] | None = Field(None, description="Instead of the study's recipe.")
+    synthetic: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="Pool sizes: stratified subsets of this many synthetic images, each with its own margin model."
+    )
+
+
+class StudySpec(_Settings):
+    """A whole study; see ``puma study run --help`` for an example."""
+
+    name: str = Field(pattern=r"^[^/\x00]{1,80}$")
+    threat: str
+    recipe: str
+    pool: PoolSettings
+    network: NetworkSettings
+    margins: MarginSettings = MarginSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    grid: list[Grid] = Field(min_length=1)
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        """The threat model that all cells train for and are judged by."""
+        return ThreatModel.parse(self.threat)
+
+    @classmethod
+    def read(cls, path: Path | str) -> StudySpec:
+        """Read and check a study file.
+
+        Raises:
+            UsageError: it cannot be read; all problems with its settings, in one message.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text())
+        except FileNotFoundError:
+            raise UsageError(f"study file {path} does not exist") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"cannot read study file {path}", why=str(error)) from None
+        return cls.parse(values, str(path))
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], origin: str = "study") -> StudySpec:
+        """Check settings, strategies and threat model.
+
+        Raises:
+            UsageError: all problems with the settings, in one message.
+        """
+        try:
+            spec = cls.model_validate(values)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            raise UsageError(f"{origin} has unusable settings", why="; ".join(problems)) from None
+        _ = spec.threat_model
+        for cell in spec.cells():
+            get_strategy(cell.strategy).resolve(dict(cell.params))
+        return spec
+
+    def cells(self) -> list[Cell]:
+        """All cells, each once, in the order they are run: seed by seed, so that a stopped study is still balanced."""
+        found = dict.fromkeys(cell for grid in self.grid for cell in self._expand(grid))
+        return sorted(found, key=lambda cell: cell.seed)
+
+    def _expand(self, grid: Grid) -> Iterator[Cell]:
+        sizes = grid.synthetic if grid.synthetic is not None else [None]
+        recipes = grid.recipes or [self.recipe]
+        for entry, size, recipe, prune, seed in itertools.product(
+            grid.strategies, sizes, recipes, grid.prune_fractions, grid.seeds
+        ):
+            entry = {"name": entry} if isinstance(entry, str) else dict(entry)
+            name = str(entry.pop("name", ""))
+            prunes = get_strategy(name).prunes
+            if size == self.pool.synthetic:
+                size = None
+            lists = [value if isinstance(value, list) else [value] for value in entry.values()]
+            for values in itertools.product(*lists):
+                params = tuple(sorted(zip(entry, values, strict=True)))
+                yield Cell(name, params, prune if prunes else 0.0, seed, recipe, size)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Args:
+        strategy: name of the strategy.
+        params: its parameters, sorted pairs.
+        prune_fraction: share of the prunable rows removed.
+        seed: seed of the plan and of the training.
+        recipe: name of the recipe.
+        synthetic: number of synthetic images in the pool; None for all of them.
+    """
+
+    strategy: str
+    params: tuple[tuple[str, Any], ...]
+    prune_fraction: float
+    seed: int
+    recipe: str
+    synthetic: int | None
+
+    @property
+    def label(self) -> str:
+        """Strategy and parameters, as ``uniform-eps(scale=0.5)``."""
+        inner = ", ".join(f"{key}={value}" for key, value in self.params)
+        return f"{self.strategy}({inner})" if inner else self.strategy
+
+    @property
+    def key(self) -> str:
+        """The cell's folder name: unique within a study, readable, safe on every file system.
+
+        >>> Cell("uniform-eps", (("scale", 0.5),), 0.0, 3, "digits", None).key
+        'uniform-eps-scale-0.5-p0-s3-digits'
+        """
+        parts = [self.strategy, *(f"{key}-{value}" for key, value in self.params)]
+        parts += [f"p{self.prune_fraction * 100:g}", f"s{self.seed}", self.recipe]
+        if self.synthetic is not None:
+            parts.append(f"n{self.synthetic}")
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))

@@ -1,0 +1,101 @@
+"""Several local processes on one study, and one place where a person sees how far they are."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+
+from puma.errors import PumaError
+from puma.progress import LOG_EVERY_ENV, Progress
+from puma.study.folder import StudyFolder
+from puma.study.status import StudyStatus
+
+_POLL_S = 0.5
+_GRACE_S = 30.0
+
+
+class WorkerFailed(PumaError):
+    """A worker ended with an error; its last lines are the message and its exit code is ours."""
+
+    def __init__(self, lines: list[str], code: int) -> None:
+        super().__init__("\n".join(lines) or f"a worker ended with exit code {code}")
+        self.exit_code = code
+
+
+class _Worker:
+    """One ``puma study run FOLDER --join`` and the last lines it wrote."""
+
+    def __init__(self, study: StudyFolder, threads: int) -> None:
+        command = [sys.executable, "-m", "puma", "study", "run", str(study.path), "--join"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), LOG_EVERY_ENV: "1"}
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        self.lines: deque[str] = deque(maxlen=40)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip())
+
+    @property
+    def latest(self) -> str:
+        return self.lines[-1] if self.lines else ""
+
+
+def run_workers(study: StudyFolder, *, jobs: int, time_budget: float | None = None, show: bool = True) -> bool:
+    """Run a study with ``jobs`` processes on this machine.
+
+    Args:
+        study: the study.
+        jobs: processes; each gets an equal share of the cores as threads.
+        time_budget: seconds after which the workers are told to checkpoint and stop.
+        show: draw progress.
+
+    Returns:
+        True if the study is finished, False if the time budget ended it.
+
+    Raises:
+        WorkerFailed: a worker ended with an error; the others are stopped, what was finished is kept.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    workers = [_Worker(study, threads) for _ in range(jobs)]
+    deadline = time.monotonic() + time_budget if time_budget is not None else float("inf")
+    status = StudyStatus(study, jobs)
+    try:
+        with Progress(f"study {study.spec.name}", status.total, "%", show=show, done=status.done()) as bar:
+            while any(worker.process.poll() is None for worker in workers):
+                failed = next((worker for worker in workers if worker.process.poll() not in (None, 0)), None)
+                if failed is not None:
+                    break
+                if time.monotonic() > deadline:
+                    return False
+                bar.advance(status.done() - bar.done, note=" | ".join(filter(None, (w.latest for w in workers))))
+                time.sleep(_POLL_S)
+            bar.advance(status.done() - bar.done, note=" ")
+    finally:
+        _stop(workers)
+    failed = next((worker for worker in workers if worker.process.returncode not in (0, -signal.SIGTERM, 143)), None)
+    if failed is not None:
+        raise WorkerFailed([line.removeprefix("error: ") for line in failed.lines], failed.process.returncode)
+    return True
+
+
+def _stop(workers: list[_Worker]) -> None:
+    """Ask the workers that still run to checkpoint and end, and wait for them."""
+    for worker in workers:
+        if worker.process.poll() is None:
+            worker.process.send_signal(signal.SIGTERM)
+    for worker in workers:
+        with suppress(subprocess.TimeoutExpired):
+            worker.process.wait(_GRACE_S)
+        if worker.process.poll() is None:
+            worker.process.kill()
+            worker.process.wait()
