@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from typing import Any
+
+import pytest
+
+from puma.errors import ResumeError, UsageError
+from puma.study.folder import StudyFolder, to_toml
+from puma.study.spec import StudySpec
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "small",
+        "threat": "Linf:0.1",
+        "recipe": "digits",
+        "pool": {"real": "digits", "test": "digits:test", "synthetic": 500},
+        "network": {"name": "small-cnn"},
+        "grid": [{"strategies": ["none", "puma"], "prune_fractions": [0.3, 0.6], "seeds": [0, 1]}],
+        **changes,
+    }
+
+
+def test_cells_are_every_combination_once_and_seed_by_seed() -> None:
+    cells = StudySpec.parse(settings()).cells()
+    # none prunes nothing, so its prune fractions fall together
+    assert [(c.strategy, c.prune_fraction, c.seed) for c in cells] == [
+        ("none", 0.0, 0), ("puma", 0.3, 0), ("puma", 0.6, 0), ("none", 0.0, 1), ("puma", 0.3, 1), ("puma", 0.6, 1),
+    ]  # fmt: skip
+
+
+def test_lists_of_parameters_expand_and_repeated_blocks_do_not_repeat_cells() -> None:
+    grid = [
+        {"strategies": [{"name": "uniform-eps", "scale": [0.5, 0.75]}]},
+        {"strategies": [{"name": "uniform-eps", "scale": 0.5}], "synthetic": [100, 500]},
+    ]
+    cells = StudySpec.parse(settings(grid=grid)).cells()
+    assert [(c.params, c.synthetic) for c in cells] == [
+        ((("scale", 0.5),), None), ((("scale", 0.75),), None), ((("scale", 0.5),), 100),
+    ]  # fmt: skip
+    assert len({c.key for c in cells}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"threat": "Linf"}, "has no radius"),
+        ({"grid": [{"strategies": ["pumma"]}]}, "did you mean 'puma'"),
+        ({"grid": [{"strategies": [{"name": "puma", "cc": 1}]}]}, "did you mean 'c'"),
+        ({"grid": [{"strategies": ["puma"], "prune_fractions": [1.0]}]}, "grid.0.prune_fractions.0"),
+        ({"evaluation": {"subset": 0, "checkpoints": ["first"]}}, "evaluation.subset.*evaluation.checkpoints"),
+        ({"poll": 1}, "poll"),
+        ({"name": "a/b"}, "name"),
+    ],
+)
+def test_unusable_settings_are_refused_all_at_once(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        StudySpec.parse(settings(**changes))
+
+
+def test_settings_survive_toml() -> None:
+    grid = [{"strategies": ["none", {"name": "puma", "c": [0.25, 0.5]}], "synthetic": [100], "recipes": ["digits"]}]
+    spec = StudySpec.parse(settings(grid=grid, name='a "quoted" <name>'))
+    assert StudySpec.parse(tomllib.loads(to_toml(spec))) == spec
+
+
+def test_the_packaged_demo_is_a_valid_study() -> None:
+    spec = StudySpec.parse(tomllib.loads((files("puma.study") / "demo.toml").read_text()))
+    assert {cell.strategy for cell in spec.cells()} == {
+        "none", "random", "difficult", "easy", "puma", "puma-plus", "uniform-eps",
+    }  # fmt: skip
+
+
+def test_a_folder_takes_more_cells_but_no_other_settings(tmp_path: Any) -> None:
+    StudyFolder.create(StudySpec.parse(settings()), tmp_path)
+    more = settings(grid=[{"strategies": ["easy"]}])
+    assert StudyFolder.create(StudySpec.parse(more), tmp_path).spec.cells()[0].strategy == "easy"
+    with pytest.raises(ResumeError, match=r"Linf:0\.1.*Linf:0\.2"):
+        StudyFolder.create(StudySpec.parse(settings(threat="Linf:0.2")), tmp_path)
