@@ -1,0 +1,197 @@
+"""Projected gradient ascent (arXiv 1706.06083) with a radius for every image.
+
+The radius eps_i enters the start, the step and the projection. An image with eps 0 comes back with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from puma.errors import UsageError, unknown
+from puma.models.batchnorm import attack_mode
+from puma.objectives import carlini_wagner, cross_entropy, kl_divergence
+from puma.threat import ThreatModel
+
+Loss = Literal["ce", "cw", "kl"]
+Start = Literal["uniform", "gaussian", "none"]
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": cross_entropy,
+    "cw": carlini_wagner,
+    "kl": kl_divergence,
+}
+
+
+def pgd(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: ThreatModel,
+    eps: float | Tensor | None = None,
+    steps: int = 10,
+    step_size: float | None = None,
+    loss: Loss = "ce",
+    start: Start = "uniform",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Perturb ``images`` so that the loss rises, within eps_i of each image and inside [0, 1].
+
+    The model is called in the mode (train or eval) it is in; its parameters, gradients and running statistics stay as
+    they are.
+
+    Args:
+        model: from float images ``[B, C, H, W]`` in [0, 1] to logits ``[B, K]``.
+        images: float ``[B, C, H, W]`` in [0, 1].
+        labels: int64 ``[B]``.
+        threat: norm, and the radius that ``step_size`` belongs to.
+        eps: radius in pixel units: None for the threat model's, one number, or float ``[B]``.
+        steps: gradient steps.
+        step_size: step in pixel units at radius ``threat.eps``; an image of radius eps_i takes ``eps_i / threat.eps`` of
+            it. Default ``2.5 * threat.eps / steps``.
+        loss: ``"ce"``; ``"cw"`` (largest other logit minus the label's); ``"kl"`` (from the clean prediction, TRADES).
+        start: ``"uniform"`` in the Linf box or L2 ball; ``"gaussian"``, 0.001 * N(0, 1) at radius ``threat.eps``;
+            ``"none"``, at the image.
+        generator: for the start; on the images' device. None draws from a new one with seed 0, so that a call can be
+            repeated.
+
+    Returns:
+        Perturbed images, same shape and type, detached.
+
+    Raises:
+        DataError: images or labels of the wrong type, shape or range.
+        UsageError: unknown loss or start; eps negative, not finite or of another length than the batch.
+    """
+    check_batch(images, labels)
+    for kind, name, known in (("loss", loss, LOSSES), ("start", start, get_args(Start))):
+        if name not in known:
+            raise unknown(kind, name, known)
+    if steps < 0 or (step_size is not None and not step_size >= 0):
+        raise UsageError(f"PGD cannot take {steps} steps of size {step_size}")
+    radius = radii(images, eps, threat)
+    step = 2.5 * threat.eps / max(steps, 1) if step_size is None else step_size
+    noise = start_noise(images.shape, start, threat, generator, images.device)
+    with attack_mode(model):
+        target = labels
+        if loss == "kl":
+            with torch.no_grad():
+                target = model(images)
+        return ascend(
+            lambda x: LOSSES[loss](model(x), target), images, radius, noise, threat, steps=steps, step_size=step
+        )
+
+
+def ascend(
+    objective: Callable[[Tensor], Tensor],
+    images: Tensor,
+    eps: Tensor,
+    noise: Tensor | None,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    step_size: float,
+) -> Tensor:
+    """The loop of `pgd`, unchecked: no synchronisation with the host, no branch on data.
+
+    Args:
+        objective: from images to a loss per image ``[B]``.
+        images: float ``[B, C, H, W]``.
+        eps: float ``[B]``.
+        noise: of `start_noise`, in units of each image's radius; None starts at the images.
+        threat: norm, and the radius that ``step_size`` belongs to.
+        steps: gradient steps.
+        step_size: in pixel units at radius ``threat.eps``.
+    """
+    radius = eps.to(images.dtype).view(-1, 1, 1, 1)
+    scale = radius / threat.eps if threat.eps else torch.zeros_like(radius)
+    lower, upper = (images - radius).clamp_(min=0), (images + radius).clamp_(max=1)
+    step = step_size * scale
+
+    def project(x: Tensor) -> Tensor:
+        if threat.norm == "Linf":
+            return torch.clamp(x, lower, upper)
+        delta = x.clamp(0, 1) - images
+        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return images + delta * torch.where(length > radius, radius / length, 1.0)
+
+    adversarial = images if noise is None else project(images + noise.to(images.dtype) * radius)
+    for _ in range(steps):
+        adversarial = adversarial.detach().requires_grad_(True)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(objective(adversarial).sum(), adversarial)
+        adversarial = project(adversarial.detach() + step * _direction(gradient, threat.norm))
+    return adversarial.detach()
+
+
+def start_noise(
+    shape: torch.Size | tuple[int, ...],
+    start: str,
+    threat: ThreatModel,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor | None:
+    """Where to start, in units of each image's radius: float32 ``[B, C, H, W]``, or None for the image itself.
+
+    ``uniform`` is uniform over the Linf box or the L2 ball; ``gaussian`` is 0.001 * N(0, 1) in pixels at radius
+    ``threat.eps`` and shrinks with the radius.
+    """
+    if start == "none" or threat.eps == 0:
+        return None
+    if generator is None:
+        generator = torch.Generator(device).manual_seed(0)
+    if start == "gaussian":
+        return torch.randn(shape, generator=generator, device=device) * (0.001 / threat.eps)
+    if threat.norm == "Linf":
+        return torch.rand(shape, generator=generator, device=device) * 2 - 1
+    direction = _direction(torch.randn(shape, generator=generator, device=device), "L2")
+    pixels = shape[1:].numel() if isinstance(shape, torch.Size) else torch.Size(shape[1:]).numel()
+    length: Tensor = torch.rand((shape[0], 1, 1, 1), generator=generator, device=device) ** (1 / pixels)
+    return direction * length
+
+
+def radii(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) -> Tensor:
+    """The radius of every image, float ``[B]``.
+
+    Raises:
+        UsageError: negative, not finite, or of another length than the batch.
+    """
+    value = threat.eps if eps is None else eps
+    radius = torch.as_tensor(value, dtype=images.dtype, device=images.device)
+    if radius.ndim == 0:
+        radius = radius.expand(len(images))
+    if radius.shape != (len(images),):
+        raise UsageError(f"eps has shape {tuple(radius.shape)} for {len(images)} images", fix="one number, or one each")
+    if not bool((torch.isfinite(radius) & (radius >= 0)).all()):
+        raise UsageError("eps has values that are no radius", why="each has to be finite and not negative")
+    return radius
+
+
+def check_batch(images: Tensor, labels: Tensor) -> None:
+    """Refuse what is not a batch of [0, 1] images with its labels.
+
+    Raises:
+        DataError: wrong type, shape or range.
+    """
+    if not images.is_floating_point() or images.ndim != 4:
+        raise DataError(
+            f"images are {images.dtype} {list(images.shape)}", why="expected float [B, C, H, W] in [0, 1]", fix="to_tensor"
+        )
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise DataError(f"labels are {labels.dtype} {list(labels.shape)} for {len(images)} images", fix="int64 [B]")
+    if images.numel() and not bool(((images >= 0) & (images <= 1)).all()):
+        low, high = float(images.min()), float(images.max())
+        raise DataError(
+            f"images reach from {low:g} to {high:g}", why="they have to be in [0, 1]", fix="normalise inside the model"
+        )
+
+
+def _direction(gradient: Tensor, norm: Norm) -> Tensor:
+    if norm == "Linf":
+        return gradient.sign()
+    # scaled by the largest entry first: the squares of a saturated image's gradient would underflow
+    largest = gradient.abs().flatten(1).amax(1).view(-1, 1, 1, 1)
+    scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+    return scaled / scaled.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)

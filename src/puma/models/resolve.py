@@ -1,0 +1,58 @@
+"""A model named by text, as the command line and other processes name it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from puma.errors import ModelError
+from puma.models.build import build_model
+from puma.models.weights import load_model, load_weights, read_safetensors
+
+
+def resolve_model(spec: str | Path, weights: str | Path | None = None, **options: Any) -> nn.Module:
+    """Build the model that ``spec`` names.
+
+    Args:
+        spec: a weights file or run folder; ``"package.module:factory"`` (called without arguments); or a name of
+            `build_model`.
+        weights: safetensors file for a factory or a name.
+        **options: for `build_model`, with a name only.
+
+    Raises:
+        ModelError: no such module, factory or file; the factory fails; the weights do not fit.
+        UsageError: unknown name.
+    """
+    text = str(spec)
+    if Path(text).exists() and weights is None:
+        return load_model(text)
+    if ":" in text:
+        model = _call_factory(text)
+    elif Path(text).suffix == ".safetensors" or "/" in text:
+        raise ModelError(f"weights {text} do not exist")
+    else:
+        model = build_model(text, **options)
+    if weights is not None:
+        load_weights(model, read_safetensors(weights)[0], weights)
+        model.eval()
+    return model
+
+
+def _call_factory(spec: str) -> nn.Module:
+    module_name, _, factory_name = spec.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a user's own file beside the command
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+        model = factory()
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"cannot find the factory {spec!r}", why=str(error), fix='"package.module:factory"') from error
+    except Exception as error:  # whatever a user's code raises
+        raise ModelError(f"the factory {spec!r} failed", why=f"{type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the factory {spec!r} returned {type(model).__name__}, not a torch.nn.Module")
+    return model

@@ -1,0 +1,94 @@
+"""Losses, one number per image, in natural logarithms; lower is better for the network. Nothing here knows a data set.
+
+Shapes: logits ``[B, K]``; labels int64 ``[B]``, or float ``[B, K]`` class shares where images were mixed (CutMix);
+results ``[B]``. ``attacked`` is bool ``[B]``: False where an image's attack norm is 0. Such an image is not perturbed, so
+its adversarial term is exactly zero, also where batch statistics differ between the clean and the attacked batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross entropy; the label keeps ``1 - smoothing + smoothing/K``, every other class gets ``smoothing/K``."""
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+
+def kl_divergence(logits: Tensor, reference: Tensor, smoothing: float = 0.0) -> Tensor:
+    """KL(softmax(reference) || softmax(logits)); exactly 0 where the two are the same bits (and smoothing is 0).
+
+    Args:
+        logits: of the perturbed images.
+        reference: logits of the clean images.
+        smoothing: mix the reference's probabilities with this share of the uniform ones.
+    """
+    log_p = F.log_softmax(reference, dim=1)
+    if smoothing:
+        log_p = torch.log((1 - smoothing) * log_p.exp() + smoothing / log_p.shape[1])
+    return (log_p.exp() * (log_p - F.log_softmax(logits, dim=1))).sum(1)
+
+
+def carlini_wagner(logits: Tensor, labels: Tensor) -> Tensor:
+    """Largest other logit minus the label's: positive where the image is misclassified; higher is a stronger attack."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], float("-inf")).amax(1)
+    return others - own
+
+
+def trades(
+    clean: Tensor,
+    adversarial: Tensor,
+    labels: Tensor,
+    *,
+    weight: float,
+    smoothing: float = 0.0,
+    smooth_both: bool = False,
+    detach_clean: bool = False,
+    attacked: Tensor | None = None,
+) -> Tensor:
+    """TRADES (arXiv 1901.08573, eq. 5) as Wang et al. 2023 (arXiv 2302.04638) compute it.
+
+    ``CE(clean, label) + weight * KL(softmax(clean) || softmax(adversarial))``.
+
+    Args:
+        clean: logits of the clean images; the gradient flows through them in both terms.
+        adversarial: logits of the perturbed images.
+        labels: labels or class shares.
+        weight: of the second term (beta; 5 in the published runs).
+        smoothing: label smoothing of the clean term.
+        smooth_both: smooth the second term's reference too (the published code does not).
+        detach_clean: no gradient through the reference of the second term (the published code lets it flow).
+        attacked: where False, the second term is 0.
+    """
+    reference = clean.detach() if detach_clean else clean
+    robust = kl_divergence(adversarial, reference, smoothing if smooth_both else 0.0)
+    return cross_entropy(clean, labels, smoothing) + weight * _only(robust, attacked)
+
+
+def pgd_at(adversarial: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Madry et al. (arXiv 1706.06083, eq. 2.1): cross entropy of the perturbed images."""
+    return cross_entropy(adversarial, labels, smoothing)
+
+
+def mart(
+    clean: Tensor, adversarial: Tensor, labels: Tensor, *, weight: float, attacked: Tensor | None = None
+) -> Tensor:
+    """MART (Wang et al., ICLR 2020, eq. 11).
+
+    ``CE(adv, y) - log(1 - max over k != y of p_k(adv)) + weight * KL(clean || adv) * (1 - p_y(clean))``, with the small
+    constants of the authors' code.
+    """
+    p_adv, p_clean = F.softmax(adversarial, 1), F.softmax(clean, 1)
+    other = p_adv.scatter(1, labels[:, None], 0.0).amax(1)
+    boosted = cross_entropy(adversarial, labels) - torch.log(1.0001 - other + 1e-12)
+    # computed as the authors do (log of p + 1e-12), which differs from a log-softmax only where p vanishes
+    divergence = (torch.xlogy(p_clean, p_clean) - p_clean * torch.log(p_adv + 1e-12)).sum(1)
+    doubt = 1.0000001 - p_clean.gather(1, labels[:, None]).squeeze(1)
+    return boosted + weight * _only(divergence * doubt, attacked)
+
+
+def _only(term: Tensor, attacked: Tensor | None) -> Tensor:
+    return term if attacked is None else term * attacked.to(term.dtype)
