@@ -1,0 +1,333 @@
+"""DeepFool, batched: how far an image lies from the decision boundary (arXiv 1511.04599), signed, in Linf or L2.
+
+Each step linearises the boundaries between the label and a few candidate classes and goes the shortest way onto the
+nearest one, staying in [0, 1]. A misclassified image goes the other way, into the region of its label, and its margin
+is negative. ``docs/margins.md`` tells the story with a picture; `benchmarks/margins.py` measures it against its peers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from puma.attacks.halfspace import displacement, distances, intersection
+from puma.attacks.network import Network
+from puma.errors import DataError, UsageError, unknown
+from puma.margins import STATUS_NAMES, Status
+from puma.norms import Norm, parse_norm
+
+Mode = Literal["rank", "parity", "margin", "tight"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a mode spends.
+
+    Args:
+        candidates: classes linearised at the first step.
+        follow: classes linearised at each later step.
+        polishes: projections of the image onto the boundary linearised where it was crossed.
+        damping: share of the way to that projection that a polish goes.
+    """
+
+    candidates: int
+    follow: int
+    polishes: int
+    damping: float = 1.0
+
+
+EFFORTS: dict[Mode, Effort] = {
+    "rank": Effort(candidates=3, follow=0, polishes=0),
+    "parity": Effort(candidates=5, follow=2, polishes=0),
+    "margin": Effort(candidates=5, follow=2, polishes=3),
+    "tight": Effort(candidates=5, follow=2, polishes=8, damping=0.7),
+}
+
+# The level beyond the boundary at which a step aims, as a share of the first logit gap: without it DeepFool stalls on
+# ties; in logits rather than in pixels it costs every image the same share of its margin.
+_PAD = 0.005
+
+
+@dataclass(frozen=True)
+class DeepFool:
+    """Margins of a batch.
+
+    Args:
+        margin: float32 ``[B]``, signed distance in pixel units of [0, 1]; see `puma.margins.Status` for its meaning.
+        codes: int8 ``[B]``, codes of `puma.margins.Status`.
+        steps: int16 ``[B]``, linearisations spent before the boundary was crossed.
+        predicted: int64 ``[B]``, the model's class for the image.
+        adversarial: ``[B, ...]``, the point beyond the boundary (inside the label's region for a misclassified image);
+            the image itself where none was found.
+        passes: images passed forwards and backwards through the model.
+    """
+
+    margin: Tensor
+    codes: Tensor
+    steps: Tensor
+    predicted: Tensor
+    adversarial: Tensor
+    passes: tuple[int, int]
+
+    @property
+    def status(self) -> NDArray[np.str_]:
+        """Names of the statuses, str ``[B]``."""
+        names: NDArray[np.str_] = np.array(STATUS_NAMES)[self.codes.cpu().numpy()]
+        return names
+
+
+def deepfool(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm = "Linf",
+    mode: Mode = "margin",
+    steps: int = 50,
+    chunk: int = 64,
+) -> DeepFool:
+    """Measure the margins of ``images``.
+
+    Args:
+        model: maps float images in [0, 1] to logits ``[B, K]``; in eval mode. It is not changed, nor are its gradients.
+        images: float32 ``[B, ...]`` in [0, 1].
+        labels: int64 ``[B]``.
+        norm: ``"Linf"`` or ``"L2"``.
+        mode: ``"rank"`` estimates from one linearisation; ``"parity"`` is plain DeepFool; ``"margin"`` polishes its
+            crossing; ``"tight"`` polishes longer.
+        steps: linearisations at most before an image counts as unconverged.
+        chunk: images per pass through the model.
+
+    Raises:
+        UsageError: unknown norm or mode.
+        DataError: images outside [0, 1] or not float32, labels that do not fit.
+        ModelError: the model is in training mode or does not return logits.
+    """
+    parse_norm(norm)
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    if steps < 1 or chunk < 1:
+        raise UsageError(f"steps and chunk have to be positive, not {steps} and {chunk}")
+    check_images(images, labels)
+    network = Network(model, tuple(images.shape[1:]), chunk)
+    with torch.no_grad():
+        search = _Search(network, images.detach().flatten(1), labels.to(images.device), norm, EFFORTS[mode])
+        if mode == "rank":
+            search.estimate()
+        else:
+            for rows, classes in search.groups():
+                search.approach(rows, classes, steps)
+                search.polish(rows, classes)
+    return search.result(images)
+
+
+def check_images(images: Tensor, labels: Tensor) -> None:
+    """Refuse images and labels that cannot be scored.
+
+    Raises:
+        DataError: as told in `deepfool`.
+    """
+    if images.dtype != torch.float32:
+        raise DataError(
+            f"images are {images.dtype}", why="margins are measured in float32", fix="images.float() / 255?"
+        )
+    if images.ndim < 2:
+        raise DataError(f"images have shape {list(images.shape)}", why="[B, ...] is needed: a batch of images")
+    if len(images) and not bool(((images >= 0) & (images <= 1)).all()):
+        low, high = float(images.min()), float(images.max())
+        raise DataError(
+            f"images reach from {low:g} to {high:g}", why="pixels have to lie in [0, 1]", fix="divide by 255?"
+        )
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise DataError(
+            f"labels are {labels.dtype} {list(labels.shape)} for {len(images)} images", why="[B] int is needed"
+        )
+
+
+class _Search:
+    """The state of a batch on its way to the boundary. All vectors are ``[B]``, all images flattened ``[B, D]``."""
+
+    def __init__(self, network: Network, start: Tensor, labels: Tensor, norm: Norm, effort: Effort) -> None:
+        self.network, self.start, self.labels, self.norm, self.effort = network, start, labels.long(), norm, effort
+        logits = network.logits(start) if len(start) else start.new_zeros(0, 1)
+        self.classes = logits.shape[1]
+        if len(start) and not (int(labels.min()) >= 0 and int(labels.max()) < self.classes):
+            raise DataError(
+                f"labels reach from {int(labels.min())} to {int(labels.max())}",
+                why=f"the model has {self.classes} classes",
+            )
+        self.predicted = logits.argmax(1)
+        self.wrong = self.predicted != self.labels
+        self.finite = logits.isfinite().all(1)
+        level = self._level(logits, slice(None)) if self.classes > 1 else logits.new_zeros(len(start))
+        self.pad = _PAD * level.abs() + 1e-5 * (1 + logits.abs().amax(1)) if len(start) else level
+        self.codes = torch.where(self.wrong, int(Status.MISCLASSIFIED), int(Status.UNCONVERGED)).to(torch.int8)
+        self.codes[~self.finite] = int(Status.NAN)
+        self.steps = torch.zeros_like(self.labels)
+        self.best = start.clone()
+        self.distance = start.new_full((len(start),), torch.inf)
+        self.depth = start.new_zeros(len(start))
+
+    def estimate(self) -> None:
+        """Distance to the linearised boundary, nothing crossed."""
+        rows = self._searchable()
+        for here, found, _, _, length in self._steps(rows, self.start[rows], self.effort.candidates, 0):
+            good = rows[here][found & length.isfinite()]
+            self.distance[good] = length[found & length.isfinite()]
+            self.steps[rows[here]] = 1
+            self.codes[good] = torch.where(self.wrong[good], self.codes[good], int(Status.ESTIMATED))
+
+    def groups(self) -> list[tuple[Tensor, int]]:
+        """The rows that leave their label's region and those that return to it, with the classes each has to follow.
+
+        Leaving, the nearest boundary decides, and it is among the first few. Returning, every rival has to be beaten.
+        """
+        rows = self._searchable()
+        wrong = self.wrong[rows]
+        return [(rows[~wrong], self.effort.follow), (rows[wrong], self.effort.candidates)]
+
+    def approach(self, rows: Tensor, follow: int, steps: int) -> None:
+        """DeepFool from the images ``rows`` to beyond the boundary."""
+        x = self.start.clone()
+        for step in range(steps):
+            if not len(rows):
+                return
+            classes = self.effort.candidates if step == 0 else follow
+            alive = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+            for here, found, move, _, _ in self._steps(rows, x[rows], classes, step):
+                x[rows[here]] += move
+                alive[here] = found
+            self.steps[rows] += 1
+            rows = rows[alive]
+            x[rows] = x[rows].clamp(0, 1)
+            crossed = self._keep(rows, x[rows]) if len(rows) else alive[:0]
+            rows = rows[~crossed]
+
+    def polish(self, rows: Tensor, classes: int) -> None:
+        """Project the images onto the boundary linearised where it was crossed, and keep what is closer."""
+        effort = self.effort
+        rows = rows[self.distance[rows].isfinite()]
+        for _ in range(effort.polishes):
+            if not len(rows):
+                return
+            before = self.distance[rows].clone()
+            target = self.best[rows].clone()
+            for here, found, move, _, _ in self._steps(rows, self.best[rows], classes, 0, home=True):
+                goal = self.start[rows[here]] + move
+                better = self.best[rows[here]] + effort.damping * (goal - self.best[rows[here]])
+                target[here] = torch.where(found.unsqueeze(1), better, target[here]).clamp(0, 1)
+            level = self._try(rows, target)
+            # Where the projection fell short of the boundary, the secant towards the last crossing finds it.
+            short = level <= 0
+            if bool(short.any()):
+                again = rows[short]
+                low = level[short]
+                share = (-low / (self.depth[again] - low).clamp_min(1e-30)).clamp(0, 1)
+                share = (share * 1.05 + 0.02).clamp(max=1).unsqueeze(1)
+                self._try(again, target[short] + share * (self.best[again] - target[short]))
+            rows = rows[self.distance[rows] < before * (1 - 2e-3)]
+
+    def result(self, images: Tensor) -> DeepFool:
+        """Confirm every crossing with the model itself, and put the signs and statuses in place."""
+        found = self.distance.isfinite()
+        crossed = found & ~self.wrong & (self.codes != int(Status.ESTIMATED))
+        self.codes[crossed] = int(Status.CROSSED)
+        margin = torch.where(self.wrong, -self.distance, self.distance)
+        margin[self.codes >= int(Status.UNCONVERGED)] = torch.nan
+        return DeepFool(
+            margin=margin,
+            codes=self.codes,
+            steps=self.steps.to(torch.int16),
+            predicted=self.predicted,
+            adversarial=self.best.view_as(images),
+            passes=(self.network.forwards, self.network.backwards),
+        )
+
+    def _searchable(self) -> Tensor:
+        usable = self.finite if self.classes > 1 else torch.zeros_like(self.finite)
+        return usable.nonzero().squeeze(1)
+
+    def _level(self, logits: Tensor, rows: Tensor | slice) -> Tensor:
+        """How far beyond the boundary logits ``[b, K]`` are: > 0 on the far side, where the search wants to be."""
+        labels = self.labels[rows].unsqueeze(1)
+        own = logits.gather(1, labels).squeeze(1)
+        rival = logits.scatter(1, labels, -torch.inf).amax(1)
+        return torch.where(self.wrong[rows], own - rival, rival - own)
+
+    def _try(self, rows: Tensor, x: Tensor) -> Tensor:
+        """Look at ``x``, keep what is beyond the boundary and closer than before; return the levels."""
+        logits = self.network.logits(x)
+        level = self._level(logits, rows)
+        length = self._length(x - self.start[rows])
+        right = (logits.argmax(1) == self.labels[rows]) == self.wrong[rows]  # a tie is not a crossing
+        better = (level > 0) & right & (length < self.distance[rows])
+        good = rows[better]
+        self.best[good], self.distance[good], self.depth[good] = x[better], length[better], level[better]
+        return level
+
+    def _keep(self, rows: Tensor, x: Tensor) -> Tensor:
+        """As `_try`, during the approach: bool ``[b]``, which rows are through; rows that end in NaN are dropped."""
+        level = self._try(rows, x)
+        self.codes[rows[level.isnan() & ~self.wrong[rows]]] = int(Status.NAN)
+        return (level > 0) | level.isnan()
+
+    def _length(self, difference: Tensor) -> Tensor:
+        return difference.abs().amax(1) if self.norm == "Linf" else difference.square().sum(1).sqrt()
+
+    def _steps(
+        self, rows: Tensor, x: Tensor, classes: int, step: int, home: bool = False
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
+        """Yield chunk by chunk ``(slice, found, move, level, length)``: the shortest way onto the linearised boundary.
+
+        From ``x``, or with ``home`` from the image itself. A row is not found if no gradient leads anywhere; its status
+        says why.
+        """
+        count = min(classes, self.classes - 1)
+        labels = self.labels[rows]
+        wrong = self.wrong[rows]
+
+        def choose(here: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+            own = labels[here].unsqueeze(1)
+            rivals = logits.scatter(1, own, -torch.inf).topk(count, dim=1).indices
+            own = own.expand_as(rivals)
+            back = wrong[here].unsqueeze(1)
+            return torch.where(back, own, rivals), torch.where(back, rivals, own)
+
+        for here, _, difference, normals, _ in self.network.linearise(x, choose):
+            base = self.start[rows[here]] if home else x[here]
+            pad = self.pad[rows[here]] * 1.5 ** max(0, step - 4)
+            offsets = pad.unsqueeze(1) - difference
+            if home:
+                offsets = offsets + torch.einsum("bmd,bd->bm", normals, x[here] - base)
+            healthy = normals.isfinite().flatten(1).all(1) & offsets.isfinite().all(1)
+            steep = normals.abs().amax((1, 2)) > 0
+            at = rows[here]
+            self.codes[at[~healthy & ~wrong[here] & self.distance[at].isinf()]] = int(Status.NAN)
+            self.codes[at[healthy & ~steep & ~wrong[here] & self.distance[at].isinf()]] = int(Status.NO_GRADIENT)
+            found = healthy & steep
+            normals = torch.where(healthy.view(-1, 1, 1), normals, 0.0)
+            move, length = self._shortest(base, normals, torch.where(healthy.unsqueeze(1), offsets, 0.0), wrong[here])
+            yield here, found, move, difference, length
+
+    def _shortest(self, base: Tensor, normals: Tensor, offsets: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
+        """Onto the nearest half-space, or for misclassified images into all of them."""
+        up, down = 1 - base, base
+        length, time = distances(up, down, normals, offsets, self.norm)
+        # Out of reach in the box: go there anyway, as far as the box allows, and look again.
+        reachable = torch.where(length.isinf() & (normals.abs().amax(-1) > 0), 1e30, length)
+        nearest = reachable.argmin(1, keepdim=True)
+        pick = nearest.unsqueeze(-1).expand(-1, -1, base.shape[1])
+        time = torch.where(length.isinf(), 1e30, time).gather(1, nearest).squeeze(1)
+        move = displacement(up, down, normals.gather(1, pick).squeeze(1), time, self.norm)
+        length = length.gather(1, nearest).squeeze(1)
+        if bool(wrong.any()):
+            move[wrong] = intersection(up[wrong], down[wrong], normals[wrong], offsets[wrong], self.norm)
+            length[wrong] = self._length(move[wrong])
+        return move, length

@@ -1,0 +1,129 @@
+"""The shortest way onto a half-space, or onto several, without leaving the box [0, 1].
+
+Everything DeepFool does between two looks at the network is here: a linearised class boundary is the half-space
+``w . d >= b`` of displacements ``d``, and the step is its point of least Linf or L2 norm that keeps the pixels in
+[0, 1]. The step is exact: pixels that reach the box stop there and the others go further, instead of clipping
+afterwards. Rows are independent of each other.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from puma.norms import Norm
+
+_NEWTON_STEPS = 6
+_DUAL_STEPS = 60
+
+
+def distances(
+    room_up: Tensor, room_down: Tensor, normals: Tensor, offsets: Tensor, norm: Norm
+) -> tuple[Tensor, Tensor]:
+    """The least norm of a displacement in each half-space.
+
+    Args:
+        room_up: ``[B, D]``, how far each pixel may grow (1 - x).
+        room_down: ``[B, D]``, how far it may shrink (x).
+        normals: ``[B, m, D]``.
+        offsets: ``[B, m]``, the level ``b`` to reach.
+        norm: ``"Linf"`` or ``"L2"``.
+
+    Returns:
+        The norm ``[B, m]`` (0 where ``b <= 0``, inf where the box keeps the half-space out of reach or the normal is
+        zero), and the time ``[B, m]`` that `displacement` takes: every pixel walks from 0 at its own speed (1 in Linf,
+        ``|w|`` in L2) until the time is over or its room is.
+    """
+    weight = normals.abs()
+    room = torch.where(normals > 0, room_up.unsqueeze(1), room_down.unsqueeze(1))  # [B, m, D]
+    speed = None if norm == "Linf" else weight
+    time = _times(weight, speed, room, offsets)
+    step = torch.minimum(time.unsqueeze(-1) if speed is None else time.unsqueeze(-1) * speed, room)
+    step = torch.where(weight > 0, step, torch.zeros_like(step)) if norm == "L2" else step
+    length = time if norm == "Linf" else step.square().sum(-1).sqrt()
+    reach = (weight * room).sum(-1)
+    unreachable = (offsets > 0) & ((reach < offsets) | (reach <= 0))
+    return torch.where(unreachable, torch.inf, torch.where(offsets > 0, length, 0.0)), time
+
+
+def displacement(room_up: Tensor, room_down: Tensor, normal: Tensor, time: Tensor, norm: Norm) -> Tensor:
+    """The displacement ``[B, D]`` that walks along ``normal`` ``[B, D]`` for ``time`` ``[B]`` inside the box."""
+    speed = normal if norm == "L2" else normal.sign()
+    wanted = speed * time.unsqueeze(1)
+    return torch.maximum(torch.minimum(wanted, room_up), -room_down)
+
+
+def _times(weight: Tensor, speed: Tensor | None, room: Tensor, offsets: Tensor) -> Tensor:
+    """Solve ``sum |w| min(t * speed, room) = b`` for t ``[B, m]``, by Newton's method.
+
+    The left side is concave and increasing in t, so Newton from t = 0 climbs towards the root and never passes it; it
+    is exact as soon as the set of pixels that hit the box is the final one.
+    """
+    power = weight if speed is None else weight * speed
+    total = power.sum(-1)
+    time = offsets.clamp_min(0) / total.clamp_min(torch.finfo(weight.dtype).tiny)
+    saturation = room if speed is None else room / speed.clamp_min(torch.finfo(weight.dtype).tiny)
+    saturation = torch.where(weight > 0, saturation, torch.full_like(saturation, torch.inf))
+    gained = weight * room
+    for _ in range(_NEWTON_STEPS):
+        stopped = saturation < time.unsqueeze(-1)
+        blocked = torch.where(stopped, gained, torch.zeros_like(gained)).sum(-1)
+        free = torch.where(stopped, torch.zeros_like(power), power).sum(-1)
+        better = (offsets - blocked) / free.clamp_min(torch.finfo(weight.dtype).tiny)
+        time = torch.maximum(time, torch.where(free > 0, better, time)).clamp(max=1e30)
+    return time
+
+
+def intersection(room_up: Tensor, room_down: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
+    """A displacement ``[B, D]`` of nearly least norm that lies in all half-spaces at once (``m`` of them per row).
+
+    By duality the least norm is the largest distance to a half-space that mixes the given ones with non-negative
+    weights of sum 1. Where the farthest half-space alone already satisfies the others its step is exact. Otherwise the
+    mixture is found by mirror ascent; the displacement of the best mixture may miss a half-space by a little, which
+    the caller's next linearisation repairs.
+    """
+    single, time = distances(room_up, room_down, normals, offsets, norm)
+    single = torch.where(torch.isinf(single), torch.where(normals.abs().sum(-1) > 0, 1e30, -1.0), single)
+    farthest = single.argmax(1)
+    rows = torch.arange(len(normals), device=normals.device)
+    step = displacement(room_up, room_down, normals[rows, farthest], time[rows, farthest], norm)
+    short = (offsets - torch.einsum("bmd,bd->bm", normals, step)) > 1e-6 + 1e-4 * offsets.abs()
+    mixed = short.any(1)
+    if normals.shape[1] > 1 and bool(mixed.any()):
+        step[mixed] = _mixture(room_up[mixed], room_down[mixed], normals[mixed], offsets[mixed], norm)
+    return step
+
+
+def _mixture(room_up: Tensor, room_down: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
+    """Mirror ascent on the mixture of half-spaces; the displacement of the best mixture seen."""
+    rows, count, _ = normals.shape
+    # Scale each half-space to distance about 1 per unit of its level, so that one rate suits all.
+    scale = (normals.abs().sum(-1) if norm == "Linf" else normals.square().sum(-1).sqrt()).clamp_min(1e-30)
+    normals, offsets = normals / scale.unsqueeze(-1), offsets / scale
+    logits = normals.new_zeros(rows, count)
+    best = normals.new_full((rows,), -1.0)
+    step = torch.zeros_like(room_up)
+    average = torch.zeros_like(room_up)
+    weight_sum = 0.0
+    for iteration in range(_DUAL_STEPS):
+        mixture = logits.softmax(1)
+        normal = torch.einsum("bm,bmd->bd", mixture, normals)
+        level = (mixture * offsets).sum(1)
+        length, time = distances(room_up, room_down, normal.unsqueeze(1), level.unsqueeze(1), norm)
+        candidate = displacement(room_up, room_down, normal, time.squeeze(1), norm)
+        short = offsets - torch.einsum("bmd,bd->bm", normals, candidate)  # > 0: not reached
+        rate = 8.0 / (iteration + 4) ** 0.5
+        size = short.abs().amax(1, keepdim=True).clamp_min(1e-30)
+        logits = logits + rate * short / size
+        if iteration >= _DUAL_STEPS // 2:
+            average += candidate
+            weight_sum += 1.0
+        better = length.squeeze(1) > best
+        best = torch.where(better, length.squeeze(1), best)
+        step = torch.where(better.unsqueeze(1), candidate, step)
+    # In Linf the best mixture's step is only determined where its normal is not zero; the average over mixtures around
+    # it settles those pixels, and is used where it comes closer to satisfying every half-space.
+    average /= weight_sum
+    miss = (offsets - torch.einsum("bmd,bd->bm", normals, step)).amax(1)
+    miss_average = (offsets - torch.einsum("bmd,bd->bm", normals, average)).amax(1)
+    return torch.where((miss_average < miss).unsqueeze(1), average, step)

@@ -1,0 +1,111 @@
+"""A margin model as DeepFool sees it: logits without a graph, and gradients of logit differences to the input.
+
+One forward pass with a graph serves all candidate classes (one backward pass each); gradients go to the input only, so
+nothing is ever written into the weights' ``.grad``. Images travel in chunks that stay in the processor's cache; on a
+GPU the chunks have a few fixed sizes so that nothing is recompiled while images drop out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from puma.errors import ModelError
+
+Choose = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+"""From a slice of the rows and their logits ``[b, K]`` to the classes ``(up, down)``, each ``[b, m]``."""
+
+_MODE_DEPENDENT = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.dropout._DropoutNd,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.RReLU,
+)
+
+
+class Network:
+    """A frozen view of ``model`` on images of shape ``[B, *shape]``, given flattened as ``[B, D]``.
+
+    Args:
+        model: maps float images in [0, 1] to logits ``[B, K]``; in eval mode.
+        shape: shape of one image.
+        chunk: images per pass.
+
+    Raises:
+        ModelError: a layer whose output depends on the mode (BatchNorm, dropout, ...) is in training mode.
+    """
+
+    def __init__(self, model: nn.Module, shape: tuple[int, ...], chunk: int) -> None:
+        require_eval(model)
+        self.model, self.shape, self.chunk = model, shape, chunk
+        self.forwards = self.backwards = 0
+        """Images passed so far, forwards and backwards: what a result cost."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits ``[B, K]`` of flattened images ``[B, D]``, without a graph."""
+        with torch.no_grad():
+            return torch.cat([self._forward(images[rows]) for rows in self._chunks(len(images))])
+
+    def linearise(self, images: Tensor, choose: Choose) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
+        """Yield, chunk by chunk: rows, logits ``[b, K]``, ``f_up - f_down`` ``[b, m]``, its gradients, and ``up``.
+
+        The gradients are ``[b, m, D]``.
+        """
+        for rows in self._chunks(len(images)):
+            x = images[rows].detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = self._forward(x)
+            up, down = choose(rows, logits.detach())
+            value = logits.detach()
+            difference = value.gather(1, up) - value.gather(1, down)
+            normals = torch.stack(
+                [self._gradient(logits, x, up[:, j], down[:, j], j + 1 < up.shape[1]) for j in range(up.shape[1])],
+                dim=1,
+            )
+            yield rows, value, difference, normals, up
+
+    def _gradient(self, logits: Tensor, x: Tensor, up: Tensor, down: Tensor, keep: bool) -> Tensor:
+        """Gradient ``[b, D]`` of ``f_up - f_down``."""
+        direction = torch.zeros_like(logits)
+        direction.scatter_(1, up.unsqueeze(1), 1.0)
+        direction.scatter_add_(1, down.unsqueeze(1), torch.full_like(direction[:, :1], -1.0))
+        self.backwards += len(x)
+        if not logits.requires_grad:  # the output does not depend on the input at all
+            return torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(logits, x, direction, retain_graph=keep, allow_unused=True)
+        return torch.zeros_like(x) if gradient is None else gradient
+
+    def _forward(self, x: Tensor) -> Tensor:
+        self.forwards += len(x)
+        images = x.view(len(x), *self.shape)
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.model(images)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ModelError(
+                f"the model returns {got} for {len(x)} images",
+                why=f"a margin needs logits of shape [{len(x)}, classes]",
+            )
+        return logits.float()
+
+    def _chunks(self, rows: int) -> Iterator[slice]:
+        for start in range(0, rows, self.chunk):
+            yield slice(start, min(start + self.chunk, rows))
+
+
+def require_eval(model: nn.Module) -> None:
+    """Refuse a model whose answer would depend on the batch, or on chance.
+
+    Raises:
+        ModelError: BatchNorm, dropout or the like is in training mode.
+    """
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, _MODE_DEPENDENT):
+            raise ModelError(
+                f"the model is in training mode ({type(module).__name__} at {name or 'its root'!r})",
+                why="its logits would depend on the other images of the batch, or on chance",
+                fix="call model.eval() first",
+            )

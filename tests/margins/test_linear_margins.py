@@ -1,0 +1,140 @@
+"""DeepFool on linear models, whose margins are known: closed form by bisection, and linear and quadratic programs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog, minimize
+from torch import Tensor, nn
+
+from puma.attacks.deepfool import deepfool
+from puma.norms import Norm
+
+NORMS: list[Norm] = ["Linf", "L2"]
+
+
+def linear(classes: int, pixels: int, seed: int, scale: float = 1.0) -> nn.Sequential:
+    """A linear model with weights of very different sizes (so that the Linf and L2 optima differ)."""
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(pixels, classes)
+    with torch.no_grad():
+        sizes = torch.rand(pixels, generator=generator).pow(3) + 0.01
+        layer.weight.copy_(torch.randn(classes, pixels, generator=generator) * sizes * scale)
+        layer.bias.copy_(-layer.weight @ torch.full((pixels,), 0.5) + 0.1 * torch.randn(classes, generator=generator))
+    return nn.Sequential(nn.Flatten(), layer).eval()
+
+
+def images_for(pixels: int, count: int, seed: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + 100)
+    return low + (high - low) * torch.rand(count, 1, 1, pixels, generator=generator)
+
+
+def exact_distance(w: np.ndarray, level: float, x: np.ndarray, norm: Norm) -> float:
+    """Least norm of d with w . d >= level and x + d in the box: bisection on the walking time, in float64."""
+    room = np.where(w > 0, 1 - x, x)
+    speed = np.abs(w) if norm == "L2" else np.ones_like(w)
+    if (np.abs(w) * room).sum() < level:
+        return np.inf
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        middle = (low + high) / 2
+        if (np.abs(w) * np.minimum(middle * speed, room)).sum() < level:
+            low = middle
+        else:
+            high = middle
+    step = np.minimum(high * speed, room) * (w != 0)
+    return float(np.linalg.norm(step) if norm == "L2" else step.max())
+
+
+def exact_margins(model: nn.Sequential, x: Tensor, labels: Tensor, norm: Norm) -> np.ndarray:
+    layer = model[1]
+    weight = layer.weight.detach().double().numpy()
+    flat = x.flatten(1).double().numpy()
+    logits = flat @ weight.T + layer.bias.detach().double().numpy()
+    margins = []
+    for row, own in enumerate(labels.tolist()):
+        others = [k for k in range(len(weight)) if k != own]
+        margins.append(
+            min(
+                exact_distance(weight[k] - weight[own], logits[row, own] - logits[row, k], flat[row], norm)
+                for k in others
+            )
+        )
+    return np.array(margins)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("mode", ["parity", "margin", "tight"])
+@pytest.mark.parametrize(
+    ("classes", "pixels", "low", "high"), [(2, 5, 0, 1), (4, 30, 0.3, 0.7), (12, 60, 0, 1), (3, 8, 0, 0.05)]
+)
+def test_margins_of_linear_models_are_exact(norm: Norm, mode, classes, pixels, low, high) -> None:
+    model = linear(classes, pixels, seed=classes)
+    x = images_for(pixels, 40, classes, low, high)
+    labels = model(x).argmax(1)
+    hit = deepfool(model, x, labels, norm=norm, mode=mode)
+    exact = exact_margins(model, x, labels, norm)
+    reachable = np.isfinite(exact)
+    assert reachable.sum() >= 20
+    assert (hit.status[reachable] == "crossed").all()
+    assert (hit.status[~reachable] == "unconverged").all()
+    ratio = hit.margin.numpy()[reachable] / exact[reachable]
+    assert ratio.min() >= 1 - 1e-4
+    assert ratio.max() <= 1.05
+    found = hit.adversarial[torch.from_numpy(reachable)]
+    assert (model(found).argmax(1) != labels[torch.from_numpy(reachable)]).all()
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+def way_back(model: nn.Sequential, x: np.ndarray, own: int, norm: Norm) -> float:
+    """Distance from x to the label's region in the box, by a linear or a quadratic program."""
+    layer = model[1]
+    weight = layer.weight.detach().double().numpy()
+    logits = weight @ x + layer.bias.detach().double().numpy()
+    others = [k for k in range(len(weight)) if k != own]
+    normals = weight[own] - weight[others]
+    levels = logits[others] - logits[own]
+    pixels = len(x)
+    if norm == "Linf":
+        cost = np.r_[np.zeros(pixels), 1.0]
+        both = np.vstack([np.c_[np.eye(pixels), -np.ones(pixels)], np.c_[-np.eye(pixels), -np.ones(pixels)]])
+        rows = np.vstack([np.c_[-normals, np.zeros(len(others))], both])
+        right = np.r_[-levels, np.zeros(2 * pixels)]
+        answer = linprog(cost, A_ub=rows, b_ub=right, bounds=[*zip(-x, 1 - x, strict=True), (0, None)])
+        return float(answer.fun) if answer.success else np.inf
+    constraint = {"type": "ineq", "fun": lambda d: normals @ d - levels, "jac": lambda d: normals}
+    answer = minimize(
+        lambda d: d @ d,
+        np.zeros(pixels),
+        jac=lambda d: 2 * d,
+        bounds=list(zip(-x, 1 - x, strict=True)),
+        constraints=[constraint],
+        method="SLSQP",
+        options={"maxiter": 500, "ftol": 1e-14},
+    )
+    return float(np.sqrt(answer.fun)) if answer.success else np.inf
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("mode", ["margin", "tight"])
+@pytest.mark.parametrize(("classes", "pixels"), [(2, 10), (3, 12), (5, 30)])
+def test_misclassified_images_know_their_way_back(norm: Norm, mode, classes, pixels) -> None:
+    model = linear(classes, pixels, seed=classes + 7)
+    x = images_for(pixels, 30, classes)
+    labels = (model(x).argmax(1) + 1 + torch.arange(30) % (classes - 1)) % classes
+    hit = deepfool(model, x, labels, norm=norm, mode=mode)
+    assert (hit.status == "misclassified").all()
+    exact = np.array([way_back(model, x[i].flatten().double().numpy(), int(labels[i]), norm) for i in range(30)])
+    reachable = np.isfinite(exact)
+    assert reachable.sum() >= 15
+    margin = hit.margin.numpy()
+    assert (margin < 0).all()
+    assert (margin[~reachable] == -np.inf).all()
+    ratio = -margin[reachable] / exact[reachable]
+    print(ratio.min(), np.median(ratio), ratio.max())
+    assert ratio.min() >= 1 - 1e-3
+    assert ratio.max() <= 1.05
+    back = hit.adversarial[torch.from_numpy(reachable)]
+    assert (model(back).argmax(1) == labels[torch.from_numpy(reachable)]).all()
