@@ -1,0 +1,113 @@
+"""Batches of rows, counter-based: any batch follows from (seed, step) alone, so a resumed run saves only its step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from puma.data.permutation import drawn, mixed_key, permuted
+from puma.errors import DataError, UsageError
+
+_REAL, _SYNTHETIC, _ORDER = 1, 2, 3
+
+
+class BatchSampler:
+    """Draw batches with a stated share of synthetic rows from the kept rows of a pool.
+
+    Of each batch ``int(batch_size * synthetic_share)`` rows are synthetic and the rest real, as in Wang et al. 2023
+    (arXiv 2302.04638). Real rows come without replacement: a new seeded permutation for each pass, and a pass may end
+    inside a batch. Synthetic rows are drawn with replacement, as in the published code, or by such permutations too.
+    No permutation is stored (`puma.data.permutation`), so 50 M rows cost only the list of the kept ones.
+
+    Args:
+        synthetic: bool ``[N]``, the rows of the pool that are synthetic.
+        keep: bool ``[N]``, the rows that may be drawn; None is all of them.
+        batch_size: rows of one batch over all ranks.
+        synthetic_share: share of each batch in [0, 1]. Without meaning, and ignored, where the kept rows are all of one
+            kind. None: no fixed share; batches are drawn from all kept rows alike.
+        seed: another seed is another order.
+        replacement: draw synthetic rows (with share None: any row of a pool that has synthetic ones) with replacement.
+
+    Raises:
+        UsageError: batch size below 1, or a share outside [0, 1].
+        DataError: no row is kept, or ``keep`` is of another length than the pool.
+    """
+
+    def __init__(
+        self,
+        synthetic: ArrayLike,
+        *,
+        batch_size: int,
+        keep: ArrayLike | None = None,
+        synthetic_share: float | None = None,
+        seed: int = 0,
+        replacement: bool = True,
+    ) -> None:
+        made = np.asarray(synthetic, dtype=bool)
+        kept = np.ones(len(made), dtype=bool) if keep is None else np.asarray(keep, dtype=bool)
+        if kept.shape != made.shape:
+            raise DataError(f"the plan has {len(kept):,} rows, the pool {len(made):,}", fix="plan this pool again")
+        if not kept.any():
+            raise DataError("no row is kept: there is nothing to draw batches from")
+        if batch_size < 1:
+            raise UsageError(f"batch size {batch_size} is below 1")
+        if synthetic_share is not None and not 0 <= synthetic_share <= 1:
+            raise UsageError(f"synthetic share {synthetic_share} is not in [0, 1]")
+        both = bool((kept & made).any() and (kept & ~made).any())
+        if synthetic_share is None or not both:
+            drawn_freely = replacement and bool((kept & made).any())
+            self._streams = [_Stream(kept, batch_size, _REAL, seed, drawn_freely)]
+            self.synthetic_per_batch: int | None = None if both else (batch_size if made[kept].all() else 0)
+        else:
+            count = int(batch_size * synthetic_share)
+            self._streams = [
+                _Stream(kept & made, count, _SYNTHETIC, seed, replacement),
+                _Stream(kept & ~made, batch_size - count, _REAL, seed, False),
+            ]
+            self.synthetic_per_batch = count
+        self.batch_size, self.seed = batch_size, seed
+        self.kept = int(kept.sum())
+
+    def indices(self, step: int, rank: int = 0, world: int = 1) -> NDArray[np.int64]:
+        """The pool rows of batch number ``step`` that ``rank`` of ``world`` takes, int64.
+
+        The shares of all ranks are disjoint places of the batch that ``world=1`` gives, unpadded: where ``world`` does
+        not divide the batch size, some ranks take one row fewer.
+
+        Raises:
+            UsageError: a negative step, a rank outside ``[0, world)``, or more ranks than rows in a batch.
+        """
+        if step < 0 or not 0 <= rank < world or world > self.batch_size:
+            raise UsageError(f"no batch for step {step}, rank {rank} of {world}, batch size {self.batch_size}")
+        batch = np.concatenate([stream.rows(step) for stream in self._streams])
+        places = np.arange(rank, self.batch_size, world, dtype=np.int64)
+        return batch[permuted(places, self.batch_size, mixed_key(self.seed, _ORDER, step))]
+
+    def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[NDArray[np.int64]]:
+        """`indices` of steps ``start`` to ``stop``; usable as ``batch_sampler`` of a ``torch`` ``DataLoader``."""
+        for step in range(start, stop):
+            yield self.indices(step, rank, world)
+
+
+class _Stream:
+    """An endless sequence of one kind of rows, ``count`` of them a batch."""
+
+    def __init__(self, chosen: NDArray[np.bool_], count: int, number: int, seed: int, replacement: bool) -> None:
+        rows = np.flatnonzero(chosen)
+        self._rows = rows.astype(np.uint32) if len(chosen) < 2**32 else rows
+        self._count, self._number, self._seed, self._replacement = count, number, seed, replacement
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        size = len(self._rows)
+        if self._replacement:
+            return self._rows[drawn(self._count, size, mixed_key(self._seed, self._number, step))].astype(np.int64)
+        position = np.arange(step * self._count, (step + 1) * self._count, dtype=np.int64)
+        out = np.empty(self._count, dtype=np.int64)
+        passes = position // size
+        for number in np.unique(passes):  # one or two, unless a batch is larger than what is kept
+            of_pass = passes == number
+            key = mixed_key(self._seed, self._number, int(number))
+            out[of_pass] = self._rows[permuted(position[of_pass] % size, size, key)]
+        return out

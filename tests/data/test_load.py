@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from puma.data.load import load_dataset
+from puma.data.pool import Pool
+from puma.data.source import Source
+from puma.errors import DataError, UsageError
+
+
+def write_edm(path: Path, rows: int = 40, classes: int = 4, shape: tuple[int, ...] = (8, 8, 3), seed: int = 0) -> dict:
+    rng = np.random.default_rng(seed)
+    arrays = {
+        "image": rng.integers(0, 256, (rows, *shape), dtype=np.uint8),
+        "label": np.sort(np.arange(rows) % classes).astype(np.int64),
+    }
+    np.savez(path, **arrays)
+    return arrays
+
+
+def test_digits_split_is_a_stratified_partition() -> None:
+    train, test, both = (load_dataset(f"digits:{split}") for split in ("train", "test", "all"))
+    assert (len(train), len(test), len(both)) == (898, 899, 1797)
+    counts = np.bincount(both.labels)
+    for part in (train, test):
+        assert np.abs(np.bincount(part.labels) - counts / 2).max() <= 0.5
+    rows = {image.tobytes() for image in both.read(slice(None))}
+    halves = [{image.tobytes() for image in part.read(slice(None))} for part in (train, test)]
+    assert halves[0] | halves[1] == rows
+    assert train.fingerprint != test.fingerprint
+    assert load_dataset("digits").fingerprint == train.fingerprint
+    assert train.read(slice(None)).max() == 255
+
+
+def test_source_items_and_reads_agree(tmp_path: Path) -> None:
+    arrays = write_edm(tmp_path / "edm.npz")
+    source = load_dataset(tmp_path / "edm.npz")
+    assert isinstance(source, Source)
+    assert source.name == "edm"
+    assert source.image_shape == (8, 8, 3)
+    assert source.num_classes == 4
+    rows = np.array([3, 39, 3, 0, -1])
+    np.testing.assert_array_equal(source.read(rows), arrays["image"][rows])
+    np.testing.assert_array_equal(source.read(slice(5, 20, 3)), arrays["image"][5:20:3])
+    image, label = source[7]
+    np.testing.assert_array_equal(image, arrays["image"][7])
+    assert (label, source.labels.dtype, image.dtype) == (arrays["label"][7], np.int64, np.uint8)
+    assert len(list(source)) == 40
+    with pytest.raises(IndexError):
+        source.read(np.array([40]))
+
+
+def test_options_in_the_text_and_in_the_call_open_the_same_source(tmp_path: Path) -> None:
+    write_edm(tmp_path / "edm.npz", shape=(8, 8, 1))
+    one = load_dataset(f"{tmp_path}/edm.npz?subset=12&seed=3&classes=2,0&resize=4&channels=3")
+    two = load_dataset(tmp_path / "edm.npz", subset=12, seed=3, classes=[2, 0], resize=4, channels=3)
+    again = load_dataset(two.spec)
+    for other in (two, again):
+        assert other.fingerprint == one.fingerprint
+        np.testing.assert_array_equal(other.read(slice(None)), one.read(slice(None)))
+        np.testing.assert_array_equal(other.labels, one.labels)
+    assert one.class_names == ("2", "0")
+    assert np.bincount(one.labels).tolist() == [6, 6]
+    assert one.image_shape == (4, 4, 3)
+    assert load_dataset(tmp_path / "edm.npz", subset=12, seed=4).fingerprint != one.fingerprint
+
+
+def test_shrinking_by_a_whole_factor_is_the_mean(tmp_path: Path) -> None:
+    arrays = write_edm(tmp_path / "edm.npz")
+    small = load_dataset(tmp_path / "edm.npz", resize=4).read(slice(None))
+    mean = arrays["image"].reshape(40, 4, 2, 4, 2, 3).mean(axis=(2, 4))
+    assert np.abs(small - mean).max() <= 1  # Pillow rounds once per axis
+
+
+def test_parquet_of_the_hugging_face_layout(cifar10_dir: Path) -> None:
+    source = load_dataset(cifar10_dir / "test-00000-of-00001.parquet")
+    assert (len(source), source.image_shape, source.num_classes) == (10_000, (32, 32, 3), 10)
+    assert source.class_names[:2] == ("airplane", "automobile")
+    rows = np.array([5, 1, 5])
+    images = source.read(rows)
+    np.testing.assert_array_equal(images[0], images[2])
+    np.testing.assert_array_equal(images[1], source[1][0])
+    assert images.std() > 20
+
+
+def test_part_files_become_one_source(tmp_path: Path) -> None:
+    parts = [write_edm(tmp_path / f"edm-part{number}.npz", rows=8 * number, seed=number) for number in (1, 2, 3)]
+    joined = load_dataset(str(tmp_path / "edm-part*.npz"))
+    images = np.concatenate([part["image"] for part in parts])
+    np.testing.assert_array_equal(joined.read(slice(None)), images)
+    rows = np.random.default_rng(0).integers(0, len(images), 100)
+    np.testing.assert_array_equal(joined.read(rows), images[rows])
+    listed = load_dataset([tmp_path / f"edm-part{number}.npz" for number in (1, 2, 3)])
+    assert listed.fingerprint == joined.fingerprint
+    assert load_dataset(listed.spec).fingerprint == joined.fingerprint
+
+
+def test_mistakes_in_the_spec(tmp_path: Path) -> None:
+    write_edm(tmp_path / "edm.npz")
+    with pytest.raises(UsageError, match="unknown option of a data source 'reszie'") as caught:
+        load_dataset(f"{tmp_path}/edm.npz?reszie=16")
+    assert "did you mean 'resize'" in str(caught.value)
+    with pytest.raises(UsageError, match="whole number"):
+        load_dataset(f"{tmp_path}/edm.npz?subset=many")
+    with pytest.raises(DataError, match="does not exist"):
+        load_dataset(tmp_path / "other.npz")
+    with pytest.raises(UsageError, match="split of digits"):
+        load_dataset("digits:tset")
+    with pytest.raises(UsageError, match="subset of 41"):
+        load_dataset(tmp_path / "edm.npz", subset=41)
+    with pytest.raises(UsageError, match="unknown class"):
+        load_dataset(tmp_path / "edm.npz", classes="cat")
+
+
+def test_pool_reads_across_its_sources(tmp_path: Path) -> None:
+    arrays = [
+        write_edm(tmp_path / f"{name}.npz", rows=rows, seed=rows) for name, rows in (("a", 8), ("b", 20), ("c", 12))
+    ]
+    sources = [load_dataset(tmp_path / f"{name}.npz") for name in "abc"]
+    pool = Pool(sources)
+    images = np.concatenate([part["image"] for part in arrays])
+    labels = np.concatenate([part["label"] for part in arrays])
+    assert isinstance(pool, Source)
+    rows = np.random.default_rng(0).integers(0, 40, 200)
+    np.testing.assert_array_equal(pool.read(rows), images[rows])
+    np.testing.assert_array_equal(pool.labels, labels)
+    for row in (0, 7, 8, 27, 28, 39, -1):
+        image, label = pool[row]
+        np.testing.assert_array_equal(image, images[row])
+        assert label == labels[row]
+    assert list(pool.source) == ["a"] * 8 + ["b"] * 20 + ["c"] * 12
+    assert [pool.source[row] for row in (7, 8, -1)] == ["a", "b", "c"]
+    assert np.bincount(pool.source.codes).tolist() == [8, 20, 12]
+    assert pool.synthetic.sum() == 32
+    assert pool.describe()["sources"][1] == {"name": "b", "role": "synthetic", "rows": 20}
+    assert Pool(sources, ["real", "real", "synthetic"]).fingerprint != pool.fingerprint
+    assert Pool(sources).fingerprint == pool.fingerprint
+
+
+def test_pools_that_do_not_fit(tmp_path: Path) -> None:
+    write_edm(tmp_path / "a.npz")
+    write_edm(tmp_path / "b.npz", shape=(4, 4, 3))
+    write_edm(tmp_path / "c.npz", classes=5)
+    a, b, c = (load_dataset(tmp_path / f"{name}.npz") for name in "abc")
+    with pytest.raises(DataError, match="b has images 4x4x3, a has 8x8x3"):
+        Pool([a, b])
+    with pytest.raises(DataError, match="c has 5 classes, a has 4"):
+        Pool([a, c])
+    with pytest.raises(UsageError, match="real source stands after"):
+        Pool([a, a], ["synthetic", "real"])
+    with pytest.raises(UsageError, match="unknown role"):
+        Pool([a], ["fake"])
+    with pytest.raises(UsageError, match="1 roles for 2"):
+        Pool([a, a], ["real"])
