@@ -1,0 +1,196 @@
+"""The EDM diffusion model of Karras et al. 2022 (arXiv 2206.00364): preconditioning, loss, schedule and samplers.
+
+Everything here is a function of tensors and of a *denoiser*: a callable ``(noisy [B, C, H, W], sigma [B]) ->
+[B, C, H, W]`` that returns the expected clean image. A trained network is one denoiser, a closed form (Gaussian
+data) is another; the samplers do not know the difference, which is what the tests use. Images are in [-1, 1];
+``sigma`` is the standard deviation of the noise in the same unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """The four factors of the preconditioning, each of the shape of sigma (table 1, column "Ours")."""
+
+    skip: Tensor
+    out: Tensor
+    into: Tensor
+    noise: Tensor
+
+
+def coefficients(sigma: Tensor, sigma_data: float) -> Coefficients:
+    """Preconditioning of section 5: D(x) = skip * x + out * F(into * x, noise).
+
+    ``into`` gives the network an input of unit variance, ``out`` and ``skip`` a target of unit variance with the
+    network's error amplified as little as possible (appendix B.6).
+    """
+    total = sigma**2 + sigma_data**2
+    return Coefficients(
+        skip=sigma_data**2 / total,
+        out=sigma * sigma_data / total.sqrt(),
+        into=1 / total.sqrt(),
+        noise=sigma.log() / 4,
+    )
+
+
+class Denoiser(nn.Module):
+    """A network with EDM preconditioning around it: ``(noisy, sigma, label, augment) -> clean``."""
+
+    def __init__(self, network: nn.Module, sigma_data: float) -> None:
+        super().__init__()
+        self.network = network
+        self.sigma_data = sigma_data
+
+    def forward(self, noisy: Tensor, sigma: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
+        """Denoise ``noisy`` [B, C, H, W] at noise ``sigma`` [B] under ``label`` int64 [B]; float32 out."""
+        factors = coefficients(sigma.float(), self.sigma_data)
+        noisy = noisy.float()
+        raw: Tensor = self.network(_wide(factors.into) * noisy, factors.noise, label, augment)
+        return _wide(factors.skip) * noisy + _wide(factors.out) * raw.float()
+
+
+def draw_sigma(count: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
+    """Noise levels for training, log-normal: ln sigma ~ N(mean, std^2) (table 1, P_mean and P_std); float32 [count]."""
+    return (torch.randn(count, generator=generator, device=generator.device) * std + mean).exp()
+
+
+def loss_weight(sigma: Tensor, sigma_data: float) -> Tensor:
+    """Weight 1 / out^2 that gives every noise level the same expected loss at initialisation (section 5)."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def loss(
+    denoiser: Denoiser, images: Tensor, labels: Tensor, sigma: Tensor, noise: Tensor, augment: Tensor | None = None
+) -> Tensor:
+    """Weighted squared error of the denoised image per image, mean over its pixels; float32 [B] (equation 8).
+
+    Args:
+        denoiser: the network with its preconditioning.
+        images: clean images in [-1, 1], [B, C, H, W].
+        labels: int64 [B]; ``num_classes`` where the label is dropped.
+        sigma: noise levels [B].
+        noise: standard normal, of the shape of ``images``.
+        augment: the augmentation each image went through, [B, A], or None.
+    """
+    denoised: Tensor = denoiser(images + _wide(sigma) * noise, sigma, labels, augment)
+    error: Tensor = ((denoised - images) ** 2).flatten(1).mean(1)
+    return loss_weight(sigma, denoiser.sigma_data) * error
+
+
+def schedule(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """Noise levels of the sampler from ``sigma_max`` down to ``sigma_min``, then 0; float64 [steps + 1] (equation 5).
+
+    >>> schedule(3, 1.0, 9.0, rho=2.0)
+    tensor([9., 4., 1., 0.], dtype=torch.float64)
+    """
+    if steps == 1:
+        return torch.tensor([sigma_max, 0.0], dtype=torch.float64)
+    place = torch.arange(steps, dtype=torch.float64) / (steps - 1)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return torch.cat([(high + place * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+
+
+@dataclass(frozen=True)
+class Churn:
+    """Fresh noise of the stochastic sampler (algorithm 2); ``amount`` 0 is the deterministic sampler (algorithm 1).
+
+    Args:
+        amount: S_churn, spread over the steps; at most sqrt(2) - 1 of the noise level is added in one step.
+        low: S_tmin, churn only where sigma >= low.
+        high: S_tmax, churn only where sigma <= high.
+        scale: S_noise, standard deviation of the fresh noise, slightly above 1 against lost detail.
+    """
+
+    amount: float = 0.0
+    low: float = 0.0
+    high: float = float("inf")
+    scale: float = 1.0
+
+    def gamma(self, sigma: float, steps: int) -> float:
+        """How much the noise level is raised before a step, as a share of it."""
+        return min(self.amount / steps, 2**0.5 - 1) if self.low <= sigma <= self.high else 0.0
+
+
+def sample(
+    denoise: Denoise,
+    noise: Tensor,
+    sigmas: Tensor,
+    *,
+    churn: Churn | None = None,
+    fresh_noise: Callable[[int], Tensor] | None = None,
+    order: int = 2,
+) -> Tensor:
+    """Solve the probability-flow ODE from pure noise to images (algorithm 1), or its stochastic form (algorithm 2).
+
+    The state is float64, as in the authors' code; the denoiser may compute in anything.
+
+    Args:
+        denoise: the denoiser, already bound to its labels and guidance.
+        noise: standard normal [B, C, H, W], one draw per image.
+        sigmas: decreasing noise levels ending in 0, as from `schedule`.
+        churn: fresh noise per step; None or amount 0 for none.
+        fresh_noise: step -> standard normal of the shape of ``noise``; needed with churn.
+        order: 2 is Heun's method, 1 is Euler's (half the evaluations, first order).
+
+    Returns:
+        Images around [-1, 1], not clipped, float64 [B, C, H, W].
+    """
+    churn = churn or Churn()
+    levels = sigmas.tolist()
+    state = noise.double() * levels[0]
+    for step, (sigma, target) in enumerate(pairwise(levels)):
+        gamma = churn.gamma(sigma, len(levels) - 1)
+        if gamma > 0:
+            if fresh_noise is None:
+                raise ValueError("churn needs fresh_noise")
+            raised = sigma * (1 + gamma)
+            state = state + (raised**2 - sigma**2) ** 0.5 * churn.scale * fresh_noise(step).double()
+            sigma = raised
+        slope = (state - _at(denoise, state, sigma)) / sigma
+        moved = state + (target - sigma) * slope
+        if order == 2 and target > 0:
+            slope = (slope + (moved - _at(denoise, moved, target)) / target) / 2
+            moved = state + (target - sigma) * slope
+        state = moved
+    result: Tensor = state
+    return result
+
+
+def guided(denoiser: Denoiser, labels: Tensor, no_label: int, guidance: float = 1.0) -> Denoise:
+    """Bind labels to a denoiser, with classifier-free guidance (Ho & Salimans, arXiv 2207.12598).
+
+    Args:
+        denoiser: trained with label dropout if guidance is not 1.
+        labels: int64 [B].
+        no_label: the label that means "none" (``num_classes``).
+        guidance: 1 is the plain conditional model, above 1 exaggerates the label: better agreement, less variety.
+    """
+    absent = torch.full_like(labels, no_label)
+
+    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
+        with_label: Tensor = denoiser(noisy, sigma, labels)
+        if guidance == 1.0:
+            return with_label
+        without: Tensor = denoiser(noisy, sigma, absent)
+        return without + guidance * (with_label - without)
+
+    return denoise
+
+
+def _at(denoise: Denoise, state: Tensor, sigma: float) -> Tensor:
+    clean: Tensor = denoise(state, torch.full((len(state),), sigma, dtype=torch.float64, device=state.device))
+    return clean.double()
+
+
+def _wide(factor: Tensor) -> Tensor:
+    return factor[:, None, None, None]

@@ -1,0 +1,82 @@
+"""Files of generated images: the EDM ``.npz`` layout, written in constant memory and with the same bytes each time.
+
+The layout is that of the 1M-50M sets of Wang et al. 2023 (arXiv 2302.04638): uncompressed, ``image`` uint8
+[N, H, W, C] and ``label`` int64 [N]. Where the images come from travels in the archive's comment, which every zip
+reader ignores.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puma.files import atomic_path
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold: equal content, equal bytes
+
+
+def write_npz(
+    path: Path | str, chunks: Iterable[NDArray[np.uint8]], labels: NDArray[np.int64], *, comment: dict[str, Any]
+) -> None:
+    """Write image chunks and all labels as one uncompressed EDM-layout ``.npz``, atomically.
+
+    Args:
+        path: target.
+        chunks: uint8 [n, H, W, C] each, ``len(labels)`` rows in all; one is held at a time.
+        labels: int64 [N].
+        comment: JSON-able provenance.
+
+    Raises:
+        ValueError: the chunks do not add up to ``len(labels)`` rows.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = json.dumps(comment, sort_keys=True).encode()
+        rows = 0
+        with archive.open(zipfile.ZipInfo("image.npy", _EPOCH), "w", force_zip64=True) as member:
+            for chunk in chunks:
+                if rows == 0:
+                    member.write(_header((len(labels), *chunk.shape[1:]), chunk.dtype))
+                member.write(np.ascontiguousarray(chunk).data)
+                rows += len(chunk)
+        if rows != len(labels):
+            raise ValueError(f"{rows} images but {len(labels)} labels")
+        with archive.open(zipfile.ZipInfo("label.npy", _EPOCH), "w", force_zip64=True) as member:
+            member.write(_header(labels.shape, labels.dtype))
+            member.write(np.ascontiguousarray(labels).data)
+
+
+def read_comment(path: Path | str) -> dict[str, Any]:
+    """The provenance of a file that `write_npz` wrote; empty for any other or broken file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            told = json.loads(archive.comment or b"{}")
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def read_part(path: Path, settings: str, rows: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+    """Images and labels of a part, checked against its checksums; None if missing, broken or of other settings."""
+    if read_comment(path).get("settings") != settings:
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            images, labels = arrays["image"], arrays["label"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return (images, labels) if len(images) == len(labels) == rows else None
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    buffer = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
