@@ -185,7 +185,9 @@ class MarginTable:
             if len(index) and (index.min() < 0 or index.max() >= total):
                 raise DataError(f"{part} holds rows beyond the pool's {total}")
             if seen[index].any():
-                raise DataError(f"{part} repeats rows from {int(index[seen[index]][0])} on", fix="delete one of the parts")
+                raise DataError(
+                    f"{part} repeats rows from {int(index[seen[index]][0])} on", fix="delete one of the parts"
+                )
             seen[index] = True
             for name, value in values.items():
                 columns.setdefault(name, np.empty(total, value.dtype))[index] = value
@@ -300,7 +302,9 @@ def read_part(path: Path | str, meta: Mapping[str, Any]) -> dict[str, NDArray[An
         table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{path} is broken", why=str(error).strip(), fix="run the same `puma score` command: it redoes only this part"
+            f"{path} is broken",
+            why=str(error).strip(),
+            fix="run the same `puma score` command: it redoes only this part",
         ) from None
     names = {"status": list(STATUS_NAMES), "source": [source["name"] for source in meta["pool"]["sources"]]}
     columns: dict[str, NDArray[Any]] = {}
@@ -322,13 +326,14 @@ def _codes(column: pa.Array, names: list[str]) -> NDArray[Any]:
 
 def _difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
     """Name the first settings in which two metadata differ, with both values."""
-    return "; ".join(_differences(one, two)) or "their metadata differ"
+    return "; ".join(differences(one, two)) or "their metadata differ"
 
 
-def _differences(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def differences(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Name every setting in which two metadata differ, with both values."""
     for key in sorted({*one, *two}):
         a, b = one.get(key), two.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from _differences(a, b, f"{prefix}{key}.")
+            yield from differences(a, b, f"{prefix}{key}.")
         elif a != b:
             yield f"{prefix}{key}: {a!r} and {b!r}"

@@ -1,0 +1,79 @@
+"""What a margin table depends on, and the machine it was made on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from puma.attacks.deepfool import MODES, Mode
+from puma.data.pool import Pool
+from puma.errors import UsageError, unknown
+from puma.margins import PART_ROWS
+from puma.models.weights import weights_sha256
+from puma.norms import Norm, parse_norm
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """Everything but the model and the pool that decides the bytes of a table.
+
+    Args:
+        norm: ``"Linf"`` or ``"L2"``.
+        mode: a mode of `puma.deepfool`.
+        steps: linearisations at most for one image.
+        batch_size: images read and searched together; its boundaries are fixed within a part.
+        chunk: images per pass through the model.
+        part_rows: rows of one part.
+
+    Raises:
+        UsageError: unknown norm or mode, a number that is not positive.
+    """
+
+    norm: Norm = "Linf"
+    mode: Mode = "margin"
+    steps: int = 50
+    batch_size: int = 512
+    chunk: int = 64
+    part_rows: int = PART_ROWS
+
+    def __post_init__(self) -> None:
+        parse_norm(self.norm)
+        if self.mode not in MODES:
+            raise unknown("mode", self.mode, MODES)
+        for name in ("steps", "batch_size", "chunk", "part_rows"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} has to be positive, not {getattr(self, name)}")
+
+    def meta(self, model: nn.Module, pool: Pool) -> dict[str, Any]:
+        """The metadata of the table, as in `puma.margins.MarginTable`."""
+        settings = asdict(self)
+        norm, mode = settings.pop("norm"), settings.pop("mode")
+        config = getattr(model, "config", None)
+        name = config.get("name") if isinstance(config, dict) else type(model).__name__
+        return {
+            "norm": norm,
+            "mode": mode,
+            "settings": settings,
+            "model": {"name": name, "sha256": weights_sha256(model)},
+            "pool": pool.describe(),
+        }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What may change the last bits of a margin: recorded beside the parts, and named where it differs."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "puma": version("puma-robust"),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "device": f"{device.type} {name}",
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cores": os.cpu_count(),
+    }
