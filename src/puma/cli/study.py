@@ -19,14 +19,18 @@ study_app = typer.Typer(help="Compare strategies: many runs with one frozen reci
 
 @study_app.command("run")
 def run(
-    study: Annotated[Path, typer.Argument(metavar="FILE", help="A study's TOML file, or the folder of one begun before.")],
+    study: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A study's TOML file, or the folder of one begun before.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder of the study.  [default: runs/NAME]")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Processes on this machine; they share its cores.")] = 1,
     time_budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="Checkpoint and stop after this long: 90s, 25m, 3h.")
     ] = None,
     engine: Annotated[str, typer.Option(help="local: processes here. ray: one Ray task per piece of work.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join; without it Ray starts on this machine.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to join; without it Ray starts on this machine.")
+    ] = None,
     num_cpus: Annotated[float, typer.Option(min=0, help="CPUs of each Ray task.")] = 1,
     num_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each Ray task.")] = 0,
     join: Annotated[bool, typer.Option("--join", help="Be one of several processes that share the folder.")] = False,
@@ -119,7 +123,11 @@ def status(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -
     running = max(1, sum(line["state"] == "running" for line in lines))
     counter = StudyStatus(study, running)
     eta = counter.eta()
-    left = "unknown before the first piece is finished" if eta is None else f"{eta / 60:.0f} min with {running} process(es)"
+    left = (
+        "unknown before the first piece is finished"
+        if eta is None
+        else f"{eta / 60:.0f} min with {running} process(es)"
+    )
     typer.echo(f"{counter.done()} % finished, left: {left}")
 
 

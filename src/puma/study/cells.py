@@ -23,7 +23,12 @@ def run_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
     pool = load_pool(study, cell.synthetic)
     table = MarginTable.read(study.margin_folder(cell.synthetic))
     plan = make_plan(
-        table, strategy=cell.strategy, prune_fraction=cell.prune_fraction, threat=threat, seed=cell.seed, **dict(cell.params)
+        table,
+        strategy=cell.strategy,
+        prune_fraction=cell.prune_fraction,
+        threat=threat,
+        seed=cell.seed,
+        **dict(cell.params),
     )
     plan.write(study.plan_file(cell))
     out = study.run_folder(cell)

@@ -48,7 +48,9 @@ class StudyFolder:
         if folder.settings_file.exists():
             before = cls.open(path).spec.model_dump(exclude={"grid"})
             after = spec.model_dump(exclude={"grid"})
-            changed = [f"{key}: {before[key]!r} there, {after[key]!r} now" for key in after if before[key] != after[key]]
+            changed = [
+                f"{key}: {before[key]!r} there, {after[key]!r} now" for key in after if before[key] != after[key]
+            ]
             if changed:
                 raise ResumeError(
                     f"{path} holds a study with other settings",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from puma.data.pool import Pool
 from puma.margins import MarginTable, Status
+from puma.models.weights import load_model
 from puma.plan import Plan
 from puma.scoring import score_margins
 from puma.study.folder import StudyFolder
@@ -29,7 +30,9 @@ def score_pool(study: StudyFolder, synthetic: int | None, show: bool) -> dict[st
     for number in range(settings.folds):
         unseen = fold == number if settings.folds > 1 else np.zeros(len(pool), dtype=bool)
         seed = settings.seed + number
-        model = _train(study, pool, ~unseen, folder / f"margin-model-{number}", seed, f"margin model {number + 1}", show)
+        model = _train(
+            study, pool, ~unseen, folder / f"margin-model-{number}", seed, f"margin model {number + 1}", show
+        )
         out = folder / ("margins" if settings.folds == 1 else f"margins-fold-{number}")
         norm = study.spec.threat_model.norm
         tables.append(score_margins(model, pool, norm=norm, mode=settings.mode, out=out, progress=show))
@@ -81,7 +84,14 @@ def cross_fit(tables: list[MarginTable], fold: NDArray[np.int64]) -> MarginTable
     positive = np.where(estimated, Status.ESTIMATED, Status.CROSSED)
     columns["status"][shared] = np.where(mean < 0, Status.MISCLASSIFIED, positive)[shared]
     meta = {**tables[0].meta, "model": {"cross_fitted": [table.meta["model"] for table in tables]}}
-    return replace(tables[0], **columns, meta=meta)
+    return replace(
+        tables[0],
+        predicted=columns["predicted"],
+        margin=columns["margin"],
+        status=columns["status"],
+        steps=columns["steps"],
+        meta=meta,
+    )
 
 
 def train_judge(study: StudyFolder, show: bool) -> dict[str, Any]:
@@ -93,8 +103,6 @@ def train_judge(study: StudyFolder, show: bool) -> dict[str, Any]:
 
 def load_judge(study: StudyFolder) -> nn.Module:
     """The judge as trained by `train_judge`."""
-    from puma.models.weights import load_model
-
     return load_model(study.path / "judge")
 
 
@@ -104,9 +112,7 @@ def _train(
     """Train on the kept rows of a pool at full eps, with the study's recipe."""
     threat = study.spec.threat_model
     eps = np.where(keep, np.float32(threat.eps), np.float32(0))
-    plan = Plan(keep=keep, eps=eps, meta={"strategy": label, "threat": threat, "pool": pool.describe()})
+    plan = Plan(keep=keep, eps=eps, meta={"strategy": label, "threat": asdict(threat), "pool": pool.describe()})
     network = new_network(study, pool, seed)
-    run = train(
-        network, pool, threat=threat, plan=plan, recipe=study.spec.recipe, out=out, seed=seed, progress=show
-    )
+    run = train(network, pool, threat=threat, plan=plan, recipe=study.spec.recipe, out=out, seed=seed, progress=show)
     return run.model

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.data.source import Source
-from puma.generation import generate
+from puma.files import write_json
+from puma.generation import DiffusionConfig, generate
+from puma.generation.config import checked
 from puma.generation.quality import measure
+from puma.generation.synthesis import preset_for
 from puma.models.build import build_model
 from puma.study.folder import StudyFolder
 
@@ -20,9 +22,11 @@ def make_synthetic(study: StudyFolder, show: bool) -> dict[str, object]:
     if not isinstance(pool.synthetic, int):
         return {}
     real, test = load_dataset(pool.real), load_dataset(pool.test)
-    options = {} if pool.diffusion_steps is None else {"steps": pool.diffusion_steps}
-    generate(real, pool.synthetic, out=study.synthetic_file, seed=0, progress=show, **options)
-    return {"quality": measure(real, test, load_dataset(study.synthetic_file))}
+    config = checked(DiffusionConfig, preset_for(real.image_shape).model_dump() | pool.diffusion)
+    generate(real, pool.synthetic, out=study.synthetic_file, config=config, seed=0, progress=show)
+    quality = measure(real, test, load_dataset(study.synthetic_file))
+    write_json(study.path / "synthetic" / "quality.json", quality)
+    return {"quality": quality}
 
 
 def load_pool(study: StudyFolder, synthetic: int | None) -> Pool:
@@ -33,7 +37,7 @@ def load_pool(study: StudyFolder, synthetic: int | None) -> Pool:
     if synthetic is None:
         sources += [load_dataset(spec) for spec in specs]
     elif synthetic:
-        sources += [load_dataset(specs if len(specs) > 1 else specs[0], subset=synthetic, seed=0)]
+        sources.append(load_dataset(specs, subset=synthetic, seed=0))
     return Pool(sources)
 
 
@@ -43,11 +47,9 @@ def load_test(study: StudyFolder) -> Source:
 
 
 def new_network(study: StudyFolder, pool: Pool, seed: int) -> nn.Module:
-    """A fresh network with weights drawn from ``seed``, whatever the global generator holds."""
+    """A fresh network with weights drawn from ``seed``."""
     network = study.spec.network
     height, _, channels = pool.image_shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_model(
-            network.name, num_classes=pool.num_classes, in_channels=channels, image_size=height, **network.options
-        )
+    return build_model(
+        network.name, pool.num_classes, in_channels=channels, image_size=height, seed=seed, **network.options
+    )

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from puma.attacks.deepfool import Mode
 from puma.errors import UsageError
 from puma.strategies import get_strategy
 from puma.threat import ThreatModel
@@ -29,7 +30,9 @@ class PoolSettings(_Settings):
     synthetic: int | list[str] = Field(
         description="How many images to generate with our own diffusion model, or the sources of synthetic images."
     )
-    diffusion_steps: int | None = Field(None, gt=0, description="Training steps of the diffusion model.")
+    diffusion: dict[str, Any] = Field(
+        default={}, description="Settings of the diffusion model that differ from its preset."
+    )
 
 
 class NetworkSettings(_Settings):
@@ -42,24 +45,30 @@ class NetworkSettings(_Settings):
 class MarginSettings(_Settings):
     """How margins are measured."""
 
-    mode: str = Field("margin", description="DeepFool mode.")
+    mode: Mode = Field(default="margin", description="DeepFool mode.")
     folds: int = Field(
-        1,
+        default=1,
         ge=1,
-        description="1: one margin model, trained on the whole pool. K > 1: cross-fitted, a real image is scored by the "
-        "model that did not train on it, a synthetic one by the mean over the K models.",
+        description="1: one margin model, trained on the whole pool. K > 1: cross-fitted, a real image is scored by "
+        "the model that did not train on it, a synthetic one by the mean over the K models.",
     )
-    seed: int = Field(1000, ge=0, description="Seed of the margin models; cells use other ones.")
+    seed: int = Field(default=1000, ge=0, description="Seed of the margin models; cells use other ones.")
 
 
 class EvaluationSettings(_Settings):
     """How models are judged."""
 
     attack: str = "standard"
-    subset: int | None = Field(None, gt=0, description="Attack only a stratified subset of this many test images.")
-    checkpoints: list[str] = Field(["last"], description="Which checkpoints of a run are judged: last, best or both.")
+    subset: int | None = Field(
+        default=None, gt=0, description="Attack only a stratified subset of this many test images."
+    )
+    checkpoints: list[str] = Field(
+        default=["last"], description="Which checkpoints of a run are judged: last, best or both."
+    )
     mislabelled: int = Field(
-        2000, ge=0, description="Kept training images whose perturbation an independent judge looks at; 0: none."
+        default=2000,
+        ge=0,
+        description="Kept training images whose perturbation an independent judge looks at; 0: none.",
     )
 
     @field_validator("checkpoints")
@@ -73,12 +82,15 @@ class EvaluationSettings(_Settings):
 class Grid(_Settings):
     """A block of cells: every combination of its lists."""
 
-    strategies: list[str | dict[str, Any]] = Field(description='Names, or tables such as {name = "puma", c = [0.25, 0.5]}.')
+    strategies: list[str | dict[str, Any]] = Field(
+        description='Names, or tables such as {name = "puma", c = [0.25, 0.5]}.'
+    )
     prune_fractions: list[Annotated[float, Field(ge=0, lt=1)]] = [0.3]
     seeds: list[Annotated[int, Field(ge=0)]] = [0]
-    recipes: list[str] | None = Field(None, description="Instead of the study's recipe.")
+    recipes: list[str] | None = Field(default=None, description="Instead of the study's recipe.")
     synthetic: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, description="Pool sizes: stratified subsets of this many synthetic images, each with its own margin model."
+        default=None,
+        description="Pool sizes: stratified subsets of this many synthetic images, each with its own margin model.",
     )
 
 

@@ -42,7 +42,7 @@ class StudyStatus:
         weight = sum(task.weight for task in self.tasks if task.name in finished)
         if not weight:
             return None
-        seconds = sum(result["seconds"] for result in finished.values())
+        seconds = float(sum(result["seconds"] for result in finished.values()))
         return seconds / weight * (self._weights - weight) / self.jobs
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from puma.errors import ResumeError
 from puma.study.cells import judge_cell, run_cell
 from puma.study.folder import StudyFolder
 from puma.study.margins import score_pool, train_judge

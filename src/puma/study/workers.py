@@ -35,7 +35,12 @@ class _Worker:
         command = [sys.executable, "-m", "puma", "study", "run", str(study.path), "--join"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), LOG_EVERY_ENV: "1"}
         self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
         )
         self.lines: deque[str] = deque(maxlen=40)
         threading.Thread(target=self._read, daemon=True).start()
