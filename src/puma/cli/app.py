@@ -11,6 +11,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from puma._version import __version__
+from puma.cli.demo import demo
+from puma.cli.show import show
+from puma.cli.study import study_app
 from puma.errors import PumaError
 
 app = typer.Typer(
@@ -36,6 +39,11 @@ def _options(
     ] = False,
 ) -> None:
     pass
+
+
+for verb in (demo, show):
+    app.command()(verb)
+app.add_typer(study_app, name="study")
 
 
 def main() -> NoReturn:
