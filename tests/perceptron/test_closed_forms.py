@@ -33,6 +33,10 @@ def sample(R: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.abs(u), np.sign(u) * (R * u + np.sqrt(1 - R**2) * z)
 
 
+def half_normal(s: float) -> float:
+    return float(np.sqrt(2 / np.pi) * np.exp(-s * s / 2))
+
+
 def assert_frequency(events: np.ndarray, probability: float) -> None:
     """``events`` has the frequency ``probability`` within five standard errors of the binomial."""
     error = np.sqrt(max(probability * (1 - probability), 1e-9) / len(events))
