@@ -109,6 +109,19 @@ class Problem:
         return np.full(len(self), self.threat.eps if eps is None else eps, dtype=np.float32)
 
 
+def whole(name: str, value: Any, *, low: int) -> int:
+    """Check a whole number given by the user.
+
+    Raises:
+        UsageError: not a whole number, or below ``low``.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise UsageError(
+            f"{name} = {value!r} is not a whole number from {low} on", fix=f"choose a {name} in that range"
+        )
+    return value
+
+
 def fraction(name: str, value: Any, *, low: float = 0.0, high: float = 1.0, open_low: bool = False) -> float:
     """Check a number given by the user against a closed range (open at the lower end if ``open_low``).
 

@@ -12,7 +12,7 @@ from puma.strategies.registry import strategy
 C = 0.5
 
 
-@strategy("puma", prunes="high margin", source="arXiv 2405.06298", compares=True)
+@strategy("puma", prunes="high margin", source="arXiv 2405.06298", compares=True, needs=("margin",))
 def puma(problem: Problem, *, c: float = C, spend: float | None = None) -> Choice:
     """Drop the highest margins; eps_i = min(eps, c * max(margin_i, 0)).
 

@@ -14,7 +14,13 @@ from puma.strategies.quotas import extreme
 from puma.strategies.registry import strategy
 
 
-@strategy("puma-plus", prunes="lowest margin beyond a ceiling, then high margin", source="our own", compares=True)
+@strategy(
+    "puma-plus",
+    prunes="lowest margin beyond a ceiling, then high margin",
+    source="our own",
+    compares=True,
+    needs=("margin",),
+)
 def puma_plus(problem: Problem, *, c: float | Literal["auto"] = "auto", max_misclassified: float = 0.2) -> Choice:
     """Like puma, but c keeps the mislabelled mass constant and misclassified rows have a ceiling.
 

@@ -1,7 +1,7 @@
 """The list of strategies. A file that decorates one function with `strategy` adds one.
 
 ```python
-@strategy("loudest", prunes="low loudness", source="our own")
+@strategy("loudest", prunes="low loudness", source="our own", needs=("loudness",))
 def loudest(problem: Problem, *, power: float = 1.0) -> Choice:
     \"\"\"Keep the loudest images, full eps.\"\"\"
     return Choice(problem.drop(problem.score("loudness") ** power, "low"), problem.uniform())
@@ -34,6 +34,7 @@ class Strategy:
         compares: it compares margins with eps, so the table has to be in the threat model's norm.
         control: it is there to isolate a mechanism, not to be used.
         beyond_eps: it may give an eps above the threat model's (documented exception).
+        needs: what it reads beyond labels: "margin", a score's column, or "features" (a parameter).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Strategy:
     compares: bool = False
     control: bool = False
     beyond_eps: bool = False
+    needs: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -83,11 +85,12 @@ def strategy(
     compares: bool = False,
     control: bool = False,
     beyond_eps: bool = False,
+    needs: tuple[str, ...] = (),
 ) -> Callable[[Rule], Rule]:
     """Register the decorated rule under ``name``; the arguments are those of `Strategy`."""
 
     def register(rule: Rule) -> Rule:
-        STRATEGIES[name] = Strategy(name, rule, prunes, source, compares, control, beyond_eps)
+        STRATEGIES[name] = Strategy(name, rule, prunes, source, compares, control, beyond_eps, needs)
         return rule
 
     return register

@@ -6,7 +6,7 @@ from puma.strategies.problem import Choice, Problem, fraction
 from puma.strategies.registry import strategy
 
 
-@strategy("uniform-eps", prunes="", source="facts of the trade-off; see docs/strategies.md", control=True)
+@strategy("uniform-eps", prunes="", source="control", control=True)
 def uniform_eps(problem: Problem, *, scale: float = 0.5) -> Choice:
     """All data, every eps times ``scale`` (in [0, 1])."""
     scale = fraction("scale", scale)

@@ -1,0 +1,79 @@
+"""Feature vectors of a pool's images, and scores carried along them to rows that have none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puma.errors import DataError
+
+Features = NDArray[np.floating[Any]] | str | Path
+BLOCK = 8_192
+
+
+def read_features(features: Features, rows: int) -> NDArray[np.floating[Any]]:
+    """Feature vectors ``[rows, D]``, from an array or a .npy file (which is mapped, not loaded).
+
+    Raises:
+        DataError: the file is missing or broken, or the array has another shape or kind.
+    """
+    array: Any = features
+    if isinstance(features, (str, Path)):
+        try:
+            array = np.load(features, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise DataError(
+                f"{features} does not exist", fix="`puma score --from-run RUN --features` makes one"
+            ) from None
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(f"{features} is not a .npy file", why=str(error)) from None
+    array = np.asanyarray(array)
+    if array.ndim != 2 or len(array) != rows or not np.issubdtype(array.dtype, np.floating):
+        raise DataError(
+            f"features of shape {array.shape} and type {array.dtype} do not fit",
+            why=f"they have to be float, one vector for each of the pool's {rows} images",
+        )
+    return array  # type: ignore[no-any-return]
+
+
+def extrapolate(
+    scores: NDArray[np.float32], features: NDArray[np.floating[Any]], neighbours: int = 10
+) -> NDArray[np.float32]:
+    """Give every row without a score the mean score of its nearest scored rows (Nieth et al., arXiv 2406.13283).
+
+    Args:
+        scores: float ``[N]``, NaN where there is none.
+        features: ``[N, D]``; distances are Euclidean.
+        neighbours: how many scored rows are averaged (fewer if there are fewer).
+
+    Returns:
+        float32 ``[N]`` without NaN; rows that had a score keep it.
+
+    Raises:
+        DataError: no row has a score, or a feature is NaN or infinite.
+
+    >>> extrapolate(np.float32([1, 3, np.nan]), np.array([[0.0], [10.0], [9.0]]), neighbours=1)
+    array([1., 3., 3.], dtype=float32)
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    known = np.flatnonzero(~np.isnan(scores))
+    unknown = np.flatnonzero(np.isnan(scores))
+    if not len(known):
+        raise DataError("no row has a score to extrapolate from")
+    reference = np.asarray(features[known])
+    if not np.isfinite(reference).all():
+        raise DataError("the features hold NaN or infinite values")
+    search = NearestNeighbors(n_neighbors=min(neighbours, len(known))).fit(reference)
+    filled = np.array(scores, dtype=np.float32)
+    for start in range(0, len(unknown), BLOCK):
+        rows = unknown[start : start + BLOCK]
+        block = np.asarray(features[rows])
+        if not np.isfinite(block).all():
+            raise DataError("the features hold NaN or infinite values")
+        near = search.kneighbors(block, return_distance=False)
+        filled[rows] = scores[known[near]].mean(axis=1, dtype=np.float64)
+    return filled

@@ -1,0 +1,121 @@
+"""Intervals: of one accuracy (Wilson), and of a mean over seeds whose runs share their test images (Student's t)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from puma.errors import UsageError
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its interval.
+
+    Args:
+        value: the mean over seeds.
+        low: lower end of the interval; None where there is none (one seed and no per-image flags).
+        high: upper end.
+        seeds: how many seeds were averaged.
+        seed_error: standard error from the spread over seeds, NaN with one seed.
+        image_error: standard error from the choice of test images, NaN where no per-image flags were given.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    seeds: int
+    seed_error: float = math.nan
+    image_error: float = math.nan
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def wilson_interval(share: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a share seen in ``n`` independent images (JASA 22, 1927).
+
+    Args:
+        share: hits / n, in [0, 1].
+        n: how many, at least 1.
+        level: nominal coverage.
+
+    Returns:
+        Lower and upper end, inside [0, 1] also at shares 0 and 1.
+
+    >>> tuple(round(end, 3) for end in wilson_interval(0.5, 100))
+    (0.404, 0.596)
+
+    Raises:
+        UsageError: ``share`` outside [0, 1], or ``n`` below 1.
+    """
+    if not 0 <= share <= 1 or n < 1:
+        raise UsageError(f"no interval of a share {share!r} of {n!r} images")
+    z = float(stats.norm.isf((1 - level) / 2))
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
+
+
+def mean_interval(values: ArrayLike, resampled: ArrayLike | None = None, level: float = LEVEL) -> Estimate:
+    """The mean over seeds with Student's t, and the variance of the test images that all seeds share added.
+
+    The values of different seeds are computed on the same test images, so that their spread does not show how much the
+    images matter. ``resampled`` holds the values again under bootstrap resamples of the images (each resample the same
+    for all seeds and cells). The part of its variance that is common to all seeds is added to the variance over seeds;
+    the part that is not is in the latter already (a two-way random-effects layout, seeds by images). The degrees of
+    freedom are Satterthwaite's.
+
+    Args:
+        values: one per seed, finite ``[S]``.
+        resampled: ``[B, S]``, the same under B resamples; NaN where it could not be computed.
+        level: nominal coverage.
+
+    Returns:
+        The estimate; with one seed the interval shows the images only, or is None where there are no resamples.
+
+    >>> print(mean_interval([0.50, 0.52, 0.54]))
+    0.520 [0.470, 0.570]
+
+    Raises:
+        UsageError: no values.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or not len(sample):
+        raise UsageError("a mean over seeds needs at least one value")
+    seeds = len(sample)
+    between = float(sample.var(ddof=1)) / seeds if seeds > 1 else math.nan
+    images, draws = (math.nan, 0) if resampled is None else _shared_variance(np.asarray(resampled, dtype=np.float64))
+    total, freedom = 0.0, 0.0
+    for variance, parts in ((between, seeds - 1), (images, draws - 1)):
+        if not math.isnan(variance):
+            total += variance
+            freedom += variance**2 / parts
+    value = float(sample.mean())
+    errors = math.sqrt(between), math.sqrt(images)
+    if seeds == 1 and math.isnan(images):
+        return Estimate(value, None, None, seeds, *errors)
+    freedom = total**2 / freedom if freedom > 0 else 1.0
+    half = float(stats.t.isf((1 - level) / 2, freedom)) * math.sqrt(total)
+    return Estimate(value, value - half, value + half, seeds, *errors)
+
+
+def _shared_variance(resampled: NDArray[np.float64]) -> tuple[float, int]:
+    """Variance over image resamples that all seeds have in common, and how many resamples could be used."""
+    usable = resampled[np.isfinite(resampled).all(axis=1)]
+    draws, seeds = usable.shape
+    if draws < 2:
+        return math.nan, draws
+    of_mean = float(usable.mean(axis=1).var(ddof=1))
+    if seeds == 1:
+        return of_mean, draws
+    of_each = float(usable.var(axis=0, ddof=1).mean())
+    return max((seeds * of_mean - of_each) / (seeds - 1), 0.0), draws
