@@ -5,6 +5,7 @@ A reader has a ``shape`` and a ``read``; it never holds more than it was asked f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -105,14 +106,22 @@ class ResizedImages:
         return out
 
 
+_REMEMBERED = 1 << 30
+
+
+def remembered(images: Images) -> Images:
+    """``images`` with each made only once, if all of them take at most 1 GiB."""
+    return RememberedImages(images) if math.prod(images.shape) <= _REMEMBERED else images
+
+
 class RememberedImages:
-    """Images that cost something to make, each made once and kept: all of them fit into ``shape`` bytes of memory."""
+    """Images that cost something to make, each made once and kept."""
 
     def __init__(self, images: Images) -> None:
         self._images = images
         self.shape: Shape = images.shape
         self._known = np.zeros(self.shape[0], dtype=bool)
-        self._array = np.empty(self.shape, np.uint8)  # pages are touched only as images arrive
+        self._array = np.empty(self.shape, np.uint8)  # the system hands out its pages only as images arrive
 
     def read(self, rows: Rows) -> NDArray[np.uint8]:
         """See `Images.read`."""

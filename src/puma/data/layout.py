@@ -11,6 +11,7 @@ from puma.errors import DataError
 
 _TYPE_LIMIT = 32_767  # labels are int16 in every table
 _CHANNELS = (1, 3)
+LABEL_NAMES = ("label", "labels", "y", "targets")
 
 
 def check_image_layout(

@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.data.archive import Member, read_members
+from puma.data.compressed import compressed_images
 from puma.data.images import Images, Shape
 from puma.data.inflate import MemberReader
-from puma.data.layout import check_image_layout, check_labels
+from puma.data.layout import LABEL_NAMES, check_image_layout, check_labels
 from puma.data.mapped import MappedImages
 from puma.data.npy import Header, read_header
 from puma.data.source import ImageSource
 from puma.errors import DataError
 from puma.files import fingerprint
 
-IMAGE_NAMES = ("image", "images", "img", "x", "data")
-LABEL_NAMES = ("label", "labels", "y", "targets")
+IMAGE_NAMES = ("image", "images", "img")
 _CLASS_NAMES = ("classes", "class_names")
 _LARGEST_NAMES = 1 << 20
 _BOMB_RATIO, _BOMB_SIZE = 100, 64 << 20
@@ -45,9 +45,9 @@ def load_npz(path: Path | str, *, verify: str = "free") -> ImageSource:
     image, label = _member(path, members, IMAGE_NAMES), _member(path, members, LABEL_NAMES)
     header = member_header(image)
     where = f"{path}: {image.name.removesuffix('.npy')}"
+    check_not_bomb(image)
     sample = None if header.dtype == np.uint8 else _sample(image, header)
     check_image_layout(header.shape, header.dtype, sample, where)
-    check_not_bomb(image)
     class_names = _class_names(members)
     labels = _labels(label, header.shape[0], class_names)
     if verify == "full":
@@ -57,7 +57,7 @@ def load_npz(path: Path | str, *, verify: str = "free") -> ImageSource:
         _images(image, header, (n, height, width, channels)),
         labels,
         name=path.stem,
-        fingerprint=_fingerprint(image, header, label),
+        fingerprint=_fingerprint(image, header, label, class_names),
         class_names=class_names,
     )
 
@@ -111,8 +111,6 @@ def read_array(member: Member, header: Header) -> NDArray[Any]:
 
 def _images(member: Member, header: Header, shape: Shape) -> Images:
     if member.compressed:
-        from puma.data.compressed import compressed_images
-
         return compressed_images(member, header, shape)
     return MappedImages(member.path, member.offset + header.length, shape, fortran_order=header.fortran_order)
 
@@ -155,7 +153,9 @@ def _sample(member: Member, header: Header) -> NDArray[Any]:
         return np.frombuffer(reader.read(count * header.dtype.itemsize), header.dtype)
 
 
-def _fingerprint(image: Member, header: Header, label: Member) -> str:
+def _fingerprint(image: Member, header: Header, label: Member, names: tuple[str, ...] | None) -> str:
     """From what the archive's directory says: shapes, dtypes and the CRC-32 of every byte, so it costs nothing."""
     arrays = [[kind, member.size, member.crc] for kind, member in (("image", image), ("label", label))]
-    return fingerprint({"format": "npz", "shape": header.shape, "order": header.fortran_order, "members": arrays})
+    return fingerprint(
+        {"format": "npz", "shape": header.shape, "order": header.fortran_order, "members": arrays, "classes": names}
+    )

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.data.images import Rows
+from puma.data.load import as_source
+from puma.data.mapstyle import MapStyle
 from puma.data.source import Source, checked_row, checked_rows
 from puma.errors import DataError, UsageError
 from puma.files import fingerprint
@@ -21,7 +23,7 @@ class Pool:
     """Several sources as one; a row's place never changes, and every artefact is keyed by it. Itself a `Source`.
 
     Args:
-        sources: real ones first.
+        sources: real ones first; any map-style dataset of (image, label) will do.
         roles: ``"real"`` or ``"synthetic"`` for each; by default the first is real and the others are synthetic.
 
     >>> from puma.data.load import load_dataset
@@ -37,8 +39,8 @@ class Pool:
 
     spec: str | None = None
 
-    def __init__(self, sources: Sequence[Source], roles: Sequence[str] | None = None) -> None:
-        self.sources: tuple[Source, ...] = tuple(sources)
+    def __init__(self, sources: Sequence[Source | MapStyle], roles: Sequence[str] | None = None) -> None:
+        self.sources: tuple[Source, ...] = tuple(as_source(source) for source in sources)
         if not self.sources:
             raise UsageError("a pool needs at least one source")
         self.roles = tuple(roles) if roles is not None else ("real", *["synthetic"] * (len(self.sources) - 1))

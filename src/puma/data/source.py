@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.data.images import Images, Rows
+from puma.errors import UsageError
 
 
 @runtime_checkable
@@ -108,6 +109,21 @@ class ImageSource:
             f"<{self.name}: {len(self):,} images {height}x{width}x{channels}, {self.num_classes} classes, "
             f"{self.fingerprint[:12]}>"
         )
+
+
+def required_spec(source: Source) -> str:
+    """The text that opens ``source`` in another process.
+
+    Raises:
+        UsageError: it has none, being made of Python objects.
+    """
+    if source.spec is None:
+        raise UsageError(
+            f"{source.name} cannot be opened by another process",
+            why="it was made from a Python object, so no text names it",
+            fix="save it (np.savez(path, image=..., label=...)) and load_dataset that file",
+        )
+    return source.spec
 
 
 def checked_row(index: int, size: int) -> int:

@@ -1,0 +1,141 @@
+"""Several part files as one source: found by pattern or folder, checked to be complete, joined in order."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from puma.data.images import JoinedImages
+from puma.data.source import ImageSource
+from puma.errors import DataError, UsageError
+from puma.files import fingerprint
+
+logger = logging.getLogger("puma")
+
+_OF = re.compile(r"^(?P<stem>.*?)[-_.]?(?P<number>\d+)-of-(?P<total>\d+)$")
+_PART = re.compile(r"^(?P<stem>.*(?:part|shard|chunk))[-_]?(?P<number>\d+)$", re.IGNORECASE)
+
+
+def expanded(places: list[str], split: str | None = None) -> list[str]:
+    """Patterns and folders of part files replaced by the files themselves, in order.
+
+    Raises:
+        DataError: nothing matches, a part is missing or named twice.
+        UsageError: a folder holds several splits and none is chosen.
+    """
+    out: list[str] = []
+    for place in places:
+        if any(sign in place for sign in "*?[") and not Path(place).exists():
+            found = sorted(glob.glob(place), key=_order)
+            if not found:
+                raise DataError(f"no file matches {place!r}")
+            out += found
+        elif Path(place).is_dir() and (parts := _part_files(Path(place))):
+            out += _of_split(Path(place), parts, split)
+        else:
+            out.append(place)
+    check_complete(out)
+    return out
+
+
+def check_complete(places: list[str]) -> None:
+    """Refuse a list of part files with one missing or one twice. A single part is taken as it is, with a warning.
+
+    Raises:
+        DataError: names the parts.
+    """
+    seen: set[Path] = set()
+    for place in places:
+        if (path := Path(place).resolve()) in seen:
+            raise DataError(f"{place} is named twice", why="its images would count double")
+        seen.add(path)
+    groups: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for place in places:
+        stem = Path(place).stem
+        if match := _OF.match(stem) or _PART.match(stem):
+            total = match.groupdict().get("total") or ""
+            groups[str(Path(place).with_name(match["stem"])), total][int(match["number"])] = place
+    for (stem, total), parts in groups.items():
+        first = min(parts) if not total else 0 if 0 in parts else 1 if int(total) in parts else 0
+        last = max(parts) if not total else first + int(total) - 1
+        missing = [number for number in range(min(first, 1), last + 1) if number not in parts]
+        missing = [number for number in missing if total or number > 0]  # parts may be counted from 0 or from 1
+        if missing and len(places) == 1:
+            logger.warning("%s is one part of several; the others are left out", places[0])
+        elif missing:
+            named = ", ".join(str(number) for number in missing[:5])
+            raise DataError(
+                f"part {named} of {stem} {'is' if len(missing) == 1 else 'are'} missing",
+                why=f"there {'is' if len(parts) == 1 else 'are'} {', '.join(map(str, sorted(parts)[:8]))}"
+                + (f" of {total}" if total else ""),
+                fix="get the missing part; to leave it out on purpose, name the parts as separate sources of a pool",
+            )
+
+
+def joined(parts: list[ImageSource]) -> ImageSource:
+    """Part files as one source, in the order given.
+
+    Raises:
+        DataError: parts of different image shapes or class names, or one part's data twice.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    seen: dict[str, str] = {}
+    for part in parts:
+        if part.image_shape != first.image_shape:
+            raise DataError(f"{part.name} has images of {part.image_shape}, {first.name} of {first.image_shape}")
+        if part.fingerprint in seen:
+            raise DataError(
+                f"{part.name} and {seen[part.fingerprint]} hold the same data", why="their images would count double"
+            )
+        seen[part.fingerprint] = part.name
+    names = max((part.class_names for part in parts), key=len)  # of class-sorted parts, the last knows most classes
+    for part in parts:
+        if part.class_names != names[: part.num_classes]:
+            raise DataError(
+                f"{part.name} has other class names than the other parts", why=f"{part.class_names}, {names}"
+            )
+    name = _OF.match(first.name) or _PART.match(first.name)
+    return ImageSource(
+        JoinedImages([part.images for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        name=(name["stem"].rstrip("-_.") or first.name) if name else first.name,
+        fingerprint=fingerprint({"parts": [part.fingerprint for part in parts]}),
+        class_names=names,
+    )
+
+
+def _part_files(folder: Path) -> list[Path]:
+    """The Parquet or ``.npz`` files directly in a folder, or in its ``data`` folder as on the hub."""
+    for place in (folder, folder / "data"):
+        for ending in ("*.parquet", "*.npz"):
+            if found := sorted(place.glob(ending), key=lambda path: _order(str(path))):
+                return found
+    return []
+
+
+def _of_split(folder: Path, parts: list[Path], split: str | None) -> list[str]:
+    splits = defaultdict(list)
+    for path in parts:
+        match = _OF.match(path.stem)
+        splits[match["stem"] if match else path.stem].append(str(path))
+    if split is None and len(splits) > 1 and not all(_PART.match(path.stem) for path in parts):
+        raise UsageError(
+            f"{folder} holds {', '.join(sorted(splits))}", fix=f'choose one: "{folder}?split={sorted(splits)[-1]}"'
+        )
+    if split is None:
+        return [str(path) for path in parts]
+    if split not in splits:
+        raise UsageError(f"{folder} has no split {split!r}", fix=f"there are: {', '.join(sorted(splits))}")
+    return splits[split]
+
+
+def _order(place: str) -> list[str | int]:
+    """Names with their numbers as numbers, so that part 10 comes after part 9."""
+    return [int(text) if text.isdigit() else text for text in re.split(r"(\d+)", place)]
