@@ -1,0 +1,93 @@
+"""Mislabelled perturbed data: how often the attack of training carries an image over to another class.
+
+Judged by a model that was not used for scoring: margin below eps_i alone would be true by construction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from puma.attacks.pgd import pgd
+from puma.data.permutation import mixed_key, permuted
+from puma.data.pool import Pool
+from puma.data.tensors import read_batch
+from puma.errors import DataError, UsageError
+from puma.evaluation.network import device_of, judged
+from puma.plan import Plan
+from puma.progress import Progress
+from puma.threat import ThreatModel
+
+
+def mislabelled_share(
+    model_in_training: nn.Module,
+    judge_model: nn.Module,
+    pool: Pool,
+    plan: Plan,
+    threat: ThreatModel,
+    *,
+    sample: int | None = None,
+    steps: int = 10,
+    batch_size: int = 512,
+    seed: int = 0,
+    progress: bool = False,
+) -> float:
+    """Share of kept training images whose perturbed image the judge no longer gives its label.
+
+    The perturbation is training's: PGD on the KL divergence from the clean prediction (TRADES), of the model being
+    trained, at the image's own eps. Images that the judge gets wrong unperturbed count too: their label is in doubt.
+
+    Args:
+        model_in_training: whose attack it is.
+        judge_model: an accurate model that did not score the margins.
+        pool: training images.
+        plan: which are kept, and their eps.
+        threat: norm and radius that the plan was made for.
+        sample: look at this many kept images, drawn at random; None looks at all.
+        steps: PGD steps.
+        batch_size: images attacked together.
+        seed: of the sample and of the attack's starts.
+        progress: show progress.
+
+    Returns:
+        A share in [0, 1].
+
+    Raises:
+        DataError: plan and pool do not belong together, or the plan keeps nothing.
+        UsageError: the plan is for another norm, or the sample is empty.
+    """
+    if len(plan.keep) != len(pool):
+        raise DataError(f"the plan is for {len(plan.keep):,} images, the pool has {len(pool):,}")
+    if plan.threat.norm != threat.norm:
+        raise UsageError(f"the plan is for {plan.threat}, not for {threat}")
+    rows = np.flatnonzero(plan.keep)
+    if not len(rows):
+        raise DataError("the plan keeps no image")
+    if sample is not None and sample < 1:
+        raise UsageError(f"a sample of {sample} images", fix="1 or more, or None for all")
+    if sample is not None and sample < len(rows):
+        rows = np.sort(rows[permuted(np.arange(sample), len(rows), mixed_key(seed, 0))])
+    device = device_of(model_in_training)
+    judge_device = device_of(judge_model)
+    wrong = 0
+    bar = Progress("judging perturbed images", len(rows), "images", show=progress)
+    with bar, judged(model_in_training), judged(judge_model):
+        for start in range(0, len(rows), batch_size):
+            chosen = rows[start : start + batch_size]
+            images, labels = read_batch(pool, chosen, device)
+            perturbed = pgd(
+                model_in_training,
+                images,
+                labels,
+                threat=threat,
+                eps=torch.from_numpy(plan.eps[chosen]).to(device),
+                steps=steps,
+                loss="kl",
+                generator=torch.Generator(device).manual_seed((seed << 32) + start),
+            )
+            with torch.no_grad():
+                verdict = judge_model(perturbed.to(judge_device)).argmax(1).to(labels.device)
+            wrong += int((verdict != labels).sum())
+            bar.advance(len(chosen))
+    return wrong / len(rows)
