@@ -46,7 +46,7 @@ class Diffusion:
         """Everything but the weights, as JSON."""
         return {
             "schema": SCHEMA,
-            "config": self.config.model_dump(),
+            "config": self.config.model_dump(mode="json"),
             "image_shape": list(self.image_shape),
             "class_names": list(self.class_names),
             "made_from": self.made_from,
@@ -109,8 +109,10 @@ class Diffusion:
         return model
 
     def to(self, device: torch.device | str) -> Diffusion:
-        """The same model with its weights on ``device``."""
+        """The same model with its weights on ``device``, compiled there if its configuration asks for it."""
         self.denoiser.to(device)
+        if self.config.compile and torch.device(device).type == "cuda":
+            self.denoiser.network.compile()
         return self
 
     @property
@@ -123,4 +125,4 @@ def build_denoiser(config: DiffusionConfig, image_shape: tuple[int, int, int], n
     """An untrained denoiser for images (H, W, C); initialised from torch's global generator, so fork that first."""
     height, width, channels = image_shape
     network: nn.Module = build_network(config, (channels, height, width), num_classes)
-    return Denoiser(network, config.sigma_data)
+    return Denoiser(network, config.sigma_data, bf16=config.precision == "bf16")

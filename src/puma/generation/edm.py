@@ -46,16 +46,18 @@ def coefficients(sigma: Tensor, sigma_data: float) -> Coefficients:
 class Denoiser(nn.Module):
     """A network with EDM preconditioning around it: ``(noisy, sigma, label, augment) -> clean``."""
 
-    def __init__(self, network: nn.Module, sigma_data: float) -> None:
+    def __init__(self, network: nn.Module, sigma_data: float, *, bf16: bool = False) -> None:
         super().__init__()
         self.network = network
         self.sigma_data = sigma_data
+        self.bf16 = bf16
 
     def forward(self, noisy: Tensor, sigma: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
         """Denoise ``noisy`` [B, C, H, W] at noise ``sigma`` [B] under ``label`` int64 [B]; float32 out."""
         factors = coefficients(sigma.float(), self.sigma_data)
         noisy = noisy.float()
-        raw: Tensor = self.network(_wide(factors.into) * noisy, factors.noise, label, augment)
+        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.bf16):
+            raw: Tensor = self.network(_wide(factors.into) * noisy, factors.noise, label, augment)
         return _wide(factors.skip) * noisy + _wide(factors.out) * raw.float()
 
 

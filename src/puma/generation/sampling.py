@@ -95,7 +95,7 @@ def sample_parts(
         {
             "model": model.identity,
             "seed": seed,
-            "sampler": sampler.model_dump(),
+            "sampler": sampler.model_dump(mode="json"),
             "shares": None if shares is None else shares.tolist(),
         }
     )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from puma.errors import DataError, ResumeError, UsageError
 from puma.files import lock, prepare_folder, write_json
 from puma.generation.config import PRESETS, DiffusionConfig, SamplerConfig, differences
+from puma.generation.networks import check_size
 from puma.generation.output import read_comment, write_npz
 from puma.generation.sampling import sample_parts
 from puma.generation.training import train_diffusion
@@ -67,8 +68,8 @@ def generate(
     made = {
         "schema": SCHEMA,
         "real": {"name": real.name, "fingerprint": real.fingerprint, "rows": len(real)},
-        "diffusion": config.model_dump(),
-        "sampler": sampler.model_dump(exclude={"part_rows"}),
+        "diffusion": config.model_dump(mode="json"),
+        "sampler": sampler.model_dump(mode="json", exclude={"part_rows"}),
         "seed": seed,
     }
     if _finished(out, made, count):
@@ -92,11 +93,14 @@ def preset_for(image_shape: tuple[int, int, int]) -> DiffusionConfig:
     Raises:
         UsageError: images larger than any preset serves.
     """
-    if max(image_shape[:2]) > 16:
+    largest = max(image_shape[:2])
+    if largest > 64:
         raise UsageError(
-            f"no preset for images of {image_shape[0]}x{image_shape[1]} pixels", fix="pass config=DiffusionConfig(...)"
+            f"no preset for images of {image_shape[0]}x{image_shape[1]} pixels",
+            why="our diffusion models are for 8 to 64 pixels",
+            fix="load the images with resize=32, or use a diffusers pipeline of your own",
         )
-    return PRESETS["digits"]
+    return PRESETS["digits" if largest <= 16 else "small-32"]
 
 
 def _check(real: Source, count: int, out: Path, config: DiffusionConfig, sampler: SamplerConfig) -> None:
@@ -114,6 +118,8 @@ def _check(real: Source, count: int, out: Path, config: DiffusionConfig, sampler
             why="label_dropout is 0",
             fix="set label_dropout to 0.1",
         )
+    height, width, channels = real.image_shape
+    check_size(config, (channels, height, width))
     counts = np.bincount(real.labels, minlength=real.num_classes)
     if len(counts) == 0 or counts.min() == 0:
         empty = np.flatnonzero(counts == 0).tolist()

@@ -61,11 +61,11 @@ def train_diffusion(
     """
     folder = prepare_folder(folder)
     made_from = provenance(real, seed)
-    wanted = {"config": config.model_dump(), **made_from}
+    wanted = {"config": config.model_dump(mode="json"), **made_from}
     with lock(folder):
         if (folder / "config.json").exists():
             model = Diffusion.load(folder)
-            _same(folder, {"config": model.config.model_dump(), **model.made_from}, wanted)
+            _same(folder, {"config": model.config.model_dump(mode="json"), **model.made_from}, wanted)
             return model.to(device)
         state = _State.fresh(config, real.image_shape, real.num_classes, seed, torch.device(device))
         checkpoint = folder / "checkpoint.safetensors"
@@ -75,7 +75,7 @@ def train_diffusion(
         model = Diffusion(state.ema, config, real.image_shape, tuple(real.class_names), made_from)
         model.save(folder)
         checkpoint.unlink(missing_ok=True)
-    return model
+    return model.to(device)
 
 
 def provenance(real: Source, seed: int) -> dict[str, Any]:
@@ -119,8 +119,8 @@ def _step(state: _State, batches: _Batches, config: DiffusionConfig, seed: int) 
     dropped = torch.rand(len(labels), generator=generator, device=state.device) < config.label_dropout
     labels = torch.where(dropped, batches.no_label, labels)
     told = None
-    if config.augment > 0:
-        images, told = augment(images, config.augment, generator, flip=config.flip)
+    if config.augments:
+        images, told = augment(images, generator, shift=config.shift, flip=config.flip, warp=config.warp)
     sigma = draw_sigma(len(images), config.noise_mean, config.noise_std, generator)
     noise = torch.randn(images.shape, generator=generator, device=state.device)
     for group in state.optimizer.param_groups:
@@ -154,8 +154,8 @@ def learning_rate(config: DiffusionConfig, step: int) -> float:
 def update_ema(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Move the average towards the model; the decay ramps up as (1 + t) / (10 + t), so early weights are forgotten."""
     ramped = min(decay, (1 + step) / (10 + step))
-    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
-        slow.lerp_(fast, 1 - ramped)
+    blend = torch.optim.swa_utils.get_ema_multi_avg_fn(ramped)  # type: ignore[no-untyped-call]
+    blend(list(average.parameters()), list(model.parameters()), torch.tensor(step))
 
 
 class _Batches:
@@ -183,6 +183,8 @@ class _State:
         self.device = device
         self.denoiser = denoiser.to(device).train()
         self.ema = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
+        if config.compile and device.type == "cuda":
+            self.denoiser.network.compile()
         self.optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=config.learning_rate, fused=True)
         self.step = 0
 
@@ -231,6 +233,10 @@ class _State:
         self.denoiser.load_state_dict(groups["model"])
         self.ema.load_state_dict(groups["ema"])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        for weight, kept in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                # The fused optimiser walks memory: moments must lie as their weight does (channels last).
+                kept[name] = torch.empty_like(weight).copy_(kept[name])
         self.step = int(metadata["step"])
 
 

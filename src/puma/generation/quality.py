@@ -1,0 +1,258 @@
+"""How good synthetic images are, measured against the real ones: labels, usefulness, copying, variety, statistics.
+
+No single number tells a good generator: one that repeats its training images has perfect labels, one that draws
+noise copies nothing. Every measure therefore comes with what real test images score in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puma.data.permutation import mixed_key, permuted
+from puma.data.source import Source
+from puma.data.stratified import stratified_rows
+from puma.errors import DataError
+
+SCHEMA = "puma.quality/1"
+Floats = NDArray[np.float64]
+Features = Callable[[NDArray[np.uint8]], Floats]
+
+_PIXEL_DIMENSIONS = 256  # beyond this, pixels are projected on principal components of the training images
+_COMPONENTS = 64
+_NEIGHBOURS = 5  # of coverage, as in its paper
+
+
+class _Set(NamedTuple):
+    source: Source
+    pixels: Floats  # [N, D] in [0, 1]
+    features: Floats  # [N, F]
+    labels: NDArray[np.int64]
+
+
+def measure(
+    train: Source,
+    test: Source,
+    synthetic: Source,
+    *,
+    features: Features | None = None,
+    features_name: str = "given by the caller",
+    limit: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Judge ``synthetic`` images that a generator trained on ``train`` drew; ``test`` are real images it never saw.
+
+    Args:
+        train: real images the generator saw.
+        test: real images of the same classes and shape.
+        synthetic: generated images; their label is the condition they were drawn for.
+        features: uint8 [N, H, W, C] -> float [N, F], for the classifiers, coverage and Frechet distance; None takes
+            the pixels themselves, or their 64 principal components where there are more than 256.
+        features_name: what to call them in the result.
+        limit: at most so many rows of each set are used (stratified, seeded); the result says how many.
+        seed: of the subsets.
+
+    Returns:
+        A JSON-able dict. Accuracies and shares in [0, 1]; distances are Euclidean, pixels in [0, 1].
+
+        ``label_agreement``: accuracy of a classifier trained on ``train`` on the synthetic images (higher is better;
+        ``real_accuracy`` is the same classifier's on ``test``). ``synthetic_trained_accuracy``: the other way round.
+        ``neighbour``: distances to the nearest training image; a mean below that of ``test`` hints at memorising.
+        ``coverage``: per class, see `coverage`. ``frechet``: see `frechet_distance`; both with ``test`` as reference.
+
+    Raises:
+        DataError: sources of different shape or number of classes, or too few images to say anything.
+    """
+    _check(train, test, synthetic)
+    chosen = [(source, _rows(source, limit, seed)) for source in (train, test, synthetic)]
+    if features is None:
+        features, features_name = _pixel_features(train.read(chosen[0][1]))
+    sets = [_read(source, rows, features) for source, rows in chosen]
+    return {
+        "schema": SCHEMA,
+        "sources": {
+            role: {
+                "name": one.source.name,
+                "fingerprint": one.source.fingerprint,
+                "rows": len(one.source),
+                "used": len(one.labels),
+            }
+            for role, one in zip(("train", "test", "synthetic"), sets, strict=True)
+        },
+        "seed": seed,
+        "features": features_name,
+        **_accuracies(*sets),
+        "neighbour": _neighbours(*sets),
+        "coverage": _coverages(*sets),
+        "frechet": _frechet(*sets),
+    }
+
+
+def nearest(points: Floats, others: Floats) -> Floats:
+    """Euclidean distance of each point to the nearest of ``others``; float64 [N].
+
+    >>> nearest(np.array([[0.0, 0.0], [3.0, 4.0]]), np.array([[0.0, 1.0], [3.0, 4.0]])).tolist()
+    [1.0, 0.0]
+    """
+    return _k_nearest(points, others, 1)[:, 0]
+
+
+def coverage(real: Floats, fake: Floats, neighbours: int = _NEIGHBOURS) -> float:
+    """Share of real points with a fake point nearer than their k-th real neighbour (Naeem et al. 2020, 2002.09797).
+
+    In [0, 1], higher is more varied; it grows with the number of fake points, so compare at equal numbers.
+
+    >>> line = np.arange(10.0)[:, None]
+    >>> coverage(line, line + 0.1), coverage(line, np.zeros((10, 1)), neighbours=1)
+    (1.0, 0.1)
+    """
+    if len(real) < 2:
+        return float("nan")
+    neighbours = min(neighbours, len(real) - 1)
+    radius = _k_nearest(real, real, neighbours + 1)[:, -1]  # the first neighbour is the point itself
+    return float((nearest(real, fake) < radius).mean())
+
+
+def frechet_distance(first: Floats, second: Floats) -> float:
+    """Frechet distance between normal distributions fitted to two sets of features [N, F] (arXiv 1706.08500).
+
+    ``|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))``: 0 for equal moments, and biased upwards by about F / N: compare
+    only at equal numbers of points.
+    """
+    gap = first.mean(0) - second.mean(0)
+    one, two = (np.atleast_2d(np.cov(points, rowvar=False)) for points in (first, second))
+    # Tr (C1 C2)^(1/2) through the symmetric C1^(1/2) C2 C1^(1/2), whose eigenvalues are real.
+    values, vectors = np.linalg.eigh(one)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ two @ root), 0, None)).sum()
+    return float(gap @ gap + np.trace(one) + np.trace(two) - 2 * cross)
+
+
+def _check(train: Source, test: Source, synthetic: Source) -> None:
+    for other in (test, synthetic):
+        if other.image_shape != train.image_shape or other.num_classes != train.num_classes:
+            raise DataError(
+                f"{other.name} cannot be compared with {train.name}",
+                why=f"images {other.image_shape} in {other.num_classes} classes against {train.image_shape} in "
+                f"{train.num_classes}",
+                fix="load both with the same resize= and the same classes",
+            )
+    for one in (train, test, synthetic):
+        if len(one) < 2 * one.num_classes:
+            raise DataError(f"{one.name} has only {len(one)} images for {one.num_classes} classes: too few to measure")
+
+
+def _rows(source: Source, limit: int, seed: int) -> NDArray[np.int64]:
+    return stratified_rows(source.labels, limit, seed) if len(source) > limit else np.arange(len(source))
+
+
+def _read(source: Source, rows: NDArray[np.int64], features: Features) -> _Set:
+    images = source.read(rows)
+    return _Set(source, images.reshape(len(rows), -1) / 255.0, features(images), source.labels[rows])
+
+
+def _pixel_features(images: NDArray[np.uint8]) -> tuple[Features, str]:
+    """Pixels in [0, 1], or their principal components over ``images``."""
+    size = int(np.prod(images.shape[1:]))
+    if size <= _PIXEL_DIMENSIONS:
+        return lambda pixels: pixels.reshape(len(pixels), -1) / 255.0, f"the {size} pixels in [0, 1]"
+    from sklearn.decomposition import PCA
+
+    components = min(_COMPONENTS, len(images))
+    fitted = PCA(components, svd_solver="randomized", random_state=0).fit(images.reshape(len(images), -1) / 255.0)
+
+    def project(pixels: NDArray[np.uint8]) -> Floats:
+        projected: Floats = fitted.transform(pixels.reshape(len(pixels), -1) / 255.0)
+        return projected
+
+    return project, f"{components} principal components of the training images' {size} pixels"
+
+
+def _accuracies(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
+    from sklearn.svm import SVC
+
+    taught_by_real = SVC(C=10.0).fit(train.features, train.labels)
+    taught_by_synthetic = SVC(C=10.0).fit(synthetic.features, synthetic.labels)
+    agrees = taught_by_real.predict(synthetic.features) == synthetic.labels
+    return {
+        "classifier": "scikit-learn SVC, RBF kernel, C=10, gamma scale",
+        "real_accuracy": float(taught_by_real.score(test.features, test.labels)),
+        "label_agreement": float(agrees.mean()),
+        "label_agreement_by_class": _by_class(synthetic, agrees),
+        "synthetic_trained_accuracy": float(taught_by_synthetic.score(test.features, test.labels)),
+    }
+
+
+def _neighbours(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
+    """Distances in pixel space, where a copy is a copy whatever the features are."""
+    ours, theirs = nearest(synthetic.pixels, train.pixels), nearest(test.pixels, train.pixels)
+    # Train and test as references of equal size: a generator that learnt the distribution is near both alike.
+    size = min(len(train.labels), len(test.labels))
+    to_train, to_test = (nearest(synthetic.pixels, one.pixels[_some(one, size)]) for one in (train, test))
+    return {
+        "unit": "Euclidean distance, pixels in [0, 1]",
+        "synthetic_to_train": _spread(ours),
+        "test_to_train": _spread(theirs),
+        "ratio_of_means": float(ours.mean() / theirs.mean()) if theirs.mean() > 0 else None,
+        "closer_to_train_than_to_test": float((to_train < to_test).mean()),
+        "copies": float((ours < np.quantile(theirs, 0.01)).mean()),
+        "copies_means": "share of synthetic images nearer to a training image than all but 1 % of test images",
+    }
+
+
+def _coverages(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
+    told: dict[str, Any] = {"neighbours": _NEIGHBOURS, "synthetic": {}, "test": {}, "rows": {}}
+    for number, name in enumerate(train.source.class_names):
+        real, *others = (one.features[one.labels == number] for one in (train, test, synthetic))
+        size = min(len(points) for points in others)
+        told["rows"][name] = size
+        for role, points in zip(("test", "synthetic"), others, strict=True):
+            chosen = permuted(np.arange(size), len(points), mixed_key(0, number)) if size else np.arange(0)
+            value = coverage(real, points[chosen]) if size else float("nan")
+            told[role][name] = None if np.isnan(value) else value
+    return told
+
+
+def _frechet(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
+    """Both against the training images, at the same number of rows."""
+    size = min(len(test.labels), len(synthetic.labels))
+    return {
+        "synthetic": frechet_distance(train.features, synthetic.features[_some(synthetic, size)]),
+        "test": frechet_distance(train.features, test.features[_some(test, size)]),
+        "dimensions": int(train.features.shape[1]),
+        "rows": {"train": len(train.features), "other": size},
+    }
+
+
+def _some(one: _Set, size: int) -> NDArray[np.int64]:
+    """``size`` rows by class, never a prefix: files of generated images come sorted by class and confidence."""
+    return stratified_rows(one.labels, size, seed=0)
+
+
+def _spread(distances: Floats) -> dict[str, float]:
+    return {
+        "mean": float(distances.mean()),
+        "median": float(np.median(distances)),
+        "q05": float(np.quantile(distances, 0.05)),
+        "least": float(distances.min()),
+    }
+
+
+def _by_class(one: _Set, right: NDArray[np.bool_]) -> dict[str, float | None]:
+    names = enumerate(one.source.class_names)
+    return {name: float(right[mine].mean()) if (mine := one.labels == k).any() else None for k, name in names}
+
+
+def _k_nearest(points: Floats, others: Floats, neighbours: int) -> Floats:
+    """Distances to the nearest ``neighbours`` of ``others``, ascending; [N, neighbours]."""
+    found = np.empty((len(points), neighbours))
+    squares = (others**2).sum(1)
+    for start in range(0, len(points), 1024):
+        block = points[start : start + 1024]
+        near = (block**2).sum(1)[:, None] + squares - 2 * block @ others.T
+        near = np.partition(near, neighbours - 1, axis=1)[:, :neighbours]
+        found[start : start + 1024] = np.sqrt(np.clip(np.sort(near, axis=1), 0, None))
+    return found
