@@ -1,8 +1,8 @@
 """Losses, one number per image, in natural logarithms; lower is better for the network. Nothing here knows a data set.
 
 Shapes: logits ``[B, K]``; labels int64 ``[B]``, or float ``[B, K]`` class shares where images were mixed (CutMix);
-results ``[B]``. ``attacked`` is bool ``[B]``: False where an image's attack norm is 0. Such an image is not perturbed, so
-its adversarial term is exactly zero, also where batch statistics differ between the clean and the attacked batch.
+results ``[B]``. ``attacked`` is bool ``[B]``: False where an image's attack norm is 0. Such an image is not perturbed,
+so its adversarial term is exactly zero, also where batch statistics differ between the clean and the attacked batch.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from puma.errors import UsageError, unknown
+from puma.errors import DataError, UsageError, unknown
 from puma.models.batchnorm import attack_mode
+from puma.norms import Norm
 from puma.objectives import carlini_wagner, cross_entropy, kl_divergence
 from puma.threat import ThreatModel
 
@@ -50,8 +51,8 @@ def pgd(
         threat: norm, and the radius that ``step_size`` belongs to.
         eps: radius in pixel units: None for the threat model's, one number, or float ``[B]``.
         steps: gradient steps.
-        step_size: step in pixel units at radius ``threat.eps``; an image of radius eps_i takes ``eps_i / threat.eps`` of
-            it. Default ``2.5 * threat.eps / steps``.
+        step_size: step in pixel units at radius ``threat.eps``; an image of radius eps_i takes the share
+            ``eps_i / threat.eps`` of it. Default ``2.5 * threat.eps / steps``.
         loss: ``"ce"``; ``"cw"`` (largest other logit minus the label's); ``"kl"`` (from the clean prediction, TRADES).
         start: ``"uniform"`` in the Linf box or L2 ball; ``"gaussian"``, 0.001 * N(0, 1) at radius ``threat.eps``;
             ``"none"``, at the image.
@@ -177,7 +178,9 @@ def check_batch(images: Tensor, labels: Tensor) -> None:
     """
     if not images.is_floating_point() or images.ndim != 4:
         raise DataError(
-            f"images are {images.dtype} {list(images.shape)}", why="expected float [B, C, H, W] in [0, 1]", fix="to_tensor"
+            f"images are {images.dtype} {list(images.shape)}",
+            why="expected float [B, C, H, W] in [0, 1]",
+            fix="to_tensor",
         )
     if labels.shape != images.shape[:1] or labels.is_floating_point():
         raise DataError(f"labels are {labels.dtype} {list(labels.shape)} for {len(images)} images", fix="int64 [B]")
@@ -194,4 +197,5 @@ def _direction(gradient: Tensor, norm: Norm) -> Tensor:
     # scaled by the largest entry first: the squares of a saturated image's gradient would underflow
     largest = gradient.abs().flatten(1).amax(1).view(-1, 1, 1, 1)
     scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
-    return scaled / scaled.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    length: Tensor = scaled.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    return scaled / length

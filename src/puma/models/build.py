@@ -65,7 +65,10 @@ def build_model(
     if num_classes < 2:
         raise UsageError(f"num_classes {num_classes} is not a classification", fix="at least two classes")
     if image_size < 8 or in_channels < 1 or (family == "small-cnn" and image_size > 35):
-        raise UsageError(f"{name} does not take {in_channels} x {image_size} x {image_size} images", fix="8 pixels or more (small-cnn: up to 35)")
+        raise UsageError(
+            f"{name} does not take {in_channels} x {image_size} x {image_size} images",
+            fix="8 pixels or more (small-cnn: up to 35)",
+        )
     if mean is None:
         mean = CIFAR10_MEAN if in_channels == 3 else (0.5,) * in_channels
     if std is None:
@@ -77,7 +80,8 @@ def build_model(
         model = construct(num_classes, in_channels, image_size, mean=mean, std=std, **options)
     settings = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     config = {"name": name, **settings, "mean": list(mean), "std": list(std), **options}
-    model.config = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    object.__setattr__(model, "config", plain)  # nn.Module declares its attributes as tensors and modules only
     return model
 
 

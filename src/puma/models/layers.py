@@ -36,7 +36,9 @@ class Normalise(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std) or min(std, default=0.0) <= 0:
-            raise UsageError(f"mean {list(mean)} and std {list(std)} do not normalise", fix="one positive std a channel")
+            raise UsageError(
+                f"mean {list(mean)} and std {list(std)} do not normalise", fix="one positive std a channel"
+            )
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -27,7 +28,8 @@ class _Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         skip = x if self.shortcut is None else self.shortcut(x)
         out = self.conv_2d_1(self.activation(self.batchnorm_0(x)))
-        return skip + self.conv_2d_2(self.activation(self.batchnorm_1(out)))
+        out = self.conv_2d_2(self.activation(self.batchnorm_1(out)))
+        return cast(torch.Tensor, skip + out)
 
 
 class PreActResNet(nn.Module):

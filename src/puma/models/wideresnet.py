@@ -7,6 +7,7 @@ Weights are named as in DeepMind's code (`DMWideResNet` in RobustBench), so that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -28,7 +29,8 @@ class _Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.activation(self.batchnorm_0(x))
         skip = x if self.shortcut is None else self.shortcut(out)  # the shortcut reads the activated input
-        return skip + self.conv_1(self.activation(self.batchnorm_1(self.conv_0(out))))
+        out = self.conv_1(self.activation(self.batchnorm_1(self.conv_0(out))))
+        return cast(torch.Tensor, skip + out)
 
 
 class _Group(nn.Module):
@@ -77,10 +79,7 @@ class WideResNet(nn.Module):
         self.normalise = Normalise(mean, std)
         self.init_conv = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
         self.layer = nn.Sequential(
-            *(
-                _Group(blocks, channels[i], channels[i + 1], 2 if i else 1, activation, padding)
-                for i in range(3)
-            )
+            *(_Group(blocks, channels[i], channels[i + 1], 2 if i else 1, activation, padding) for i in range(3))
         )
         self.batchnorm = nn.BatchNorm2d(channels[3])
         self.activation = activation_layer(activation)

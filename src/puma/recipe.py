@@ -1,0 +1,253 @@
+"""Recipes: everything that training depends on besides data, plan, threat model and seed, frozen and validated.
+
+A recipe is a TOML file. Quirks of the published code that a re-implementation easily loses are fields of their own, so
+that each can be seen and switched.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from puma.errors import UsageError, unknown
+
+Share = Field(ge=0, le=1)
+
+
+class Recipe(BaseModel):
+    """Settings of one adversarial training; see `load_recipe`. Lengths are optimiser steps, never epochs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(description="Short name.", pattern=r"^[\w.+-]{1,80}$")
+    source: str = Field("", description="Where the settings come from.")
+
+    objective: Literal["trades", "pgd-at", "mart"] = Field("trades", description="Loss (puma.objectives).")
+    trades_weight: float = Field(
+        5.0, ge=0, description="Weight (beta) of the adversarial term of trades and mart; a plan may override it."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of each label spread over all classes.")
+    smooth_both_terms: bool = Field(
+        False, description="Quirk: the published code smooths the clean term only; true smooths the KL reference too."
+    )
+    detach_clean: bool = Field(
+        False, description="Quirk: the published code lets the gradient flow through the clean softmax of the KL term."
+    )
+    awp: float = Field(
+        0.0,
+        ge=0,
+        description="Adversarial weight perturbation (arXiv 2004.05884): size relative to the weights; 0 off.",
+    )
+    awp_warmup: int = Field(0, ge=0, description="Steps before the weight perturbation starts.")
+
+    steps: int = Field(gt=0, description="Optimiser steps, whatever the size of the pool.")
+    batch_size: int = Field(gt=0, description="Images a step, over all devices.")
+    synthetic_share: float | None = Field(
+        0.7, ge=0, le=1, description="Share of synthetic images in every batch, where the pool has both kinds."
+    )
+    crop: int = Field(0, ge=0, description="Random crop after this many pixels of zero padding; 0 off.")
+    flip: bool = Field(False, description="Random horizontal flip.")
+    cutmix: bool = Field(False, description="CutMix inside the batch (arXiv 1905.04899); trades and pgd-at only.")
+
+    learning_rate: float = Field(gt=0, description="Highest learning rate, at batch size learning_rate_batch.")
+    learning_rate_batch: int | None = Field(
+        None, gt=0, description="Batch size that learning_rate belongs to; unset: this recipe's batch_size."
+    )
+    learning_rate_scaling: Literal["none", "linear", "sqrt"] = Field(
+        "none", description="How the learning rate follows batch_size / learning_rate_batch."
+    )
+    schedule: Literal["one-cycle", "step", "constant"] = Field("one-cycle", description="Course of the learning rate.")
+    schedule_every: int = Field(
+        1, gt=0, description="Quirk: steps between changes of the rate; the published code changes it once an epoch."
+    )
+    warmup: float = Field(0.025, gt=0, lt=1, description="one-cycle: share of the steps in which the rate rises.")
+    milestones: tuple[float, ...] = Field((), description="step: shares of the steps at which the rate falls tenfold.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum, unless it is cycled.")
+    cycle_momentum: bool = Field(
+        False,
+        description="Quirk: torch's OneCycleLR overrides the momentum: 0.95 to 0.85 while the rate rises, then back.",
+    )
+    nesterov: bool = Field(True, description="Nesterov momentum.")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty of SGD.")
+    decay_norm_parameters: bool = Field(
+        True, description="Quirk: false spares batch-normalisation parameters (not biases), as the published SiLU nets."
+    )
+    clip_gradient: float | None = Field(None, gt=0, description="Largest norm of the gradient; unset: no clipping.")
+
+    ema: float = Field(0.995, ge=0, lt=1, description="Decay of the weight average at each step; 0: no average.")
+    ema_warmup: float = Field(
+        0.0, ge=0, lt=1, description="Quirk: share of the steps during which the average is a plain copy."
+    )
+    ema_ramp: bool = Field(
+        True, description="Quirk: after that, decay = min(ema, (1 + d) / (10 + d)) with d steps since."
+    )
+    ema_batchnorm: Literal["copy", "average"] = Field(
+        "copy", description="Quirk: running statistics of the average are the live network's, or averaged too."
+    )
+    batchnorm_momentum: float | None = Field(
+        None, gt=0, le=1, description="Weight of the newest batch in running statistics; unset: the network's own."
+    )
+    batchnorm_first_step: bool = Field(
+        False, description="Quirk: in the first step that weight is 1, so that statistics start at the first batch's."
+    )
+
+    attack_steps: int = Field(10, ge=0, description="PGD steps.")
+    attack_schedule: Literal["fixed", "proportional"] = Field(
+        "fixed",
+        description="proportional: an image of radius eps_i takes ceil(attack_steps * eps_i / eps) steps of full size.",
+    )
+    attack_step_linf: float = Field(0.25, gt=0, description="Step in Linf, as a share of the image's radius.")
+    attack_step_l2: float = Field(0.2, gt=0, description="Step in L2, as a share of the image's radius.")
+    attack_start_linf: Literal["uniform", "gaussian", "none"] = Field("uniform", description="Start in Linf.")
+    attack_start_l2: Literal["uniform", "gaussian", "none"] = Field("gaussian", description="Start in L2.")
+    attack_batchnorm: Literal["train", "eval"] = Field(
+        "train",
+        description="Quirk: normalise by the batch under attack (train), or by running statistics (eval, TRADES 2019).",
+    )
+
+    validation_images: int = Field(
+        0, ge=0, description="Real training images held out, stratified, to choose the best checkpoint."
+    )
+    validation_every: int | None = Field(None, gt=0, description="Steps between validations; unset: ten in a run.")
+    validation_steps: int = Field(40, gt=0, description="PGD steps with the CW loss in validation.")
+    log_every: int = Field(50, gt=0, description="Steps between rows of metrics.csv.")
+    checkpoint_every: int | None = Field(None, gt=0, description="Steps between checkpoints; unset: ten in a run.")
+
+    precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast of all forward passes.")
+    channels_last: bool = Field(False, description="Memory format of networks and images.")
+    compile: bool = Field(False, description="torch.compile of the network.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = []
+        if self.schedule == "step" and not self.milestones:
+            problems.append('schedule "step" needs milestones')
+        if self.schedule != "step" and self.milestones:
+            problems.append(f'milestones belong to schedule "step", not "{self.schedule}"')
+        if any(not 0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
+            problems.append("milestones are rising shares between 0 and 1")
+        if self.cycle_momentum and self.schedule != "one-cycle":
+            problems.append('cycle_momentum needs schedule "one-cycle"')
+        if self.nesterov and not self.momentum:
+            problems.append("nesterov needs momentum")
+        if self.learning_rate_batch is not None and self.learning_rate_scaling == "none":
+            problems.append("learning_rate_batch needs learning_rate_scaling")
+        if self.learning_rate_scaling != "none" and self.learning_rate_batch is None:
+            problems.append("learning_rate_scaling needs learning_rate_batch")
+        if self.cutmix and self.objective == "mart":
+            problems.append("cutmix mixes labels, which mart cannot take")
+        if self.objective == "mart" and self.label_smoothing:
+            problems.append("mart has no label smoothing")
+        if self.smooth_both_terms and (self.objective != "trades" or not self.label_smoothing):
+            problems.append("smooth_both_terms needs objective trades and label_smoothing")
+        if self.detach_clean and self.objective != "trades":
+            problems.append("detach_clean belongs to objective trades")
+        if self.batchnorm_first_step and self.batchnorm_momentum is None:
+            problems.append("batchnorm_first_step needs batchnorm_momentum")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def scaled_learning_rate(self) -> float:
+        """The highest learning rate after scaling with the batch size."""
+        ratio = self.batch_size / (self.learning_rate_batch or self.batch_size)
+        factor: float = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[self.learning_rate_scaling]
+        return self.learning_rate * factor
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed, checked again.
+
+        Raises:
+            UsageError: all problems at once.
+        """
+        return parse_recipe(self.model_dump(exclude_unset=True) | changes, self.name)
+
+    def to_toml(self, *, documented: bool = False) -> str:
+        """The recipe as TOML: every field that is set, with its description as a comment if ``documented``."""
+        lines = []
+        for key, field in type(self).model_fields.items():
+            value = getattr(self, key)
+            comment = f"  # {field.description}" if documented else ""
+            lines.append(f"# {key} is unset{comment}" if value is None else f"{key} = {_toml(value)}{comment}")
+        return "\n".join(lines) + "\n"
+
+
+def recipe_names() -> list[str]:
+    """The packaged recipes."""
+    return sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
+    """Read a packaged recipe by name, or a TOML file.
+
+    Args:
+        recipe: a name of `recipe_names`, a path, or a recipe (returned as it is).
+        **changes: fields to change.
+
+    Raises:
+        UsageError: no such recipe; it is not TOML; all problems with its fields, at once.
+
+    >>> load_recipe("digits").steps, load_recipe("trades-edm").ema
+    (500, 0.995)
+    """
+    if isinstance(recipe, Recipe):
+        return recipe.replace(**changes) if changes else recipe
+    path = Path(recipe)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise UsageError(f"recipe {path} does not exist")
+        text = path.read_text(errors="replace")
+    elif str(recipe) in recipe_names():
+        text = (_folder() / f"{recipe}.toml").read_text()
+    else:
+        raise unknown("recipe", str(recipe), recipe_names())
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe {recipe} is not TOML", why=str(error)) from None
+    return parse_recipe(values | changes, str(recipe))
+
+
+def parse_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """Check settings.
+
+    Raises:
+        UsageError: all problems, in one message.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            place = ".".join(map(str, problem["loc"]))
+            if problem["type"] == "extra_forbidden":
+                problems.append(
+                    unknown("field", place, Recipe.model_fields)
+                    .fix.split(" There are")[0]
+                    .join([f"unknown field {place}: ", ""])
+                )
+            else:
+                text = problem["msg"].removeprefix("Value error, ")
+                problems.append(f"{place}: {text}" if place else text)
+        raise UsageError(
+            f"recipe {origin!r} cannot be used", why="; ".join(problems), fix="puma recipe show trades-edm"
+        ) from None
+
+
+def _folder() -> Any:
+    return files("puma") / "recipes"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)

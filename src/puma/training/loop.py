@@ -1,0 +1,245 @@
+"""The training loop: `Training.run` reads top to bottom."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from puma.checkpoints import load_state, save_state
+from puma.data.pool import Pool
+from puma.data.source import Source
+from puma.distribute import Devices
+from puma.errors import CheckError
+from puma.files import lock
+from puma.models.batchnorm import set_momentum
+from puma.models.weights import save_model
+from puma.plan import Plan
+from puma.progress import Progress
+from puma.recipe import Recipe, load_recipe
+from puma.threat import ThreatModel
+from puma.training.averaging import Average
+from puma.training.metrics import Metrics
+from puma.training.prepare import Job, optimizer_of, prepare
+from puma.training.run import Run, environment, open_folder
+from puma.training.schedule import learning_rate, momentum
+from puma.training.signals import StopRequest
+from puma.training.state import Seen, pack, unpack
+from puma.training.step import Both, Losses, Objective
+from puma.training.validation import Validation
+
+log = logging.getLogger("puma")
+
+
+def train(
+    model: nn.Module | str,
+    pool: Pool | Source,
+    *,
+    threat: ThreatModel,
+    plan: Plan | Path | str | None = None,
+    recipe: Recipe | Path | str = "trades-edm",
+    out: Path | str | None = None,
+    seed: int = 0,
+    validation: int | Source | None = None,
+    progress: bool = False,
+    accelerator: str = "auto",
+) -> Run:
+    """Train a network adversarially on the kept images of a pool, each with its own attack norm.
+
+    Run again with the same ``out``, it goes on from the last checkpoint, and a finished run is returned at once. Killed
+    and resumed, it gives the same weights bit for bit as uninterrupted, on the same machine type, thread count, number
+    of processes and library versions; what differs is named in the log.
+
+    Args:
+        model: any network from float images ``[B, C, H, W]`` in [0, 1] to logits (it is copied, not changed), or a name
+            of `build_model`, built for the pool with ``seed``.
+        pool: the images; labels have to be below the network's number of classes.
+        threat: norm and radius of the attack at full strength.
+        plan: rows to keep, their radii, and perhaps a TRADES weight; its path; None for all rows at full strength.
+        recipe: everything else; a name, a TOML file or a `Recipe`.
+        out: folder of the run; None keeps everything in memory.
+        seed: of the order of images, augmentation, start noise and validation split.
+        validation: how many real images to hold out, stratified, to choose the best checkpoint; or another source for
+            it; None for the recipe's number.
+        progress: show progress on the terminal.
+        accelerator: ``"auto"``, ``"cpu"`` or ``"cuda"``. Several devices: start the program with torchrun.
+
+    Raises:
+        DataError: plan, pool and network do not belong together.
+        UsageError: the recipe or an argument cannot be used.
+        ResumeError: ``out`` holds a run with other settings, or is being written.
+        CheckError: the loss is not finite; the step is not taken and the last checkpoint is kept.
+        StorageError: ``out`` cannot be written.
+    """
+    recipe = load_recipe(recipe)
+    devices = Devices(recipe.precision, accelerator)
+    job = prepare(model, pool, threat, plan, recipe, seed, validation, devices)
+    folder = Path(out) if out is not None else None
+    with lock(folder) if folder and devices.leads else nullcontext():
+        if folder and devices.leads:
+            changed = open_folder(folder, job.settings, environment(devices))
+            if changed:
+                log.warning("going on is not bit-exact: %s", ", ".join(changed))
+        devices.barrier()
+        if folder and (folder / "last.safetensors").is_file():
+            return Run.read(folder, job.network)
+        return Training(job, devices, folder).run(progress)
+
+
+class Training:
+    """A training in progress.
+
+    Args:
+        job: what to do, checked.
+        devices: where.
+        folder: where to write; None keeps everything in memory.
+    """
+
+    def __init__(self, job: Job, devices: Devices, folder: Path | None) -> None:
+        self.job, self.recipe, self.devices, self.folder = job, job.recipe, devices, folder
+        self.network = job.network
+        self.optimizer: torch.optim.Optimizer = optimizer_of(self.network, self.recipe)
+        self.average, self.seen = Average(self.network, self.recipe), Seen(len(job.pool))
+        self.done, self.best_step, self.best_score = 0, 0, -1.0
+        self.best: nn.Module | None = None
+        self._seconds, sums = 0.0, [0.0] * 5
+        if folder and (found := load_state(folder / "checkpoints")):
+            tensors, meta = found
+            unpack(tensors, self.network, self.average.model, self.optimizer, self.seen)
+            self.done, self.best_step, self.best_score = meta["step"], meta["best_step"], meta["best_score"]
+            self._seconds, sums = meta["seconds"], meta["sums"]
+        self.metrics = Metrics(folder if devices.leads else None, self.done)
+        both, self.optimizer = devices.place(Both(self.network), self.optimizer)
+        self.objective = Objective(self.recipe, job.threat, job.weight, self.network, both, devices)
+        self._sums = torch.tensor(sums, device=devices.device)
+        self._since = time.monotonic()
+
+    def run(self, progress: bool = False) -> Run:
+        """Train to the end."""
+        recipe = self.recipe
+        tenth = max(recipe.steps // 10, 1)
+        self.network.train()
+        with StopRequest() as stop, Progress("training", recipe.steps, "steps", show=progress, done=self.done) as bar:
+            for step in range(self.done, recipe.steps):
+                self._set_rates(step)
+                self._take_step(step)
+                self.done = step + 1
+                last = self.done == recipe.steps
+                validated: dict[str, float] = {}
+                if self.job.validation and (last or self.done % (recipe.validation_every or tenth) == 0):
+                    validated = self._validate(self.job.validation)
+                if validated or last or self.done % recipe.log_every == 0:
+                    self._log(validated)
+                bar.advance(1)
+                if last or self.done % (recipe.checkpoint_every or tenth) == 0 or stop.wanted is not None:
+                    self._checkpoint()
+                if stop.wanted is not None and not last:
+                    stop.stop()
+        return self._finish()
+
+    def _set_rates(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"], group["momentum"] = learning_rate(self.recipe, step), momentum(self.recipe, step)
+        if self.recipe.batchnorm_momentum is not None:
+            first = step == 0 and self.recipe.batchnorm_first_step
+            set_momentum(self.network, 1.0 if first else self.recipe.batchnorm_momentum)
+
+    def _take_step(self, step: int) -> None:
+        batch = self.job.batches.get(step)
+        adversarial = self.objective.attack(batch.images, batch.labels, batch.eps, batch.noise)
+        losses = self.objective.losses(batch.images, adversarial, batch.labels, batch.eps)
+        loss = losses.loss.mean()
+        if not torch.isfinite(loss):
+            raise CheckError(
+                f"the loss is {float(loss)} in step {step}; the step was not taken",
+                why="the learning rate may be too high for this network",
+                fix="lower learning_rate; the last checkpoint is kept",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.devices.backward(loss)
+        self.optimizer.step()
+        self.average.update(self.network, step + 1)
+        self.seen.add(batch.rows)
+        self._sums += _summary(losses, batch.labels, batch.eps)
+
+    def _validate(self, validation: Validation) -> dict[str, float]:
+        self.devices.share_buffers(self.network)
+        judged = self.average.sync(self.network)
+        clean, robust = validation.measure(judged)
+        if robust >= self.best_score:  # of equals the latest, as in the reference code
+            self.best_step, self.best_score = self.done, robust
+            if self.folder is None:
+                self.best = copy.deepcopy(judged)
+            elif self.devices.leads:
+                save_model(judged, self.folder / "best.safetensors", training=self._meta())
+        return {"validation_clean": clean, "validation_robust": robust}
+
+    def _log(self, validated: dict[str, float]) -> None:
+        loss, clean, adversarial, eps, images = self.devices.total(self._sums).tolist()
+        self._sums.zero_()
+        seconds, self._since = time.monotonic() - self._since, time.monotonic()
+        self._seconds += seconds
+        row = {
+            "step": self.done,
+            "draws": self.done * self.recipe.batch_size,
+            "unique_images": self.seen.unique,
+            "learning_rate": learning_rate(self.recipe, self.done - 1),
+            "momentum": momentum(self.recipe, self.done - 1),
+            "loss": loss / images,
+            "adversarial_accuracy": adversarial / images,
+            "mean_eps": eps / images,
+            "seconds": self._seconds,
+            "images_per_second": images / seconds,
+        }
+        if self.recipe.objective != "pgd-at":
+            row["clean_accuracy"] = clean / images
+        self.metrics.add(**row, **validated)
+
+    def _checkpoint(self) -> None:
+        if self.folder is None:
+            return
+        self.devices.share_buffers(self.network)
+        if self.devices.leads:
+            tensors = pack(self.network, self.average.sync(self.network), self.optimizer, self.seen)
+            best = {"best_step": self.best_step, "best_score": self.best_score}
+            meta = {**best, "seconds": self._seconds, "sums": self._sums.tolist()}
+            save_state(self.folder / "checkpoints", self.done, tensors, meta)
+
+    def _finish(self) -> Run:
+        self.devices.share_buffers(self.network)
+        model, meta = self.average.sync(self.network), self._meta()
+        if self.folder and self.devices.leads:
+            if not self.best_step:
+                save_model(model, self.folder / "best.safetensors", training=meta)
+            save_model(model, self.folder / "last.safetensors", training=meta)
+        self.devices.barrier()
+        if self.folder:
+            return Run.read(self.folder, model)
+        return Run(model.cpu(), (self.best or model).cpu(), None, self.metrics.rows, meta)
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "steps": self.done,
+            "draws": self.done * self.recipe.batch_size,
+            "unique_images": self.seen.unique,
+            "trained_on": self.job.batches.sampler.kept,
+            "validation_images": self.job.validation.count if self.job.validation else 0,
+            "best_step": self.best_step or self.done,
+            "best_validation": self.best_score if self.best_step else None,
+            "seconds": self._seconds,
+        }
+
+
+def _summary(losses: Losses, labels: Tensor, eps: Tensor) -> Tensor:
+    """Loss, clean and adversarial hits, eps and images of a batch, summed on its device."""
+    with torch.no_grad():
+        wanted = labels.argmax(1) if labels.is_floating_point() else labels
+        hits = (losses.adversarial.argmax(1) == wanted).sum()
+        clean = torch.zeros_like(hits) if losses.clean is None else (losses.clean.argmax(1) == wanted).sum()
+        return torch.stack([losses.loss.sum(), clean, hits, eps.sum(), torch.ones_like(eps).sum()])
