@@ -58,8 +58,8 @@ def read_members(path: Path | str) -> list[Member]:
                 members = [_located(file, path, info) for info in archive.infolist()]
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder, not an .npz file") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}", why=str(error)) from None
     except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, EOFError, OverflowError) as error:
         if isinstance(error, DataError):
             raise
@@ -111,6 +111,8 @@ def _located(file: BinaryIO, path: Path, info: zipfile.ZipInfo) -> Member:
         raise DataError(
             f"{where} is compressed by method {info.compress_type}", fix="save with np.savez or np.savez_compressed"
         )
+    if info.header_offset < 0:
+        raise zipfile.BadZipFile(f"member {info.filename!r} lies before the beginning of the file")
     file.seek(info.header_offset)
     header = file.read(_LOCAL.size)
     if len(header) < _LOCAL.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from pathlib import Path
@@ -57,8 +58,8 @@ def compressed_images(member: Member, header: Header, shape: Shape) -> Images:
 class CompressedImages:
     """Images of a deflated member, inflated from the nearest of at most 256 places where it was inflated before.
 
-    Sequential reads cost one pass. A random row costs up to 1/256 of a pass, once the first pass has been there. Memory:
-    about 10 MiB of restart states, whatever the size. Thread-safe; survives pickling.
+    Sequential reads cost one pass. A random row costs up to 1/256 of a pass, once a pass has been there. Memory:
+    about 15 MiB of restart states, whatever the size. Thread-safe; survives pickling.
     """
 
     def __init__(self, member: Member, header: Header, shape: Shape) -> None:
@@ -76,8 +77,8 @@ class CompressedImages:
         """See `puma.data.images.Images.read`."""
         wanted, places = np.unique(rows, return_inverse=True)
         out = np.empty((len(wanted), *self.shape[1:]), np.uint8)
-        flat = out.reshape(len(wanted), -1)
-        row_size = flat.shape[1]
+        row_size = math.prod(self.shape[1:])
+        flat = out.reshape(len(wanted), row_size)
         with self._lock:
             for place, row in enumerate(wanted):
                 self._seek(self._header.length + int(row) * row_size)

@@ -9,7 +9,7 @@ from typing import BinaryIO
 from puma.data.archive import Member
 from puma.errors import DataError
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 14  # a clone keeps what is left of it
 
 
 class MemberReader:
@@ -35,7 +35,7 @@ class MemberReader:
         self._file.close()
 
     def clone(self) -> MemberReader:
-        """A reader at the same position that goes its own way; about 40 kB. One of them at a time may read."""
+        """A reader at the same position that goes its own way; at most 60 kB. One of them at a time may read."""
         other = copy(self)
         if self._inflate is not None:
             other._inflate = self._inflate.copy()
