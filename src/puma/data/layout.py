@@ -122,7 +122,8 @@ def check_classes(labels: NDArray[np.int64], where: str, class_names: Sequence[s
     empty = np.flatnonzero(counts == 0)
     if not len(empty):
         return
-    names = ", ".join(f"{number}" + (f" ({class_names[number]})" if class_names else "") for number in empty[:5])
+    called = [f"{number}" if class_names is None else class_names[number] for number in empty[:5]]
+    names = ", ".join(name if name == str(n) else f"{n} ({name})" for n, name in zip(empty, called, strict=False))
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
     there = ",".join(str(number) for number in np.flatnonzero(counts)[:12])
     raise DataError(
