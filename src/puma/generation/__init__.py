@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from puma.generation.config import DiffusionConfig, SamplerConfig
 from puma.generation.diffusion import Diffusion
-from puma.generation.synthesis import generate
+from puma.generation.synthesis import generate, generate_from
 
-__all__ = ["Diffusion", "DiffusionConfig", "SamplerConfig", "generate"]
+__all__ = ["Diffusion", "DiffusionConfig", "SamplerConfig", "generate", "generate_from"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from puma.errors import ModelError
-from puma.files import atomic_path, fingerprint, read_json, write_json
+from puma.files import atomic_path, read_json, write_json
 from puma.generation.config import DiffusionConfig, checked
 from puma.generation.edm import Denoiser
 from puma.generation.networks import build_network
@@ -114,11 +114,6 @@ class Diffusion:
         if self.config.compile and torch.device(device).type == "cuda":
             self.denoiser.network.compile()
         return self
-
-    @property
-    def identity(self) -> str:
-        """Fingerprint of the weights and of everything that decides what they draw."""
-        return fingerprint({"weights": self.weights_sha256(), **self.describe()})
 
 
 def build_denoiser(config: DiffusionConfig, image_shape: tuple[int, int, int], num_classes: int) -> Denoiser:

@@ -1,8 +1,8 @@
-"""Files of generated images: the EDM ``.npz`` layout, written in constant memory and with the same bytes each time.
+"""Files of generated images: the EDM ``.npz`` layout, or Parquet in the Hugging Face layout.
 
-The layout is that of the 1M-50M sets of Wang et al. 2023 (arXiv 2302.04638): uncompressed, ``image`` uint8
-[N, H, W, C] and ``label`` int64 [N]. Where the images come from travels in the archive's comment, which every zip
-reader ignores.
+The ``.npz`` layout is that of the 1M-50M sets of Wang et al. 2023 (arXiv 2302.04638): uncompressed, ``image`` uint8
+[N, H, W, C] and ``label`` int64 [N]. Both are written in constant memory and with the same bytes each time. Where the
+images come from travels inside: in the archive's comment, or in the Parquet schema's metadata under ``puma``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from puma.files import atomic_path
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold: equal content, equal bytes
+
+FORMATS = (".npz", ".parquet")
 
 
 def write_npz(
@@ -53,12 +55,66 @@ def write_npz(
             member.write(np.ascontiguousarray(labels).data)
 
 
+def write_parquet(
+    path: Path | str,
+    chunks: Iterable[NDArray[np.uint8]],
+    labels: NDArray[np.int64],
+    *,
+    class_names: Sequence[str],
+    comment: dict[str, Any],
+) -> None:
+    """Write images as PNG bytes in the Hugging Face layout, atomically; one row group per chunk.
+
+    Columns ``image`` (struct of ``bytes`` and ``path``) and ``label`` (int64), with the features declared, so that
+    ``datasets.load_dataset("parquet", data_files=...)`` gives images and class names.
+
+    Args:
+        path: target.
+        chunks: uint8 [n, H, W, C] each with C 1 or 3, ``len(labels)`` rows in all.
+        labels: int64 [N].
+        class_names: one name per label.
+        comment: JSON-able provenance.
+
+    Raises:
+        ValueError: the chunks do not add up to ``len(labels)`` rows.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    features = {"image": {"_type": "Image"}, "label": {"names": list(class_names), "_type": "ClassLabel"}}
+    schema = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
+        metadata={
+            "huggingface": json.dumps({"info": {"features": features}}),
+            "puma": json.dumps(comment, sort_keys=True),
+        },
+    )
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="none", write_page_checksum=True) as writer,
+    ):
+        rows = 0
+        for chunk in chunks:
+            images = [{"bytes": _png(image), "path": None} for image in chunk]
+            columns = {"image": images, "label": labels[rows : rows + len(chunk)]}
+            writer.write_table(pa.table(columns, schema=schema))
+            rows += len(chunk)
+        if rows != len(labels):
+            raise ValueError(f"{rows} images but {len(labels)} labels")
+
+
 def read_comment(path: Path | str) -> dict[str, Any]:
-    """The provenance of a file that `write_npz` wrote; empty for any other or broken file."""
+    """The provenance inside a file written here; empty for any other or broken file."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            told = json.loads(archive.comment or b"{}")
-    except (OSError, zipfile.BadZipFile, ValueError):
+        if Path(path).suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            told = json.loads((pq.read_schema(path).metadata or {}).get(b"puma", b"{}"))
+        else:
+            with zipfile.ZipFile(path) as archive:
+                told = json.loads(archive.comment or b"{}")
+    except (OSError, zipfile.BadZipFile, ValueError):  # pyarrow's ArrowInvalid is a ValueError
         return {}
     return told if isinstance(told, dict) else {}
 
@@ -79,4 +135,12 @@ def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     buffer = io.BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, "png")
     return buffer.getvalue()

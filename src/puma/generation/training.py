@@ -10,7 +10,7 @@ import copy
 import json
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puma._version import __version__
+from puma.data.source import Source
 from puma.errors import CheckError, ModelError, ResumeError
 from puma.files import atomic_path, lock, prepare_folder
 from puma.generation.augment import augment
@@ -26,9 +27,6 @@ from puma.generation.diffusion import Diffusion, build_denoiser
 from puma.generation.edm import Denoiser, draw_sigma, loss
 from puma.generation.noise import Stream, counter_generator, torch_seed
 from puma.progress import Progress
-
-if TYPE_CHECKING:
-    from puma.data.source import Source
 
 _IN_MEMORY = 2 << 30
 _DECIDES = ("config", "fingerprint", "rows", "seed")
