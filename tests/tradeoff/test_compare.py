@@ -1,0 +1,263 @@
+"""From a results table to gaps, differences, dominance and images needed, on studies with a known answer."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from puma.errors import DataError, UsageError
+from puma.tradeoff import (
+    Arm,
+    Comparison,
+    Estimate,
+    Flags,
+    by_setting,
+    compare,
+    dominance,
+    images_needed,
+    mean_interval,
+    random_images_needed,
+    read_cells,
+    redundant,
+    resample,
+)
+
+
+def row(strategy: str, seed: int, robust: float | None, clean: float, **more: object) -> dict[str, object]:
+    facts = {"study": "s", "pool": "p", "recipe": "r", "checkpoint": "last", "prune_fraction": 0.0, "params": "{}"}
+    return {"strategy": strategy, "seed": seed, "robust_accuracy": robust, "clean_accuracy": clean, **facts, **more}
+
+
+def study(seeds: int = 3) -> list[dict[str, object]]:
+    """Per seed s: eps dial (0.3, 0.9), (0.4, 0.8), none (0.5, 0.7); weight dial (0.35, 0.9); puma (0.4, 0.9 + s/100)."""
+    rows = []
+    for seed in range(seeds):
+        rows += [
+            row("uniform-eps", seed, 0.3, 0.9, params='{"scale": 0.5}'),
+            row("uniform-eps", seed, 0.4, 0.8, params='{"scale": 0.75}'),
+            row("none", seed, 0.5, 0.7, kept=100),
+            row("trades-weight", seed, 0.35, 0.9, params='{"beta": 2}'),
+            row("puma", seed, 0.4, 0.9 + seed / 100, params='{"c": 0.5}', prune_fraction=0.3, kept=70),
+        ]
+    return rows
+
+
+def pick(found: list[Comparison], strategy: str) -> Comparison:
+    return next(comparison for comparison in found if comparison.arm.strategy == strategy)
+
+
+def test_gap_per_seed_then_mean() -> None:
+    puma = pick(compare(study()), "puma")
+    # at robust 0.4 the eps dial has 0.8, the weight dial (0.35, 0.9)-(0.5, 0.7) has 0.9 - 0.2 / 3
+    reached = 0.9 - 0.2 / 3
+    expected = mean_interval([0.9 + seed / 100 - reached for seed in range(3)])
+    assert puma.clean_gap.estimate is not None
+    assert puma.clean_gap.estimate.value == pytest.approx(expected.value)
+    assert puma.clean_gap.estimate.low == pytest.approx(expected.low)
+    assert puma.clean_gap.decided_by == ("trades-weight",)
+    assert (puma.clean_gap.seeds, puma.clean_gap.of, puma.clean_gap.note) == (3, 3, "")
+    # at equal clean accuracy only the first seed (0.90) is inside what the controls reach
+    assert puma.robust_gap.seeds == 1
+    assert puma.robust_gap.estimate is not None
+    assert puma.robust_gap.estimate.value == pytest.approx(0.4 - 0.35)
+    assert puma.robust_gap.note.startswith("1 of 3 seeds; for the others not comparable: clean accuracy 0.910 is above")
+    assert puma.kept == 70
+    assert puma.arm.label == "puma c=0.5 30%"
+
+
+def test_differences_are_paired_by_seed() -> None:
+    rows = study()
+    for seed, shift in enumerate((0.0, 0.1, -0.1)):  # a seed that is easy for all arms must not widen the difference
+        for entry in rows:
+            if entry["seed"] == seed:
+                entry["clean_accuracy"] = float(entry["clean_accuracy"]) - 0.15 + shift  # type: ignore[arg-type]
+    puma = pick(compare(rows), "puma")
+    assert puma.clean_difference is not None
+    assert puma.clean_difference.value == pytest.approx(0.21)
+    assert puma.clean_difference.high - puma.clean_difference.low < 0.06  # type: ignore[operator]
+    assert puma.clean.high - puma.clean.low > 0.3  # type: ignore[operator]
+    assert pick(compare(rows), "none").clean_difference is None
+
+
+def test_outside_the_controls_nothing_is_said() -> None:
+    rows = [*study(), *(row("difficult", seed, 0.6, 0.7) for seed in range(3))]
+    difficult = pick(compare(rows), "difficult")
+    assert difficult.clean_gap.estimate is None
+    assert "0.600 is above what the controls reach (0.300 to 0.500)" in difficult.clean_gap.note
+    assert difficult.robust_gap.estimate is not None
+    assert difficult.robust_gap.estimate.value == pytest.approx(0.1)
+    assert "itself" in pick(compare(rows), "none").clean_gap.note
+
+
+def test_without_controls_or_robust_accuracy() -> None:
+    found = compare([row("none", 0, 0.5, 0.7), row("puma", 0, 0.5, 0.7)])
+    assert "at least 2 points" in pick(found, "puma").clean_gap.note
+    found = compare([row("none", 0, None, 0.7), row("puma", 0, None, 0.75)])
+    assert pick(found, "puma").robust is None
+    difference = pick(found, "puma").clean_difference
+    assert difference is not None
+    assert difference.value == pytest.approx(0.05)
+    assert difference.low is None
+
+
+def test_settings_are_never_mixed() -> None:
+    rows = [*study(1), *(dict(entry, pool="q", clean_accuracy=0.1) for entry in study(1))]
+    found = compare(rows)
+    assert len(found) == 10
+    first = next(c for c in found if c.setting.pool == "p" and c.arm.strategy == "puma")
+    assert first.clean_gap.estimate is not None
+    assert first.clean_gap.estimate.value == pytest.approx(0.2 / 3)
+
+
+def test_table_forms_read_alike() -> None:
+    rows = study(2)
+    columns = {name: np.array([entry.get(name) for entry in rows], dtype=object) for name in rows[0]}
+    arrow = pa.Table.from_pylist(rows)
+    assert read_cells(rows) != []
+    assert read_cells(arrow)[:4] == read_cells(arrow.to_pandas())[:4]
+    assert [cell.key for cell in read_cells(columns)] == [cell.key for cell in read_cells(rows)]
+
+
+def test_broken_tables_are_refused() -> None:
+    with pytest.raises(DataError, match="twice"):
+        read_cells([row("none", 0, 0.5, 0.7), row("none", 0, 0.5, 0.7)])
+    with pytest.raises(DataError, match="clean_accuracy"):
+        read_cells([{"strategy": "none", "seed": 0}])
+    with pytest.raises(DataError, match=r"not in \[0, 1\]"):
+        read_cells([row("none", 0, 50.0, 0.7)])
+    with pytest.raises(UsageError, match="did you mean 'apgd_accuracy'"):
+        read_cells([], robust="apgd_acuracy")
+
+
+def flags_for(rows: list[dict[str, object]], images: int = 500) -> tuple[list[dict[str, object]], dict[object, Flags]]:
+    """Per-image flags that agree with the rows: an image of difficulty d is right where d < accuracy."""
+    difficulty = (np.random.default_rng(0).permutation(images) + 0.5) / images
+    flags = {}
+    for cell in read_cells(rows):
+        robust = np.where(np.arange(images) < images, difficulty < cell.robust, np.nan)
+        flags[cell.key] = Flags(difficulty < cell.clean, robust)
+    return rows, flags
+
+
+def test_images_widen_the_interval_and_move_together() -> None:
+    rows, flags = flags_for(study())
+    without, with_images = (pick(compare(rows, given, draws=400), "puma") for given in (None, flags))
+    assert with_images.clean.value == without.clean.value
+    widths = [comparison.clean.high - comparison.clean.low for comparison in (without, with_images)]  # type: ignore[operator]
+    assert widths[1] > widths[0]
+    # the difference of two nested models moves only by the images between them: less than the accuracy itself would
+    assert with_images.clean_difference is not None
+    assert with_images.clean_difference.image_error == pytest.approx(math.sqrt(0.21 * 0.79 / 500), rel=0.15)
+    assert with_images.clean_gap.estimate is not None
+    assert with_images.clean_gap.estimate.image_error > 0
+
+
+def test_resamples_are_the_same_for_all_cells_and_follow_the_binomial() -> None:
+    key_a, key_b = (cell.key for cell in read_cells([row("none", 0, 0.5, 0.7), row("puma", 0, 0.5, 0.7)]))
+    hits = (np.arange(400) < 300).astype(float)
+    attacked = np.where(np.arange(400) % 2 == 0, hits, np.nan)
+    drawn = resample({key_a: Flags(hits, attacked), key_b: Flags(hits, attacked)}, draws=2_000)
+    np.testing.assert_array_equal(drawn[key_a].clean, drawn[key_b].clean)
+    assert drawn[key_a].clean.mean() == pytest.approx(0.75, abs=0.005)
+    assert drawn[key_a].clean.std() == pytest.approx(math.sqrt(0.75 * 0.25 / 400), rel=0.1)
+    assert drawn[key_a].robust.std() == pytest.approx(math.sqrt(0.75 * 0.25 / 200), rel=0.1)
+    with pytest.raises(DataError, match="different numbers"):
+        resample({key_a: Flags(hits, hits), key_b: Flags(hits[:5], hits[:5])})
+    assert resample({}) == {}
+
+
+def test_gap_interval_covers_the_gap_of_whole_studies() -> None:
+    """2,000 simulated studies: seeds and test images drawn anew, the frontier estimated from each study's own cells."""
+    rng = np.random.default_rng(5)
+    covered, studies, seeds, images = 0, 2_000, 3, 300
+    arms = [
+        ("uniform-eps", {"scale": 0.5}, 0.30, 0.90),
+        ("none", {}, 0.50, 0.70),
+        ("puma", {"c": 0.5}, 0.40, 0.84),
+    ]
+    weights = rng.multinomial(images, np.full(images, 1 / images), size=60) / images
+    for _ in range(studies):
+        difficulty = rng.random((2, images))
+        per_seed, again = [], []
+        for _ in range(seeds):
+            hits = [
+                [difficulty[axis] + rng.normal(0, 0.02) < level for axis, level in enumerate(levels)]
+                for *_, r, c in arms
+                for levels in [(c, r)]
+            ]
+            points = np.array([[h.mean() for h in pair] for pair in hits])
+            per_seed.append(_linear_gap(points.T[None])[0])
+            again.append(_linear_gap(np.stack([[weights @ h for h in pair] for pair in hits]).transpose(2, 1, 0)))
+        estimate = mean_interval(per_seed, np.stack(again, axis=1))
+        covered += estimate.low <= 0.04 <= estimate.high  # type: ignore[operator]
+    assert 0.95 <= covered / studies <= 0.985
+
+
+def _linear_gap(points: np.ndarray) -> np.ndarray:
+    """Gap of the third arm to the line through the first two; ``[B, (clean, robust), arm]``."""
+    clean, robust = points[:, 0], points[:, 1]
+    share = (robust[:, 2] - robust[:, 0]) / (robust[:, 1] - robust[:, 0])
+    return clean[:, 2] - (clean[:, 0] + share * (clean[:, 1] - clean[:, 0]))
+
+
+def test_dominance_by_means_and_by_seeds() -> None:
+    cells = read_cells(
+        [
+            *(row("none", seed, 0.5, 0.7) for seed in range(3)),
+            *(
+                row("puma", seed, 0.5 + (seed - 0.5) / 100, 0.72) for seed in range(3)
+            ),  # worse in seed 0, better on average
+            *(row("easy", seed, 0.4, 0.8) for seed in range(2)),
+            row("random", 0, 0.5, 0.7),
+        ]
+    )
+    table = dominance(next(iter(by_setting(cells).values())))
+    place = {arm.strategy: i for i, arm in enumerate(table.arms)}
+    assert table.by_mean[place["puma"], place["none"]]
+    assert table.seeds[place["puma"], place["none"]] == 2
+    assert not table.by_mean[place["none"]].any()  # equal to random, incomparable to easy
+    assert not table.by_mean[place["random"], place["none"]]
+    assert table.common[place["easy"], place["none"]] == 2
+    assert {arm.strategy for arm in table.undominated} == {"puma", "easy", "random"}
+
+
+def test_images_needed_on_a_known_curve() -> None:
+    sizes = np.array([100, 1_000, 10_000])
+    assert images_needed(sizes, [0.5, 0.7, 0.9], 0.6)[0] == pytest.approx(10**2.5)
+    assert images_needed(sizes, [0.5, 0.7, 0.9], 0.7)[0] == pytest.approx(1_000)
+    assert images_needed(sizes, [0.5, 0.7, 0.9], 0.5)[0] == 100
+    assert images_needed(sizes, [0.5, 0.7, 0.7], 0.7)[0] == pytest.approx(1_000)  # the smallest that reaches it
+    # non-monotone: 0.7 at 300 and 0.6 at 1,000 are pooled to 0.65 at both
+    assert images_needed([100, 300, 1_000, 3_000], [0.5, 0.7, 0.6, 0.8], 0.65)[0] == pytest.approx(300)
+    assert images_needed([100, 100, 1_000], [0.4, 0.6, 0.7], 0.5)[0] == pytest.approx(100)
+    for target, word in ((0.91, "more than 10000"), (0.49, "fewer than 100"), (math.nan, "no accuracy")):
+        number, note = images_needed(sizes, [0.5, 0.7, 0.9], target)
+        assert math.isnan(number)
+        assert word in note
+    assert "at least 2 sizes" in images_needed([100, 100], [0.5, 0.6], 0.5)[1]
+
+
+def test_random_images_needed_over_pools() -> None:
+    rows = []
+    for seed in range(3):
+        for size, accuracy in ((100, 0.5), (1_000, 0.7), (10_000, 0.9)):
+            rows.append(row("none", seed, accuracy - 0.3, accuracy, pool=f"pool-{size}", kept=size))
+        rows.append(row("puma", seed, 0.7, 0.8, pool="pool-1000", kept=700, params=json.dumps({"c": 0.5})))
+    clean, robust = random_images_needed(rows, ["puma"])
+    assert clean.images is not None
+    assert clean.images.value == pytest.approx(10**3.5)
+    assert clean.kept == 700
+    assert clean.arm == Arm("puma", '{"c": 0.5}', 0.0)
+    assert robust.images is None
+    assert "3 of 3 seeds: more than 10000" in robust.note
+
+
+def test_redundant_pool_needs_proof() -> None:
+    assert redundant(Estimate(-0.002, -0.006, 0.002, 5))
+    assert not redundant(Estimate(-0.002, -0.02, 0.016, 5))
+    assert not redundant(Estimate(-0.002, None, None, 1))
+    assert not redundant(None)
