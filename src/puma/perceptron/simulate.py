@@ -70,8 +70,8 @@ def simulate(
         progress: show progress on stderr.
 
     Returns:
-        One row per student, in the order of the grid: ``task, probe, strategy, dimension, alpha, keep, eps, seed``, then
-        ``rows`` (kept), ``mean_eps``, ``clean_error``, ``robust_error``, ``consistent_error`` (see `Task.errors`),
+        One row per student, in the order of the grid: ``task, probe, strategy, dimension, alpha, keep, eps, seed``,
+        then ``rows`` (kept), ``mean_eps``, ``clean_error``, ``robust_error``, ``consistent_error`` (see `Task.errors`),
         ``overlap`` with the teacher (NaN where collapsed), ``length`` of the weights, ``mislabelled`` (share of kept
         rows that the attack on this student moves across the teacher), ``mean_margin`` (``|mean(y x)|``; training
         collapses iff it is not above ``mean_eps``) and ``collapsed``. The same call on the same machine type with the
@@ -239,7 +239,7 @@ def _compute(
 
 @contextmanager
 def _single_threaded_children() -> Iterator[None]:
-    """Processes started inside compute on one BLAS thread each: they share the cores, and bits do not depend on them."""
+    """Processes started inside compute on one BLAS thread each, whatever this process does."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:

@@ -31,8 +31,8 @@ class Table:
     """Columns of equal length by name.
 
     >>> table = Table.of([{"seed": 0, "error": 0.25}, {"seed": 1, "error": 0.75}])
-    >>> len(table), table["error"].mean(), len(table.where(seed=1))
-    (2, 0.5, 1)
+    >>> len(table), table["error"].tolist(), len(table.where(seed=1))
+    (2, [0.25, 0.75], 1)
     """
 
     def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -109,11 +110,15 @@ class Task:
         Returns:
             ``clean_error``, ``robust_error`` (label fixed) and ``consistent_error`` (test norm ``min(eps, c s)``).
         """
-        overlap = self.overlap(weights)
-        if np.isnan(overlap):
+        overlap, length = self.overlap(weights), float(np.linalg.norm(weights))
+        stretch = length / float(np.linalg.norm(self.scale * weights)) if length > 0 else math.nan
+        return self.errors_at(overlap, stretch, eps, c)
+
+    def errors_at(self, overlap: float, stretch: float, eps: float, c: float = 0.5) -> dict[str, float]:
+        """The errors of `errors` for a student with this overlap and ``stretch = |w| / |w|_S``."""
+        if math.isnan(overlap):
             robust = 1.0 if eps > 0 else 0.5
             return {"clean_error": 0.5, "robust_error": robust, "consistent_error": robust if c > 0 else 0.5}
-        stretch = float(np.linalg.norm(weights) / np.linalg.norm(self.scale * weights))
         # in units of the student's output: eps grows by the stretch, the teacher's distance shrinks by its own length
         cap = c * stretch / float(np.linalg.norm(self.teacher))
         return {

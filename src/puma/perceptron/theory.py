@@ -1,0 +1,250 @@
+"""Learning curves without simulation: the high-dimensional limit by Gordon's comparison theorem.
+
+Let ``n, d`` grow with ``n / d = alpha`` fixed. The convex Gaussian min-max theorem (Thrampoulidis, Oymak and Hassibi
+2015; for adversarial training Javanmard and Soltanolkotabi 2020, arXiv 2010.11213, and Taheri et al., arXiv 2010.13275)
+replaces the ``n x d`` Gaussian matrix of the loss by two vectors. Split the weights into the part that margins and labels
+depend on (along the probe, ``b_p``, and orthogonal to it in the plane of the teacher, ``b_o``) and the rest, of length
+``r``. A kept row's attacked margin is then distributed as
+
+    ``q = b_p m + b_o o + r G - eps(m) N``,   ``N^2 = b_p^2 + b_o^2 + r^2``,   ``G ~ N(0, 1)``,
+
+and fitting moves the margins of the training rows away from it by at most ``h = r / sqrt(alpha)`` in the root mean
+square, ``alpha`` counting kept rows. So the optimal loss is
+
+    ``min_{b, r}  max_{g > 0}  E[ min_z softplus(-z) + (z - q)^2 / 2g ] - h^2 / 2g  +  l2 N^2 / 2``,
+
+a convex problem in a handful of numbers; its minimiser gives the student's overlap with the teacher, and the closed forms
+of `generalisation` give its errors. With blocks of coordinates of deviation ``s_k`` and share ``d_k``, each block has its
+own ``a_k`` along the teacher and ``r_k``: ``h = sum_k s_k r_k sqrt(d_k / alpha)`` and the variances add up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize, root
+from scipy.special import expit, ndtr, wrightomega
+
+from puma.errors import CheckError, UsageError
+from puma.perceptron.gaussian import Array, panels
+from puma.perceptron.population import Population
+from puma.perceptron.selection import Strategy
+from puma.perceptron.tasks import Task
+
+_NOISE_NODES = 48
+_NOISE_REACH = 7.5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A student in the limit.
+
+    Args:
+        clean_error, robust_error, consistent_error: as in a simulation's table.
+        overlap: with the teacher; NaN where training collapses.
+        length: of the weights.
+        mean_eps: over the kept rows.
+        mean_margin: ``|mean(y x)|`` over them; training collapses iff it is not above ``mean_eps``.
+        reliable: False near the collapse, where ``mean_margin`` is within a tenth of ``mean_eps``: there the optimum is
+            flat, and simulations at finite ``d`` scatter over both sides.
+    """
+
+    clean_error: float
+    robust_error: float
+    consistent_error: float
+    overlap: float
+    length: float
+    mean_eps: float
+    mean_margin: float
+    reliable: bool
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the student is ``w = 0``."""
+        return self.length == 0
+
+
+def predict(
+    strategy: str,
+    alpha: float,
+    eps: float,
+    keep: float = 1.0,
+    *,
+    task: str = "isotropic",
+    angle: float = 0.0,
+    l2: float = 1e-5,
+) -> Prediction:
+    """The student of `simulate` in the limit of many dimensions, for a probe that is independent of the data.
+
+    Args:
+        strategy: as in `simulate`.
+        alpha: examples per dimension before pruning.
+        eps: attack norm in training and test.
+        keep: kept share.
+        task: ``"isotropic"``, or ``"anisotropic"`` for the strategies that look at no margins.
+        angle: of the probe, radians.
+        l2: penalty.
+
+    >>> student = predict("none", alpha=10, eps=0.3)
+    >>> round(student.clean_error, 3), round(student.robust_error, 3)
+    (0.063, 0.25)
+
+    Raises:
+        UsageError: a strategy that needs margins on the anisotropic task, or a value out of its range.
+        CheckError: the saddle point was not found.
+    """
+    rule = Strategy.parse(strategy)
+    if not (alpha > 0 and eps >= 0 and 0 < keep <= 1 and 0 <= angle <= math.pi / 2 and l2 > 0):
+        raise UsageError(f"no prediction for alpha {alpha}, eps {eps}, keep {keep}, angle {angle}, l2 {l2}")
+    if task != "isotropic" and rule.name not in ("none", "random", "uniform-eps"):
+        raise UsageError(f"no prediction for {rule.name!r} on the {task} task", why="its probe is learned on the data")
+    population = Population.of(rule, eps, keep, angle)
+    shape = Task.named(task, 1000)
+    saddle = _Saddle(population, shape, alpha * population.keep, l2)
+    mean_margin, mean_eps = saddle.mean_margin(), population.mean_eps
+    reliable = not 0.9 < mean_margin / max(mean_eps, 1e-300) < 1.1
+    if mean_margin <= mean_eps:
+        errors, overlap, length = shape.errors_at(math.nan, math.nan, eps), math.nan, 0.0
+    else:
+        weights = saddle.solve()
+        overlap, stretch, length = saddle.summary(weights)
+        errors = shape.errors_at(overlap, stretch, eps)
+    return Prediction(
+        **errors, overlap=overlap, length=length, mean_eps=mean_eps, mean_margin=mean_margin, reliable=reliable
+    )
+
+
+class _Saddle:
+    """The scalar problem of one strategy at one data amount.
+
+    Weights are a vector: signal coordinates first (``b_p, b_o``, or ``a_k`` of each block), then the lengths ``r_k``.
+    """
+
+    def __init__(self, population: Population, task: Task, alpha: float, l2: float) -> None:
+        self.population, self.alpha, self.l2 = population, alpha, l2
+        self.scale = np.array([block.scale for block in task.blocks])
+        self.share = np.array([block.share for block in task.blocks])
+        self.signal = np.sqrt([block.signal for block in task.blocks])
+        self.planar = population.angle > 0
+        noise, weight = panels(np.linspace(-_NOISE_REACH, _NOISE_REACH, 5), _NOISE_NODES // 4)
+        self.noise = noise
+        self.weight = population.weight[:, None] * (weight * np.exp(-(noise**2) / 2) / np.sqrt(2 * np.pi))
+        self.log_g = 0.0  # the last inner maximum starts the next search
+
+    def mean_margin(self) -> float:
+        """``|mean(y x)|`` over the kept rows, with the noise that finite data add to every coordinate."""
+        along, across = self.population.mean_margin
+        signal = np.sum((self.scale * self.signal) ** 2) * along**2 + across**2
+        return float(np.sqrt(signal + np.sum(self.scale**2 * self.share) / self.alpha))
+
+    def outputs(self, weights: Array) -> tuple[float, float, float, float, float]:
+        """``b_p, b_o``, the deviation of the noise in ``q``, ``N`` and ``h`` of these weights."""
+        if self.planar:
+            along, across, r = weights
+            return along, across, r, float(np.linalg.norm(weights)), r / np.sqrt(self.alpha)
+        a, r = np.split(weights, 2)
+        along = float(np.sum(self.scale * self.signal * a))
+        beside = np.sum((self.scale * a) ** 2) - along**2 + np.sum((self.scale * r) ** 2)
+        h = float(np.sum(self.scale * r * np.sqrt(self.share / self.alpha)))
+        return along, 0.0, float(np.sqrt(max(beside, 0.0))), float(np.linalg.norm(weights)), h
+
+    def summary(self, weights: Array) -> tuple[float, float, float]:
+        """Overlap with the teacher, ``|w| / |w|_S`` and ``|w|``."""
+        along, across, noise, length, _ = self.outputs(weights)
+        size = math.hypot(along, across, noise)
+        angle = self.population.angle
+        return (along * math.cos(angle) + across * math.sin(angle)) / size, length / size, length
+
+    def solve(self) -> Array:
+        """The weights of the saddle point.
+
+        The loss can be many orders of magnitude below 1 where data are separable, so its logarithm is minimised, over
+        the signal and the logarithms of the lengths ``r``.
+        """
+        along, across = self.population.mean_margin
+        noise = self.scale * np.sqrt(self.share / self.alpha)
+        signal = np.array([along, across]) if self.planar else self.scale * self.signal * along
+        start = 3.0 * np.concatenate([signal, noise])
+        count = len(signal)
+
+        def objective(point: Array) -> tuple[float, Array]:
+            weights = np.concatenate([point[:count], np.exp(point[count:])])
+            value, gradient = self.loss(weights)
+            gradient[count:] *= weights[count:]
+            if value <= 0:  # rounding, far outside: no optimum is there
+                return math.inf, gradient
+            return math.log(value), gradient / value
+
+        point = np.concatenate([start[:count], np.log(start[count:])])
+        for tolerance in (1e-3, 1e-5, 1e-7):
+            point = minimize(objective, point, jac=True, method="BFGS", options={"gtol": tolerance}).x
+            # the valley is flat along the overlap: only a root of the gradient fixes it to enough digits
+            found = root(lambda at: objective(at)[1], point, options={"xtol": 1e-9})
+            if np.abs(found.fun).max() < 1e-8 and objective(found.x)[0] <= objective(point)[0] + 1e-9:
+                return np.concatenate([found.x[:count], np.exp(found.x[count:])])
+        raise CheckError("the saddle point was not found", why=f"the gradient is {np.abs(found.fun).max():.1e}")
+
+    def loss(self, weights: Array) -> tuple[float, Array]:
+        """The loss after the inner maximum over ``g``, and its gradient (by the envelope theorem ``g`` is constant)."""
+        along, across, noise, length, h = self.outputs(weights)
+        margin, spread = self.population.margin[:, None], math.hypot(across, noise)
+        q = along * margin - self.population.eps[:, None] * length + spread * self.noise
+        weight = self.weight
+        if self.planar:
+            cot = 1 / math.tan(self.population.angle)
+            inside = (cot * margin * spread + across * self.noise) / noise
+            weight = weight * ndtr(inside)  # P(s > 0 | m, q)
+        gap, rate = self._inner(q, weight, h)  # rate = 1 / g
+        pull = expit(-q - gap)
+        envelope = np.logaddexp(0, -q - gap) + gap**2 * rate / 2
+        value = float(np.sum(weight * envelope)) - h**2 * rate / 2 + self.l2 * length**2 / 2
+        force = weight * pull
+        by_along = -float(np.sum(force * margin))
+        by_spread = -float(np.sum(force * self.noise))
+        by_length = float(np.sum(force * self.population.eps[:, None])) + self.l2 * length
+        by_across, by_noise = by_spread * across / spread, by_spread * noise / spread
+        if self.planar:
+            edge = self.weight * np.exp(-(inside**2) / 2) / np.sqrt(2 * np.pi) * envelope
+            by_across += float(np.sum(edge * (cot * margin * across / spread + self.noise))) / noise
+            by_noise += float(np.sum(edge * (cot * margin * noise / spread - inside))) / noise
+            by_weights = np.array([by_along, by_across, by_noise - h * rate / math.sqrt(self.alpha)])
+            return value, by_weights + by_length * weights / length
+        a, r = np.split(weights, 2)
+        lead = self.scale * self.signal
+        by_a = by_along * lead + by_noise * (self.scale**2 * a - along * lead) / noise
+        by_r = by_noise * self.scale**2 * r / noise - h * rate * self.scale * np.sqrt(self.share / self.alpha)
+        return value, np.concatenate([by_a, by_r]) + by_length * weights / length
+
+    def _inner(self, q: Array, weight: Array, h: float) -> tuple[Array, float]:
+        """``z - q`` and ``1 / g`` of the inner maximum, where ``E (z - q)^2 = h^2``; the left side increases in ``g``."""
+        target = math.log(max(h, 1e-300))
+        log_g, low, high = self.log_g, -math.inf, math.inf
+        for _ in range(80):
+            gap = self._gap(q, log_g)
+            square = max(float(np.sum(weight * gap**2)), 1e-300)
+            miss = math.log(square) / 2 - target
+            if abs(miss) < 1e-10:
+                break
+            low, high = (low, log_g) if miss > 0 else (log_g, high)
+            # d log(z - q) / d log g = 1 / (1 + (z - q) sigmoid(z)), in (0, 1)
+            slope = float(np.sum(weight * gap**2 / (1 + gap * expit(q + gap)))) / square
+            step = log_g - miss / max(slope, 1e-3)
+            if not low < step < high:
+                step = (low + high) / 2 if math.isfinite(low + high) else log_g - math.copysign(3.0, miss)
+            log_g = step
+        self.log_g = log_g
+        return gap, math.exp(-log_g)
+
+    def _gap(self, q: Array, log_g: float) -> Array:
+        """``z - q > 0`` with ``z - q = g sigmoid(-z)``, by Newton on its logarithm, convex and from the right."""
+        v = np.minimum(log_g - np.logaddexp(0, q), np.log(np.maximum(wrightomega(log_g - q), 1e-300)))
+        for _ in range(50):
+            gap = np.exp(v)
+            z = q + gap
+            step = (v - log_g + np.logaddexp(0, z)) / (1 + gap * expit(z))
+            v = v - step
+            if np.max(np.abs(step)) < 1e-12:
+                break
+        return np.exp(v)
