@@ -82,7 +82,7 @@ class Population:
     def _mass(self) -> Array:
         if self.angle == 0:
             return self.weight
-        return self.weight * ndtr(self.margin / np.tan(self.angle))
+        return np.asarray(self.weight * ndtr(self.margin / np.tan(self.angle)))
 
 
 def _distribution(margin: float, angle: float) -> float:

@@ -1,10 +1,10 @@
 """Learning curves without simulation: the high-dimensional limit by Gordon's comparison theorem.
 
 Let ``n, d`` grow with ``n / d = alpha`` fixed. The convex Gaussian min-max theorem (Thrampoulidis, Oymak and Hassibi
-2015; for adversarial training Javanmard and Soltanolkotabi 2020, arXiv 2010.11213, and Taheri et al., arXiv 2010.13275)
-replaces the ``n x d`` Gaussian matrix of the loss by two vectors. Split the weights into the part that margins and labels
-depend on (along the probe, ``b_p``, and orthogonal to it in the plane of the teacher, ``b_o``) and the rest, of length
-``r``. A kept row's attacked margin is then distributed as
+2015; for adversarial training Javanmard and Soltanolkotabi 2020, arXiv 2010.11213, and Taheri et al., arXiv
+2010.13275) replaces the ``n x d`` Gaussian matrix of the loss by two vectors. Split the weights into the part that
+margins and labels depend on (along the probe, ``b_p``, and orthogonal to it in the plane of the teacher, ``b_o``) and
+the rest, of length ``r``. A kept row's attacked margin is then distributed as
 
     ``q = b_p m + b_o o + r G - eps(m) N``,   ``N^2 = b_p^2 + b_o^2 + r^2``,   ``G ~ N(0, 1)``,
 
@@ -13,9 +13,13 @@ square, ``alpha`` counting kept rows. So the optimal loss is
 
     ``min_{b, r}  max_{g > 0}  E[ min_z softplus(-z) + (z - q)^2 / 2g ] - h^2 / 2g  +  l2 N^2 / 2``,
 
-a convex problem in a handful of numbers; its minimiser gives the student's overlap with the teacher, and the closed forms
-of `generalisation` give its errors. With blocks of coordinates of deviation ``s_k`` and share ``d_k``, each block has its
-own ``a_k`` along the teacher and ``r_k``: ``h = sum_k s_k r_k sqrt(d_k / alpha)`` and the variances add up.
+a convex problem in a handful of numbers; its minimiser gives the student's overlap with the teacher, and the closed
+forms of `generalisation` give its errors. With blocks of coordinates of deviation ``s_k`` and share ``d_k``, each block
+has its own ``a_k`` along the teacher and ``r_k``: ``h = sum_k s_k r_k sqrt(d_k / alpha)`` and the variances add up.
+
+How far to trust it: at ``d = 200`` the mean over seeds lies within 0.3 points of it (tests/perceptron). It is marked
+unreliable near the collapse. Its quadrature resolves margins of about 0.02, so that students better than 1 % clean
+error under a cap may be off by 0.2 points.
 """
 
 from __future__ import annotations
@@ -218,7 +222,7 @@ class _Saddle:
         return value, np.concatenate([by_a, by_r]) + by_length * weights / length
 
     def _inner(self, q: Array, weight: Array, h: float) -> tuple[Array, float]:
-        """``z - q`` and ``1 / g`` of the inner maximum, where ``E (z - q)^2 = h^2``; the left side increases in ``g``."""
+        """``z - q`` and ``1 / g`` of the inner maximum: ``E (z - q)^2 = h^2``, whose left side increases in ``g``."""
         target = math.log(max(h, 1e-300))
         log_g, low, high = self.log_g, -math.inf, math.inf
         for _ in range(80):
@@ -247,4 +251,4 @@ class _Saddle:
             v = v - step
             if np.max(np.abs(step)) < 1e-12:
                 break
-        return np.exp(v)
+        return np.asarray(np.exp(v))
