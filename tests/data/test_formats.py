@@ -177,7 +177,7 @@ def test_folder_of_parquet_splits(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds test, train"):
         load_dataset(tmp_path)
     train = load_dataset(f"{tmp_path}?split=train")
-    assert (len(train), train.name) == (24, "train")
+    assert (len(train), train.name) == (24, f"{tmp_path.name}-train")
     assert load_dataset(train.spec).fingerprint == train.fingerprint
     assert len(load_dataset(tmp_path, split="test")) == 12
 

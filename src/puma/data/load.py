@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from puma.data.digits import load_digits
 from puma.data.mapstyle import MapStyle, load_mapstyle
-from puma.data.parts import expanded, joined
+from puma.data.parts import expanded, joined, name_of
 from puma.data.prepare import prepared
 from puma.data.source import ImageSource, Source
 from puma.data.spec import Options, as_option, make_spec, parse_spec
@@ -56,7 +56,9 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
     chosen = _options(written, options)
     if not places:
         raise UsageError("no source is named", fix=_KINDS)
-    source = prepared(joined([_opened(place, chosen) for place in expanded(places, chosen.split)]), chosen)
+    files = expanded(places, chosen.split)
+    source = prepared(joined([_opened(place, chosen) for place in files]), chosen)
+    source.name = name_of(Path(files[0])) if Path(files[0]).is_file() else source.name
     source.spec = make_spec([_absolute(place) for place in places], chosen)
     return source
 

@@ -18,6 +18,7 @@ from puma.files import fingerprint
 logger = logging.getLogger("puma")
 
 _OF = re.compile(r"^(?P<stem>.*?)[-_.]?(?P<number>\d+)-of-(?P<total>\d+)$")
+_SPLITS = {"train", "test", "val", "valid", "validation", "data", ""}
 _PART = re.compile(r"^(?P<stem>.*(?:part|shard|chunk))[-_]?(?P<number>\d+)$", re.IGNORECASE)
 
 
@@ -101,14 +102,26 @@ def joined(parts: list[ImageSource]) -> ImageSource:
             raise DataError(
                 f"{part.name} has other class names than the other parts", why=f"{part.class_names}, {names}"
             )
-    name = _OF.match(first.name) or _PART.match(first.name)
     return ImageSource(
         JoinedImages([part.images for part in parts]),
         np.concatenate([part.labels for part in parts]),
-        name=(name["stem"].rstrip("-_.") or first.name) if name else first.name,
+        name=first.name,
         fingerprint=fingerprint({"parts": [part.fingerprint for part in parts]}),
         class_names=names,
     )
+
+
+def name_of(path: Path) -> str:
+    """A short name for a file: without its part number, and after its folder where it is only called after a split.
+
+    >>> [name_of(Path(place)) for place in ("cifar10/train-00000-of-00002.parquet", "20m-part1.npz", "1m.npz")]
+    ['cifar10-train', '20m', '1m']
+    """
+    match = _OF.match(path.stem) or _PART.match(path.stem)
+    stem = re.sub(r"[-_.]*(part|shard|chunk)?[-_.]*$", "", match["stem"], flags=re.IGNORECASE) if match else path.stem
+    folder = path.absolute().parent
+    folder = folder.parent if folder.name == "data" else folder
+    return f"{folder.name}-{stem}" if stem in _SPLITS else stem or path.stem
 
 
 def _part_files(folder: Path) -> list[Path]:
