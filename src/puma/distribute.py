@@ -6,7 +6,10 @@ Only the forward pass that is differentiated for the optimiser goes through the 
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+import uuid
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -38,6 +41,7 @@ class Devices:
         if accelerator == "cuda" and not torch.cuda.is_available():
             raise UsageError("there is no CUDA device here", fix="--accelerator cpu")
         kind = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it tells every choice of ours otherwise
         world = started_processes()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 else 1
         self._fabric = Fabric(
@@ -99,6 +103,35 @@ class Devices:
         if self.world > 1 and torch.distributed.is_initialized():
             self.barrier()
             torch.distributed.destroy_process_group()
+
+
+def start_processes(count: int, arguments: list[str]) -> int:
+    """Run ``python ARGUMENTS`` as ``count`` processes of this machine, as torchrun does; return the exit code.
+
+    Where one of them dies, the others are ended too.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*arguments)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return next((code for code in codes if code > 0), 1)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
 
 
 def started_processes() -> int:

@@ -6,6 +6,7 @@ that each can be seen and switched.
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -14,8 +15,6 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from puma.errors import UsageError, unknown
-
-Share = Field(ge=0, le=1)
 
 
 class Recipe(BaseModel):
@@ -123,32 +122,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        problems = []
-        if self.schedule == "step" and not self.milestones:
-            problems.append('schedule "step" needs milestones')
-        if self.schedule != "step" and self.milestones:
-            problems.append(f'milestones belong to schedule "step", not "{self.schedule}"')
-        if any(not 0 < m < 1 for m in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
-            problems.append("milestones are rising shares between 0 and 1")
-        if self.cycle_momentum and self.schedule != "one-cycle":
-            problems.append('cycle_momentum needs schedule "one-cycle"')
-        if self.nesterov and not self.momentum:
-            problems.append("nesterov needs momentum")
-        if self.learning_rate_batch is not None and self.learning_rate_scaling == "none":
-            problems.append("learning_rate_batch needs learning_rate_scaling")
-        if self.learning_rate_scaling != "none" and self.learning_rate_batch is None:
-            problems.append("learning_rate_scaling needs learning_rate_batch")
-        if self.cutmix and self.objective == "mart":
-            problems.append("cutmix mixes labels, which mart cannot take")
-        if self.objective == "mart" and self.label_smoothing:
-            problems.append("mart has no label smoothing")
-        if self.smooth_both_terms and (self.objective != "trades" or not self.label_smoothing):
-            problems.append("smooth_both_terms needs objective trades and label_smoothing")
-        if self.detach_clean and self.objective != "trades":
-            problems.append("detach_clean belongs to objective trades")
-        if self.batchnorm_first_step and self.batchnorm_momentum is None:
-            problems.append("batchnorm_first_step needs batchnorm_momentum")
-        if problems:
+        if problems := _contradictions(self):
             raise ValueError("; ".join(problems))
         return self
 
@@ -222,21 +196,44 @@ def parse_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = []
+        problems, wrong = [], set()
         for problem in error.errors():
             place = ".".join(map(str, problem["loc"]))
+            wrong.add(place.partition(".")[0])
             if problem["type"] == "extra_forbidden":
-                problems.append(
-                    unknown("field", place, Recipe.model_fields)
-                    .fix.split(" There are")[0]
-                    .join([f"unknown field {place}: ", ""])
-                )
+                near = difflib.get_close_matches(place, Recipe.model_fields, n=1)
+                problems.append(f"unknown field {place}" + (f" (did you mean {near[0]}?)" if near else ""))
             else:
-                text = problem["msg"].removeprefix("Value error, ")
-                problems.append(f"{place}: {text}" if place else text)
-        raise UsageError(
-            f"recipe {origin!r} cannot be used", why="; ".join(problems), fix="puma recipe show trades-edm"
-        ) from None
+                problems.append(f"{place}: {problem['msg']}" if place else problem["msg"].removeprefix("Value error, "))
+        if "" not in wrong:  # fields stopped the check before it came to contradictions: look for those too
+            sound = {key: value for key, value in values.items() if key in Recipe.model_fields and key not in wrong}
+            needed: dict[str, Any] = {"name": origin, "steps": 1, "batch_size": 1, "learning_rate": 1.0}
+            problems += _contradictions(Recipe.model_construct(None, **(needed | sound)))
+        fix = "`puma recipe show trades-edm` explains every field"
+        raise UsageError(f"recipe {origin!r} cannot be used", why="; ".join(problems), fix=fix) from None
+
+
+def _contradictions(r: Recipe) -> list[str]:
+    """What is wrong between fields that are each right."""
+    rising = list(r.milestones) == sorted(set(r.milestones)) and all(0 < share < 1 for share in r.milestones)
+    found = {
+        'schedule "step" needs milestones': r.schedule == "step" and not r.milestones,
+        f'milestones belong to schedule "step", not "{r.schedule}"': r.schedule != "step" and bool(r.milestones),
+        "milestones are rising shares between 0 and 1": not rising,
+        'cycle_momentum needs schedule "one-cycle"': r.cycle_momentum and r.schedule != "one-cycle",
+        "nesterov needs momentum": r.nesterov and not r.momentum,
+        "learning_rate_batch and learning_rate_scaling need each other": (r.learning_rate_batch is None)
+        != (r.learning_rate_scaling == "none"),
+        "cutmix mixes labels, which mart cannot take": r.cutmix and r.objective == "mart",
+        "mart has no label smoothing": r.objective == "mart" and r.label_smoothing > 0,
+        "smooth_both_terms needs objective trades and label_smoothing": r.smooth_both_terms
+        and (r.objective != "trades" or not r.label_smoothing),
+        "detach_clean belongs to objective trades": r.detach_clean and r.objective != "trades",
+        "batchnorm_first_step needs batchnorm_momentum": r.batchnorm_first_step and r.batchnorm_momentum is None,
+        "awp_warmup needs awp": r.awp_warmup > 0 and not r.awp,
+        "awp_warmup is beyond the last step": r.awp_warmup >= r.steps and r.awp_warmup > 0,
+    }
+    return [problem for problem, present in found.items() if present]
 
 
 def _folder() -> Any:

@@ -19,6 +19,8 @@ from puma.threat import ThreatModel
 
 Loss = Literal["ce", "cw", "kl"]
 Start = Literal["uniform", "gaussian", "none"]
+Rows = Tensor | slice
+_ALL = slice(None)
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": cross_entropy,
     "cw": carlini_wagner,
@@ -81,12 +83,12 @@ def pgd(
             with torch.no_grad():
                 target = model(images)
         return ascend(
-            lambda x: LOSSES[loss](model(x), target), images, radius, noise, threat, steps=steps, step_size=step
+            lambda x, rows: LOSSES[loss](model(x), target), images, radius, noise, threat, steps=steps, step_size=step
         )
 
 
 def ascend(
-    objective: Callable[[Tensor], Tensor],
+    objective: Callable[[Tensor, Rows], Tensor],
     images: Tensor,
     eps: Tensor,
     noise: Tensor | None,
@@ -98,7 +100,7 @@ def ascend(
     """The loop of `pgd`, unchecked: no synchronisation with the host, no branch on data.
 
     Args:
-        objective: from images to a loss per image ``[B]``.
+        objective: from images and the rows of the batch that they are (a slice of all of them) to a loss per image.
         images: float ``[B, C, H, W]``.
         eps: float ``[B]``.
         noise: of `start_noise`, in units of each image's radius; None starts at the images.
@@ -106,25 +108,76 @@ def ascend(
         steps: gradient steps.
         step_size: in pixel units at radius ``threat.eps``.
     """
-    radius = eps.to(images.dtype).view(-1, 1, 1, 1)
-    scale = radius / threat.eps if threat.eps else torch.zeros_like(radius)
-    lower, upper = (images - radius).clamp_(min=0), (images + radius).clamp_(max=1)
-    step = step_size * scale
-
-    def project(x: Tensor) -> Tensor:
-        if threat.norm == "Linf":
-            return torch.clamp(x, lower, upper)
-        delta = x.clamp(0, 1) - images
-        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        return images + delta * torch.where(length > radius, radius / length, 1.0)
-
-    adversarial = images if noise is None else project(images + noise.to(images.dtype) * radius)
+    ball = _Ball(images, eps, threat)
+    step = step_size * ball.radius / threat.eps if threat.eps else torch.zeros_like(ball.radius)
+    adversarial = ball.start(noise)
     for _ in range(steps):
-        adversarial = adversarial.detach().requires_grad_(True)
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(objective(adversarial).sum(), adversarial)
-        adversarial = project(adversarial.detach() + step * _direction(gradient, threat.norm))
-    return adversarial.detach()
+        gradient = _gradient(objective, adversarial, _ALL)
+        adversarial = ball.project(adversarial + step * _direction(gradient, threat.norm))
+    return adversarial
+
+
+def ascend_in_proportion(
+    objective: Callable[[Tensor, Rows], Tensor],
+    images: Tensor,
+    eps: Tensor,
+    noise: Tensor | None,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    step_size: float,
+) -> tuple[Tensor, int]:
+    """As `ascend`, but an image of radius eps_i takes ``ceil(steps * eps_i / threat.eps)`` steps, all of ``step_size``.
+
+    The way an image can travel stays the same multiple of its radius. Images are sorted by their number of steps and
+    each step is computed for those that still take one, which asks the host once.
+
+    Returns:
+        Perturbed images, and how many gradients of one image were computed (at most ``steps`` times the batch).
+    """
+    share = eps / threat.eps if threat.eps else torch.zeros_like(eps)
+    wanted = torch.ceil(share * steps - 1e-4).clamp(0, steps)  # 1e-4: a ratio such as 0.3 / 0.1 is not exact
+    order = wanted.argsort(descending=True, stable=True)
+    active = (wanted[:, None] > torch.arange(steps, device=eps.device)).sum(0).tolist()
+    ball = _Ball(images[order], eps[order], threat)
+    adversarial = ball.start(None if noise is None else noise[order])
+    for count in active:
+        if count == 0:
+            break
+        gradient = _gradient(objective, adversarial[:count], order[:count])
+        moved = adversarial[:count] + step_size * _direction(gradient, threat.norm)
+        adversarial = torch.cat([ball.first(count).project(moved), adversarial[count:]])
+    return torch.empty_like(adversarial).index_copy_(0, order, adversarial), sum(active)
+
+
+class _Ball:
+    """The allowed perturbations of each image."""
+
+    def __init__(self, images: Tensor, eps: Tensor, threat: ThreatModel) -> None:
+        self.images, self.eps, self.threat = images, eps, threat
+        self.radius = eps.to(images.dtype).view(-1, 1, 1, 1)
+        self._lower = (images - self.radius).clamp_(min=0)
+        self._upper = (images + self.radius).clamp_(max=1)
+
+    def first(self, count: int) -> _Ball:
+        return self if count == len(self.images) else _Ball(self.images[:count], self.eps[:count], self.threat)
+
+    def start(self, noise: Tensor | None) -> Tensor:
+        return self.images if noise is None else self.project(self.images + noise.to(self.images.dtype) * self.radius)
+
+    def project(self, x: Tensor) -> Tensor:
+        if self.threat.norm == "Linf":
+            return torch.clamp(x, self._lower, self._upper)
+        delta = x.clamp(0, 1) - self.images
+        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        return self.images + delta * torch.where(length > self.radius, self.radius / length, 1.0)
+
+
+def _gradient(objective: Callable[[Tensor, Rows], Tensor], at: Tensor, rows: Rows) -> Tensor:
+    at = at.detach().requires_grad_(True)
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(objective(at, rows).sum(), at)
+    return gradient
 
 
 def start_noise(

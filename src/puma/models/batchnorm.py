@@ -49,6 +49,19 @@ def attack_mode(model: nn.Module, batchnorm: str = "unchanged") -> Iterator[None
             module.training = True
 
 
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """While inside, layers in training mode normalise by the batch and change no running statistic."""
+    layers = [layer for layer in batchnorm_layers(model) if layer.track_running_stats and layer.training]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
 def set_momentum(model: nn.Module, momentum: float) -> None:
     """Give every batch-normalisation layer the weight ``momentum`` of the newest batch in its running statistics."""
     for layer in batchnorm_layers(model):

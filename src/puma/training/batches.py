@@ -6,8 +6,9 @@ step do not depend on how many processes share it.
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -87,40 +88,58 @@ class Batches:
         self._size = (height, width)
         self._start = recipe.attack_start_linf if threat.norm == "Linf" else recipe.attack_start_l2
         self._places = torch.arange(rank, recipe.batch_size, world)
+        self._thread = ThreadPoolExecutor(1, "puma-batches")
+        self._pending: tuple[int, Future[Batch]] | None = None
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Pool rows of the whole batch of a step."""
         return self.sampler.indices(step)
 
-    def get(self, step: int) -> Batch:
-        """This process's share of the batch of optimiser step ``step``."""
+    def get(self, step: int, *, ahead: bool = False) -> Batch:
+        """This process's share of the batch of optimiser step ``step``.
+
+        With an accelerator and ``ahead``, the next step's is prepared meanwhile by another thread.
+        """
+        if self._pending is not None and self._pending[0] == step:
+            batch = self._pending[1].result()
+        else:
+            batch = self._make(step)
+        self._pending = None
+        if ahead and self.device.type != "cpu":
+            self._pending = step + 1, self._thread.submit(self._make, step + 1)
+        return batch
+
+    def _make(self, step: int) -> Batch:
         rows, mine, recipe = self.rows(step), self._places.numpy(), self.recipe
         draws = self._generator(_AUGMENT, step, "cpu")
         size, (height, width) = recipe.batch_size, self._size
         shifts = draw_shifts(size, recipe.crop, recipe.flip, draws) if recipe.crop or recipe.flip else None
 
         def read(places: NDArray[np.int64]) -> Tensor:
-            images = torch.from_numpy(self.pool.read(rows[places])).to(self.device, non_blocking=True)
-            images = images.permute(0, 3, 1, 2)
+            images = self._move(self.pool.read(rows[places])).permute(0, 3, 1, 2)
             if shifts is not None:
                 images = shift(images, _to(shifts.take(torch.from_numpy(places)), self.device))
             return images
 
-        images, labels = read(mine), torch.from_numpy(self.pool.labels[rows[mine]]).to(self.device)
-        eps = torch.from_numpy(self.eps[rows[mine]]).to(self.device)
+        images, labels = read(mine), self._move(self.pool.labels[rows[mine]])
+        eps = self._move(self.eps[rows[mine]])
         if recipe.cutmix:
             patches = draw_patches(size, height, width, draws)
             partners = patches.partner.numpy()[mine]
             own = patches.take(self._places)
             share = own.share(height, width).to(self.device)
             images = paste(images, read(partners), _to(own, self.device))
-            other = torch.from_numpy(self.pool.labels[rows[partners]]).to(self.device)
+            other = self._move(self.pool.labels[rows[partners]])
             classes = self.pool.num_classes
             labels = torch.lerp(F.one_hot(other, classes).float(), F.one_hot(labels, classes).float(), share[:, None])
-            eps = torch.lerp(torch.from_numpy(self.eps[rows[partners]]).to(self.device), eps, share)
+            eps = torch.lerp(self._move(self.eps[rows[partners]]), eps, share)
         format_ = torch.channels_last if recipe.channels_last else torch.contiguous_format
         pixels = images.to(torch.float32).div_(255).contiguous(memory_format=format_)
         return Batch(pixels, labels, eps, self._noise(step), rows)
+
+    def _move(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _noise(self, step: int) -> Tensor | None:
         shape = (self.recipe.batch_size, self._channels, *self._size)

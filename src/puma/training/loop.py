@@ -33,6 +33,9 @@ from puma.training.signals import StopRequest
 from puma.training.state import Seen, pack, unpack
 from puma.training.step import Both, Losses, Objective
 from puma.training.validation import Validation
+from puma.training.weights import WeightPerturbation
+
+_AGREE_EVERY = 5  # steps
 
 log = logging.getLogger("puma")
 
@@ -49,6 +52,7 @@ def train(
     validation: int | Source | None = None,
     progress: bool = False,
     accelerator: str = "auto",
+    tensorboard: bool = False,
 ) -> Run:
     """Train a network adversarially on the kept images of a pool, each with its own attack norm.
 
@@ -69,6 +73,7 @@ def train(
             it; None for the recipe's number.
         progress: show progress on the terminal.
         accelerator: ``"auto"``, ``"cpu"`` or ``"cuda"``. Several devices: start the program with torchrun.
+        tensorboard: write TensorBoard's files to ``out`` too.
 
     Raises:
         DataError: plan, pool and network do not belong together.
@@ -89,7 +94,7 @@ def train(
         devices.barrier()
         if folder and (folder / "last.safetensors").is_file():
             return Run.read(folder, job.network)
-        return Training(job, devices, folder).run(progress)
+        return Training(job, devices, folder, tensorboard=tensorboard).run(progress)
 
 
 class Training:
@@ -99,24 +104,29 @@ class Training:
         job: what to do, checked.
         devices: where.
         folder: where to write; None keeps everything in memory.
+        tensorboard: write TensorBoard's files too.
     """
 
-    def __init__(self, job: Job, devices: Devices, folder: Path | None) -> None:
+    def __init__(self, job: Job, devices: Devices, folder: Path | None, *, tensorboard: bool = False) -> None:
         self.job, self.recipe, self.devices, self.folder = job, job.recipe, devices, folder
         self.network = job.network
-        self.optimizer: torch.optim.Optimizer = optimizer_of(self.network, self.recipe)
+        self._sgd: Any = optimizer_of(self.network, self.recipe)
+        self._broken = torch.zeros((), device=devices.device)
         self.average, self.seen = Average(self.network, self.recipe), Seen(len(job.pool))
         self.done, self.best_step, self.best_score = 0, 0, -1.0
         self.best: nn.Module | None = None
-        self._seconds, sums = 0.0, [0.0] * 5
+        self._seconds, sums, gradients = 0.0, [0.0] * 5, 0
         if folder and (found := load_state(folder / "checkpoints")):
             tensors, meta = found
-            unpack(tensors, self.network, self.average.model, self.optimizer, self.seen)
+            unpack(tensors, self.network, self.average.model, self._sgd, self.seen)
             self.done, self.best_step, self.best_score = meta["step"], meta["best_step"], meta["best_score"]
-            self._seconds, sums = meta["seconds"], meta["sums"]
-        self.metrics = Metrics(folder if devices.leads else None, self.done)
-        both, self.optimizer = devices.place(Both(self.network), self.optimizer)
-        self.objective = Objective(self.recipe, job.threat, job.weight, self.network, both, devices)
+            self._seconds, sums, gradients = meta["seconds"], meta["sums"], meta["gradients"]
+        self.metrics = Metrics(folder if devices.leads else None, self.done, tensorboard=tensorboard)
+        bare: Any = torch.compile(self.network) if self.recipe.compile else self.network
+        both, self.optimizer = devices.place(Both(bare), self._sgd)
+        self.objective = Objective(self.recipe, job.threat, job.weight, self.network, bare, both, devices)
+        self.objective.gradients = gradients
+        self.perturbation = WeightPerturbation(self.network, self.recipe.awp, devices) if self.recipe.awp else None
         self._sums = torch.tensor(sums, device=devices.device)
         self._since = time.monotonic()
 
@@ -125,21 +135,27 @@ class Training:
         recipe = self.recipe
         tenth = max(recipe.steps // 10, 1)
         self.network.train()
-        with StopRequest() as stop, Progress("training", recipe.steps, "steps", show=progress, done=self.done) as bar:
+        with (
+            StopRequest(alone=self.devices.world == 1) as stop,
+            Progress("training", recipe.steps, "steps", show=progress, done=self.done) as bar,
+        ):
             for step in range(self.done, recipe.steps):
                 self._set_rates(step)
                 self._take_step(step)
                 self.done = step + 1
                 last = self.done == recipe.steps
+                stopping = self._stopping(stop) and not last
                 validated: dict[str, float] = {}
                 if self.job.validation and (last or self.done % (recipe.validation_every or tenth) == 0):
                     validated = self._validate(self.job.validation)
                 if validated or last or self.done % recipe.log_every == 0:
                     self._log(validated)
                 bar.advance(1)
-                if last or self.done % (recipe.checkpoint_every or tenth) == 0 or stop.wanted is not None:
+                if stopping:
+                    stop.calm()
+                if last or stopping or self.done % (recipe.checkpoint_every or tenth) == 0:
                     self._checkpoint()
-                if stop.wanted is not None and not last:
+                if stopping:
                     stop.stop()
         return self._finish()
 
@@ -151,24 +167,42 @@ class Training:
             set_momentum(self.network, 1.0 if first else self.recipe.batchnorm_momentum)
 
     def _take_step(self, step: int) -> None:
-        batch = self.job.batches.get(step)
+        batch = self.job.batches.get(step, ahead=step + 1 < self.recipe.steps)
         adversarial = self.objective.attack(batch.images, batch.labels, batch.eps, batch.noise)
+        if self.perturbation and step >= self.recipe.awp_warmup:
+            self.perturbation.add(lambda: self.objective.bare_loss(batch.images, adversarial, batch.labels, batch.eps))
         losses = self.objective.losses(batch.images, adversarial, batch.labels, batch.eps)
         loss = losses.loss.mean()
-        if not torch.isfinite(loss):
-            raise CheckError(
-                f"the loss is {float(loss)} in step {step}; the step was not taken",
-                why="the learning rate may be too high for this network",
-                fix="lower learning_rate; the last checkpoint is kept",
-            )
+        # the optimiser's kernel skips the step where this flag is up, so that an accelerator need not wait for the host
+        self._broken = torch.maximum(self._broken, self.devices.total((~torch.isfinite(loss)).float()))
+        if self.devices.device.type == "cpu":
+            self._require_finite(step)
         self.optimizer.zero_grad(set_to_none=True)
         self.devices.backward(loss)
+        if self.perturbation:
+            self.perturbation.remove()
+        self._sgd.found_inf = self._broken
         self.optimizer.step()
         self.average.update(self.network, step + 1)
         self.seen.add(batch.rows)
         self._sums += _summary(losses, batch.labels, batch.eps)
 
+    def _require_finite(self, step: int) -> None:
+        if bool(self._broken > 0):
+            raise CheckError(
+                f"the loss became infinite or NaN by step {step}; that step was not taken",
+                why="the learning rate may be too high for this network",
+                fix="lower learning_rate; the last checkpoint is kept",
+            )
+
+    def _stopping(self, stop: StopRequest) -> bool:
+        """Whether to stop after this step; processes agree on it now and then: signals reach them at other times."""
+        if self.devices.world == 1:
+            return stop.wanted is not None
+        return self.done % _AGREE_EVERY == 0 and self.devices.any(stop.wanted is not None)
+
     def _validate(self, validation: Validation) -> dict[str, float]:
+        self._require_finite(self.done)
         self.devices.share_buffers(self.network)
         judged = self.average.sync(self.network)
         clean, robust = validation.measure(judged)
@@ -181,6 +215,7 @@ class Training:
         return {"validation_clean": clean, "validation_robust": robust}
 
     def _log(self, validated: dict[str, float]) -> None:
+        self._require_finite(self.done)
         loss, clean, adversarial, eps, images = self.devices.total(self._sums).tolist()
         self._sums.zero_()
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
@@ -202,13 +237,19 @@ class Training:
         self.metrics.add(**row, **validated)
 
     def _checkpoint(self) -> None:
+        self._require_finite(self.done)
         if self.folder is None:
             return
         self.devices.share_buffers(self.network)
         if self.devices.leads:
-            tensors = pack(self.network, self.average.sync(self.network), self.optimizer, self.seen)
+            tensors = pack(self.network, self.average.sync(self.network), self._sgd, self.seen)
             best = {"best_step": self.best_step, "best_score": self.best_score}
-            meta = {**best, "seconds": self._seconds, "sums": self._sums.tolist()}
+            meta = {
+                **best,
+                "seconds": self._seconds,
+                "sums": self._sums.tolist(),
+                "gradients": self.objective.gradients,
+            }
             save_state(self.folder / "checkpoints", self.done, tensors, meta)
 
     def _finish(self) -> Run:
@@ -232,8 +273,13 @@ class Training:
             "validation_images": self.job.validation.count if self.job.validation else 0,
             "best_step": self.best_step or self.done,
             "best_validation": self.best_score if self.best_step else None,
+            "attack_cost": self._attack_cost(),
             "seconds": self._seconds,
         }
+
+    def _attack_cost(self) -> float:
+        full = self.done * self.recipe.batch_size // self.devices.world * self.recipe.attack_steps
+        return self.objective.gradients / full if full else 0.0
 
 
 def _summary(losses: Losses, labels: Tensor, eps: Tensor) -> Tensor:

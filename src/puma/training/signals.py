@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+_PATIENCE_S = 6.0
 
 
 class StopRequest:
     """While inside, the first SIGTERM or SIGINT only sets `wanted`; a second one acts at once, as it did before.
 
     Signals reach the main thread only; in another thread this does nothing.
+
+    Args:
+        alone: False where several processes train together: one that waits for a dead one would wait for minutes, so
+            a process that has not stopped some seconds after the signal ends without a checkpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = True) -> None:
         self.wanted: int | None = None
+        self._alone = alone
+        self._watchdog: threading.Timer | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -28,6 +37,12 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        self.calm()
+
+    def calm(self) -> None:
+        """The step is finished: take all the time it needs to write the checkpoint."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
 
     def stop(self) -> None:
         """End the process as the signal asks: KeyboardInterrupt, or exit code 143."""
@@ -38,6 +53,10 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.wanted = number
         self._restore()
+        if not self._alone:
+            self._watchdog = threading.Timer(_PATIENCE_S, os._exit, (128 + number,))
+            self._watchdog.daemon = True
+            self._watchdog.start()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

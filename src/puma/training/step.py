@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from puma import objectives
-from puma.attacks.pgd import ascend
+from puma.attacks.pgd import Rows, ascend, ascend_in_proportion
 from puma.distribute import Devices
-from puma.models.batchnorm import attack_mode
+from puma.models.batchnorm import attack_mode, kept_statistics
 from puma.recipe import Recipe
 from puma.threat import ThreatModel
 
@@ -48,39 +48,59 @@ class Objective:
         recipe: the recipe.
         threat: the threat model that full strength means.
         weight: TRADES weight, from the plan or the recipe.
-        network: the bare network, which is attacked.
-        both: wrapped `Both` of the same network, which is differentiated.
+        network: the bare network, whose mode is set while it is attacked.
+        bare: what is called in the attack: ``network`` itself, or ``torch.compile`` of it.
+        both: wrapped `Both` of ``bare``, which is differentiated.
         devices: for the precision of the bare network.
     """
 
     def __init__(
-        self, recipe: Recipe, threat: ThreatModel, weight: float, network: nn.Module, both: nn.Module, devices: Devices
+        self,
+        recipe: Recipe,
+        threat: ThreatModel,
+        weight: float,
+        network: nn.Module,
+        bare: Callable[[Tensor], Tensor],
+        both: nn.Module,
+        devices: Devices,
     ) -> None:
         self.recipe, self.threat, self.weight = recipe, threat, weight
         self.network, self.both, self.devices = network, both, devices
+        self.bare: Callable[[Tensor], Tensor] = bare
+        self.gradients = 0  # of one image, computed by the attack
         linf = threat.norm == "Linf"
         self.start = recipe.attack_start_linf if linf else recipe.attack_start_l2
         self.step_size = (recipe.attack_step_linf if linf else recipe.attack_step_l2) * threat.eps
 
     def attack(self, images: Tensor, labels: Tensor, eps: Tensor, noise: Tensor | None) -> Tensor:
         """The perturbed images; the network's statistics and gradients are left alone."""
+        steps = self.recipe.attack_steps
         with attack_mode(self.network, self.recipe.attack_batchnorm), self.devices.autocast():
-            return ascend(
-                self._ascended(images, labels),
-                images,
-                eps,
-                noise,
-                self.threat,
-                steps=self.recipe.attack_steps,
-                step_size=self.step_size,
+            objective = self._ascended(images, labels)
+            if self.recipe.attack_schedule == "fixed":
+                self.gradients += steps * len(images)
+                return ascend(objective, images, eps, noise, self.threat, steps=steps, step_size=self.step_size)
+            adversarial, gradients = ascend_in_proportion(
+                objective, images, eps, noise, self.threat, steps=steps, step_size=self.step_size
             )
+        self.gradients += gradients
+        return adversarial
 
     def losses(self, images: Tensor, adversarial: Tensor, labels: Tensor, eps: Tensor) -> Losses:
         """The loss of every image, with a graph to the parameters."""
-        recipe = self.recipe
-        needed = None if recipe.objective == "pgd-at" else images
+        needed = None if self.recipe.objective == "pgd-at" else images
         clean, attacked = self.both(needed, adversarial)
-        if recipe.objective == "pgd-at":
+        return self._combined(clean, attacked, labels, eps)
+
+    def bare_loss(self, images: Tensor, adversarial: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
+        """The mean loss by the bare network, which leaves running statistics alone."""
+        with kept_statistics(self.network), self.devices.autocast():
+            clean = None if self.recipe.objective == "pgd-at" else self.bare(images).float()
+            return self._combined(clean, self.bare(adversarial).float(), labels, eps).loss.mean()
+
+    def _combined(self, clean: Tensor | None, attacked: Tensor, labels: Tensor, eps: Tensor) -> Losses:
+        recipe = self.recipe
+        if clean is None:
             loss = objectives.pgd_at(attacked, labels, smoothing=recipe.label_smoothing)
         elif recipe.objective == "mart":
             loss = objectives.mart(clean, attacked, labels, weight=self.weight, attacked=eps > 0)
@@ -97,9 +117,9 @@ class Objective:
             )
         return Losses(loss, clean, attacked)
 
-    def _ascended(self, images: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    def _ascended(self, images: Tensor, labels: Tensor) -> Callable[[Tensor, Rows], Tensor]:
         if self.recipe.objective != "trades" or labels.is_floating_point():
-            return lambda x: objectives.cross_entropy(self.network(x).float(), labels)
+            return lambda x, rows: objectives.cross_entropy(self.bare(x).float(), labels[rows])
         with torch.no_grad():
-            reference = self.network(images).float()
-        return lambda x: objectives.kl_divergence(self.network(x).float(), reference)
+            reference = self.bare(images).float()
+        return lambda x, rows: objectives.kl_divergence(self.bare(x).float(), reference[rows])

@@ -84,7 +84,7 @@ class Validation:
         radius = torch.full((len(images),), self.threat.eps, device=images.device)
         with attack_mode(model):
             attacked = ascend(
-                lambda x: carlini_wagner(model(x), labels),
+                lambda x, rows: carlini_wagner(model(x), labels[rows]),
                 images,
                 radius,
                 noise,
