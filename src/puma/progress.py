@@ -12,7 +12,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-# A study's workers report every second to the process that draws their bars.
+# Seconds between lines; a study's workers report every second to the process that draws their progress.
 LOG_EVERY_ENV = "PUMA_PROGRESS_SECONDS"
 
 
@@ -93,3 +93,48 @@ class Progress:
         note = f", {self._note}" if self._note else ""
         line = f"{self.label}: {self.done}/{self.total} {self.unit} {self._rate()}{eta}{note}"
         print(" ".join(line.split()), file=sys.stderr, flush=True)
+
+
+class Lines:
+    """One bar for the whole and a line below it for each process at work; in a log file, a line every 30 s.
+
+    Args:
+        label: what is being done.
+        total: units of the whole.
+        show: False draws nothing.
+    """
+
+    def __init__(self, label: str, total: int, *, show: bool) -> None:
+        self.label, self.total, self.show = label, total, show
+        self._live: Any = None
+        self._logged = time.monotonic()
+
+    def __enter__(self) -> Lines:
+        if self.show and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True), refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def update(self, done: int, summary: str, lines: list[str]) -> None:
+        """Show ``done`` units of the whole, a summary beside them, and what each process says."""
+        if self._live is not None:
+            from rich.console import Group
+            from rich.progress_bar import ProgressBar
+            from rich.table import Table
+            from rich.text import Text
+
+            head = Table.grid(padding=(0, 1))
+            head.add_row(self.label, ProgressBar(self.total, done, width=40), f"{done} %", summary)
+            self._live.update(Group(head, *(Text(f"  {line}", style="dim", overflow="ellipsis") for line in lines)))
+        elif self.show and (time.monotonic() - self._logged >= 30 or not lines):
+            self._logged = time.monotonic()
+            print(f"{self.label}: {done} %, {summary}; " + " | ".join(filter(None, lines)), file=sys.stderr, flush=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()

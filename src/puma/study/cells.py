@@ -6,15 +6,16 @@ import json
 from typing import Any
 
 from puma.data.pool import Pool
-from puma.evaluation import evaluate
+from puma.evaluation import Evaluation, evaluate, mislabelled_share
 from puma.margins import MarginTable
+from puma.models.weights import load_model
 from puma.plan import Plan
 from puma.strategies import make_plan
 from puma.study.folder import StudyFolder
 from puma.study.margins import load_judge
 from puma.study.materials import load_pool, load_test, new_network
 from puma.study.spec import Cell
-from puma.training import train
+from puma.training import Run, train
 
 
 def run_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def run_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
             out=out if checkpoint == "last" else out / checkpoint,
             attack=settings.attack,
             subset=settings.subset,
+            checkpoint=checkpoint,
             progress=show,
         )
         rows.append(_row(study, cell, pool, plan, run, checkpoint, judged))
@@ -50,7 +52,7 @@ def run_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
 
 
 def _row(
-    study: StudyFolder, cell: Cell, pool: Pool, plan: Plan, run: Any, checkpoint: str, judged: Any
+    study: StudyFolder, cell: Cell, pool: Pool, plan: Plan, run: Run, checkpoint: str, judged: Evaluation
 ) -> dict[str, Any]:
     """One row of ``results.parquet`` (DESIGN: artefacts)."""
     return {
@@ -69,16 +71,13 @@ def _row(
         "n_test": judged.n_test,
         "kept": plan.kept,
         "mean_eps": plan.mean_eps,
-        "attack_cost": run.attack_cost,
-        "steps": run.steps,
+        "attack_cost": run.meta.get("attack_cost"),
+        "steps": run.meta["steps"],
     }
 
 
 def judge_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
     """Share of a cell's kept training images whose perturbation the judge gives another class."""
-    from puma.evaluation import mislabelled_share
-    from puma.models.weights import load_model
-
     share = mislabelled_share(
         load_model(study.run_folder(cell)),
         load_judge(study),
@@ -87,5 +86,6 @@ def judge_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
         study.spec.threat_model,
         sample=study.spec.evaluation.mislabelled,
         seed=cell.seed,
+        progress=show,
     )
     return {"strategy": cell.label, "seed": cell.seed, "share": share}

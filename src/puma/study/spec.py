@@ -199,7 +199,7 @@ class Cell:
         'uniform-eps-scale-0.5-p0-s3-digits'
         """
         parts = [self.strategy, *(f"{key}-{value}" for key, value in self.params)]
-        parts += [f"p{self.prune_fraction * 100:g}", f"s{self.seed}", self.recipe]
+        parts += [f"p{self.prune_fraction * 100:g}", f"s{self.seed}", Path(self.recipe).stem]
         if self.synthetic is not None:
             parts.append(f"n{self.synthetic}")
         return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))

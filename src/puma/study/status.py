@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+from puma.errors import BusyError
+from puma.files import lock
 from puma.study.folder import StudyFolder
 from puma.study.tasks import study_tasks
 
@@ -13,7 +16,7 @@ class StudyStatus:
 
     Args:
         study: the study.
-        jobs: how many processes work on it (for the ETA).
+        jobs: how many processes work on it.
     """
 
     total = 100
@@ -23,12 +26,14 @@ class StudyStatus:
         self.tasks = study_tasks(study)
         self._weights = sum(task.weight for task in self.tasks)
         self._seen: dict[str, dict[str, Any]] = {}
+        self._changed = time.monotonic()
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Results of the finished tasks by name."""
         for task in self.tasks:
             if task.name not in self._seen and (result := self.study.result(task.name)) is not None:
                 self._seen[task.name] = result
+                self._changed = time.monotonic()
         return self._seen
 
     def done(self) -> int:
@@ -42,8 +47,20 @@ class StudyStatus:
         weight = sum(task.weight for task in self.tasks if task.name in finished)
         if not weight:
             return None
-        seconds = float(sum(result["seconds"] for result in finished.values()))
-        return seconds / weight * (self._weights - weight) / self.jobs
+        pace = float(sum(result["seconds"] for result in finished.values())) / weight
+        return max(0.0, pace * (self._weights - weight) / self.jobs - (time.monotonic() - self._changed))
+
+    def summary(self) -> str:
+        """Finished pieces and time left, in a few words."""
+        eta = self.eta()
+        left = (
+            "ETA after the first piece"
+            if eta is None
+            else f"ETA {eta / 60:.0f} min"
+            if eta > 90
+            else f"ETA {eta:.0f} s"
+        )
+        return f"{len(self.finished())} of {len(self.tasks)} pieces, {left}"
 
 
 def grid(study: StudyFolder) -> list[dict[str, Any]]:
@@ -68,9 +85,6 @@ def grid(study: StudyFolder) -> list[dict[str, Any]]:
 
 def _running(study: StudyFolder, task: str) -> bool:
     """Whether a live process holds the task."""
-    from puma.errors import BusyError
-    from puma.files import lock
-
     path = study.path / "done" / f".{task}.lock"
     if not path.exists():
         return False

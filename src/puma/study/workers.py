@@ -12,7 +12,7 @@ from collections import deque
 from contextlib import suppress
 
 from puma.errors import PumaError
-from puma.progress import LOG_EVERY_ENV, Progress
+from puma.progress import LOG_EVERY_ENV, Lines
 from puma.study.folder import StudyFolder
 from puma.study.status import StudyStatus
 
@@ -75,16 +75,15 @@ def run_workers(study: StudyFolder, *, jobs: int, time_budget: float | None = No
     deadline = time.monotonic() + time_budget if time_budget is not None else float("inf")
     status = StudyStatus(study, jobs)
     try:
-        with Progress(f"study {study.spec.name}", status.total, "%", show=show, done=status.done()) as bar:
+        with Lines(f"study {study.spec.name}", status.total, show=show) as lines:
             while any(worker.process.poll() is None for worker in workers):
-                failed = next((worker for worker in workers if worker.process.poll() not in (None, 0)), None)
-                if failed is not None:
+                if any(worker.process.poll() not in (None, 0) for worker in workers):
                     break
                 if time.monotonic() > deadline:
                     return False
-                bar.advance(status.done() - bar.done, note=" | ".join(filter(None, (w.latest for w in workers))))
+                lines.update(status.done(), status.summary(), [worker.latest for worker in workers])
                 time.sleep(_POLL_S)
-            bar.advance(status.done() - bar.done, note=" ")
+            lines.update(status.done(), status.summary(), [])
     finally:
         _stop(workers)
     failed = next((worker for worker in workers if worker.process.returncode not in (0, -signal.SIGTERM, 143)), None)
