@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_study import write_study
 
 CHROMIUM = "/usr/bin/chromium"
 
@@ -61,3 +62,9 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Opened]]:
     yield opener
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def make_study() -> Callable[..., Path]:
+    """Writes a small made-up study: ``make_study(folder, seeds=2, name="made up", companions=True)``."""
+    return write_study

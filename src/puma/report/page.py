@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import io
-import math
-import numbers
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,18 +20,13 @@ from PIL import Image
 from puma._version import __version__
 from puma.errors import UsageError
 from puma.files import write_text
+from puma.report.cells import Value, cell_html, decimals_of, escape, inline, is_numeric
 from puma.report.style import DARK
 from puma.report.svg import inline_svg, variable
 
 NoteKind = Literal["info", "warning", "good"]
 
-
-@dataclass(frozen=True)
-class Value:
-    """A table cell that is shown as ``text`` and sorted by ``number`` (None sorts last)."""
-
-    number: float | None
-    text: str
+__all__ = ["ImageRow", "NoteKind", "Page", "Value", "png_uri"]
 
 
 @dataclass(frozen=True)
@@ -70,28 +62,28 @@ class Page:
         anchor = f"s{len(self._contents) + 1}"
         close = "</section>\n" if self._contents else ""
         self._contents.append((anchor, title))
-        self._parts.append(f'{close}<section id="{anchor}"><h2>{_escape(title)}</h2>')
+        self._parts.append(f'{close}<section id="{anchor}"><h2>{escape(title)}</h2>')
         return self.text(intro) if intro else self
 
     def subsection(self, title: str, intro: str = "") -> Page:
         """Begin a part of a section; not in the contents."""
-        self._parts.append(f"<h3>{_escape(title)}</h3>")
+        self._parts.append(f"<h3>{escape(title)}</h3>")
         return self.text(intro) if intro else self
 
     def text(self, paragraphs: str | Sequence[str]) -> Page:
         """One paragraph or several."""
         for paragraph in [paragraphs] if isinstance(paragraphs, str) else paragraphs:
-            self._parts.append(f"<p>{_inline(paragraph)}</p>")
+            self._parts.append(f"<p>{inline(paragraph)}</p>")
         return self
 
     def note(self, kind: NoteKind, text: str) -> Page:
         """A remark set apart: ``"info"``, ``"warning"`` or ``"good"``."""
-        self._parts.append(f'<p class="note {kind}" role="note">{_inline(text)}</p>')
+        self._parts.append(f'<p class="note {kind}" role="note">{inline(text)}</p>')
         return self
 
     def code(self, text: str) -> Page:
         """A command or a file, shown as it is."""
-        self._parts.append(f"<pre><code>{_escape(text)}</code></pre>")
+        self._parts.append(f"<pre><code>{escape(text)}</code></pre>")
         return self
 
     def figure(self, fig: Figure | str, caption: str, alt: str) -> Page:
@@ -108,9 +100,10 @@ class Page:
         if not alt.strip():
             raise UsageError("a figure has no alt text", fix="say in a sentence what it shows")
         self._figures += 1
-        svg = inline_svg(fig, f"f{self._figures}", _escape(alt))
-        legend = f"<figcaption><b>Figure {self._figures}.</b> {_inline(caption)}</figcaption>"
-        self._parts.append(f"<figure>{svg}{legend}</figure>")
+        svg = inline_svg(fig, f"f{self._figures}", escape(alt))
+        legend = f"<figcaption><b>Figure {self._figures}.</b> {inline(caption)}</figcaption>"
+        box = f'<div class="scroll" tabindex="0" role="region" aria-label="figure {self._figures}">{svg}</div>'
+        self._parts.append(f"<figure>{box}{legend}</figure>")
         return self
 
     def images(self, rows: Sequence[ImageRow | tuple[str, Sequence[NDArray[np.uint8]]]], caption: str = "") -> Page:
@@ -125,9 +118,9 @@ class Page:
             notes = [*row.notes, *[""] * (len(row.images) - len(row.notes))]
             tiles = "".join(_tile(image, row.label, note) for image, note in zip(row.images, notes, strict=True))
             lines.append(
-                f'<div class="row"><div class="label">{_escape(row.label)}</div><div class="tiles">{tiles}</div></div>'
+                f'<div class="row"><div class="label">{escape(row.label)}</div><div class="tiles">{tiles}</div></div>'
             )
-        legend = f"<figcaption>{_inline(caption)}</figcaption>" if caption else ""
+        legend = f"<figcaption>{inline(caption)}</figcaption>" if caption else ""
         self._parts.append(f'<figure class="gallery">{"".join(lines)}{legend}</figure>')
         return self
 
@@ -146,15 +139,16 @@ class Page:
         if wrong:
             raise UsageError(f"a table row has {len(wrong[0])} cells, its head has {len(columns)}")
         self._tables += 1
-        numeric = [_is_numeric([row[i] for row in rows]) for i in range(len(columns))]
+        numeric = [is_numeric([row[i] for row in rows]) for i in range(len(columns))]
         kinds = ["number" if flag else "text" for flag in numeric]
         head = "".join(
-            f'<th scope="col" class="{kind}"><button type="button">{_inline(name)}</button></th>'
+            f'<th scope="col" class="{kind}"><button type="button">{inline(name)}</button></th>'
             for name, kind in zip(columns, kinds, strict=True)
         )
-        body = "".join(f"<tr>{''.join(map(_cell, row, kinds))}</tr>" for row in rows)
+        decimals = [decimals_of([row[i] for row in rows]) for i in range(len(columns))]
+        body = "".join(f"<tr>{''.join(map(cell_html, row, kinds, decimals))}</tr>" for row in rows)
         body = body or f'<tr><td class="text" colspan="{max(len(columns), 1)}">no rows</td></tr>'
-        legend = f"<caption><b>Table {self._tables}.</b> {_inline(caption)}</caption>" if caption else ""
+        legend = f"<caption><b>Table {self._tables}.</b> {inline(caption)}</caption>" if caption else ""
         name = f"{_slug(self.title)}-table-{self._tables}.csv"
         self._parts.append(
             f'<div class="table"><div class="scroll" tabindex="0" role="region" aria-label="table {self._tables}">'
@@ -166,9 +160,9 @@ class Page:
     def settings(self, settings: Mapping[str, Any], title: str = "") -> Page:
         """Settings as names and values; nested ones are written ``outer.inner``."""
         items = "".join(
-            f"<div><dt>{_escape(name)}</dt><dd>{_escape(_show(value))}</dd></div>" for name, value in _flat(settings)
+            f"<div><dt>{escape(name)}</dt><dd>{escape(_show(value))}</dd></div>" for name, value in _flat(settings)
         )
-        head = f"<summary>{_escape(title)}</summary>" if title else ""
+        head = f"<summary>{escape(title)}</summary>" if title else ""
         block = f'<dl class="settings">{items}</dl>'
         self._parts.append(f"<details open>{head}{block}</details>" if title else block)
         return self
@@ -178,9 +172,9 @@ class Page:
         script = _asset("page.js")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
-        links = "".join(f'<li><a href="#{anchor}">{_escape(title)}</a></li>' for anchor, title in self._contents)
+        links = "".join(f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title in self._contents)
         contents = f'<nav aria-label="contents"><ol>{links}</ol></nav>' if len(self._contents) > 1 else ""
-        subtitle = f'<p class="subtitle">{_inline(self.subtitle)}</p>' if self.subtitle else ""
+        subtitle = f'<p class="subtitle">{inline(self.subtitle)}</p>' if self.subtitle else ""
         close = "</section>" if self._contents else ""
         body = "\n".join(self._parts)
         return (
@@ -189,8 +183,8 @@ class Page:
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
             f'<meta name="generator" content="puma-robust {__version__}">\n'
-            f"<title>{_escape(self.title)}</title>\n<style>\n{_colours()}{_asset('style.css')}</style>\n</head>\n<body>\n"
-            f"<header><h1>{_escape(self.title)}</h1>{subtitle}</header>\n{contents}\n<main>\n{body}{close}\n</main>\n"
+            f"<title>{escape(self.title)}</title>\n<style>\n{_colours()}{_asset('style.css')}</style>\n</head>\n<body>\n"
+            f"<header><h1>{escape(self.title)}</h1>{subtitle}</header>\n{contents}\n<main>\n{body}{close}\n</main>\n"
             f"<footer>Made by PUMA {__version__}. This page is one file and loads nothing.</footer>\n"
             f"<script>{script}</script>\n</body>\n</html>\n"
         )
@@ -224,44 +218,10 @@ def png_uri(image: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def format_number(value: float) -> str:
-    """A number for people: whole ones in full, others with four digits.
-
-    >>> [format_number(x) for x in (1200, 0.95312, 1e-7, float("nan"))]
-    ['1,200', '0.9531', '1e-07', 'NaN']
-    """
-    if isinstance(value, int | np.integer):
-        return f"{int(value):,}"
-    if math.isnan(value):
-        return "NaN"
-    return f"{value:.4g}" if abs(value) < 10_000 or math.isinf(value) else f"{value:,.0f}"
-
-
 def _tile(image: NDArray[np.uint8], label: str, note: str) -> str:
-    alt = _escape(f"{label} {note}".strip())
-    under = f"<span>{_escape(note)}</span>" if note else ""
+    alt = escape(f"{label} {note}".strip())
+    under = f"<span>{escape(note)}</span>" if note else ""
     return f'<span class="tile"><img src="{png_uri(image)}" alt="{alt}" title="{alt}">{under}</span>'
-
-
-def _is_number(cell: Any) -> bool:
-    return isinstance(cell, numbers.Real) and not isinstance(cell, bool | np.bool_)
-
-
-def _is_numeric(cells: list[Any]) -> bool:
-    given = [cell for cell in cells if cell is not None]
-    return bool(given) and all(isinstance(cell, Value) or _is_number(cell) for cell in given)
-
-
-def _cell(cell: Any, kind: str) -> str:
-    if cell is None:
-        return f'<td class="{kind}" data-value="">–</td>'
-    if isinstance(cell, Value):
-        key = "" if cell.number is None else repr(float(cell.number))
-        return f'<td class="{kind}" data-value="{key}">{_inline(cell.text)}</td>'
-    if _is_number(cell):
-        key = repr(int(cell)) if isinstance(cell, int | np.integer) else repr(float(cell))
-        return f'<td class="{kind}" data-value="{key}">{format_number(cell)}</td>'
-    return f'<td class="{kind}">{_inline(str(cell))}</td>'
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -278,14 +238,6 @@ def _show(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return ", ".join(map(_show, value)) or "none"
     return "none" if value is None else str(value)
-
-
-def _escape(text: str) -> str:
-    return html.escape(str(text), quote=True)
-
-
-def _inline(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", _escape(text))
 
 
 def _slug(text: str) -> str:

@@ -17,14 +17,14 @@ from matplotlib import rc_context, rcParams, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK, MUTED, GRID = "#1f2328", "#6a727c", "#dfe3e8"
+INK, MUTED, GRID, PAPER = "#1f2328", "#6a727c", "#dfe3e8", "#ffffff"
 # Okabe and Ito's palette, darkened where the original is too pale for a thin line on white.
 BLUE, SKY, GREEN, ORANGE = "#0072b2", "#3a9bd9", "#00845f", "#c27c00"
 RED, PURPLE, GREY, BROWN = "#d55e00", "#b0578d", "#737b85", "#7a5230"
 
 DARK = {
-    INK: "#e8eaed", MUTED: "#9aa3ad", GRID: "#363c44", BLUE: "#4db0ee", SKY: "#8ccbf5", GREEN: "#2fc79a",
-    ORANGE: "#eeb03f", RED: "#ff8b45", PURPLE: "#e28fc2", GREY: "#a4acb6", BROWN: "#c79a72",
+    INK: "#e8eaed", MUTED: "#9aa3ad", GRID: "#363c44", PAPER: "#15181c", BLUE: "#4db0ee", SKY: "#8ccbf5",
+    GREEN: "#2fc79a", ORANGE: "#eeb03f", RED: "#ff8b45", PURPLE: "#e28fc2", GREY: "#a4acb6", BROWN: "#c79a72",
 }  # fmt: skip
 """Each colour of the house and what it becomes on a dark page."""
 
@@ -79,7 +79,7 @@ def mark(strategy: str) -> Mark:
 
 _UNTOUCHED = {"backend", "backend_fallback", "interactive"}
 _RC: Any = {
-    "font.family": ["DejaVu Sans", "Verdana", "sans-serif"],
+    "font.family": ["DejaVu Sans"],
     "font.size": 9,
     "text.parse_math": False,
     "axes.prop_cycle": cycler(color=CYCLE),

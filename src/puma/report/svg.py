@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from puma.report.style import DARK, house_style
 
+_FONTS = "'DejaVu Sans', Verdana, sans-serif"
 _DECLARATION = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
 _STYLE_BLOCK = re.compile(r"<style[^>]*>.*?</style>", re.DOTALL)
 _COLOUR = re.compile(r"(fill|stroke|stop-color): ?(#[0-9a-fA-F]{6})")
@@ -19,7 +20,8 @@ def svg_text(figure: Figure) -> str:
     buffer = io.StringIO()
     with house_style():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+    lines = [line.rstrip().replace("'DejaVu Sans'", _FONTS) for line in buffer.getvalue().splitlines()]
+    return "\n".join(lines) + "\n"
 
 
 def inline_svg(figure: Figure | str, prefix: str, alt: str) -> str:

@@ -1,0 +1,88 @@
+"""The last section: every setting, fingerprint, version and the command that somebody needs to repeat a study."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from puma._version import __version__
+from puma.files import sha256_file
+from puma.report.choices import Choice
+from puma.report.content import Code, Heading, Item, Note, Section, Settings, Table
+from puma.report.materials import Materials
+
+_COMMAND = "pip install puma-robust=={version}\npuma study run study.toml --out repeated/\npuma report repeated/"
+
+
+def repeat_section(materials: Materials, choices: Sequence[Choice]) -> Section:
+    """Settings, fingerprints, versions, times and the command."""
+    items: list[Item] = []
+    path = materials.folder / "study.toml"
+    if materials.settings:
+        items += [
+            "Save the settings below as `study.toml` and run the commands. The same machine type, thread count and "
+            "library versions give the same bytes; others differ by rounding that training amplifies.",
+            Code(_COMMAND.format(version=__version__)),
+            Heading("The study"),
+            Code(path.read_text()),
+        ]
+    else:
+        items.append(Note("warning", "There is no `study.toml` beside these results: their settings are not known."))
+    for name, recipe in _recipes(materials):
+        items.append(Settings(recipe, f"Recipe {name}"))
+    items += [
+        Heading("Fingerprints"),
+        Table("fingerprints", ["artefact", "SHA-256"], _fingerprints(materials, choices), ""),
+    ]
+    items += _machines(materials)
+    return Section("To repeat it", items)
+
+
+def _recipes(materials: Materials) -> list[tuple[str, dict[str, Any]]]:
+    """The settings of each recipe, from the first run that used it."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in materials.results:
+        if row.recipe in found:
+            continue
+        folder = materials.run_folder(row)
+        if folder and (folder / "recipe.toml").is_file():
+            found[row.recipe] = tomllib.loads((folder / "recipe.toml").read_text())
+    return list(found.items())
+
+
+def _fingerprints(materials: Materials, choices: Sequence[Choice]) -> list[list[Any]]:
+    rows = [[name, _file(materials.folder / name)] for name in ("study.toml", "results.parquet")]
+    if table := materials.table:
+        model = table.meta.get("model")
+        rows += [
+            ["pool", str(table.meta["pool"]["fingerprint"])],
+            ["margin table", table.fingerprint],
+            ["margin model, weights", model if isinstance(model, str) else json.dumps(model)],
+        ]
+    rows += [[f"plan: {choice.label}", choice.plan.fingerprint] for choice in choices]
+    return [[name, f"`{value}`"] for name, value in rows if value]
+
+
+def _file(path: Path) -> str | None:
+    return sha256_file(path) if path.is_file() else None
+
+
+def _machines(materials: Materials) -> list[Item]:
+    """Where the tasks ran and how long they took, as the study recorded them."""
+    records = [materials.done(path.stem) for path in sorted((materials.folder / "done").glob("[!.]*.json"))]
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for record in records:
+        if "seconds" in record:
+            key = tuple(str(record.get(name, "unknown")) for name in ("host", "threads", "torch"))
+            groups.setdefault(key, []).append(float(record["seconds"]))
+    if not groups:
+        return []
+    rows = [[*key, len(seconds), sum(seconds) / 3600] for key, seconds in groups.items()]
+    head = ["host", "threads", "torch", "tasks", "hours"]
+    return [
+        Heading("Where it ran"),
+        Table("machines", head, rows, "Hours are the sum over tasks, some of which ran side by side."),
+    ]
