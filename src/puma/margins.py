@@ -210,8 +210,8 @@ class MarginTable:
         names = [source["name"] for source in self.sources]
         columns = {"index": self.index, "label": self.label, "predicted": self.predicted, "margin": self.margin}
         frame = pd.DataFrame(columns | {"steps": self.steps, **self.scores})
-        frame["status"] = pd.Categorical.from_codes(self.status, categories=list(STATUS_NAMES))
-        frame["source"] = pd.Categorical.from_codes(self.source, categories=names)
+        frame["status"] = pd.Categorical.from_codes(self.status, categories=pd.Index(STATUS_NAMES))
+        frame["source"] = pd.Categorical.from_codes(self.source, categories=pd.Index(names))
         return frame
 
 
@@ -252,6 +252,25 @@ def write_part(folder: Path | str, part: int, columns: Mapping[str, NDArray[Any]
         columns: ``index``, and equally long columns as in `MarginTable` (``status`` and ``source`` as codes).
         meta: the table's metadata, the same for every part.
     """
+    table = _arrow(columns, meta)
+    target = part_path(folder, part)
+    with atomic_path(target) as temporary:
+        pq.write_table(table, temporary, **_PARQUET)
+    return target
+
+
+def part_size(columns: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> int:
+    """Bytes that these rows would take as a part."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(_arrow(columns, meta), sink, **_PARQUET)
+    return int(sink.getvalue().size)
+
+
+_PARQUET = {"write_page_checksum": True, "compression": "zstd"}
+
+
+def _arrow(columns: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> pa.Table:
+    """The columns as an Arrow table, status and source as text, with the metadata in its schema."""
     names = [source["name"] for source in meta["pool"]["sources"]]
     arrays: dict[str, pa.Array] = {}
     for name, column in columns.items():
@@ -262,11 +281,7 @@ def write_part(folder: Path | str, part: int, columns: Mapping[str, NDArray[Any]
         else:
             arrays[name] = pa.array(column)
     text = json.dumps({"schema": SCHEMA_VERSION, **meta}, sort_keys=True, allow_nan=False)
-    table = pa.table(arrays).replace_schema_metadata({METADATA_KEY: text.encode()})
-    target = part_path(folder, part)
-    with atomic_path(target) as temporary:
-        pq.write_table(table, temporary, write_page_checksum=True, compression="zstd")
-    return target
+    return pa.table(arrays).replace_schema_metadata({METADATA_KEY: text.encode()})
 
 
 def read_meta(path: Path | str) -> dict[str, Any]:
@@ -321,7 +336,8 @@ def _codes(column: pa.Array, names: list[str]) -> NDArray[Any]:
     if not len(column):
         return np.empty(0, np.int16)
     order = np.array([names.index(text) for text in column.dictionary.to_pylist()], dtype=np.int16)
-    return order[column.indices.to_numpy(zero_copy_only=False)]
+    codes: NDArray[Any] = order[column.indices.to_numpy(zero_copy_only=False)]
+    return codes
 
 
 def _difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:

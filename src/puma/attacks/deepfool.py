@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -111,8 +111,7 @@ def deepfool(
         ModelError: the model is in training mode or does not return logits.
     """
     parse_norm(norm)
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES)
+    parse_mode(mode)
     if steps < 1 or chunk < 1:
         raise UsageError(f"steps and chunk have to be positive, not {steps} and {chunk}")
     check_images(images, labels)
@@ -126,6 +125,17 @@ def deepfool(
                 search.approach(rows, classes, steps)
                 search.polish(rows, classes)
     return search.result(images)
+
+
+def parse_mode(text: str) -> Mode:
+    """Return the mode called ``text``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if text not in MODES:
+        raise unknown("mode", text, MODES)
+    return cast(Mode, text)
 
 
 def check_images(images: Tensor, labels: Tensor) -> None:

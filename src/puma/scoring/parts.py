@@ -24,21 +24,25 @@ class PartFolder:
         folder: where the parts lie; made if need be.
         meta: the table's metadata.
         environment: the machine, recorded once and compared later.
+        create: False only looks at what is there, and writes nothing.
 
     Raises:
         ResumeError: the folder holds a table made with other settings; both values are named.
         StorageError: it cannot be written.
     """
 
-    def __init__(self, folder: Path | str, meta: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        self.folder, self.meta = prepare_folder(folder), dict(meta)
+    def __init__(
+        self, folder: Path | str, meta: Mapping[str, Any], environment: Mapping[str, Any], create: bool = True
+    ) -> None:
+        self.folder = prepare_folder(folder) if create else Path(folder)
+        self.meta = dict(meta)
         self.rows = int(sum(source["rows"] for source in meta["pool"]["sources"]))
         self.part_rows = int(meta["settings"]["part_rows"])
         record = self.folder / TABLE_FILE
         if record.exists():
             known = read_json(record)
             self._refuse_other(known["meta"], record)
-            if changed := list(differences(known["environment"], environment)):
+            if create and (changed := list(differences(known["environment"], environment))):
                 logger.warning(
                     "%s was begun on another machine or with other libraries (%s); its last bits may differ",
                     self.folder,
@@ -47,7 +51,8 @@ class PartFolder:
         else:
             for path in sorted(self.folder.glob("part-*.parquet"))[:1]:
                 self._refuse_other(read_meta(path), path)
-            write_json(record, {"meta": self.meta, "environment": dict(environment)})
+            if create:
+                write_json(record, {"meta": self.meta, "environment": dict(environment)})
 
     @property
     def count(self) -> int:

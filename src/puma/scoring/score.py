@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
-import torch
 from torch import nn
 
 from puma.attacks.deepfool import Mode
@@ -19,8 +18,9 @@ from puma.norms import Norm
 from puma.progress import Progress
 from puma.scoring.health import check_model, device_of
 from puma.scoring.parts import PartFolder
-from puma.scoring.settings import ScoringSettings, environment
+from puma.scoring.settings import ScoringSettings, environment, sized
 from puma.scoring.stream import Columns, score_rows
+from puma.scoring.workers import share
 
 
 @overload
@@ -101,7 +101,9 @@ def score_margins(
         raise UsageError("several workers need a common folder", fix="give out=")
     whole = as_pool(pool)
     check_model(model, whole)
-    settings = sized(norm, mode, steps, batch_size, chunk, part_rows, device_of(model))
+    settings = sized(
+        norm, mode, device_of(model).type, steps=steps, batch_size=batch_size, chunk=chunk, part_rows=part_rows
+    )
     meta = settings.meta(model, whole)
     if out is None:
         with Progress("margins", len(whole), "images", show=progress) as bar:
@@ -109,7 +111,7 @@ def score_margins(
         return table_of(columns, meta)
     folder = PartFolder(out, meta, environment(device_of(model)))
     with folder.held(worker, num_workers):
-        score_parts(model, whole, folder, settings, range(worker, folder.count, num_workers), progress)
+        score_parts(model, whole, folder, settings, share(folder.count, worker, num_workers), progress)
     if num_workers > 1 and not all(folder.finished(part) for part in range(folder.count)):
         return None
     return MarginTable.read(out)
@@ -149,18 +151,3 @@ def table_of(columns: Columns, meta: dict[str, Any]) -> MarginTable:
 def as_pool(pool: Pool | Source) -> Pool:
     """A single source as a pool of its own."""
     return pool if isinstance(pool, Pool) else Pool([pool])
-
-
-def sized(
-    norm: Norm,
-    mode: Mode,
-    steps: int,
-    batch_size: int | None,
-    chunk: int | None,
-    part_rows: int,
-    device: torch.device,
-) -> ScoringSettings:
-    """The settings with sizes that suit the device where none are given."""
-    gpu = device.type == "cuda"
-    batch_size = batch_size or (4096 if gpu else 512)
-    return ScoringSettings(norm, mode, steps, batch_size, chunk or (1024 if gpu else 64), part_rows)

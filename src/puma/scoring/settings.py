@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from puma.attacks.deepfool import MODES, Mode
+from puma.attacks.deepfool import Mode, parse_mode
 from puma.data.pool import Pool
-from puma.errors import UsageError, unknown
+from puma.errors import UsageError
 from puma.margins import PART_ROWS
 from puma.models.weights import weights_sha256
 from puma.norms import Norm, parse_norm
@@ -44,8 +44,7 @@ class ScoringSettings:
 
     def __post_init__(self) -> None:
         parse_norm(self.norm)
-        if self.mode not in MODES:
-            raise unknown("mode", self.mode, MODES)
+        parse_mode(self.mode)
         for name in ("steps", "batch_size", "chunk", "part_rows"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} has to be positive, not {getattr(self, name)}")
@@ -63,6 +62,27 @@ class ScoringSettings:
             "model": {"name": name, "sha256": weights_sha256(model)},
             "pool": pool.describe(),
         }
+
+
+def sized(
+    norm: str,
+    mode: str,
+    device_type: str,
+    *,
+    steps: int = 50,
+    batch_size: int | None = None,
+    chunk: int | None = None,
+    part_rows: int = PART_ROWS,
+) -> ScoringSettings:
+    """The settings, with sizes that suit the device where None is given.
+
+    On a processor 64 images a pass stay in its cache; a GPU wants as many as fill it.
+
+    Raises:
+        UsageError: as `ScoringSettings`.
+    """
+    batch, piece = (4096, 1024) if device_type == "cuda" else (512, 64)
+    return ScoringSettings(parse_norm(norm), parse_mode(mode), steps, batch_size or batch, chunk or piece, part_rows)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -27,31 +27,33 @@ def score_rows(
     Batches begin at ``start`` and are all of one size: the last is filled up with its own last image, so that the
     bytes of a part do not depend on how many rows happen to remain.
     """
-    device = device_of(model)
     batches = []
     for first in range(start, stop, settings.batch_size):
         rows = np.arange(first, min(first + settings.batch_size, stop))
-        full = np.minimum(np.arange(first, first + settings.batch_size), stop - 1) if stop - start > len(rows) else rows
-        images, labels = read_batch(pool, full, device)
-        hit = deepfool(
-            model, images, labels, norm=settings.norm, mode=settings.mode, steps=settings.steps, chunk=settings.chunk
-        )
-        count = len(rows)
-        batches.append(
-            {
-                "predicted": hit.predicted[:count].cpu().numpy().astype(np.int16),
-                "margin": hit.margin[:count].cpu().numpy().astype(np.float32),
-                "status": hit.codes[:count].cpu().numpy(),
-                "steps": hit.steps[:count].cpu().numpy(),
-            }
-        )
-        done(count)
-    columns: Columns = {
-        "index": np.arange(start, stop, dtype=np.int64),
-        "label": pool.labels[start:stop].astype(np.int16),
+        batches.append(score_batch(model, pool, rows, settings, fill=stop - start > len(rows)))
+        done(len(rows))
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def score_batch(
+    model: nn.Module, pool: Pool, rows: NDArray[np.int64], settings: ScoringSettings, fill: bool = False
+) -> Columns:
+    """The columns of ``rows``; with ``fill`` the last row is repeated up to the full batch size, and not returned."""
+    count = len(rows)
+    full = np.pad(rows, (0, settings.batch_size - count), mode="edge") if fill else rows
+    images, labels = read_batch(pool, full, device_of(model))
+    hit = deepfool(
+        model, images, labels, norm=settings.norm, mode=settings.mode, steps=settings.steps, chunk=settings.chunk
+    )
+    return {
+        "index": rows.astype(np.int64),
+        "label": pool.labels[rows].astype(np.int16),
+        "predicted": hit.predicted[:count].cpu().numpy().astype(np.int16),
+        "margin": hit.margin[:count].cpu().numpy().astype(np.float32),
+        "status": hit.codes[:count].cpu().numpy(),
+        "steps": hit.steps[:count].cpu().numpy(),
+        "source": pool.source.codes[rows],
     }
-    columns |= {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    return columns | {"source": pool.source.codes[start:stop]}
 
 
 def synchronise(device: torch.device) -> None:

@@ -1,0 +1,173 @@
+"""``puma score``: the margin of every image."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from puma.cli.options import Config, Quiet
+from puma.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from puma.margins import MarginTable
+    from puma.scoring.estimate import Estimate
+    from puma.scoring.job import ScoringJob
+
+Sizes = dict[str, Any]
+
+
+def score(
+    model: Annotated[str, typer.Argument(help="Margin model: weights file, run folder, or package.module:factory.")],
+    sources: Annotated[list[str], typer.Argument(help="The pool: data sources, real ones first.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the margin table; what is finished there is kept.")],
+    norm: Annotated[str, typer.Option(help='"Linf" or "L2"; it has to be that of the threat model.')] = "Linf",
+    mode: Annotated[str, typer.Option(help="rank (estimates), parity, margin, tight, in rising cost.")] = "margin",
+    weights: Annotated[Path | None, typer.Option(help="Safetensors weights for a factory.")] = None,
+    roles: Annotated[str | None, typer.Option(help="real,synthetic,... one for each source.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Linearisations at most for one image.")] = 50,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images searched together.")] = None,
+    chunk: Annotated[int | None, typer.Option(min=1, help="Images per pass through the model.")] = None,
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows of one part file.")] = 65_536,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves it to torch.")] = 0,
+    worker: Annotated[int | None, typer.Option(min=0, help="This process (else torchrun's or SLURM's).")] = None,
+    num_workers: Annotated[int | None, typer.Option(min=1, help="Processes that share --out.")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Start so many workers here, one a device.")] = 1,
+    engine: Annotated[str, typer.Option(help="process, or ray (--out seen by every machine).")] = "process",
+    address: Annotated[str | None, typer.Option(help="Ray cluster, as host:6379; none: one here.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and stop.")] = False,
+    config: Config = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how far every image of a pool lies from the margin model's decision boundary (DeepFool).
+
+    Positive margins: the model is right, higher is easier. Negative: it is wrong, and so far away is its label.
+    Interrupted or killed, the same command goes on. Several processes may share one --out: give each --worker i
+    --num-workers n, or start them with torchrun or srun, or use --devices n on one machine, or --engine ray.
+    """
+    from puma.scoring.job import ScoringJob
+    from puma.scoring.workers import place_from_environment, run_on_devices
+
+    if engine not in ("process", "ray"):
+        raise unknown("engine", engine, ("process", "ray"))
+    if (worker is None) != (num_workers is None):
+        raise UsageError("--worker and --num-workers go together")
+    if engine == "ray" and (worker is not None or devices > 1):
+        raise UsageError("--engine ray divides the work itself", fix="leave out --worker, --num-workers and --devices")
+    if devices > 1 and worker is not None:
+        raise UsageError("--devices numbers its workers itself", fix="leave out --worker and --num-workers")
+    if devices > 1 and not dry_run:
+        sys.exit(run_on_devices(_without_devices(sys.argv[1:]), devices, _device_type(device)))
+    me, among, local = (worker, num_workers, 0) if worker is not None else place_from_environment()
+    if device == "auto" and local and _device_type("auto") == "cuda":
+        device = f"cuda:{local}"
+    job = ScoringJob(
+        model=model,
+        sources=tuple(sources),
+        weights=None if weights is None else str(weights),
+        roles=None if roles is None else tuple(roles.split(",")),
+        device=device,
+        threads=threads,
+    )
+    sizes = {"steps": steps, "batch_size": batch_size, "chunk": chunk, "part_rows": part_rows}
+    if dry_run:
+        _print_estimate(_estimated(job, norm, mode, sizes, out, devices if devices > 1 else among or 1))
+    elif engine == "ray":
+        _print_table(_on_ray(job, norm, mode, sizes, out, address, quiet), out)
+    else:
+        _print_table(_here(job, norm, mode, sizes, out, me, among or 1, quiet), out)
+
+
+def _here(
+    job: ScoringJob, norm: str, mode: str, sizes: Sizes, out: Path, worker: int, workers: int, quiet: bool
+) -> MarginTable | None:
+    from puma.attacks.deepfool import parse_mode
+    from puma.norms import parse_norm
+    from puma.scoring import score_margins
+
+    distance, effort = parse_norm(norm), parse_mode(mode)
+    model, pool = job.open()
+    table: MarginTable | None = score_margins(
+        model,
+        pool,
+        norm=distance,
+        mode=effort,
+        out=out,
+        worker=worker,
+        num_workers=workers,
+        progress=not quiet,
+        **sizes,
+    )
+    return table
+
+
+def _on_ray(
+    job: ScoringJob, norm: str, mode: str, sizes: Sizes, out: Path, address: str | None, quiet: bool
+) -> MarginTable:
+    from puma.scoring.ray_engine import score_on_ray
+    from puma.scoring.settings import sized
+
+    device = _device_type(job.device)
+    settings = sized(norm, mode, device, **sizes)
+    return score_on_ray(job, settings, out, address=address, gpus=device == "cuda", progress=not quiet)
+
+
+def _estimated(job: ScoringJob, norm: str, mode: str, sizes: Sizes, out: Path, workers: int) -> Estimate:
+    from puma.scoring.estimate import estimate
+    from puma.scoring.health import check_model
+    from puma.scoring.settings import sized
+
+    settings = sized(norm, mode, _device_type(job.device), **sizes)
+    model, pool = job.open()
+    check_model(model, pool)
+    return estimate(model, pool, settings, settings.meta(model, pool), out, workers)
+
+
+def _device_type(device: str) -> str:
+    from puma.scoring.job import resolve_device
+
+    return resolve_device(device).type
+
+
+def _without_devices(arguments: list[str]) -> list[str]:
+    """The command line of one worker: what was typed, less ``--devices`` and ``--device``."""
+    kept, skip = [], False
+    for text in arguments:
+        if skip or text in ("--devices", "--device"):
+            skip = not skip and text in ("--devices", "--device")
+        elif not text.startswith(("--devices=", "--device=")):
+            kept.append(text)
+    return kept
+
+
+def _print_table(table: MarginTable | None, out: Path) -> None:
+    import numpy as np
+
+    from puma.margins import Status
+
+    if table is None:
+        typer.echo(f"this worker's parts are in {out}; others are still missing")
+        return
+    typer.echo(f"{len(table):,} margins ({table.norm}, {table.meta['mode']}) in {out}")
+    for status in Status:
+        if count := int((table.status == status).sum()):
+            typer.echo(f"  {status.text:14} {count:12,}  {count / len(table):7.2%}")
+    finite = table.margin[np.isfinite(table.margin) & (table.margin > 0)]
+    if len(finite):
+        low, middle, high = np.quantile(finite, [0.1, 0.5, 0.9])
+        typer.echo(f"  positive margins: 10 % below {low:.4g}, median {middle:.4g}, 10 % above {high:.4g}")
+
+
+def _print_estimate(cost: Estimate) -> None:
+    hours, rest = divmod(round(cost.seconds), 3600)
+    free = "" if cost.disk_free is None else f" of {cost.disk_free / 1e9:,.1f} GB free"
+    typer.echo(
+        f"images   {cost.images:,} to score, {cost.finished:,} finished\n"
+        f"speed    {cost.images_per_s:,.1f} images/s a worker (measured on {cost.probed:,})\n"
+        f"time     {hours} h {rest // 60} min {rest % 60} s\n"
+        f"memory   {cost.memory_bytes / 1e9:,.2f} GB a worker\n"
+        f"disk     {cost.disk_bytes / 1e6:,.1f} MB{free}"
+    )
