@@ -6,8 +6,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from puma.margins import MarginTable, Status
+from puma.strategies import get_strategy, names
 
 EPS = 8 / 255
+SCORES = ("el2n-adv", "robust-failure", "dynamic-uncertainty", "input-gradient")
+PRUNING = [name for name in names() if get_strategy(name).prunes]
 
 
 def make_table(
@@ -55,4 +58,12 @@ def tables(draw: st.DrawFn, nan: bool = False) -> MarginTable:
         margin[rng.random(rows) < 0.1] = np.nan
         margin[rng.random(rows) < 0.1] = -np.inf
     label = np.concatenate([first, rng.integers(0, classes, rows - len(first))])
-    return make_table(margin, label, draw(st.sampled_from([len(first), rows])), classes=classes)
+    scores = {name.replace("-", "_"): rng.random(rows) for name in SCORES}
+    return make_table(margin, label, draw(st.sampled_from([len(first), rows])), classes=classes, **scores)
+
+
+def needed_params(name: str, table: MarginTable) -> dict[str, object]:
+    """Parameters without a default: feature vectors for dedup."""
+    if "features" not in get_strategy(name).needs:
+        return {}
+    return {"features": np.random.default_rng(0).normal(size=(len(table), 3))}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
-from score_tables import EPS, make_table, tables
+from score_tables import EPS, PRUNING, SCORES, make_table, needed_params, tables
 
 from puma.errors import DataError, UsageError
 from puma.margins import MarginTable
@@ -14,11 +14,11 @@ from puma.plan import Plan
 from puma.strategies import get_strategy, make_plan, names
 
 
-@pytest.mark.parametrize("name", ["random", "easy", "difficult", "puma", "puma-plus"])
+@pytest.mark.parametrize("name", PRUNING)
 @settings(deadline=None)
 @given(table=tables(), share=st.floats(0, 0.6))
 def test_quotas_are_exact(name: str, table: MarginTable, share: float) -> None:
-    plan = make_plan(table, name, share, threat="Linf:8/255")
+    plan = make_plan(table, name, share, threat="Linf:8/255", **needed_params(name, table))
     synthetic = table.synthetic
     prunable = synthetic if synthetic.any() else ~synthetic
     assert plan.keep[~prunable].all()
@@ -28,29 +28,35 @@ def test_quotas_are_exact(name: str, table: MarginTable, share: float) -> None:
         assert abs((~plan.keep[group]).sum() - share * group.sum()) < 1
 
 
-@pytest.mark.parametrize("name", ["none", "random", "easy", "difficult", "puma", "puma-plus", "uniform-eps"])
+@pytest.mark.parametrize("name", names())
 @settings(deadline=None)
 @given(table=tables(nan=True), share=st.floats(0, 0.6), balanced=st.booleans(), protect=st.booleans())
 def test_eps_and_rows_without_margin(
     name: str, table: MarginTable, share: float, balanced: bool, protect: bool
 ) -> None:
+    rules = {"class_balanced": balanced, "protect_real": protect, **needed_params(name, table)}
     try:
-        plan = make_plan(table, name, share, threat="Linf:8/255", class_balanced=balanced, protect_real=protect)
+        plan = make_plan(table, name, share, threat="Linf:8/255", **rules)
     except DataError:
         if balanced:
             raise
         reject()  # without quotas a class may be emptied, which is refused
+    strategy = get_strategy(name)
+    most = 1.5 * EPS if strategy.beyond_eps else EPS
     assert (plan.eps >= 0).all()
-    assert (plan.eps <= np.float32(EPS)).all()
+    assert (plan.eps <= np.float32(most)).all()
     assert (plan.eps[~plan.keep] == 0).all()
     absent = np.isnan(table.margin)
-    if name != "random":
+    if "margin" in strategy.needs and name != "random-cap":
         assert plan.keep[absent].all()
-    if name != "uniform-eps":
+    if name not in ("uniform-eps", "easy-matched", "puma-shuffled"):
         assert (plan.eps[absent & plan.keep] == np.float32(EPS)).all()
 
 
-@pytest.mark.parametrize("name", ["easy", "difficult", "puma", "puma-plus"])
+DRAWING = {"random", "random-cap", "puma-shuffled", "ccs", "dedup"}
+
+
+@pytest.mark.parametrize("name", sorted(set(names()) - DRAWING))
 @settings(deadline=None)
 @given(table=tables(), share=st.floats(0, 0.5), seed=st.integers(0, 99))
 def test_order_of_the_pool_does_not_matter(name: str, table: MarginTable, share: float, seed: int) -> None:
@@ -63,6 +69,7 @@ def test_order_of_the_pool_does_not_matter(name: str, table: MarginTable, share:
         steps=table.steps[new_order],
         source=table.source[new_order],
         meta=table.meta,
+        scores={name: column[new_order] for name, column in table.scores.items()},
     )
     plan = make_plan(table, name, share, threat="Linf:8/255")
     again = make_plan(shuffled, name, share, threat="Linf:8/255")
@@ -70,14 +77,19 @@ def test_order_of_the_pool_does_not_matter(name: str, table: MarginTable, share:
     np.testing.assert_array_equal(again.eps, plan.eps[new_order])
 
 
-@pytest.mark.parametrize("name", ["none", "random", "easy", "difficult", "puma", "puma-plus", "uniform-eps"])
+@pytest.mark.parametrize("name", names())
 def test_nothing_is_removed_at_zero_and_same_inputs_give_the_same_plan(name: str) -> None:
     rng = np.random.default_rng(3)
-    table = make_table(rng.normal(EPS, EPS, 60), np.arange(60) % 3, real=20)
-    assert make_plan(table, name, 0, threat="Linf:8/255").keep.all()
-    one, two = (make_plan(table, name, 0.4, threat="Linf:8/255", seed=5) for _ in range(2))
+    scores = {score.replace("-", "_"): rng.random(60) for score in SCORES}
+    table = make_table(rng.normal(EPS, EPS, 60), np.arange(60) % 3, real=20, **scores)
+    params = needed_params(name, table)
+    before = {column: getattr(table, column).copy() for column in ("margin", "label", "status", "source")}
+    assert make_plan(table, name, 0, threat="Linf:8/255", **params).keep.all()
+    one, two = (make_plan(table, name, 0.4, threat="Linf:8/255", seed=5, **params) for _ in range(2))
     assert one.fingerprint == two.fingerprint
     assert np.array_equal(one.eps, two.eps)
+    for column, values in before.items():
+        assert np.array_equal(getattr(table, column), values)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 30, float("nan"), "0.3", True])

@@ -33,7 +33,7 @@ def row(strategy: str, seed: int, robust: float | None, clean: float, **more: ob
 
 
 def study(seeds: int = 3) -> list[dict[str, object]]:
-    """Per seed s: eps dial (0.3, 0.9), (0.4, 0.8), none (0.5, 0.7); weight dial (0.35, 0.9); puma (0.4, 0.9 + s/100)."""
+    """In seed s: eps dial (0.3, 0.9), (0.4, 0.8), none (0.5, 0.7); weight dial (0.35, 0.9); puma (0.4, 0.9+s/100)."""
     rows = []
     for seed in range(seeds):
         rows += [
