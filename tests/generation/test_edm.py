@@ -97,10 +97,10 @@ def noise() -> Tensor:
 def test_heun_gives_exact_covariance_of_gaussian_data(noise: Tensor) -> None:
     data = Gaussian()
     # Whitened noise takes the sampling error away: what is left is the solver's.
-    flat = noise.flatten(1).double()
+    flat = noise[:2000].flatten(1).double()
     flat = flat - flat.mean(0)
     white = flat @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(flat.T))).T
-    found = edm.sample(data.denoise, white.view_as(noise), edm.schedule(256)).flatten(1)
+    found = edm.sample(data.denoise, white.view(-1, 1, 2, 2), edm.schedule(256)).flatten(1)
     # Starting at 80 * noise instead of mean + 80 * noise leaves 1 % of the mean out, which the closed form tells too.
     wanted = data.endpoint(torch.zeros(1, 1, 2, 2), 80.0)[0].flatten()
     np.testing.assert_allclose(found.mean(0), wanted, atol=1e-3)
@@ -131,11 +131,11 @@ def test_order_of_convergence(noise: Tensor, order: int, rate: int) -> None:
 
 
 def test_stochastic_sampler_keeps_the_distribution(noise: Tensor) -> None:
-    data, generator = Gaussian(), torch.Generator().manual_seed(2)
+    data, generator, noise = Gaussian(), torch.Generator().manual_seed(2), noise[:10_000]
     fresh = lambda step: torch.randn(noise.shape, generator=generator)  # noqa: E731
     found = edm.sample(data.denoise, noise, edm.schedule(256), churn=edm.Churn(20.0), fresh_noise=fresh).flatten(1)
     np.testing.assert_allclose(found.mean(0), data.mean, atol=0.02)
-    np.testing.assert_allclose(torch.cov(found.T), data.covariance, rtol=0.03, atol=0.01)
+    np.testing.assert_allclose(torch.cov(found.T), data.covariance, rtol=0.05, atol=0.01)
     plain = edm.sample(data.denoise, noise, edm.schedule(256)).flatten(1)
     assert (found - plain).abs().mean() > 0.05  # the path was really churned
 

@@ -200,7 +200,7 @@ def _draw_file(
     """Draw the parts that are missing, join them, and clear up."""
     folder = prepare_folder(out.with_suffix(".diffusion"))
     with lock(folder):
-        for stale in out.parent.glob(f".{out.name}.*.tmp"):  # of a process killed while joining
+        for stale in (*out.parent.glob(f".{out.name}.*.tmp"), *folder.glob(".*.tmp")):  # of a killed process
             stale.unlink()
         parts = prepare_folder(folder / "parts")
         paths = draw_parts(

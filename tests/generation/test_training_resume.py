@@ -1,0 +1,144 @@
+"""Training interrupted anywhere equals training that was not, bit for bit."""
+
+from __future__ import annotations
+
+import signal
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from puma.data.load import load_dataset
+from puma.data.source import Source
+from puma.errors import CheckError, ModelError, ResumeError
+from puma.generation import DiffusionConfig, SamplerConfig, generate
+from puma.generation import training as diffusion_training
+from puma.generation.diffusion import Diffusion
+from puma.generation.training import learning_rate, train_diffusion
+
+MLP = DiffusionConfig(width=16, blocks=1, steps=10, batch_size=8, warmup=3, dropout=0.2, label_dropout=0.3, warp=0.3)
+UNET = MLP.model_copy(update={"network": "unet", "width": 8, "multipliers": (1, 2), "attention": (4,)})
+
+
+@pytest.fixture(scope="module")
+def real() -> Source:
+    return load_dataset("digits:train")
+
+
+def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """From now on, Ctrl-C in the middle of that step."""
+    whole = diffusion_training.loss
+
+    def interrupted(*args: object, **options: object) -> torch.Tensor:
+        interrupted.calls += 1
+        if interrupted.calls > step:
+            raise KeyboardInterrupt
+        return whole(*args, **options)
+
+    interrupted.calls = 0
+    monkeypatch.setattr(diffusion_training, "loss", interrupted)
+
+
+@pytest.mark.parametrize("config", [MLP, UNET], ids=["mlp", "unet"])
+@pytest.mark.parametrize("stop", [2, 7])
+def test_resumed_equals_uninterrupted(
+    real: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: DiffusionConfig, stop: int
+) -> None:
+    whole = train_diffusion(real, tmp_path / "whole", config=config)
+    with monkeypatch.context() as patch:
+        _stop_at(patch, stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_diffusion(real, tmp_path / "cut", config=config, checkpoint_every=3)
+    assert (tmp_path / "cut" / "checkpoint.safetensors").exists() == (stop >= 3)
+    torch.manual_seed(stop)  # what the global generator did meanwhile must not matter
+    again = train_diffusion(real, tmp_path / "cut", config=config, checkpoint_every=4)
+    assert again.weights_sha256() == whole.weights_sha256()
+    assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
+
+
+def test_global_generator_is_left_alone(real: Source, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    train_diffusion(real, tmp_path, config=MLP.model_copy(update={"steps": 2}))
+    np.testing.assert_array_equal(torch.rand(3), wanted)
+
+
+def test_finished_training_is_loaded_not_repeated(
+    real: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train_diffusion(real, tmp_path, config=MLP)
+    _stop_at(monkeypatch, 0)
+    assert train_diffusion(real, tmp_path, config=MLP).weights_sha256() == first.weights_sha256()
+
+
+def test_other_settings_or_data_are_refused(real: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        _stop_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train_diffusion(real, tmp_path, config=MLP, checkpoint_every=2)
+    with pytest.raises(ResumeError, match=r"config\.width is 16, not 24"):
+        train_diffusion(real, tmp_path, config=MLP.model_copy(update={"width": 24}))
+    with pytest.raises(ResumeError, match="fingerprint"):
+        train_diffusion(load_dataset("digits:test"), tmp_path, config=MLP)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_damaged_weights_are_refused(real: Source, tmp_path: Path, damage: str) -> None:
+    train_diffusion(real, tmp_path, config=MLP.model_copy(update={"steps": 1}))
+    path = tmp_path / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[-3] ^= 1
+    path.write_bytes(data[: len(data) // 2] if damage == "truncated" else data)
+    with pytest.raises(ModelError):
+        Diffusion.load(tmp_path)
+
+
+def test_truncated_checkpoint_says_what_to_do(real: Source, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"\x10")
+    with pytest.raises(ModelError, match="delete it"):
+        train_diffusion(real, tmp_path, config=MLP)
+
+
+def test_diverged_training_stops_before_the_step(real: Source, tmp_path: Path) -> None:
+    with pytest.raises(CheckError, match="diffusion loss is"):
+        train_diffusion(real, tmp_path, config=MLP.model_copy(update={"learning_rate": 1e30, "warmup": 0}))
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    config = DiffusionConfig(steps=1000, warmup=100, learning_rate=1.0)
+    rates = [learning_rate(config, step) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == pytest.approx(rates[99], abs=0.01)
+    assert rates[550] == pytest.approx(0.5 * (1 + np.cos(np.pi * 0.55)))
+    assert rates[1000] == pytest.approx(0, abs=1e-9)
+
+
+def _generate(real: Source, out: Path) -> None:
+    config = DiffusionConfig(width=32, blocks=1, steps=200, batch_size=32)
+    sampler = SamplerConfig(steps=6, part_rows=50, batch_size=20)
+    generate(real, 1000, out=out, config=config, sampler=sampler, checkpoint_every=20)
+
+
+@pytest.mark.dist
+def test_kill_9_then_the_same_call_gives_the_same_bytes(real: Source, tmp_path: Path) -> None:
+    whole, cut, folder = tmp_path / "whole.npz", tmp_path / "cut.npz", tmp_path / "cut.diffusion"
+    _generate(real, whole)
+    for awaited in ("checkpoint.safetensors", "model.safetensors", "parts/part-000000000100.npz"):
+        process = get_context("fork").Process(target=_generate, args=(real, cut))
+        process.start()
+        until = time.monotonic() + 60
+        while not (folder / awaited).exists() and process.is_alive() and time.monotonic() < until:
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, f"was not interrupted at {awaited}"
+        assert not cut.exists()
+    _generate(real, cut)
+    assert cut.read_bytes() == whole.read_bytes()
+    assert {path.name for path in folder.iterdir()} <= {"model.safetensors", "config.json", "generated.json", ".lock"}
