@@ -1,4 +1,4 @@
-"""`evaluate` against a plain pyautoattack call, and what it keeps."""
+"""`evaluate` against a plain pyautoattack call, and what it reports."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
-import puma.evaluation.driver as driver
 from puma.evaluation import Evaluation, evaluate
+from puma.evaluation.attacks import STANDARD, full_cost
 from puma.threat import ThreatModel
+from puma.tradeoff import wilson_interval
 
 LINF = ThreatModel("Linf", 0.02)
+L2 = ThreatModel("L2", 0.08)
 
 
 def tensors(images: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,7 +29,7 @@ def tensors(images: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def plain_flags(model: nn.Module, images: list[Any], threat: ThreatModel, batch_size: int) -> np.ndarray:
-    """Per-image robustness by pyautoattack called as its README says."""
+    """Per-image robustness by pyautoattack, called as its README says."""
     pixels, labels = tensors(images)
     attack = AutoAttack(model, norm=threat.norm, eps=threat.eps, seed=0, version="standard")
     adversarial, _ = attack.run_standard_evaluation(pixels, labels, batch_size=batch_size)
@@ -35,47 +37,113 @@ def plain_flags(model: nn.Module, images: list[Any], threat: ThreatModel, batch_
         return (model(adversarial).argmax(1) == labels).numpy()
 
 
-@pytest.mark.parametrize("threat", [LINF, ThreatModel("L2", 0.08)], ids=str)
-def test_flags_equal_plain_autoattack(network: nn.Module, images: list[Any], threat: ThreatModel) -> None:
-    result = evaluate(network, images, threat, batch_size=16, piece_rows=40)
-    expected = plain_flags(network, images, threat, 16)
+@pytest.mark.usefixtures("short_attacks")
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("batch_size", [40, 12])
+def test_flags_equal_plain_autoattack(
+    network: nn.Module, images: list[Any], threat: ThreatModel, batch_size: int
+) -> None:
+    result = evaluate(network, images, threat, batch_size=batch_size, piece_rows=40)
+    expected = plain_flags(network, images, threat, batch_size)
     assert 0.1 < expected.mean() < 0.7
     np.testing.assert_array_equal(result.robust, expected)
-    assert result.clean_accuracy == 0.8
-    assert result.robust_accuracy == expected.mean()
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_pieces_equal_plain_autoattack_on_each(network: nn.Module, images: list[Any]) -> None:
+    result = evaluate(network, images, LINF, batch_size=12, piece_rows=20)
+    plain = [plain_flags(network, images[start : start + 20], LINF, 12) for start in (0, 20)]
+    np.testing.assert_array_equal(result.robust, np.concatenate(plain))
+
+
+def test_full_strength_and_its_cost(network: nn.Module, images: list[Any]) -> None:
+    """No shortened attacks: equal to the library per image, and an image that withstands costs what we say."""
+    few = images[1:5]
+    weak = ThreatModel("Linf", 0.004)
+    result = evaluate(network, few, weak)
+    np.testing.assert_array_equal(result.robust, plain_flags(network, few, weak, 256))
+    for entry in result.meta["log"]:
+        standing = entry["images"] - entry["broken"]
+        assert standing > 0
+        cost = standing * full_cost(entry["attack"], targets=9)
+        assert entry["cost"] == cost if not entry["broken"] else entry["cost"] > cost
+    assert [entry["attack"] for entry in result.meta["log"]] == list(STANDARD)
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_what_is_reported(network: nn.Module, images: list[Any], tmp_path: Path) -> None:
+    result = evaluate(network, images, LINF, out=tmp_path, checkpoint="best")
+    assert (result.clean_accuracy, result.n_clean, result.n_test) == (0.8, 40, 40)
+    assert result.robust_accuracy is not None
     assert result.apgd_accuracy is not None
-    assert result.apgd_accuracy >= result.robust_accuracy
-
-
-def test_finished_evaluation_is_not_repeated(
-    network: nn.Module, images: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = evaluate(network, images, LINF, out=tmp_path, batch_size=16)
-    monkeypatch.setattr(driver._Job, "run", lambda *_: pytest.fail("attacked again"))
-    again = evaluate(network, images, LINF, out=tmp_path, batch_size=16)
-    np.testing.assert_array_equal(again.robust, first.robust)
-    np.testing.assert_array_equal(again.broken_by, first.broken_by)
-    assert again.to_json() == first.to_json()
+    assert 0 < result.robust_accuracy <= result.apgd_accuracy < 0.8
+    assert result.robust_interval == wilson_interval(result.robust_accuracy, 40)
+    assert set(result.broken_by) <= {None, "clean", *STANDARD}
+    np.testing.assert_array_equal(result.broken_by == "clean", ~result.clean_correct)
     value = json.loads((tmp_path / "evaluation.json").read_text())
-    assert value["robust_accuracy"] == first.robust_accuracy
+    assert value["robust_accuracy"] == result.robust_accuracy
+    assert value["checkpoint"] == "best"
+    assert value["settings"]["seed"] == 0
     table = pq.read_table(tmp_path / "evaluation.parquet")
     assert table.column_names == ["index", "label", "clean_correct", "robust", "broken_by"]
-    assert table["robust"].to_pylist() == first.robust.tolist()
+    assert table["robust"].to_pylist() == result.robust.tolist()
+    again = Evaluation.read(tmp_path)
+    assert again.to_json() == result.to_json()
+    np.testing.assert_array_equal(again.broken_by, result.broken_by)
 
 
 def test_subset_is_stratified_and_labelled(network: nn.Module, images: list[Any], tmp_path: Path) -> None:
     result = evaluate(network, images, LINF, subset=20, attack="pgd-5", out=tmp_path)
     assert (result.n_test, result.n_clean) == (20, 40)
+    assert "accuracy under pgd-5" in result.describe()
     assert "subset of 20 of 40" in result.describe()
     assert result.robust_accuracy is None
-    assert Evaluation.read(tmp_path / "evaluation-pgd-5.json").attacked.sum() == 20
+    assert result.robust_interval is not None
+    whole = np.bincount(result.label, minlength=10)
+    part = np.bincount(result.label[result.attacked], minlength=10)
+    assert np.abs(part - whole / 2).max() < 1
+    assert Evaluation.read(tmp_path / "evaluation-pgd-5.json").n_test == 20
+    robust = pq.read_table(tmp_path / "evaluation-pgd-5.parquet")["robust"].to_pylist()
+    assert [flag is None for flag in robust] == (~result.attacked).tolist()
 
 
-def test_few_classes(labelled: Callable[..., Any], new_network: Callable[..., nn.Module]) -> None:
-    model = new_network(classes=5)
-    result = evaluate(model, labelled(model, 12), LINF)
+def test_weaker_attacks_by_name(network: nn.Module, images: list[Any]) -> None:
+    clean = evaluate(network, images, LINF, attack="clean")
+    assert clean.n_test == 0
+    assert clean.robust_accuracy is None
+    assert clean.attacked_accuracy is None
+    assert clean.describe() == "clean accuracy 80.00% (95 % interval 65.2% to 89.5%) on 40 images"
+    for attack in ("pgd-20", "cw-20", "apgd-ce"):
+        result = evaluate(network, images, LINF, attack=attack)
+        assert result.attacked_accuracy is not None
+        assert 0 < result.attacked_accuracy < 0.8, attack
+
+
+@pytest.mark.usefixtures("short_attacks")
+@pytest.mark.parametrize("classes", [4, 5])
+def test_few_classes(labelled: Callable[..., Any], new_network: Callable[..., nn.Module], classes: int) -> None:
+    model = new_network(classes=classes)
+    result = evaluate(model, labelled(model, 20), ThreatModel("Linf", 0.1))
     assert result.robust_accuracy is not None
-    assert 0 < result.robust_accuracy < 1
-    small = new_network(classes=3)
-    with pytest.raises(ValueError, match="needs four classes; this model has 3"):
-        evaluate(small, labelled(small, 12), LINF)
+    assert 0 < result.robust_accuracy < 0.8
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_eps_zero_breaks_nothing(network: nn.Module, images: list[Any]) -> None:
+    result = evaluate(network, images, ThreatModel("Linf", 0.0))
+    np.testing.assert_array_equal(result.robust, result.clean_correct)
+    assert result.attack_cost == 0
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_model_and_global_state_are_left_alone(network: nn.Sequential, images: list[Any]) -> None:
+    network.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    evaluate(network, images[:10], LINF)
+    assert torch.equal(torch.rand(3), expected)
+    assert network.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

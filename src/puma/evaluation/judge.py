@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from puma.attacks.pgd import pgd
+from puma.attacks.pgd import Loss, pgd
 from puma.data.permutation import mixed_key, permuted
 from puma.data.pool import Pool
 from puma.data.tensors import read_batch
@@ -28,6 +28,7 @@ def mislabelled_share(
     threat: ThreatModel,
     *,
     sample: int | None = None,
+    loss: Loss = "kl",
     steps: int = 10,
     batch_size: int = 512,
     seed: int = 0,
@@ -35,8 +36,8 @@ def mislabelled_share(
 ) -> float:
     """Share of kept training images whose perturbed image the judge no longer gives its label.
 
-    The perturbation is training's: PGD on the KL divergence from the clean prediction (TRADES), of the model being
-    trained, at the image's own eps. Images that the judge gets wrong unperturbed count too: their label is in doubt.
+    The perturbation is training's: PGD of the model being trained, at the image's own eps. Images that the judge gets
+    wrong unperturbed count too: their label is in doubt.
 
     Args:
         model_in_training: whose attack it is.
@@ -45,6 +46,7 @@ def mislabelled_share(
         plan: which are kept, and their eps.
         threat: norm and radius that the plan was made for.
         sample: look at this many kept images, drawn at random; None looks at all.
+        loss: what PGD climbs: ``"kl"`` from the clean prediction as in TRADES, or ``"ce"`` of the label as in PGD-AT.
         steps: PGD steps.
         batch_size: images attacked together.
         seed: of the sample and of the attack's starts.
@@ -83,7 +85,7 @@ def mislabelled_share(
                 threat=threat,
                 eps=torch.from_numpy(plan.eps[chosen]).to(device),
                 steps=steps,
-                loss="kl",
+                loss=loss,
                 generator=torch.Generator(device).manual_seed((seed << 32) + start),
             )
             with torch.no_grad():

@@ -51,10 +51,14 @@ class Piece:
         """bool ``[B]``: stands after the attacks so far."""
         return np.array([name is None for name in self.broken_by], dtype=bool)
 
-    @property
-    def done(self) -> int:
-        """How many attacks have been through it."""
-        return len(self.log)
+    @classmethod
+    def new(
+        cls, number: int, rows: NDArray[np.int64], label: NDArray[np.int64], clean_correct: NDArray[np.bool_]
+    ) -> Piece:
+        """A piece that no attack has seen."""
+        broken_by = np.full(len(rows), None, dtype=object)
+        broken_by[~clean_correct] = CLEAN
+        return cls(number, rows, label, broken_by)
 
 
 def piece_path(folder: Path, number: int) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +17,9 @@ from puma.errors import DataError
 from puma.evaluation.pieces import CLEAN, METADATA_KEY, flag_columns
 from puma.files import atomic_path, read_json, write_json
 from puma.threat import ThreatModel
+from puma.tradeoff import wilson_interval
 
 SCHEMA = "puma.evaluation/1"
-_Z95 = 1.959963984540054
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share seen on ``count`` images (Wilson's score interval).
-
-    >>> low, high = wilson_interval(0.5, 400)
-    >>> f"{low:.3f} {high:.3f}"
-    '0.451 0.549'
-    """
-    if count == 0:
-        return 0.0, 1.0
-    square = _Z95**2 / count
-    centre = (share + square / 2) / (1 + square)
-    half = _Z95 / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass(frozen=True)

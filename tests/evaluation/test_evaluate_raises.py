@@ -1,0 +1,139 @@
+"""What `evaluate` refuses, and how it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from puma.errors import CheckError, DataError, ModelError, ResumeError, StorageError, UsageError
+from puma.evaluation import evaluate
+from puma.evaluation.attacks import Attacker
+from puma.files import lock
+from puma.threat import ThreatModel
+
+LINF = ThreatModel("Linf", 0.02)
+
+
+class Changed(nn.Module):
+    """A model whose logits are changed by a function."""
+
+    def __init__(self, model: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.change(images, self.model(images))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"attack": "autoattack"}, UsageError, "unknown attack"),
+        ({"attack": "pgd-0"}, UsageError, "unknown attack"),
+        ({"subset": 0}, UsageError, "a subset of 0"),
+        ({"subset": 41}, UsageError, "a subset of 41 test images of 40"),
+        ({"batch_size": 0}, UsageError, "batch_size 0"),
+        ({"piece_rows": -1}, UsageError, "piece_rows -1"),
+        ({"worker": 2, "num_workers": 2}, UsageError, "worker 2 of 2"),
+        ({"num_workers": 2}, UsageError, "need a folder"),
+    ],
+)
+def test_arguments(
+    network: nn.Module, images: list[Any], arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        evaluate(network, images, LINF, **arguments)
+
+
+def test_datasets(network: nn.Module) -> None:
+    grey = np.zeros((8, 8, 1), np.uint8)
+    for items, message in (
+        ([], "no images"),
+        ([grey], "is ndarray"),
+        ([(torch.zeros(1, 8, 8), 0)], "type Tensor"),
+        ([(grey.astype(np.float32), 0)], "float32"),
+        ([(np.zeros((1, 8, 8), np.uint8), 0)], "NCHW"),
+        ([(grey, 0), (np.zeros((9, 8, 1), np.uint8), 0)], "2 different shapes"),
+        ([(grey, -1)], "label -1"),
+    ):
+        with pytest.raises(DataError, match=message):
+            evaluate(network, items, LINF)  # type: ignore[arg-type]
+
+
+def test_models(network: nn.Sequential, images: list[Any], new_network: Callable[..., nn.Module]) -> None:
+    for model, message in (
+        (new_network().half(), "weights are float16"),
+        (new_network(classes=5), "5 classes but the test set has label 9"),
+        (Changed(network, lambda _, logits: logits.mean(1)), "expected logits"),
+        (Changed(network, lambda x, logits: logits + torch.log(x[:, :, 0, 0] * 0 - 1)), "NaN or infinite for 40 of 40"),
+        (Changed(network, lambda _, logits: logits - logits.mean(0)), "alone than in a batch"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), "fails on images"),
+    ):
+        with pytest.raises(ModelError) as caught:
+            evaluate(model, images, LINF)
+        assert message in str(caught.value) + caught.value.why, message
+
+
+def test_three_classes(new_network: Callable[..., nn.Module], labelled: Callable[..., Any]) -> None:
+    model = new_network(classes=3)
+    with pytest.raises(UsageError, match="needs four classes; this model has 3"):
+        evaluate(model, labelled(model, 12), LINF)
+    assert evaluate(model, labelled(model, 12), LINF, attack="cw-10").attacked_accuracy is not None
+
+
+def test_output_folder(network: nn.Module, images: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        evaluate(network, images, LINF, out=tmp_path / "file")
+    with (
+        lock(tmp_path / "evaluation-pgd-5-pieces", ".lock-0-of-1"),
+        pytest.raises(ResumeError, match="another process"),
+    ):
+        evaluate(network, images, LINF, out=tmp_path, attack="pgd-5")
+
+
+def test_attack_outside_the_threat_model(
+    network: nn.Module, images: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Attacker, "perturb", lambda _, step, images, *rest: 1 - images)
+    with pytest.raises(CheckError, match=r"lie outside Linf:5\.1/255") as caught:
+        evaluate(network, images, LINF, attack="pgd-5")
+    assert caught.value.exit_code == 7
+
+
+def off_the_grid(images: Tensor) -> Tensor:
+    """Which images were attacked: clean ones are multiples of 1/255."""
+    return ((images * 255 - (images * 255).round()).abs() > 1e-3).flatten(1).any(1)
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_nan_under_attack(network: nn.Module, images: list[Any]) -> None:
+    model = Changed(network, lambda x, logits: torch.where(off_the_grid(x).unsqueeze(1), logits * torch.nan, logits))
+    with pytest.raises(CheckError, match="NaN or infinite for images that"):
+        evaluate(model, images, LINF)
+
+
+class Unsteady(nn.Module):
+    """Every second time that it is asked about attacked images it names another class."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        if not bool(off_the_grid(images).any()):
+            return logits
+        self.calls += 1
+        return logits.roll(self.calls % 2, 1)
+
+
+def test_contradicted_by_a_second_look(network: nn.Module, images: list[Any]) -> None:
+    with pytest.raises(CheckError, match="are correct when judged again"):
+        evaluate(Unsteady(network), images, ThreatModel("Linf", 0.001), attack="pgd-2")
