@@ -115,6 +115,9 @@ class Recipe(BaseModel):
     validation_steps: int = Field(40, gt=0, description="PGD steps with the CW loss in validation.")
     log_every: int = Field(50, gt=0, description="Steps between rows of metrics.csv.")
     checkpoint_every: int | None = Field(None, gt=0, description="Steps between checkpoints; unset: ten in a run.")
+    snapshots: int = Field(
+        0, ge=0, description="Averaged networks kept along the way, evenly spaced, for puma score --from-run."
+    )
 
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast of all forward passes.")
     channels_last: bool = Field(False, description="Memory format of networks and images.")

@@ -134,6 +134,7 @@ class Training:
         """Train to the end."""
         recipe = self.recipe
         tenth = max(recipe.steps // 10, 1)
+        snapshots = {recipe.steps * (k + 1) // recipe.snapshots for k in range(recipe.snapshots)}
         self.network.train()
         with (
             StopRequest(alone=self.devices.world == 1) as stop,
@@ -153,6 +154,8 @@ class Training:
                 bar.advance(1)
                 if stopping:
                     stop.calm()
+                if self.done in snapshots:  # before the checkpoint: a kill between the two only repeats it
+                    self._snapshot()
                 if last or stopping or self.done % (recipe.checkpoint_every or tenth) == 0:
                     self._checkpoint()
                 if stopping:
@@ -251,6 +254,14 @@ class Training:
                 "gradients": self.objective.gradients,
             }
             save_state(self.folder / "checkpoints", self.done, tensors, meta)
+
+    def _snapshot(self) -> None:
+        """Keep the averaged network of this step, for scores that need several stages of one training."""
+        self._require_finite(self.done)
+        self.devices.share_buffers(self.network)
+        if self.folder and self.devices.leads:
+            path = self.folder / "snapshots" / f"step-{self.done:09d}.safetensors"
+            save_model(self.average.sync(self.network), path, step=self.done)
 
     def _finish(self) -> Run:
         self.devices.share_buffers(self.network)
