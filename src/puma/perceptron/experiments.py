@@ -1,10 +1,11 @@
-"""The laboratory's standing experiments: four grids, in a default and a full size, and the theory that goes with them."""
+"""The standing experiments of the laboratory: five grids, in a default and a full size, and their theory curves."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,6 @@ class Experiment:
     task: str = "isotropic"
     probe: Probe = PROBE
 
-    @property
-    def radius(self) -> float:
-        """The first attack norm: the one its figure shows."""
-        return self.eps[0]
-
     def run(self, out: Path | str | None = None, workers: int = 1, progress: bool = False) -> Table:
         """Simulate the grid; with ``out`` finished parts are kept and reused."""
         return simulate(
@@ -74,13 +70,14 @@ LEARNING = Experiment(
 )
 COLLAPSE = Experiment(
     "collapse",
-    "Where does adversarial training on easy-pruned data collapse, and what does the cap change?",
-    strategies=("random", "easy", "puma"),
-    alphas=(40,),
-    keeps=(0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.8, 1.0),
-    eps=(0.3,),
-    seeds=4,
+    "Where does adversarial training on easy-pruned data collapse? The probe is perfect: it sees the true margins.",
+    strategies=("random", "easy"),
+    alphas=(60,),
+    keeps=(0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 1.0),
+    eps=(0.3, 0.4, 0.5),
+    seeds=2,
     dimension=100,
+    probe=0.0,
 )
 ENDS = Experiment(
     "ends",
@@ -118,8 +115,8 @@ FRAGILE = replace(
 )
 DEFAULT = (LEARNING, COLLAPSE, ENDS, TRADEOFF, FRAGILE)
 FULL = (
-    replace(LEARNING, alphas=(*LEARNING.alphas, 30), eps=(0.3, 0.1), seeds=12, dimension=400),
-    replace(COLLAPSE, keeps=tuple(k / 20 for k in range(3, 21)), eps=(0.3, 0.2, 0.4), seeds=12, dimension=100),
+    replace(LEARNING, alphas=(*LEARNING.alphas, 30), seeds=12, dimension=400),
+    replace(COLLAPSE, keeps=tuple(k / 40 for k in range(8, 41)), seeds=6),
     replace(ENDS, alphas=(1, 2, 5, 10, 20), seeds=12, dimension=200),
     replace(TRADEOFF, alphas=(2, 5, 20), seeds=12),
     replace(FRAGILE, seeds=12),
@@ -127,30 +124,18 @@ FULL = (
 
 
 def theory(experiment: Experiment, strategies: Sequence[str], alphas: Sequence[float], keeps: Sequence[float]) -> Table:
-    """The predictions for an experiment, on axes of your own; columns as `theory.Prediction`, and the settings.
+    """The predictions for an experiment at all its attack norms, on axes of your own; columns as `theory.Prediction`.
 
     A point whose saddle was not found is left out.
     """
     angle = experiment.probe if not isinstance(experiment.probe, str) else 0.0
     rows: list[dict[str, Any]] = []
-    for strategy in strategies:
-        for alpha in alphas:
-            for keep in keeps:
-                try:
-                    point = predict(strategy, alpha, experiment.radius, keep, task=experiment.task, angle=angle)
-                except CheckError:
-                    continue
-                rows.append(
-                    {
-                        "strategy": strategy,
-                        "alpha": float(alpha),
-                        "keep": float(keep),
-                        "clean_error": point.clean_error,
-                        "robust_error": point.robust_error,
-                        "mean_eps": point.mean_eps,
-                        "mean_margin": point.mean_margin,
-                        "collapsed": point.collapsed,
-                        "reliable": point.reliable,
-                    }
-                )
+    grid = itertools.product(strategies, alphas, keeps, experiment.eps)
+    for strategy, alpha, keep, eps in grid:
+        try:
+            point = predict(strategy, alpha, eps, keep, task=experiment.task, angle=angle)
+        except CheckError:
+            continue
+        axes = {"strategy": strategy, "alpha": float(alpha), "keep": float(keep), "eps": eps}
+        rows.append(axes | asdict(point) | {"collapsed": point.collapsed})
     return Table.of(rows)
