@@ -40,8 +40,10 @@ def unpack_npz(path: Path | str, out: Path | str, *, progress: bool = False) -> 
     with (
         atomic_path(out) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+        zipfile.ZipFile(path) as packed,
         Progress(f"unpacking {path.name}", sum(member.size for member in members), "bytes", show=progress) as bar,
     ):
+        archive.comment = packed.comment  # where generated images come from is told there
         for member in members:
             with archive.open(_entry(member.name), "w", force_zip64=True) as target, MemberReader(member) as reader:
                 for block in _blocks(reader, member):

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from puma.cli.app import app
+from puma.data.load import load_dataset
+from puma.data.pool import Pool
+from puma.data.unpack import write_npz
+from puma.errors import DataError
+from puma.evaluation import evaluate
+from puma.margins import MarginTable
+from puma.models.build import build_model
+from puma.models.weights import load_model, save_model, weights_sha256
+from puma.provenance import verify
+from puma.recipe import load_recipe
+from puma.strategies import make_plan
+from puma.threat import ThreatModel
+from puma.training import train
+
+THREAT = ThreatModel("Linf", 0.2)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A margin table, a plan, a run and its evaluation, as a study lays them out; a margin model beside them."""
+    folder = tmp_path_factory.mktemp("study") / "study"
+    source = load_dataset("digits?subset=200")
+    pool = Pool([source])
+    write_npz(source, folder / "synthetic" / "images.npz")
+    model = build_model("small-cnn", 10, in_channels=1, image_size=8, seed=0)
+    save_model(model, folder / "margin-model" / "last.safetensors")
+    rng = np.random.default_rng(0)
+    table = MarginTable(
+        label=pool.labels,
+        predicted=pool.labels,
+        margin=rng.random(200),
+        status=np.zeros(200),
+        steps=np.ones(200),
+        source=pool.source.codes,
+        meta={
+            "norm": "Linf",
+            "mode": "margin",
+            "settings": {"part_rows": 50},
+            "model": {"name": "small-cnn", "sha256": weights_sha256(model)},
+            "pool": pool.describe(),
+        },
+    )
+    table.write(folder / "margins", part_rows=50)
+    plan = make_plan(table, strategy="puma", prune_fraction=0.3, threat=THREAT, protect_real=False)
+    plan.write(folder / "plans" / "puma-30.parquet")
+    recipe = load_recipe("digits", steps=2, batch_size=20)
+    run = folder / "runs" / "puma-30"
+    train("small-cnn", pool, threat=THREAT, plan=plan, recipe=recipe, out=run, validation=0)
+    evaluate(load_model(run), load_dataset("digits:test?subset=50"), THREAT, out=run, attack="clean")
+    return folder
+
+
+@pytest.fixture
+def copy(study: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(study, tmp_path / "study"))
+
+
+def bad_files(folder: Path) -> list[str]:
+    return [problem.what for problem in verify(folder).problems]
+
+
+def test_a_whole_study_has_no_problem(study: Path) -> None:
+    found = verify(study)
+    assert found.problems == []
+    assert found.notes == []
+    for kind, count in {"margin part": 4, "plan": 1, "run": 1, "evaluation": 1, "flags": 1, "data": 1}.items():
+        assert found.counts[kind] == count
+    assert found.counts["weights"] >= 3
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(copy: Path) -> None:
+    guarded = {".parquet", ".npz", ".safetensors"}
+    rng = np.random.default_rng(0)
+    for path in sorted(path for path in copy.rglob("*") if path.suffix in guarded):
+        data = path.read_bytes()
+        everywhere = path.name in ("part-000002.parquet", "puma-30.parquet")  # footers too, by writing them again
+        for _ in range(8 if everywhere else 1):
+            place = rng.uniform(0, 1) if everywhere else rng.uniform(0.3, 0.5) if path.suffix != ".parquet" else 0.1
+            damaged = bytearray(data)
+            damaged[int(len(data) * place)] ^= 1 << int(rng.integers(8))
+            path.write_bytes(bytes(damaged))
+            assert any(str(path) in problem for problem in bad_files(path.parent)), (path, place)
+        path.write_bytes(data)
+
+
+def test_every_bad_file_is_listed(copy: Path) -> None:
+    (copy / "margins" / "part-000001.parquet").write_bytes(b"PAR1 not any more")
+    (copy / "margins" / "part-000003.parquet").write_bytes(b"")
+    (copy / "runs" / "puma-30" / "metrics.csv").write_text("a,b\n1\n")
+    (copy / "synthetic" / "images.npz").write_bytes((copy / "synthetic" / "images.npz").read_bytes()[:-50])
+    (copy / "notes.json").write_text("{")
+    problems = bad_files(copy)
+    assert len(problems) == 5
+    for name in ("part-000001", "part-000003", "metrics.csv", "images.npz", "notes.json"):
+        assert sum(name in problem for problem in problems) == 1
+
+
+def test_missing_foreign_and_repeated_parts(copy: Path) -> None:
+    margins = copy / "margins"
+    (margins / "part-000002.parquet").rename(copy / "part-kept")
+    assert any("lacks 50 of 200 rows, the first is 100" in problem for problem in bad_files(copy))
+    shutil.copy(margins / "part-000001.parquet", margins / "part-000002.parquet")
+    assert any("part-000002.parquet repeats rows" in problem for problem in bad_files(copy))
+    table = pq.read_table(copy / "part-kept", pre_buffer=False)
+    meta = json.loads(table.schema.metadata[b"puma"])
+    meta["norm"] = "L2"
+    pq.write_table(table.replace_schema_metadata({"puma": json.dumps(meta)}), margins / "part-000002.parquet")
+    assert any("part-000002.parquet is of another table" in problem for problem in bad_files(copy))
+
+
+def test_artefacts_that_do_not_belong_together(copy: Path) -> None:
+    run = copy / "runs" / "puma-30"
+    table = MarginTable.read(copy / "margins")
+    make_plan(table, strategy="easy", prune_fraction=0.3, threat=THREAT, protect_real=False).write(
+        copy / "plans" / "puma-30.parquet"
+    )
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("steps = 2", "steps = 3"))
+    for name in ("last", "best"):
+        save_model(build_model("small-cnn", 10, in_channels=1, image_size=8, seed=5), run / f"{name}.safetensors")
+    flags = run / "evaluation-clean.parquet"
+    rows = pq.read_table(flags)
+    meta = json.loads(rows.schema.metadata[b"puma"]) | {"identity": "other"}
+    pq.write_table(rows.replace_schema_metadata({"puma": json.dumps(meta)}), flags)
+    problems = bad_files(copy)
+    for text in ("was not trained by", "is not the recipe", "judges other weights", "of different evaluations"):
+        assert sum(text in problem for problem in problems) == 1, text
+
+
+def test_what_is_not_there_is_a_note(copy: Path) -> None:
+    found = verify(copy / "runs" / "puma-30")
+    assert found.problems == []
+    assert any("was trained by the plan" in note for note in found.notes)
+    shutil.rmtree(copy / "margin-model")
+    assert any("measured by the weights" in note for note in verify(copy).notes)
+
+
+def test_leftovers_of_killed_writers_are_passed_over(copy: Path) -> None:
+    (copy / "margins" / ".part-000009.parquet.77.tmp").write_bytes(b"half")
+    assert bad_files(copy) == []
+
+
+def test_weights_without_checksum_are_noted(copy: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"w": np.zeros(3, np.float32)}, copy / "foreign.safetensors")
+    found = verify(copy)
+    assert found.problems == []
+    assert any("foreign.safetensors: it carries no checksum" in note for note in found.notes)
+
+
+def test_command_line(copy: Path) -> None:
+    from puma.cli.verify import verify as command
+
+    if command not in [info.callback for info in app.registered_commands]:
+        app.command()(command)
+    runner = CliRunner()
+    fine = runner.invoke(app, ["verify", str(copy), "--quiet"])
+    assert fine.exit_code == 0, fine.output
+    assert "nothing is wrong" in fine.output
+    (copy / "plans" / "puma-30.parquet").write_bytes(b"")
+    broken = runner.invoke(app, ["verify", str(copy), "--quiet"])
+    assert isinstance(broken.exception, DataError)
+    assert broken.exception.exit_code == 3
+    assert "puma-30.parquet" in str(broken.exception)
+    with pytest.raises(DataError, match="does not exist"):
+        verify(copy / "nowhere")
+
+
+def test_broken_images_in_parquet_are_found(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"img": [b"no picture"], "label": [0]}), tmp_path / "train.parquet")
+    assert any("row 0 cannot be decoded" in problem for problem in bad_files(tmp_path))
