@@ -54,13 +54,13 @@ def test_arguments(
 def test_datasets(network: nn.Module) -> None:
     grey = np.zeros((8, 8, 1), np.uint8)
     for items, message in (
-        ([], "no images"),
-        ([grey], "is ndarray"),
-        ([(torch.zeros(1, 8, 8), 0)], "type Tensor"),
+        ([], "is empty"),
+        ([grey], "is a ndarray"),
+        ([(torch.zeros(1, 8, 8), 0)], "NCHW"),
         ([(grey.astype(np.float32), 0)], "float32"),
         ([(np.zeros((1, 8, 8), np.uint8), 0)], "NCHW"),
-        ([(grey, 0), (np.zeros((9, 8, 1), np.uint8), 0)], "2 different shapes"),
-        ([(grey, -1)], "label -1"),
+        ([(grey, 0), (np.zeros((9, 8, 1), np.uint8), 0)], "shape"),
+        ([(grey, -1)], "-1"),
     ):
         with pytest.raises(DataError, match=message):
             evaluate(network, items, LINF)  # type: ignore[arg-type]

@@ -75,10 +75,10 @@ def test_sample_is_seeded_and_bounded(pool: Pool) -> None:
     plan, threat = plan_of(pool, [True] * 10, [0.24] * 10), ThreatModel("Linf", 0.24)
     model = FirstPixel(0.55)
     shares = [
-        mislabelled_share(model, model, pool, plan, threat, loss="ce", sample=5, seed=seed) for seed in (0, 0, 1, 2, 3)
+        mislabelled_share(model, model, pool, plan, threat, loss="ce", sample=5, seed=seed) for seed in (0, 0, 4, 5)
     ]
     assert shares[0] == shares[1]
-    assert len(set(shares)) > 1
+    assert len(set(shares)) == 3
     assert all((share * 5) % 1 == pytest.approx(0) for share in shares)
 
 

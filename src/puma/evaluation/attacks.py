@@ -18,7 +18,7 @@ from torch import Tensor
 from puma.attacks.pgd import pgd
 from puma.errors import UsageError, unknown
 from puma.evaluation.flags import FlagRecorder
-from puma.evaluation.network import CountedNetwork
+from puma.evaluation.network import CountedNetwork, generator
 from puma.threat import ThreatModel
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -112,7 +112,6 @@ class Attacker:
                 self._suite[step].seed = self.seed
                 return cast(Tensor, self._suite[step].perturb(images.clone(), labels.clone()))
         loss, _, steps = step.partition("-")
-        generator = torch.Generator(self.device).manual_seed((self.seed << 32) + offset)
         return pgd(
             self.network,
             images,
@@ -121,7 +120,7 @@ class Attacker:
             steps=int(steps),
             step_size=self.threat.eps / 4,
             loss="ce" if loss == "pgd" else "cw",
-            generator=generator,
+            generator=generator(self.device, self.seed, offset),
         )
 
 

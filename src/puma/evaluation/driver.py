@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
+from puma.data.mapstyle import MapStyle
 from puma.data.source import Source
 from puma.errors import DataError, ResumeError, UsageError
 from puma.evaluation.attacks import attack_steps
 from puma.evaluation.job import Job
 from puma.evaluation.network import judged
 from puma.evaluation.result import Evaluation
-from puma.evaluation.testset import MapStyle, open_test_set
+from puma.evaluation.testset import open_test_set
 from puma.files import lock, prepare_folder, read_json, write_json
 from puma.models.weights import weights_sha256
 from puma.threat import ThreatModel

@@ -14,7 +14,7 @@ from puma.data.permutation import mixed_key, permuted
 from puma.data.pool import Pool
 from puma.data.tensors import read_batch
 from puma.errors import DataError, UsageError
-from puma.evaluation.network import device_of, judged
+from puma.evaluation.network import device_of, generator, judged
 from puma.plan import Plan
 from puma.progress import Progress
 from puma.threat import ThreatModel
@@ -86,7 +86,7 @@ def mislabelled_share(
                 eps=torch.from_numpy(plan.eps[chosen]).to(device),
                 steps=steps,
                 loss=loss,
-                generator=torch.Generator(device).manual_seed((seed << 32) + start),
+                generator=generator(device, seed, start),
             )
             with torch.no_grad():
                 verdict = judge_model(perturbed.to(judge_device)).argmax(1).to(labels.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +45,12 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in [*model.parameters(), *model.buffers()]:
         return tensor.device
     return torch.device("cpu")
+
+
+def generator(device: torch.device, seed: int, place: int) -> torch.Generator:
+    """A generator of its own for each (seed, place); torch's CPU generator only takes in 32 bits of a seed."""
+    mixed = int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
+    return torch.Generator(device).manual_seed(mixed)
 
 
 @contextmanager
