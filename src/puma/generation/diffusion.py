@@ -15,6 +15,7 @@ from puma.files import atomic_path, read_json, write_json
 from puma.generation.config import DiffusionConfig, checked
 from puma.generation.edm import Denoiser
 from puma.generation.networks import build_network
+from puma.models.weights import weights_sha256
 
 SCHEMA = "puma.diffusion/1"
 
@@ -54,13 +55,7 @@ class Diffusion:
 
     def weights_sha256(self) -> str:
         """Hex digest of the weights, independent of the file they came from."""
-        import hashlib
-
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.denoiser.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return weights_sha256(self.denoiser)
 
     def save(self, folder: Path | str) -> None:
         """Write ``model.safetensors`` and ``config.json`` into ``folder``, each atomically."""
