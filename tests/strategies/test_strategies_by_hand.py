@@ -110,7 +110,7 @@ def test_spend_solves_for_c() -> None:
 
 
 def test_puma_plus() -> None:
-    # each class keeps six, of them at most floor(0.2 * 6) = 1 of its two misclassified: the lowest goes, then the highest
+    # each class keeps six, at most floor(0.2 * 6) = 1 of them misclassified: the lowest of two goes, then the highest
     gone = {4, 9, 17, 18}
     made = plan("puma-plus")
     assert dropped(made) == gone
