@@ -10,12 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from puma.report.folder import export_report as export_report
     from puma.report.folder import write_report as write_report
     from puma.report.page import Page as Page
 
-_PLACES = {"Page": "puma.report.page", "export_report": "puma.report.folder", "write_report": "puma.report.folder"}
-__all__ = ["Page", "export_report", "write_report"]
+_PLACES = {"Page": "puma.report.page", "write_report": "puma.report.folder"}
+__all__ = ["Page", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

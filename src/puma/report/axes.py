@@ -18,6 +18,16 @@ from puma.tradeoff.needed import RANDOM, REDUNDANT
 
 Family = tuple[str, str]
 
+_MISLABELLED = (
+    "An image that is attacked too hard crosses the true boundary: the network is then taught a wrong label. Kept "
+    "images are perturbed as in training, with the eps of the plan, and judged by a model of another seed that scored "
+    "nothing. Images it gets wrong unperturbed count too."
+)
+_REDUNDANT = (
+    "On the pool {pool}, `random` at prune fraction {share:g} surely loses less than {loss:g} in both accuracies: the "
+    "pool is redundant, and no saving of data can be shown on it."
+)
+
 
 def prune_section(statistics: Statistics) -> Section:
     """Accuracies over the prune fraction, where a strategy was run at more than one."""
@@ -96,9 +106,7 @@ def mislabelled_section(materials: Materials, main: Sequence[Arm]) -> Section:
     return Section(
         "Mislabelled perturbations",
         [
-            "An image that is attacked too hard crosses the true boundary: the network is then taught a wrong label. "
-            "Kept training images are perturbed as in training, with the eps of the plan, and judged by a model of another "
-            "seed that scored nothing. Images it gets wrong unperturbed count too.",
+            _MISLABELLED,
             Picture("mislabelled", figure, "Lower is better. 95 % intervals.", f"Mislabelled shares: {alt}."),
             Table("mislabelled", ["strategy", "seeds", "mislabelled share"], rows, "The same as numbers."),
         ],
@@ -132,11 +140,7 @@ def _redundancy(everywhere: Sequence[Statistics], pools: Sequence[str]) -> list[
         for entry in statistics.arms:
             lost = entry.found.clean_difference, entry.found.robust_difference
             if entry.arm.strategy == "random" and all(redundant(difference) for difference in lost):
-                share = f"{entry.arm.first.prune_fraction:g}"
-                text = (
-                    f"On the pool {pool}, `random` at prune fraction {share} surely loses less than {REDUNDANT:g} in both "
-                    "accuracies: the pool is redundant, and no saving of data can be shown on it."
-                )
+                text = _REDUNDANT.format(pool=pool, share=entry.arm.first.prune_fraction, loss=REDUNDANT)
                 items.append(Note("warning", text))
     return items
 

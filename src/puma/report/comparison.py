@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from puma.report.content import Heading, Item, Note, Picture, Section, Table
 from puma.report.distributions import unit
@@ -18,6 +19,12 @@ from puma.tradeoff import Estimate, dominance, read_cells, wilson_interval
 from puma.tradeoff.arms import BASELINE
 
 NAMES = {"robust_accuracy": "robust accuracy (AutoAttack standard)", "apgd_accuracy": "accuracy under APGD-CE"}
+
+_TRADEOFF = (
+    "Every arm of the study: {name} on {count:,} test images to the right, clean accuracy upwards, 95 % intervals (cut "
+    "at the frame). Up and to the right is better. Hollow marks are controls; the lines join what each free dial "
+    "reaches and no other setting of it beats. A strategy earns its keep only above both lines."
+)
 
 
 def main_arms(rows: Sequence[Result]) -> list[Arm]:
@@ -67,23 +74,28 @@ def tradeoff_item(statistics: Statistics) -> Picture:
     lines = [Frontier(line.name, *map(list, line.corners)) for line in statistics.mean_frontiers()]
     with house_style():
         figure = tradeoff_picture(points, lines, name)
-    caption = (
-        f"Every arm of the study: {name} on {statistics.arms[0].arm.first.n_test:,} test images to the right, clean "
-        "accuracy upwards, 95 % intervals. Up and to the right is better. Hollow marks are controls; the lines join "
-        "what each free dial reaches and no other setting of it beats. A strategy earns its keep only above both lines."
-    )
+    caption = _TRADEOFF.format(name=name, count=statistics.arms[0].arm.first.n_test)
     alt = "; ".join(f"{p.label}: robust {p.robust.value:.3f}, clean {p.clean.value:.3f}" for p in points)
     return Picture("tradeoff", figure, caption, f"Scatter plot of clean against robust accuracy. {alt}.")
 
 
 def interval(estimate: Estimate) -> Interval:
-    """An estimate as figures take it."""
-    return Interval(estimate.value, estimate.low, estimate.high)
+    """An accuracy as figures take it, its interval cut to [0, 1]."""
+    return Interval(estimate.value, *_ends(estimate))
 
 
 def cell(estimate: Estimate | None) -> Value:
-    """An estimate as tables take it: sorted by its value."""
-    return Value(None, "–") if estimate is None else Value(estimate.value, str(estimate))
+    """An accuracy as tables take it: sorted by its value, its interval cut to [0, 1]."""
+    if estimate is None:
+        return Value(None, "–")
+    low, high = _ends(estimate)
+    return Value(estimate.value, str(replace(estimate, low=low, high=high)))
+
+
+def _ends(estimate: Estimate) -> tuple[float | None, float | None]:
+    if estimate.low is None or estimate.high is None:
+        return None, None
+    return max(estimate.low, 0.0), min(estimate.high, 1.0)
 
 
 def _signed(estimate: Estimate | None) -> Value:
@@ -147,7 +159,7 @@ def _gap_items(statistics: Statistics, threat: ThreatModel | None) -> list[Item]
         gap = entry.found.clean_gap
         words = "not comparable" if gap.estimate is None else verdict(gap).partition(" (")[0]
         sides.setdefault(words, []).append(entry.arm.label)
-    text = "; ".join(f"{words}: {', '.join(labels)}" for words, labels in sides.items())
+    text = " ".join(f"{words.capitalize()}: {', '.join(labels)}." for words, labels in sides.items())
     head = ["strategy", "clean at equal robust", "against the controls", "robust at equal clean", *cost_head(threat)]
     caption = (
         "Gap to the higher of the control frontiers, per seed, then averaged, with 95 % intervals, not corrected for "
@@ -155,7 +167,7 @@ def _gap_items(statistics: Statistics, threat: ThreatModel | None) -> list[Item]
     )
     return [
         Heading("Gap to what costs nothing"),
-        f"Clean accuracy at equal robust accuracy, against the higher of {' and '.join(statistics.controls)}. {text}.",
+        f"Clean accuracy at equal robust accuracy, against the higher of {' and '.join(statistics.controls)}. {text}",
         Table("gap", head, rows, caption),
     ]
 

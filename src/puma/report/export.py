@@ -40,9 +40,7 @@ def export(report: Report, formats: Sequence[str], folder: Path | str) -> list[P
         UsageError: an unknown format.
         StorageError: the folder cannot be written.
     """
-    for name in formats:
-        if name not in FORMATS:
-            raise unknown("format", name, FORMATS)
+    formats = check_formats(formats)
     folder = prepare_folder(folder)
     written = []
     for name in formats:
@@ -51,6 +49,19 @@ def export(report: Report, formats: Sequence[str], folder: Path | str) -> list[P
             _write(item, name, target)
             written.append(target)
     return written
+
+
+def check_formats(formats: Sequence[str]) -> list[str]:
+    """The formats, each once; ``"tex"`` is understood as ``"latex"``.
+
+    Raises:
+        UsageError: an unknown format.
+    """
+    known = ["latex" if name == "tex" else name for name in dict.fromkeys(formats)]
+    for name in known:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
+    return list(dict.fromkeys(known))
 
 
 def csv_text(table: Table) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,8 @@ def tradeoff_picture(points: Sequence[Point], frontiers: Sequence[Frontier], rob
     axes.set_ylabel("clean accuracy →")
     _shares(axes.xaxis)
     _shares(axes.yaxis)
-    axes.margins(0.09)
+    _frame(axes.set_xlim, [point.robust.value for point in points])
+    _frame(axes.set_ylim, [point.clean.value for point in points])
     if frontiers:
         axes.legend(title="control frontiers", loc="best", title_fontsize=8)
     places = np.array([[point.robust.value, point.clean.value] for point in points], dtype=np.float64).reshape(-1, 2)
@@ -169,7 +170,7 @@ def _draw(axes: Axes, x: Interval, y: Interval, strategy: str, bars_in_x: bool =
         fmt="none",
         ecolor=look.colour,
         elinewidth=0.8,
-        alpha=0.45,
+        alpha=0.35,
         zorder=3,
     )
     axes.plot(
@@ -182,6 +183,13 @@ def _draw(axes: Axes, x: Interval, y: Interval, strategy: str, bars_in_x: bool =
         linestyle="none",
         zorder=4,
     )
+
+
+def _frame(set_limits: Callable[..., object], values: Sequence[float]) -> None:
+    """Limits around the points themselves: long intervals are cut rather than squeeze the points together."""
+    if values:
+        room = max(0.22 * (max(values) - min(values)), 0.012)
+        set_limits(min(values) - room, max(values) + room)
 
 
 def _text_colour(strategy: str) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from puma.errors import DataError
 from puma.report.content import Report
-from puma.report.export import export
 from puma.report.run import run_report
 from puma.report.study import study_report
 
@@ -43,14 +41,3 @@ def write_report(folder: Path | str, out: Path | str | None = None) -> Path:
         StorageError: the page cannot be written.
     """
     return make_report(folder).page().write(Path(folder) / "report.html" if out is None else out)
-
-
-def export_report(folder: Path | str, formats: Sequence[str], out: Path | str | None = None) -> list[Path]:
-    """Write a report's figures and tables as files (see `puma.report.export.export`); default folder ``export``.
-
-    Raises:
-        UsageError: an unknown format.
-        DataError: the folder is neither a study nor a run, or what lies in it is broken.
-        StorageError: the files cannot be written.
-    """
-    return export(make_report(folder), formats, Path(folder) / "export" if out is None else out)

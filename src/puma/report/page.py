@@ -148,11 +148,12 @@ class Page:
         decimals = [decimals_of([row[i] for row in rows]) for i in range(len(columns))]
         body = "".join(f"<tr>{''.join(map(cell_html, row, kinds, decimals))}</tr>" for row in rows)
         body = body or f'<tr><td class="text" colspan="{max(len(columns), 1)}">no rows</td></tr>'
-        legend = f"<caption><b>Table {self._tables}.</b> {inline(caption)}</caption>" if caption else ""
+        label = f"t{self._tables}"
+        legend = f'<p class="caption" id="{label}"><b>Table {self._tables}.</b> {inline(caption)}</p>'
         name = f"{_slug(self.title)}-table-{self._tables}.csv"
         self._parts.append(
-            f'<div class="table"><div class="scroll" tabindex="0" role="region" aria-label="table {self._tables}">'
-            f"<table>{legend}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f'<div class="table">{legend}<div class="scroll" tabindex="0" role="region" aria-labelledby="{label}">'
+            f'<table aria-labelledby="{label}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
             f'<button type="button" class="csv" data-name="{name}" hidden>save as CSV</button></div>'
         )
         return self

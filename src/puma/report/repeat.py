@@ -14,6 +14,7 @@ from puma.report.choices import Choice
 from puma.report.content import Code, Heading, Item, Note, Section, Settings, Table
 from puma.report.materials import Materials
 
+_FIRST_SEED = "What identifies the artefacts; of the plans, those of the first seed."
 _COMMAND = "pip install puma-robust=={version}\npuma study run study.toml --out repeated/\npuma report repeated/"
 
 
@@ -35,7 +36,7 @@ def repeat_section(materials: Materials, choices: Sequence[Choice]) -> Section:
         items.append(Settings(recipe, f"Recipe {name}"))
     items += [
         Heading("Fingerprints"),
-        Table("fingerprints", ["artefact", "SHA-256"], _fingerprints(materials, choices), ""),
+        Table("fingerprints", ["artefact", "SHA-256"], _fingerprints(materials, choices), _FIRST_SEED),
     ]
     items += _machines(materials)
     return Section("To repeat it", items)

@@ -14,6 +14,7 @@ from puma.report.distributions import training_curves
 from puma.report.materials import Materials
 from puma.report.results import Arm
 from puma.report.style import house_style
+from puma.tradeoff.arms import CONTROLS
 
 STEP = "step"
 _SHOWN = {
@@ -39,12 +40,12 @@ def read_curves(path: Path | str) -> dict[str, NDArray[np.float64]]:
     return {name: column[whole] for name, column in columns.items()}
 
 
-def best_step(columns: Columns) -> float | None:
+def best_step(columns: Columns) -> int | None:
     """The step of the best checkpoint: highest robust accuracy on validation images, the later of equals."""
     robust = columns.get("validation_robust")
     if robust is None or not np.isfinite(robust).any():
         return None
-    return float(columns[STEP][np.flatnonzero(robust == np.nanmax(robust))[-1]])
+    return int(columns[STEP][np.flatnonzero(robust == np.nanmax(robust))[-1]])
 
 
 def curve_items(runs: Mapping[str, Columns]) -> list[Item]:
@@ -74,7 +75,7 @@ def curve_items(runs: Mapping[str, Columns]) -> list[Item]:
 def training_section(materials: Materials, chosen: Sequence[Arm]) -> Section:
     """The curves of the main arms at their first seed, ten at most."""
     runs: dict[str, Columns] = {}
-    for arm in chosen:
+    for arm in sorted(chosen, key=lambda arm: arm.strategy in CONTROLS):  # the dials' points only where there is room
         folder = materials.run_folder(arm.first)
         if folder and (folder / "metrics.csv").is_file() and len(runs) < _MOST_RUNS:
             runs[arm.label] = read_curves(folder / "metrics.csv")

@@ -1,0 +1,252 @@
+"""The report of a study, against the results it was made from."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from made_up_study import ARMS, REAL, SYNTHETIC, write_results, write_rows, write_run
+
+from puma.errors import DataError
+from puma.report import write_report
+from puma.report.cells import Value
+from puma.report.folder import make_report
+from puma.report.study import study_report
+from puma.tradeoff import compare
+
+
+def table_of(report, name):
+    """A table's rows as dictionaries, by its name."""
+    table = next(table for table in report.tables if table.name == name)
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    from made_up_study import write_study
+
+    return write_study(tmp_path_factory.mktemp("studies") / "study", seeds=3)
+
+
+@pytest.fixture(scope="module")
+def report(study):
+    return study_report(study)
+
+
+def test_every_arm_shows_the_means_of_results_parquet(study, report):
+    rows = [row for row in pq.read_table(study / "results.parquet").to_pylist() if row["checkpoint"] == "last"]
+    shown = {row["strategy"]: row for row in table_of(report, "arms")}
+    assert len(shown) == len(ARMS)
+    for strategy in ("none", "puma", "easy"):
+        mine = [row for row in rows if row["strategy"] == strategy]
+        assert shown[strategy]["clean accuracy"].number == pytest.approx(np.mean([r["clean_accuracy"] for r in mine]))
+        robust = np.mean([r["robust_accuracy"] for r in mine])
+        assert shown[strategy]["robust accuracy (AutoAttack standard)"].number == pytest.approx(robust)
+        assert shown[strategy]["images kept"] == mine[0]["kept"]
+        assert shown[strategy]["seeds"] == 3
+
+
+def test_gaps_are_those_of_tradeoff_with_the_flags_of_the_runs(study, report):
+    rows = [row for row in pq.read_table(study / "results.parquet").to_pylist() if row["checkpoint"] == "last"]
+    expected = {entry.arm.strategy: entry for entry in compare(rows) if not entry.arm.control}
+    shown = {row["strategy"]: row for row in table_of(report, "gap")}
+    assert set(shown) == set(expected)
+    for strategy, entry in expected.items():
+        gap = shown[strategy]["clean at equal robust"]
+        value = None if entry.clean_gap.estimate is None else pytest.approx(entry.clean_gap.estimate.value)
+        assert gap.number == value
+    plain = expected["puma"].clean_gap.estimate
+    low = float(re.search(r"\[([-+.\d]+),", shown["puma"]["clean at equal robust"].text)[1])
+    assert low <= plain.low + 1e-3, "the variance of the test images makes the interval no shorter"
+
+
+def test_frontier_of_the_picture_runs_through_the_undominated_means(report):
+    picture = next(picture for picture in report.pictures if picture.name == "tradeoff")
+    axes = picture.figure.axes[0]
+    lines = {
+        line.get_label(): line.get_xydata()
+        for line in axes.lines
+        if line.get_label() in ("uniform-eps", "trades-weight")
+    }
+    assert set(lines) == {"uniform-eps", "trades-weight"}
+    for corners in lines.values():
+        assert (np.diff(corners[:, 0]) > 0).all()
+        assert (np.diff(corners[:, 1]) < 0).all()
+
+
+def test_labels_of_the_picture_do_not_overlap(report):
+    figure = next(picture for picture in report.pictures if picture.name == "tradeoff").figure
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == len(ARMS)
+    overlaps = [
+        (i, j) for i in range(len(boxes)) for j in range(i) if boxes[i].padded(-1.5).overlaps(boxes[j].padded(-1.5))
+    ]
+    assert overlaps == []
+
+
+def test_companions_add_their_sections(report):
+    titles = [section.title for section in report.sections if section.items]
+    assert titles == [
+        "Result", "Every arm", "Which beats which", "Mislabelled perturbations", "Training", "Margins", "Attack norms",
+        "Images", "Synthetic images", "To repeat it",
+    ]  # fmt: skip
+
+
+def test_margin_table_counts_every_image(report):
+    rows = table_of(report, "margin-status")
+    assert sum(row["count"] for row in rows if row["images"] == "real") == REAL
+    assert sum(row["count"] for row in rows if row["images"] == "synthetic") == SYNTHETIC
+    assert {row["status"] for row in rows} == {"crossed", "misclassified", "unconverged"}
+
+
+def test_overlap_is_one_on_the_diagonal_and_a_share_elsewhere(report):
+    rows = table_of(report, "overlap")
+    assert all(row[row["removed by"]] == 1 for row in rows)
+    puma = next(row for row in rows if row["removed by"] == "puma")
+    assert puma["easy"] == 1
+    assert puma["difficult"] == pytest.approx((2 * 0.6 - 1) / 0.6, abs=0.01)
+
+
+def test_eps_table_is_that_of_the_plans(report):
+    rows = {row["strategy"]: row for row in table_of(report, "eps")}
+    assert rows["none"]["at full eps"] == 1
+    assert rows["uniform-eps scale=0.5"]["mean eps (Linf, in 1/255)"] == pytest.approx(25.5)
+    assert rows["puma"]["lowered"] > 0.5
+    parts = [rows["puma"][name] for name in ("at full eps", "lowered", "trained clean (eps 0)")]
+    assert sum(parts) == pytest.approx(1)
+
+
+def test_best_checkpoint_of_a_curve_is_the_latest_of_the_best(report):
+    rows = table_of(report, "training")
+    assert {row["best step"] for row in rows} == {450}
+    assert {row["last step"] for row in rows} == {500}
+
+
+def test_one_seed_is_said_and_its_interval_is_of_the_images(tmp_path):
+    report = study_report(write_results(tmp_path / "one", seeds=1))
+    notes = [item.text for item in report.sections[0].items if hasattr(item, "kind")]
+    assert any("There is one seed" in text for text in notes)
+    shown = table_of(report, "arms")[0]["robust accuracy (AutoAttack standard)"]
+    assert re.search(r"\[0\.\d+, 0\.\d+\]", shown.text)
+    assert all(row["against the controls"] == "no interval" or "not comparable" in row["against the controls"]
+               for row in table_of(report, "gap"))  # fmt: skip
+
+
+def test_results_alone_make_a_page_that_says_what_is_missing(tmp_path):
+    folder = write_results(tmp_path / "bare", seeds=2)
+    text = write_report(folder).read_text()
+    assert "Flags of single images are not at hand" in text
+    assert "no <code>study.toml</code>" in text
+
+
+def test_no_finished_run_makes_a_page_that_says_so(tmp_path):
+    write_rows(tmp_path / "empty", [])
+    assert "No run of this study is finished yet" in write_report(tmp_path / "empty").read_text()
+
+
+def test_runs_without_autoattack_are_named_by_their_attack(tmp_path):
+    folder = write_results(tmp_path / "weak", seeds=2)
+    rows = pq.read_table(folder / "results.parquet").to_pylist()
+    write_rows(folder, [{**row, "robust_accuracy": None} for row in rows])
+    text = write_report(folder).read_text()
+    assert "No run was judged by AutoAttack standard" in text
+    assert "accuracy under APGD-CE" in text
+    assert "robust accuracy (AutoAttack" not in text
+    write_rows(folder, [{**row, "robust_accuracy": None, "apgd_accuracy": None} for row in rows])
+    assert "No run was attacked" in write_report(folder).read_text()
+
+
+def test_prune_fractions_and_pools_become_curves(tmp_path):
+    folder = write_results(tmp_path / "axes", seeds=3)
+    rows = pq.read_table(folder / "results.parquet").to_pylist()
+    more = [
+        {
+            **row,
+            "prune_fraction": 0.3,
+            "kept": REAL + round(0.7 * SYNTHETIC),
+            "clean_accuracy": row["clean_accuracy"] - 0.01,
+        }
+        for row in rows
+        if row["strategy"] in ("puma", "random")
+    ]
+    small = [
+        {
+            **row,
+            "pool": f"digits:train ({REAL}) + images (100)",
+            "kept": REAL + (40 if row["prune_fraction"] else 100),
+            "robust_accuracy": row["robust_accuracy"] - 0.1,
+        }
+        for row in rows
+        if row["strategy"] in ("none", "random", "puma")
+    ]
+    write_rows(folder, [*rows, *more, *small])
+    report = study_report(folder)
+    assert {"prune-fraction", "images"} <= {picture.name for picture in report.pictures}
+    labels = {row["strategy"] for row in table_of(report, "arms")}
+    assert {"puma p=0.3", "puma p=0.6", "none"} <= labels
+    needed = table_of(report, "needed")
+    assert any(isinstance(row["random images needed"], Value) or row["remark"] != "–" for row in needed)
+    assert {row["images it trained on"] for row in needed} >= {REAL + 40, REAL + 240}
+
+
+def test_same_folder_gives_the_same_bytes(study):
+    assert study_report(study).page().html() == study_report(study).page().html()
+
+
+def test_unreadable_companions_are_named_and_left_out(tmp_path, make_study):
+    folder = make_study(tmp_path / "broken", seeds=2)
+    next((folder / "margins").glob("part-*.parquet")).write_bytes(b"not parquet")
+    (folder / "synthetic" / "quality.json").write_text("{")
+    flags = next((folder / "runs").glob("none-*")) / "evaluation.parquet"
+    flags.write_bytes(flags.read_bytes()[:100])
+    report = study_report(folder)
+    text = report.page().html()
+    assert "What could not be read" in text
+    assert "Left out, margins:" in text
+    assert "Left out, synthetic quality:" in text
+    assert "Left out, flags of none, seed 0" in text
+    assert "Flags of single images are not at hand" in text
+
+
+def test_flags_of_another_result_are_not_used(tmp_path, make_study):
+    folder = make_study(tmp_path / "swapped", seeds=2)
+    rows = pq.read_table(folder / "results.parquet").to_pylist()
+    rows[0]["clean_accuracy"] -= 0.1
+    write_rows(folder, rows)
+    assert "they do not give the accuracies in the results" in study_report(folder).page().html()
+
+
+def test_broken_results_are_refused(tmp_path):
+    with pytest.raises(DataError, match="neither a study nor a run"):
+        make_report(tmp_path)
+    (tmp_path / "study.toml").write_text("")
+    with pytest.raises(DataError, match="has no results yet"):
+        make_report(tmp_path)
+    (tmp_path / "results.parquet").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="cannot read"):
+        make_report(tmp_path)
+    rows = pq.read_table(write_results(tmp_path / "good", seeds=1) / "results.parquet").to_pylist()
+    write_rows(tmp_path, [*rows, rows[0]])
+    with pytest.raises(DataError, match="more than once"):
+        make_report(tmp_path)
+    write_rows(tmp_path, [{**rows[0], "clean_accuracy": 95.0}])
+    with pytest.raises(DataError, match="clean_accuracy 95"):
+        make_report(tmp_path)
+    write_rows(tmp_path, [{**rows[0], "kept": None}])
+    with pytest.raises(DataError, match="empty kept"):
+        make_report(tmp_path)
+
+
+def test_run_report_shows_its_evaluation_and_settings(tmp_path):
+    write_run(tmp_path / "run", "puma", "{}", 0.6, 0)
+    text = write_report(tmp_path / "run").read_text()
+    assert "How it was judged" in text
+    assert "[0.400, 0.600]" in text
+    assert "trades_weight" in text
+    (tmp_path / "run" / "evaluation.json").unlink()
+    assert "has not been judged yet" in write_report(tmp_path / "run").read_text()
+    (tmp_path / "run" / "metrics.csv").write_text("step,loss\n")
+    assert "No step is in" in write_report(tmp_path / "run").read_text()
