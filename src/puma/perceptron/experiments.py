@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from puma.errors import CheckError
 from puma.perceptron.simulate import Probe, simulate
 from puma.perceptron.table import Table
 from puma.perceptron.theory import predict
+from puma.perceptron.workers import compute
 
 DIALS = tuple(f"uniform-eps({factor:g})" for factor in (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875))
 """The free control: all data at a smaller uniform eps. Together with ``none`` it traces the frontier."""
@@ -75,7 +77,7 @@ COLLAPSE = Experiment(
     alphas=(60,),
     keeps=(0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 1.0),
     eps=(0.3, 0.4, 0.5),
-    seeds=2,
+    seeds=4,
     dimension=100,
     probe=0.0,
 )
@@ -123,19 +125,29 @@ FULL = (
 )
 
 
-def theory(experiment: Experiment, strategies: Sequence[str], alphas: Sequence[float], keeps: Sequence[float]) -> Table:
+def theory(
+    experiment: Experiment,
+    strategies: Sequence[str],
+    alphas: Sequence[float],
+    keeps: Sequence[float],
+    *,
+    workers: int = 1,
+) -> Table:
     """The predictions for an experiment at all its attack norms, on axes of your own; columns as `theory.Prediction`.
 
     A point whose saddle was not found is left out.
     """
+    grid = list(itertools.product(strategies, map(float, alphas), map(float, keeps), experiment.eps))
+    rows = dict(compute(partial(_predicted, experiment), grid, workers))
+    return Table.of(row for point in grid if (row := rows[point]))
+
+
+def _predicted(experiment: Experiment, point: tuple[str, float, float, float]) -> dict[str, Any]:
+    strategy, alpha, keep, eps = point
     angle = experiment.probe if not isinstance(experiment.probe, str) else 0.0
-    rows: list[dict[str, Any]] = []
-    grid = itertools.product(strategies, alphas, keeps, experiment.eps)
-    for strategy, alpha, keep, eps in grid:
-        try:
-            point = predict(strategy, alpha, eps, keep, task=experiment.task, angle=angle)
-        except CheckError:
-            continue
-        axes = {"strategy": strategy, "alpha": float(alpha), "keep": float(keep), "eps": eps}
-        rows.append(axes | asdict(point) | {"collapsed": point.collapsed})
-    return Table.of(rows)
+    try:
+        student = predict(strategy, alpha, eps, keep, task=experiment.task, angle=angle)
+    except CheckError:
+        return {}
+    axes = {"strategy": strategy, "alpha": alpha, "keep": keep, "eps": eps}
+    return axes | asdict(student) | {"collapsed": student.collapsed}

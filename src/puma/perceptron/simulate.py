@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +20,15 @@ from puma.perceptron.gaussian import Array
 from puma.perceptron.selection import WHOLE, Strategy
 from puma.perceptron.table import Table
 from puma.perceptron.tasks import Task
+from puma.perceptron.workers import compute
 from puma.progress import Progress
 
 STRATEGIES = ("none", "random", "difficult", "easy", "puma", "puma-plus", "cap-only", "uniform-eps")
 SCHEMA = "puma.perceptron/1"
-_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 Probe = float | Literal["self", "clean"]
+Unit = tuple[float, float, int]
+"""Data amount, attack norm and seed of one training set."""
 
 
 def simulate(
@@ -187,6 +187,10 @@ def students(grid: Grid, alpha: float, eps: float, seed: int) -> list[dict[str, 
     return table
 
 
+def _students(grid: Grid, unit: Unit) -> list[dict[str, Any]]:
+    return students(grid, *unit)
+
+
 def _probe(grid: Grid, task: Task, rows: Array, eps: float, seed: int) -> Array:
     """Weights ``[d]`` of the probe; 0 where adversarial training of the probe itself collapses."""
     if isinstance(grid.probe, str):
@@ -199,17 +203,17 @@ def _probe(grid: Grid, task: Task, rows: Array, eps: float, seed: int) -> Array:
 
 
 def _run(
-    grid: Grid, units: list[tuple[float, float, int]], folder: Path | None, workers: int, progress: bool
+    grid: Grid, units: list[Unit], folder: Path | None, workers: int, progress: bool
 ) -> list[list[dict[str, Any]]]:
     """The rows of every unit, in the order of the units; finished parts are read, new ones written."""
-    done: dict[tuple[float, float, int], list[dict[str, Any]]] = {}
+    done: dict[Unit, list[dict[str, Any]]] = {}
     for unit in units:
         if folder is not None and (path := _part(folder, unit)).exists():
             done[unit] = list(read_json(path)["students"])
     # the largest first, so that no worker is left with one at the end
     todo = sorted((unit for unit in units if unit not in done), key=lambda unit: -unit[0])
     with Progress(f"perceptron, {grid.task}", len(units), "sets", show=progress, done=len(done)) as bar:
-        for unit, rows in _compute(grid, todo, workers):
+        for unit, rows in compute(partial(_students, grid), todo, workers):
             if folder is not None:
                 write_json(_part(folder, unit), {"schema": SCHEMA, "students": rows})
             done[unit] = rows
@@ -217,42 +221,7 @@ def _run(
     return [done[unit] for unit in units]
 
 
-def _compute(
-    grid: Grid, todo: list[tuple[float, float, int]], workers: int
-) -> Iterator[tuple[tuple[float, float, int], list[dict[str, Any]]]]:
-    """Compute units here or in worker processes, yielding each as it is done."""
-    if workers == 1 or len(todo) <= 1:
-        for unit in todo:
-            yield unit, students(grid, *unit)
-        return
-    with (
-        _single_threaded_children(),
-        ProcessPoolExecutor(min(workers, len(todo)), multiprocessing.get_context("spawn")) as pool,
-    ):
-        futures = {pool.submit(students, grid, *unit): unit for unit in todo}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Processes started inside compute on one BLAS thread each, whatever this process does."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _part(folder: Path, unit: tuple[float, float, int]) -> Path:
+def _part(folder: Path, unit: Unit) -> Path:
     alpha, eps, seed = unit
     return folder / "parts" / f"alpha-{alpha!r}_eps-{eps!r}_seed-{seed}.json"
 
