@@ -66,7 +66,7 @@ def measure(
     Raises:
         DataError: sources of different shape or number of classes, or too few images to say anything.
     """
-    _check(train, test, synthetic)
+    check_comparable(train, test, synthetic)
     chosen = [(source, _rows(source, limit, seed)) for source in (train, test, synthetic)]
     if features is None:
         features, features_name = _pixel_features(train.read(chosen[0][1]))
@@ -131,8 +131,13 @@ def frechet_distance(first: Floats, second: Floats) -> float:
     return float(gap @ gap + np.trace(one) + np.trace(two) - 2 * cross)
 
 
-def _check(train: Source, test: Source, synthetic: Source) -> None:
-    for other in (test, synthetic):
+def check_comparable(train: Source, *others: Source) -> None:
+    """Refuse sources that cannot be measured against each other.
+
+    Raises:
+        DataError: other image shapes or numbers of classes, or too few images.
+    """
+    for other in others:
         if other.image_shape != train.image_shape or other.num_classes != train.num_classes:
             raise DataError(
                 f"{other.name} cannot be compared with {train.name}",
@@ -140,7 +145,7 @@ def _check(train: Source, test: Source, synthetic: Source) -> None:
                 f"{train.num_classes}",
                 fix="load both with the same resize= and the same classes",
             )
-    for one in (train, test, synthetic):
+    for one in (train, *others):
         if len(one) < 2 * one.num_classes:
             raise DataError(f"{one.name} has only {len(one)} images for {one.num_classes} classes: too few to measure")
 

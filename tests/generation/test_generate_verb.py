@@ -1,0 +1,82 @@
+"""``puma generate`` as a user types it: results, and mistakes refused before any compute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from puma.cli.generate import generate
+from puma.data.load import load_dataset
+from puma.errors import DataError, PumaError, ResumeError, UsageError
+
+APP = typer.Typer()
+APP.command()(generate)
+TINY = ["--set", "steps=2", "--set", "width=16", "--set", "blocks=1", "--set", "sampler.steps=2", "--quiet"]
+
+
+def _puma(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(APP, [str(one) for one in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_train_draw_judge_then_draw_more_from_the_model(tmp_path: Path) -> None:
+    out = tmp_path / "made.npz"
+    told = _puma("digits", "--count", 60, "--out", out, "--judge", "digits:test", *TINY)
+    assert f"60 images in {out}" in told
+    assert "Frechet distance, 60 images" in told
+    quality = json.loads((tmp_path / "made.quality.json").read_text())
+    assert quality["sources"]["synthetic"]["rows"] == 60
+    assert f"{quality['label_agreement']:.4f}" in told
+    more = tmp_path / "more.parquet"
+    _puma("--model", tmp_path / "made.diffusion", "--count", 20, "--seed", 1, "--out", more, "--quiet")
+    assert len(load_dataset(more)) == 20
+
+
+def test_config_file_and_flags(tmp_path: Path) -> None:
+    (tmp_path / "my.toml").write_text('count = 12\nsettings = ["steps=2", "width=16"]\nchurn = 1.0\n')
+    out = tmp_path / "made.npz"
+    _puma("digits", "--config", tmp_path / "my.toml", "--out", out, "--churn", 2.0, "--quiet")
+    told = json.loads((tmp_path / "made.diffusion" / "generated.json").read_text())
+    assert told["count"] == 12
+    assert told["diffusion"]["width"] == 16
+    assert told["sampler"]["churn"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ([], UsageError, "nothing to draw from"),
+        (["digits", "--model", "x"], UsageError, "digits would not be used"),
+        (["--model", "x", "--diffusers", "y"], UsageError, "two generators"),
+        (["--model", "x", "--judge", "digits:test"], UsageError, "compares with the training images"),
+        (["--model", "nowhere"], DataError, "does not exist"),
+        (["--model", "x", "--set", "steps=3"], UsageError, "there is one already"),
+        (["--diffusers", "y"], UsageError, "needs the class names"),
+        (["--diffusers", "y", "--classes", "a,b", "--class-ids", "1,x"], UsageError, "not numbers"),
+        (["digits", "--set", "steps"], UsageError, "has no value"),
+        (["digits", "--set", "stepz=3"], UsageError, "stepz"),
+        (["digits", "--set", "sampler.stepz=3"], UsageError, "stepz"),
+        (["digits", "--preset", "digit"], UsageError, "did you mean 'digits'"),
+        (["digits", "--labels", "sorted"], UsageError, "labels"),
+        (["digits", "--guidance", "2"], UsageError, "label_dropout"),
+        (["digits", "--device", "tpu9"], UsageError, "device"),
+        (["digitz"], PumaError, "digit"),
+    ],
+)
+def test_mistakes_are_refused(tmp_path: Path, arguments: list[str], error: type[PumaError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        _puma(*arguments, "--count", 5, "--out", tmp_path / "made.npz", "--quiet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_settings_on_a_finished_file_are_refused(tmp_path: Path) -> None:
+    _puma("digits", "--count", 5, "--out", tmp_path / "made.npz", *TINY)
+    with pytest.raises(ResumeError, match="seed is 0, not 1"):
+        _puma("digits", "--count", 5, "--out", tmp_path / "made.npz", "--seed", 1, *TINY)
