@@ -41,7 +41,7 @@ class Devices:
         if accelerator == "cuda" and not torch.cuda.is_available():
             raise UsageError("there is no CUDA device here", fix="--accelerator cpu")
         kind = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # it tells every choice of ours otherwise
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells every choice of ours otherwise
         world = started_processes()
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world > 1 else 1
         self._fabric = Fabric(

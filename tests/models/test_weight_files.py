@@ -1,0 +1,81 @@
+"""Weights on disk: whole, checked, never unpickled."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from puma.errors import ModelError
+from puma.models.build import build_model
+from puma.models.weights import load_model, load_weights, save_model, weights_sha256
+
+
+@pytest.fixture
+def model():
+    return build_model("small-cnn", 10, in_channels=1, image_size=8, norm="batch", seed=3)
+
+
+def test_there_and_back(model, tmp_path):
+    save_model(model, tmp_path / "m.safetensors", note="kept")
+    back = load_model(tmp_path / "m.safetensors")
+    assert back.config == model.config
+    assert not back.training
+    assert weights_sha256(back) == weights_sha256(model)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_digest_ignores_memory_format_but_no_bit(model):
+    digest = weights_sha256(model)
+    assert weights_sha256(model.to(memory_format=torch.channels_last)) == digest
+    with torch.no_grad():
+        model.logits.bias[0] = torch.nextafter(model.logits.bias[0], torch.tensor(1.0))
+    assert weights_sha256(model) != digest
+
+
+def test_every_flipped_bit_is_noticed(model, tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_model(model, path)
+    whole = path.read_bytes()
+    places = torch.linspace(9, len(whole) - 1, 60).long().tolist()  # header and tensors
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(ModelError):
+            load_model(path)
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        load_model(path)
+
+
+class _Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("writer", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_pickles_are_refused_and_never_run(writer, tmp_path):
+    target = tmp_path / "executed"
+    path = tmp_path / "weights.pt"
+    writer({"state": _Bomb(target)}, path)
+    with pytest.raises(ModelError, match="pickled"):
+        load_model(path)
+    assert not target.exists()
+
+
+def test_other_architecture_names_keys(model):
+    weights = model.state_dict()
+    weights["extra"] = weights.pop("logits.bias")
+    with pytest.raises(ModelError, match=r"missing: logits.bias; unexpected: extra"):
+        load_weights(model, weights)
+    with pytest.raises(ModelError, match=r"shapes: features.0.weight \(16, 1, 3, 3\) for \(16, 3, 3, 3\)"):
+        load_weights(build_model("small-cnn", 10, image_size=8, norm="batch"), model.state_dict())
+
+
+def test_foreign_model_cannot_be_built_again(tmp_path):
+    save_model(torch.nn.Linear(2, 2), tmp_path / "m.safetensors")
+    with pytest.raises(ModelError, match="factory"):
+        load_model(tmp_path / "m.safetensors")
