@@ -60,14 +60,15 @@ class ThreatModel:
 def parse_eps(text: str) -> float:
     """Read a radius: a number or a fraction.
 
-    >>> parse_eps("0.5"), parse_eps(" 1/4 ")
-    (0.5, 0.25)
+    >>> parse_eps("0.5"), parse_eps(" 1/4 "), parse_eps("25.5/255")
+    (0.5, 0.25, 0.1)
 
     Raises:
         UsageError: neither a number nor a fraction.
     """
     try:
-        return float(Fraction(text.strip().replace(" ", "")))
+        above, _, below = text.replace(" ", "").partition("/")
+        return float(Fraction(above) / Fraction(below or 1))
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"cannot read {text!r} as a radius", fix='write a number or a fraction, "8/255"') from None
 

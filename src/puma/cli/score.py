@@ -21,8 +21,8 @@ Sizes = dict[str, Any]
 
 def score(
     model: Annotated[str, typer.Argument(help="Margin model: weights file, run folder, or package.module:factory.")],
-    sources: Annotated[list[str], typer.Argument(help="The pool: data sources, real ones first.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the margin table; what is finished there is kept.")],
+    sources: Annotated[list[str] | None, typer.Argument(help="The pool: data sources, real ones first.")] = None,
     norm: Annotated[str, typer.Option(help='"Linf" or "L2"; it has to be that of the threat model.')] = "Linf",
     mode: Annotated[str, typer.Option(help="rank (estimates), parity, margin, tight, in rising cost.")] = "margin",
     weights: Annotated[Path | None, typer.Option(help="Safetensors weights for a factory.")] = None,
@@ -38,6 +38,12 @@ def score(
     devices: Annotated[int, typer.Option(min=1, help="Start so many workers here, one a device.")] = 1,
     engine: Annotated[str, typer.Option(help="process, or ray (--out seen by every machine).")] = "process",
     address: Annotated[str | None, typer.Option(help="Ray cluster, as host:6379; none: one here.")] = None,
+    from_run: Annotated[
+        Path | None,
+        typer.Option(help="Not margins but scores over this run's snapshots; no MODEL, only sources."),
+    ] = None,
+    rows: Annotated[str, typer.Option(help="With --from-run: all, or real (to be extrapolated).")] = "all",
+    features: Annotated[Path | None, typer.Option(help="With --from-run: folder for feature vectors.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and stop.")] = False,
     config: Config = None,
     quiet: Quiet = False,
@@ -47,6 +53,9 @@ def score(
     Positive margins: the model is right, higher is easier. Negative: it is wrong, and so far away is its label.
     Interrupted or killed, the same command goes on. Several processes may share one --out: give each --worker i
     --num-workers n, or start them with torchrun or srun, or use --devices n on one machine, or --engine ray.
+
+    With --from-run RUN four other scores are made (el2n-adv, robust-failure, dynamic-uncertainty, input-gradient), from
+    the snapshots that RUN kept because its recipe says snapshots = K.
     """
     from puma.scoring.job import ScoringJob
     from puma.scoring.workers import place_from_environment, run_on_devices
@@ -61,12 +70,37 @@ def score(
         raise UsageError("--devices numbers its workers itself", fix="leave out --worker and --num-workers")
     if devices > 1 and not dry_run:
         sys.exit(run_on_devices(_without_devices(sys.argv[1:]), devices, _device_type(device)))
+    if from_run is None and not sources:
+        raise UsageError("no data source is given", fix="puma score MODEL SOURCE... --out FOLDER")
     me, among, local = (worker, num_workers, 0) if worker is not None else place_from_environment()
     if device == "auto" and local and _device_type("auto") == "cuda":
         device = f"cuda:{local}"
+    if from_run is not None:
+        if dry_run or engine == "ray":
+            raise UsageError(
+                "--from-run works without --dry-run and --engine ray", fix="use --devices or --num-workers"
+            )
+        from puma.cli.from_run import score_from_run
+
+        score_from_run(
+            from_run,
+            [model, *(sources or [])],
+            out,
+            roles=roles,
+            rows=rows,
+            features=features,
+            batch_size=batch_size,
+            part_rows=part_rows,
+            device=device,
+            threads=threads,
+            worker=me,
+            num_workers=among or 1,
+            quiet=quiet,
+        )
+        return
     job = ScoringJob(
         model=model,
-        sources=tuple(sources),
+        sources=tuple(sources or ()),
         weights=None if weights is None else str(weights),
         roles=None if roles is None else tuple(roles.split(",")),
         device=device,

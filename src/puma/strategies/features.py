@@ -15,21 +15,17 @@ BLOCK = 8_192
 
 
 def read_features(features: Features, rows: int) -> NDArray[np.floating[Any]]:
-    """Feature vectors ``[rows, D]``, from an array or a .npy file (which is mapped, not loaded).
+    """Feature vectors ``[rows, D]``, from an array, a .npy file (mapped, not loaded) or a folder of .npy parts.
 
     Raises:
         DataError: the file is missing or broken, or the array has another shape or kind.
     """
     array: Any = features
     if isinstance(features, (str, Path)):
-        try:
-            array = np.load(features, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError:
-            raise DataError(
-                f"{features} does not exist", fix="`puma score --from-run RUN --features` makes one"
-            ) from None
-        except (ValueError, OSError, EOFError) as error:
-            raise DataError(f"{features} is not a .npy file", why=str(error)) from None
+        path = Path(features)
+        parts = sorted(path.glob("part-*.npy")) if path.is_dir() else [path]
+        arrays = [_load(part) for part in parts or [path]]
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     array = np.asanyarray(array)
     if array.ndim != 2 or len(array) != rows or not np.issubdtype(array.dtype, np.floating):
         raise DataError(
@@ -37,6 +33,15 @@ def read_features(features: Features, rows: int) -> NDArray[np.floating[Any]]:
             why=f"they have to be float, one vector for each of the pool's {rows} images",
         )
     return array  # type: ignore[no-any-return]
+
+
+def _load(path: Path) -> Any:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", fix="`puma score --from-run RUN --features DIR` makes one") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is not a .npy file", why=str(error)) from None
 
 
 def extrapolate(

@@ -1,0 +1,296 @@
+"""Scores that need a training: how images fare over the snapshots a run left behind.
+
+A run keeps K averaged networks along the way if its recipe says ``snapshots = K``. Every image of the pool is attacked
+with each of them (PGD, the run's threat model), and four scores are made of what is seen. They become a table of the
+same shape as a margin table, keyed by index, in the same resumable parts; the training loop knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from puma.attacks.pgd import pgd
+from puma.data.pool import Pool
+from puma.data.source import Source
+from puma.data.tensors import read_batch
+from puma.errors import DataError, ModelError, UsageError, unknown
+from puma.files import fingerprint, read_json
+from puma.margins import PART_ROWS, MarginTable, Status
+from puma.models.weights import SCHEMA, load_model, load_tensors, load_weights, weights_sha256
+from puma.progress import Progress
+from puma.scoring.health import check_model, device_of
+from puma.scoring.parts import PartFolder
+from puma.scoring.score import as_pool
+from puma.scoring.settings import environment
+from puma.scoring.stream import Columns
+from puma.scoring.workers import share
+from puma.threat import ThreatModel
+
+SCORES = ("dynamic-uncertainty", "el2n-adv", "input-gradient", "robust-failure")
+MIN_SNAPSHOTS = 2
+Rows = Literal["all", "real"]
+
+
+@dataclass(frozen=True)
+class RunScoring:
+    """What decides the scores, besides the snapshots and the pool.
+
+    Args:
+        threat: the attack.
+        rows: ``"all"``, or ``"real"``: synthetic rows get NaN at no cost, to be extrapolated from their neighbours
+            (`puma.strategies.features.extrapolate`).
+        steps: PGD steps, cross-entropy, uniform start.
+        window: snapshots over which the dynamic uncertainty takes its standard deviation (fewer if there are fewer).
+        batch_size: images attacked together; its boundaries are fixed within a part.
+        part_rows: rows of one part.
+        seed: of the attack's starts.
+
+    Raises:
+        UsageError: a number that is not positive, or another choice of rows.
+    """
+
+    threat: ThreatModel
+    rows: Rows = "all"
+    steps: int = 10
+    window: int = 10
+    batch_size: int = 256
+    part_rows: int = PART_ROWS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows not in ("all", "real"):
+            raise unknown("choice of rows", self.rows, ("all", "real"))
+        for name, least in (("steps", 1), ("window", 2), ("batch_size", 1), ("part_rows", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} has to be at least {least}, not {getattr(self, name)}")
+
+    def meta(self, models: Sequence[nn.Module], pool: Pool) -> dict[str, Any]:
+        """The metadata of the table, as in `puma.margins.MarginTable`."""
+        settings = asdict(self) | {"eps": self.threat.eps, "snapshots": len(models)}
+        del settings["threat"]
+        sha256 = fingerprint([weights_sha256(model) for model in models])
+        return {
+            "norm": self.threat.norm,
+            "mode": "from-run",
+            "settings": settings,
+            "model": {"name": type(models[-1]).__name__, "sha256": sha256},
+            "pool": pool.describe(),
+        }
+
+
+def score_run(
+    run: Path | str,
+    pool: Pool | Source,
+    *,
+    out: Path | str,
+    threat: ThreatModel | None = None,
+    rows: Rows = "all",
+    steps: int = 10,
+    window: int = 10,
+    batch_size: int = 256,
+    part_rows: int = PART_ROWS,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    like: nn.Module | None = None,
+    worker: int = 0,
+    num_workers: int = 1,
+    progress: bool = False,
+) -> MarginTable | None:
+    """Score every image of a pool over the snapshots of a run; goes on where it was interrupted.
+
+    Args:
+        run: folder of a run that was trained with ``snapshots = K`` in its recipe, K at least 2.
+        pool: a `Pool`, or one source; need not be what the run was trained on.
+        out: folder of the table.
+        threat: the attack; the run's own unless given.
+        rows: as in `RunScoring`, and so ``steps, window, batch_size, part_rows, seed``.
+        steps: PGD steps.
+        window: snapshots in the window of the dynamic uncertainty.
+        batch_size: images attacked together.
+        part_rows: rows of one part.
+        seed: of the attack's starts.
+        device: where the networks run.
+        like: a network of the run's architecture, where PUMA did not build it.
+        worker: number of this process among ``num_workers`` that share ``out``.
+        num_workers: processes that share the work, part by part.
+        progress: show a bar.
+
+    Returns:
+        A table with the columns `SCORES` and NaN margins, to be joined to a margin table of the same pool; None while
+        parts of other workers are missing.
+
+    Raises:
+        ModelError: the run has fewer than two snapshots, or they do not fit the pool.
+        ResumeError: ``out`` holds another table, or is being written.
+        UsageError: a setting that cannot be used.
+    """
+    if not 0 <= worker < num_workers:
+        raise UsageError(f"there is no worker {worker} among {num_workers}", fix="workers are numbered from 0")
+    settings = RunScoring(threat or threat_of(run), rows, steps, window, batch_size, part_rows, seed)
+    models = [model.to(device) for model in load_snapshots(run, like)]
+    whole = as_pool(pool)
+    check_model(models[-1], whole)
+    folder = PartFolder(out, settings.meta(models, whole), environment(device_of(models[-1])))
+    with folder.held(worker, num_workers):
+        mine = share(folder.count, worker, num_workers)
+        missing = [part for part in mine if not folder.finished(part)]
+        sizes = {part: int(np.diff(folder.bounds(part))[0]) for part in mine}
+        done = sum(sizes.values()) - sum(sizes[part] for part in missing)
+        with Progress("scores of a run", sum(sizes.values()), "images", show=progress, done=done) as bar:
+            for part in missing:
+                folder.write(part, score_part(models, whole, *folder.bounds(part), settings, bar.advance))
+    if num_workers > 1 and not all(folder.finished(part) for part in range(folder.count)):
+        return None
+    return MarginTable.read(out)
+
+
+def score_part(
+    models: Sequence[nn.Module], pool: Pool, start: int, stop: int, settings: RunScoring, done: Callable[[int], None]
+) -> Columns:
+    """The columns of rows ``start`` to ``stop``; ``done`` is called with the number of images after each batch."""
+    index = np.arange(start, stop, dtype=np.int64)
+    columns: Columns = {
+        "index": index,
+        "label": pool.labels[index].astype(np.int16),
+        "predicted": np.full(len(index), -1, np.int16),
+        "status": np.full(len(index), Status.NAN, np.int8),
+        "steps": np.zeros(len(index), np.int16),
+        "source": pool.source.codes[index],
+    }
+    columns |= {name: np.full(len(index), np.nan, np.float32) for name in SCORES}
+    wanted = index if settings.rows == "all" else index[~pool.synthetic[index]]
+    done(len(index) - len(wanted))
+    for first in range(0, len(wanted), settings.batch_size):
+        rows = wanted[first : first + settings.batch_size]
+        images, labels = read_batch(pool, rows, device_of(models[-1]))
+        generator = torch.Generator(images.device).manual_seed(settings.seed * 2**40 + int(rows[0]))
+        seen = observe(models, images, labels, settings.threat, settings.steps, generator)
+        place = rows - start
+        columns["predicted"][place] = seen.predicted[-1].cpu().numpy()
+        columns["steps"][place] = len(models)
+        for name, values in seen.scores(settings.window).items():
+            columns[name][place] = values
+        done(len(rows))
+    return columns
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What K snapshots make of B images.
+
+    Args:
+        probability: float ``[K, B]``, of the label on the attacked image.
+        error: float ``[K, B]``, Euclidean norm of (probabilities - one-hot label) on the attacked image.
+        failed: bool ``[K, B]``, the attack changes the class.
+        gradient: float ``[K, B]``, Euclidean norm of the loss gradient at the clean image.
+        predicted: int ``[K, B]``, class of the clean image.
+    """
+
+    probability: Tensor
+    error: Tensor
+    failed: Tensor
+    gradient: Tensor
+    predicted: Tensor
+
+    def scores(self, window: int) -> dict[str, NDArray[np.float32]]:
+        """The four scores, float32 ``[B]`` each.
+
+        - ``el2n-adv``: mean error over the snapshots (arXiv 2107.07075, on attacked images); higher is harder.
+        - ``robust-failure``: share of snapshots that the attack defeats (arXiv 2102.07437); higher is harder.
+        - ``input-gradient``: mean gradient norm (EasyCore, arXiv 2510.11018); higher is harder.
+        - ``dynamic-uncertainty``: standard deviation of the label's probability in a window of snapshots, averaged over
+          all windows (arXiv 2306.05175; under attack arXiv 2406.13283); higher is less certain.
+        """
+        windows = self.probability.double().unfold(0, min(window, len(self.probability)), 1)  # [W, B, window]
+        found = {
+            "el2n-adv": self.error.double().mean(0),
+            "robust-failure": self.failed.double().mean(0),
+            "input-gradient": self.gradient.double().mean(0),
+            "dynamic-uncertainty": windows.std(dim=2, unbiased=True).mean(0),
+        }
+        return {name: values.float().cpu().numpy() for name, values in found.items()}
+
+
+def observe(
+    models: Sequence[nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    steps: int = 10,
+    generator: torch.Generator | None = None,
+) -> Observed:
+    """Attack a batch with each of ``models`` (in eval mode) and look at what it does.
+
+    Args:
+        models: K networks.
+        images: float ``[B, C, H, W]`` in [0, 1].
+        labels: int64 ``[B]``.
+        threat: norm and radius of the attack.
+        steps: PGD steps.
+        generator: for the attack's starts, on the images' device.
+    """
+    rows: dict[str, list[Tensor]] = {name: [] for name in Observed.__dataclass_fields__}
+    for model in models:
+        attacked = pgd(model, images, labels, threat=threat, steps=steps, generator=generator)
+        clean = images.detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = model(clean)
+            loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, clean)
+        with torch.no_grad():
+            output = model(attacked).float()
+        probability = output.softmax(1)
+        own = probability.gather(1, labels[:, None]).squeeze(1)
+        target = nn.functional.one_hot(labels, probability.shape[1]).to(probability.dtype)
+        rows["probability"].append(own)
+        rows["error"].append((probability - target).norm(dim=1))
+        rows["failed"].append(output.argmax(1) != labels)
+        rows["gradient"].append(gradient.flatten(1).norm(dim=1))
+        rows["predicted"].append(logits.detach().argmax(1))
+    return Observed(**{name: torch.stack(parts) for name, parts in rows.items()})
+
+
+def load_snapshots(run: Path | str, like: nn.Module | None = None) -> list[nn.Module]:
+    """The averaged networks a run kept along the way, earliest first, in eval mode.
+
+    Raises:
+        ModelError: fewer than two, or one is damaged.
+    """
+    paths = sorted((Path(run) / "snapshots").glob("step-*.safetensors"))
+    if len(paths) < MIN_SNAPSHOTS:
+        raise ModelError(
+            f"{run} has {len(paths)} snapshots, at least {MIN_SNAPSHOTS} are needed",
+            why="a run keeps them only if its recipe says so",
+            fix="train again with snapshots = 10 in the recipe (`puma recipe show`)",
+        )
+    models = []
+    for path in paths:
+        if like is None or hasattr(like, "config"):
+            models.append(load_model(path))
+            continue
+        model = copy.deepcopy(like).cpu()
+        load_weights(model, load_tensors(path, SCHEMA)[0], path)
+        models.append(model.eval().requires_grad_(False))
+    return models
+
+
+def threat_of(run: Path | str) -> ThreatModel:
+    """The threat model a run was trained against.
+
+    Raises:
+        DataError: the folder is not a run.
+    """
+    try:
+        settings = read_json(Path(run) / "run.json")["settings"]
+        return ThreatModel(ThreatModel.parse(settings["threat"]).norm, settings["eps"])
+    except (KeyError, TypeError):
+        raise DataError(f"{run} does not say what it was trained against", fix="give the threat model") from None
