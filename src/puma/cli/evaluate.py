@@ -1,0 +1,150 @@
+"""``puma evaluate``: clean and robust accuracy of a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from puma.cli.options import Config, Quiet, Seed, Threat
+from puma.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from puma.data.source import Source
+    from puma.evaluation import Evaluation
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="Run folder, weights file, package.module:factory, or the name of a network.")
+    ],
+    data: Annotated[str, typer.Option("--data", help="Source of test images: digits:test, cifar10-test.parquet, ...")],
+    threat: Threat,
+    weights: Annotated[Path | None, typer.Option(help="Safetensors weights for a factory or a name.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of evaluation.json; a run folder keeps its own by default.")
+    ] = None,
+    attack: Annotated[str, typer.Option(help="standard (AutoAttack), clean, apgd-ce, pgd-20, cw-20, ...")] = "standard",
+    subset: Annotated[int | None, typer.Option(min=1, help="Attack a stratified subset of this many images.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="Of a run folder: both (last and best), last, or best.")] = "both",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images attacked together.")] = 256,
+    piece_rows: Annotated[int, typer.Option(min=1, help="Images of a piece, the unit of sharing.")] = 1024,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves it to torch.")] = 0,
+    worker: Annotated[
+        int | None, typer.Option(min=0, help="Number of this process (else torchrun's or SLURM's).")
+    ] = None,
+    num_workers: Annotated[int | None, typer.Option(min=1, help="Processes that share --out.")] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, help="Start one worker for each of so many devices of this machine.")
+    ] = 1,
+    seed: Seed = 0,
+    config: Config = None,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a model: clean accuracy on all test images, robust accuracy under AutoAttack standard.
+
+    Of a run folder, the model after the last step and the best checkpoint are both judged; the difference is robust
+    overfitting. AutoAttack costs about 10,000 forward passes for each image that withstands it: --subset 500 judges
+    500 images (their interval is about 4 points either way) and says so.
+
+      puma evaluate runs/puma-30 --data digits:test --threat Linf:0.2
+
+      puma evaluate my_package.nets:wide --weights w.safetensors --data test.npz --threat Linf:8/255 --out judged
+
+    Interrupted or killed, the same command goes on; a finished one only prints. Several processes may share --out:
+    --worker i --num-workers n, or torchrun, srun, or --devices n. Weaker attacks (--attack pgd-20) give upper bounds
+    and are stored under their own names.
+    """
+    from puma.scoring.workers import place_from_environment, run_on_devices
+
+    if (worker is None) != (num_workers is None):
+        raise UsageError("--worker and --num-workers go together")
+    if devices > 1 and worker is not None:
+        raise UsageError("--devices numbers its workers itself", fix="leave out --worker and --num-workers")
+    is_run = (Path(model) / "last.safetensors").is_file()
+    folder = out or (Path(model) if is_run else None)
+    if devices > 1:
+        if folder is None:
+            raise UsageError("--devices needs a folder to share", fix="give --out")
+        sys.exit(run_on_devices(_of_one_worker(sys.argv[1:]), devices, _device(device)))
+    if checkpoint not in ("both", "last", "best"):
+        raise UsageError(f"unknown checkpoint {checkpoint!r}", fix="both, last or best")
+    import torch
+
+    from puma.data.load import load_dataset
+    from puma.evaluation import evaluate as judge
+
+    if threads:
+        torch.set_num_threads(threads)
+    me, among, local = (worker, num_workers, 0) if worker is not None else place_from_environment()
+    place = _device(device)
+    if device == "auto" and local and place == "cuda":
+        place = f"cuda:{local}"
+    test = load_dataset(data)
+    names = [checkpoint] if checkpoint != "both" else ["last", "best"]
+    for name in names if is_run else ["last"]:
+        target = None if folder is None else folder / name if name == "best" else folder
+        result = judge(
+            _model(Path(model) / f"{name}.safetensors" if is_run else model, weights, test).to(place),
+            test,
+            threat,
+            out=target,
+            subset=subset,
+            seed=seed,
+            attack=attack,
+            batch_size=batch_size,
+            piece_rows=piece_rows,
+            checkpoint=name,
+            worker=me,
+            num_workers=among or 1,
+            progress=not quiet,
+        )
+        _report(result, name if is_run else model, target)
+
+
+def _model(spec: str | Path, weights: Path | None, test: Source) -> nn.Module:
+    """The model; a bare name of a network takes its sizes from the test images."""
+    from puma.models.resolve import resolve_model
+
+    text = str(spec)
+    if Path(text).exists() or ":" in text or weights is None:
+        return resolve_model(spec, weights)
+    height, _, channels = test.image_shape
+    classes = test.num_classes
+    return resolve_model(text, weights, num_classes=classes, in_channels=channels, image_size=height)
+
+
+def _device(device: str) -> str:
+    from puma.scoring.job import resolve_device
+
+    return str(resolve_device(device))
+
+
+def _of_one_worker(arguments: list[str]) -> list[str]:
+    """The command line of one worker: what was typed, less ``--devices`` and ``--device``."""
+    kept, skip = [], False
+    for text in arguments:
+        if skip or text in ("--devices", "--device"):
+            skip = not skip
+        elif not text.startswith(("--devices=", "--device=")):
+            kept.append(text)
+    return kept
+
+
+def _report(result: Evaluation, name: str, folder: Path | None) -> None:
+    typer.echo(f"{name}:")
+    for line in result.describe().splitlines():
+        typer.echo(f"  {line}")
+    if result.apgd_accuracy is not None and result.attack == "standard":
+        typer.echo(f"  after APGD-CE alone {result.apgd_accuracy:.2%}; cost {result.attack_cost:,} forward passes")
+    for warning in result.warnings:
+        typer.echo(f"  AutoAttack warns ({warning['flag']}): {warning['means']}")
+        typer.echo(f"    what to do: {warning['do']}")
+    if folder is not None and result.complete:
+        stem = "evaluation" if result.attack == "standard" else f"evaluation-{result.attack}"
+        typer.echo(f"  {folder / stem}.json, flags of every image in {stem}.parquet")
