@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"data", "models"},
     {"attacks"},
     {"recipe", "distribute", "checkpoints"},
-    {"scoring", "training", "evaluation", "generation", "report", "export", "from_run", "label_scores", "provenance"},
+    {"scoring", "training", "evaluation", "generation", "report", "export", "label_scores", "provenance"},
     {"study"},
     {"cli"},
     {"__main__"},
