@@ -99,7 +99,7 @@ TRADEOFF = Experiment(
         "none", *DIALS, "uniform-eps(0)", "random", "difficult", "easy", "puma", "puma(0.25)", "puma(0.75)",
         "puma-plus", "puma-plus(0.5, 0)", "cap-only",
     ),
-    alphas=(5, 20),
+    alphas=(2, 5, 20),
     keeps=(0.4, 0.6, 0.8),
     eps=(0.25,),
     seeds=4,
@@ -117,10 +117,10 @@ FRAGILE = replace(
 )
 DEFAULT = (LEARNING, COLLAPSE, ENDS, TRADEOFF, FRAGILE)
 FULL = (
-    replace(LEARNING, alphas=(*LEARNING.alphas, 30), seeds=12, dimension=400),
+    replace(LEARNING, alphas=(*LEARNING.alphas, 30), seeds=12),
     replace(COLLAPSE, keeps=tuple(k / 40 for k in range(8, 41)), seeds=6),
     replace(ENDS, alphas=(1, 2, 5, 10, 20), seeds=12, dimension=200),
-    replace(TRADEOFF, alphas=(2, 5, 20), seeds=12),
+    replace(TRADEOFF, seeds=12),
     replace(FRAGILE, seeds=12),
 )
 

@@ -30,6 +30,7 @@ from puma.report.svg import svg_text
 
 ABUNDANT = 20.0
 """Examples per dimension in the figures that show one data amount."""
+_AMOUNTS = (2.0, 5.0, ABUNDANT)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def draw_laboratory(laboratory: Laboratory) -> dict[str, Figure]:
             "perceptron-learning": draw_learning(tables["learning"], curves["learning"], LEARNING.strategies),
             "perceptron-mislabelling": draw_mislabelling(),
             "perceptron-collapse": draw_collapse(tables["collapse"], curves["collapse"], tables["ends"], ABUNDANT),
-            "perceptron-ends": draw_ends(tables["ends"]),
+            "perceptron-ends": draw_ends(tables["ends"], tables["tradeoff"], _AMOUNTS),
             "perceptron-tradeoff": draw_tradeoff(tables["tradeoff"].where(alpha=ABUNDANT), curves["tradeoff"]),
         }
 
@@ -165,7 +166,7 @@ def _task(page: Page, figures: Mapping[str, Figure]) -> None:
         "Left: examples closer to the boundary than eps are carried across it by the attack, but keep their label. "
         "Right: PUMA removes what lies far away, and attacks what lies near by at most half of its margin.",
         "Two panels of points around a vertical boundary. Left, a band of width eps on both sides, with arrows that "
-        "cross the boundary. Right, a tilted dashed probe; points far from it are crossed out, points near it move little.",
+        "cross the boundary. Right, a tilted dashed probe; points far from it are crossed out, near ones move little.",
     )
     page.figure(
         figures["perceptron-mislabelling"],
@@ -177,13 +178,14 @@ def _task(page: Page, figures: Mapping[str, Figure]) -> None:
 
 
 def _claims(page: Page, laboratory: Laboratory, figures: Mapping[str, Figure]) -> None:
-    page.section("Which end to prune", ENDS.question)
+    page.section("Which end to prune", f"{ENDS.question} Below, the task with a trade-off.")
     page.figure(
         figures["perceptron-ends"],
         "Robust error of a student minus that of the same seed's student on all data (0: nothing lost; bars: two "
         "standard errors). Curves that leave the picture have collapsed.",
-        "Excess robust error over the kept share in one panel per data amount. Easy pruning stays near zero until it "
-        "collapses at small kept shares; puma stays at or below zero.",
+        "Excess robust error over the kept share, one panel per task and data amount. Easy pruning stays near zero "
+        "until it collapses at small kept shares. Difficult pruning goes below zero only on the anisotropic task with "
+        "little data.",
     )
     page.section("Collapse, and what the cap changes", COLLAPSE.question)
     page.figure(

@@ -94,27 +94,37 @@ def draw_collapse(perfect: Table, theory: Table, learned: Table, alpha: float) -
     return figure
 
 
-def draw_ends(learned: Table) -> Figure:
-    """Robust error against training on all data, over the kept share, from scarce to abundant data."""
-    alphas = learned.values("alpha")
-    figure, panels = new_figure(9.0, 3.7, columns=len(alphas), sharey=True)
-    for axes, alpha in zip(panels, alphas, strict=True):
-        part = learned.where(alpha=alpha)
-        none = dict(
-            zip(*(part.where(strategy="none")[name].tolist() for name in ("seed", "robust_error")), strict=True)
-        )
-        paired = part["robust_error"] - np.array([none[seed] for seed in part["seed"].tolist()])
-        part = Table({**part.columns, "excess": paired})
+def draw_ends(isotropic: Table, anisotropic: Table, alphas: Sequence[float]) -> Figure:
+    """Robust error against training on all data, over the kept share; a row per task, a column per data amount."""
+    figure, panels = new_figure(9.0, 6.0, rows=2, columns=len(alphas), sharex=True)
+    cells = [(task, alpha) for task in (isotropic, anisotropic) for alpha in alphas]
+    for axes, (task, alpha) in zip(panels, cells, strict=True):
+        part = exceed(task.where(alpha=alpha))
         for strategy in ("easy", "difficult", "random", "puma"):
-            _points(axes, part.where(strategy=strategy), "keep", "excess", strategy, joined=True)
+            if task is isotropic or strategy != "puma":  # there puma trades robustness for accuracy: another figure
+                _points(axes, part.where(strategy=strategy), "keep", "robust_excess", strategy, joined=True)
         axes.axhline(0, color=mark("none").colour, lw=1, label="none (all data)")
-        axes.set(xlabel="kept share", ylim=(-0.015, 0.125))
-        axes.set_title(f"{alpha:g} examples per dimension")
+        axes.set(ylim=(-0.03, 0.125))
+        axes.set_title(f"{'isotropic' if task is isotropic else 'anisotropic'}, {alpha:g} examples per dimension")
         _percent(axes, x=True)
-    panels[0].set_ylabel("robust error above training on all data")
-    panels[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}")
-    panels[-1].legend(loc="upper right")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}")
+    for axes in panels[-len(alphas) :]:
+        axes.set_xlabel("kept share")
+    for axes in panels[:: len(alphas)]:
+        axes.set_ylabel("robust error above none, points")
+    panels[len(alphas) - 1].legend(loc="upper right")
     return figure
+
+
+def exceed(table: Table) -> Table:
+    """The table with ``clean_excess`` and ``robust_excess``: each error minus that of the same seed's ``none``."""
+    whole = table.where(strategy="none")
+    columns = dict(table.columns)
+    for metric in _METRICS:
+        none = dict(zip(whole["seed"].tolist(), whole[metric].tolist(), strict=True))
+        base = np.array([none[seed] for seed in table["seed"].tolist()])
+        columns[metric.replace("error", "excess")] = table[metric] - base
+    return Table(columns)
 
 
 @dataclass(frozen=True)
