@@ -16,7 +16,9 @@ from puma.data.source import Source
 from puma.errors import CheckError, ModelError, ResumeError
 from puma.generation import DiffusionConfig, SamplerConfig, generate
 from puma.generation import training as diffusion_training
-from puma.generation.diffusion import Diffusion
+from puma.generation.config import preset
+from puma.generation.diffusion import Diffusion, build_denoiser
+from puma.generation.edm import draw_sigma, loss
 from puma.generation.training import learning_rate, train_diffusion
 
 MLP = DiffusionConfig(width=16, blocks=1, steps=10, batch_size=8, warmup=3, dropout=0.2, label_dropout=0.3, warp=0.3)
@@ -86,6 +88,45 @@ def test_other_settings_or_data_are_refused(real: Source, tmp_path: Path, monkey
         train_diffusion(load_dataset("digits:test"), tmp_path, config=MLP)
 
 
+def test_another_thread_count_is_named(
+    real: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        _stop_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            train_diffusion(real, tmp_path, config=MLP, checkpoint_every=2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    train_diffusion(real, tmp_path, config=MLP)
+    assert "threads is 1, not 64" in caplog.text
+
+
+def test_unet_for_32_pixels_trains_and_draws_in_bf16(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8), np.arange(12) % 3
+    np.savez(tmp_path / "real.npz", image=images, label=labels)
+    config = preset("small-32", width=16, blocks=1, steps=2, batch_size=4)
+    assert config.precision == "bf16"
+    sampler = SamplerConfig(steps=2, guidance=1.5)
+    path = generate(load_dataset(tmp_path / "real.npz"), 4, out=tmp_path / "made.npz", config=config, sampler=sampler)
+    assert load_dataset(tmp_path / "real.npz").image_shape == np.load(path)["image"].shape[1:] == (32, 32, 3)
+
+
+@pytest.mark.parametrize("network", ["mlp", "unet"])
+def test_training_lowers_the_loss(real: Source, tmp_path: Path, network: str) -> None:
+    config = DiffusionConfig(
+        network=network, width=16, blocks=1, multipliers=(1, 2), steps=40, batch_size=16, warmup=5, shift=0
+    )
+    model = train_diffusion(real, tmp_path, config=config)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.from_numpy(real.read(slice(0, 100))).permute(0, 3, 1, 2).float() / 127.5 - 1
+    noise = torch.randn(images.shape, generator=generator)
+    sigma = draw_sigma(100, config.noise_mean, config.noise_std, generator)
+    labels = torch.from_numpy(real.labels[:100])
+    untrained = build_denoiser(config, (8, 8, 1), 10)
+    before, after = (loss(one, images, labels, sigma, noise).mean().item() for one in (untrained, model.denoiser))
+    assert after < 0.85 * before
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_damaged_weights_are_refused(real: Source, tmp_path: Path, damage: str) -> None:
     train_diffusion(real, tmp_path, config=MLP.model_copy(update={"steps": 1}))
@@ -120,9 +161,9 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 
 def _generate(real: Source, out: Path) -> None:
-    config = DiffusionConfig(width=32, blocks=1, steps=200, batch_size=32)
-    sampler = SamplerConfig(steps=6, part_rows=50, batch_size=20)
-    generate(real, 1000, out=out, config=config, sampler=sampler, checkpoint_every=20)
+    config = DiffusionConfig(width=32, blocks=1, steps=100, batch_size=32)
+    sampler = SamplerConfig(steps=6, part_rows=50, batch_size=25)
+    generate(real, 500, out=out, config=config, sampler=sampler, checkpoint_every=20)
 
 
 @pytest.mark.dist

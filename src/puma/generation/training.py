@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import platform
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from puma.progress import Progress
 
 _IN_MEMORY = 2 << 30
 _DECIDES = ("config", "fingerprint", "rows", "seed")
+_ROUNDS = ("torch", "machine", "device", "threads")
+
+_log = logging.getLogger("puma")
 
 
 def train_diffusion(
@@ -58,12 +62,12 @@ def train_diffusion(
         CheckError: the loss became infinite or NaN.
     """
     folder = prepare_folder(folder)
-    made_from = provenance(real, seed)
+    made_from = provenance(real, seed, device)
     wanted = {"config": config.model_dump(mode="json"), **made_from}
     with lock(folder):
         if (folder / "config.json").exists():
             model = Diffusion.load(folder)
-            _same(folder, {"config": model.config.model_dump(mode="json"), **model.made_from}, wanted)
+            _same(folder, {"config": model.config.model_dump(mode="json"), **model.made_from}, wanted, rounding=False)
             return model.to(device)
         state = _State.fresh(config, real.image_shape, real.num_classes, seed, torch.device(device))
         checkpoint = folder / "checkpoint.safetensors"
@@ -76,7 +80,7 @@ def train_diffusion(
     return model.to(device)
 
 
-def provenance(real: Source, seed: int) -> dict[str, Any]:
+def provenance(real: Source, seed: int, device: torch.device | str) -> dict[str, Any]:
     """What the result depends on besides its settings; compared when a training is resumed."""
     return {
         "source": real.name,
@@ -86,6 +90,7 @@ def provenance(real: Source, seed: int) -> dict[str, Any]:
         "puma": __version__,
         "torch": torch.__version__,
         "machine": platform.machine(),
+        "device": torch.device(device).type,
         "threads": torch.get_num_threads(),
     }
 
@@ -124,7 +129,8 @@ def _step(state: _State, batches: _Batches, config: DiffusionConfig, seed: int) 
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(config, state.step)
     # Dropout reads torch's global generator: lend it this step's seed, and give it back as it was.
-    with torch.random.fork_rng(enabled=config.dropout > 0):
+    cards = [state.device] if state.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cards, enabled=config.dropout > 0):
         if config.dropout > 0:
             torch.manual_seed(torch_seed(seed, Stream.STEP, state.step, 2))
         value = loss(state.denoiser, images, labels, sigma, noise, told).mean()
@@ -238,8 +244,8 @@ class _State:
         self.step = int(metadata["step"])
 
 
-def _same(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse to go on with what was made otherwise."""
+def _same(where: Path, found: dict[str, Any], wanted: dict[str, Any], *, rounding: bool = True) -> None:
+    """Refuse to go on with what was made otherwise; warn where only the rounding differs."""
     told = [line for name in _DECIDES for line in differences(found.get(name), wanted[name], name)]
     if told:
         raise ResumeError(
@@ -247,3 +253,6 @@ def _same(where: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
             why="; ".join(told),
             fix="give another output path, or delete that folder to start anew",
         )
+    told = [line for name in _ROUNDS for line in differences(found.get(name), wanted[name], name)]
+    if told and rounding:
+        _log.warning("%s: %s; the result will not be bit for bit that of one uninterrupted run", where, "; ".join(told))
