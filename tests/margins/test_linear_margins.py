@@ -119,7 +119,7 @@ def way_back(model: nn.Sequential, x: np.ndarray, own: int, norm: Norm) -> float
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("mode", ["margin", "tight"])
-@pytest.mark.parametrize(("classes", "pixels"), [(2, 10), (3, 12), (5, 30)])
+@pytest.mark.parametrize(("classes", "pixels"), [(2, 10), (3, 12), (5, 30), (10, 40)])
 def test_misclassified_images_know_their_way_back(norm: Norm, mode, classes, pixels) -> None:
     model = linear(classes, pixels, seed=classes + 7)
     x = images_for(pixels, 30, classes)

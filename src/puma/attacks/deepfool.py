@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from puma.attacks.halfspace import displacement, distances, intersection
+from puma.attacks.halfspace import displacement, distances
 from puma.attacks.network import Network
+from puma.attacks.region import intersection
 from puma.errors import DataError, UsageError, unknown
 from puma.margins import STATUS_NAMES, Status
 from puma.norms import Norm, parse_norm
@@ -121,9 +122,9 @@ def deepfool(
         if mode == "rank":
             search.estimate()
         else:
-            for rows, classes in search.groups():
-                search.approach(rows, classes, steps)
-                search.polish(rows, classes)
+            for rows, follow, boundary in search.groups():
+                search.approach(rows, follow, steps)
+                search.polish(rows, boundary)
     return search.result(images)
 
 
@@ -194,14 +195,16 @@ class _Search:
             self.steps[rows[here]] = 1
             self.codes[good] = torch.where(self.wrong[good], self.codes[good], int(Status.ESTIMATED))
 
-    def groups(self) -> list[tuple[Tensor, int]]:
-        """The rows that leave their label's region and those that return to it, with the classes each has to follow.
+    def groups(self) -> list[tuple[Tensor, int, int]]:
+        """The rows that leave their label's region and those that return to it.
 
-        Leaving, the nearest boundary decides, and it is among the first few. Returning, every rival has to be beaten.
+        With each the number of classes linearised on the way and at the boundary. Leaving, the nearest boundary
+        decides, and it is among the first few. Returning, every rival has to be beaten at once.
         """
         rows = self._searchable()
         wrong = self.wrong[rows]
-        return [(rows[~wrong], self.effort.follow), (rows[wrong], self.effort.candidates)]
+        follow, all_near = self.effort.follow, self.effort.candidates
+        return [(rows[~wrong], follow, follow), (rows[wrong], all_near, 2 * all_near)]
 
     def approach(self, rows: Tensor, follow: int, steps: int) -> None:
         """DeepFool from the images ``rows`` to beyond the boundary."""

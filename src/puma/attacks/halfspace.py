@@ -1,4 +1,4 @@
-"""The shortest way onto a half-space, or onto several, without leaving the box [0, 1].
+"""The shortest way onto a half-space without leaving the box [0, 1].
 
 Everything DeepFool does between two looks at the network is here: a linearised class boundary is the half-space
 ``w . d >= b`` of displacements ``d``, and the step is its point of least Linf or L2 norm that keeps the pixels in
@@ -14,7 +14,6 @@ from torch import Tensor
 from puma.norms import Norm
 
 _NEWTON_STEPS = 6
-_DUAL_STEPS = 60
 
 
 def distances(
@@ -72,58 +71,3 @@ def _times(weight: Tensor, speed: Tensor | None, room: Tensor, offsets: Tensor) 
         better = (offsets - blocked) / free.clamp_min(torch.finfo(weight.dtype).tiny)
         time = torch.maximum(time, torch.where(free > 0, better, time)).clamp(max=1e30)
     return time
-
-
-def intersection(room_up: Tensor, room_down: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
-    """A displacement ``[B, D]`` of nearly least norm that lies in all half-spaces at once (``m`` of them per row).
-
-    By duality the least norm is the largest distance to a half-space that mixes the given ones with non-negative
-    weights of sum 1. Where the farthest half-space alone already satisfies the others its step is exact. Otherwise the
-    mixture is found by mirror ascent; the displacement of the best mixture may miss a half-space by a little, which
-    the caller's next linearisation repairs.
-    """
-    single, time = distances(room_up, room_down, normals, offsets, norm)
-    single = torch.where(torch.isinf(single), torch.where(normals.abs().sum(-1) > 0, 1e30, -1.0), single)
-    farthest = single.argmax(1)
-    rows = torch.arange(len(normals), device=normals.device)
-    step = displacement(room_up, room_down, normals[rows, farthest], time[rows, farthest], norm)
-    short = (offsets - torch.einsum("bmd,bd->bm", normals, step)) > 1e-6 + 1e-4 * offsets.abs()
-    mixed = short.any(1)
-    if normals.shape[1] > 1 and bool(mixed.any()):
-        step[mixed] = _mixture(room_up[mixed], room_down[mixed], normals[mixed], offsets[mixed], norm)
-    return step
-
-
-def _mixture(room_up: Tensor, room_down: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
-    """Mirror ascent on the mixture of half-spaces; the displacement of the best mixture seen."""
-    rows, count, _ = normals.shape
-    # Scale each half-space to distance about 1 per unit of its level, so that one rate suits all.
-    scale = (normals.abs().sum(-1) if norm == "Linf" else normals.square().sum(-1).sqrt()).clamp_min(1e-30)
-    normals, offsets = normals / scale.unsqueeze(-1), offsets / scale
-    logits = normals.new_zeros(rows, count)
-    best = normals.new_full((rows,), -1.0)
-    step = torch.zeros_like(room_up)
-    average = torch.zeros_like(room_up)
-    weight_sum = 0.0
-    for iteration in range(_DUAL_STEPS):
-        mixture = logits.softmax(1)
-        normal = torch.einsum("bm,bmd->bd", mixture, normals)
-        level = (mixture * offsets).sum(1)
-        length, time = distances(room_up, room_down, normal.unsqueeze(1), level.unsqueeze(1), norm)
-        candidate = displacement(room_up, room_down, normal, time.squeeze(1), norm)
-        short = offsets - torch.einsum("bmd,bd->bm", normals, candidate)  # > 0: not reached
-        rate = 8.0 / (iteration + 4) ** 0.5
-        size = short.abs().amax(1, keepdim=True).clamp_min(1e-30)
-        logits = logits + rate * short / size
-        if iteration >= _DUAL_STEPS // 2:
-            average += candidate
-            weight_sum += 1.0
-        better = length.squeeze(1) > best
-        best = torch.where(better, length.squeeze(1), best)
-        step = torch.where(better.unsqueeze(1), candidate, step)
-    # In Linf the best mixture's step is only determined where its normal is not zero; the average over mixtures around
-    # it settles those pixels, and is used where it comes closer to satisfying every half-space.
-    average /= weight_sum
-    miss = (offsets - torch.einsum("bmd,bd->bm", normals, step)).amax(1)
-    miss_average = (offsets - torch.einsum("bmd,bd->bm", normals, average)).amax(1)
-    return torch.where((miss_average < miss).unsqueeze(1), average, step)

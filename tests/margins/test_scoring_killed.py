@@ -1,0 +1,155 @@
+"""Workers that are killed at random moments, a full disk, several processes and a Ray cluster: always the same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import puma
+from puma.errors import StorageError
+from puma.models.weights import save_model
+from puma.scoring import score_margins
+
+OPTIONS = [
+    "--part-rows",
+    "100",
+    "--batch-size",
+    "50",
+    "--mode",
+    "parity",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+    "--quiet",
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    model = puma.build_model("small-cnn", 10, in_channels=1, image_size=8)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_model(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(weights: Path, tmp_path_factory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("expected")
+    model, pool = puma.load_model(weights).eval(), puma.load_dataset("digits")
+    score_margins(model, pool, out=out, part_rows=100, batch_size=50, mode="parity")
+    return part_bytes(out)
+
+
+def part_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
+
+
+def command(weights: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "puma", "score", str(weights), "digits", "--out", str(out), *OPTIONS, *more]
+
+
+@pytest.mark.dist
+def test_kill_9_at_random_moments_changes_no_byte(weights, expected, tmp_path) -> None:
+    """A worker of three dies after a random number of parts; the work goes on with another number of workers."""
+    chance = random.Random(int(time.time()))
+    victim = subprocess.Popen(command(weights, tmp_path, "--worker", "1", "--num-workers", "3"))
+    wanted = chance.randrange(3)
+    deadline = time.monotonic() + 200
+    while victim.poll() is None and len(part_bytes(tmp_path)) < wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(chance.random() * 0.2)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert set(part_bytes(tmp_path)) < set(expected)
+    done = subprocess.run(command(weights, tmp_path), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "898 margins (Linf, parity)" in done.stdout
+    assert part_bytes(tmp_path) == expected
+
+
+@pytest.mark.dist
+def test_devices_share_the_work(weights, expected, tmp_path) -> None:
+    done = subprocess.run(command(weights, tmp_path, "--devices", "2"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert part_bytes(tmp_path) == expected
+
+
+@pytest.mark.dist
+def test_slurm_and_torchrun_variables_choose_the_parts(weights, expected, tmp_path) -> None:
+    environment = os.environ | {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}
+    done = subprocess.run(command(weights, tmp_path), capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sorted(part_bytes(tmp_path)) == [f"part-{part:06d}.parquet" for part in (1, 5)]
+    assert all(expected[name] == data for name, data in part_bytes(tmp_path).items())
+
+
+@pytest.mark.dist
+def test_a_full_disk_keeps_what_was_finished(weights, expected, tmp_path) -> None:
+    """On a tmpfs of a few pages, where root may mount one."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(small)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    model, pool = puma.load_model(weights).eval(), puma.load_dataset("digits")
+    try:
+        with pytest.raises(StorageError, match="no space left") as caught:
+            score_margins(model, pool, out=small / "t", part_rows=100, batch_size=50, mode="parity")
+        assert caught.value.exit_code == 6
+        finished = part_bytes(small / "t")
+        assert finished
+        assert all(expected[name] == data for name, data in finished.items())
+        shutil.copytree(small / "t", tmp_path / "moved")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    score_margins(model, pool, out=tmp_path / "moved", part_rows=100, batch_size=50, mode="parity")
+    assert part_bytes(tmp_path / "moved") == expected
+
+
+@pytest.mark.dist
+def test_a_ray_cluster_survives_a_killed_worker(weights, expected, tmp_path) -> None:
+    """A real local cluster; the first worker process that runs a task is killed with its task."""
+    pytest.importorskip("ray")
+    import psutil
+
+    run = subprocess.Popen(
+        command(weights, tmp_path, "--engine", "ray"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    killed = 0
+    deadline = time.monotonic() + 240
+    while run.poll() is None and not killed and time.monotonic() < deadline:
+        if part_bytes(tmp_path):
+            killed = kill_one_task(psutil.Process(run.pid))
+        time.sleep(0.02)
+    out, errors = run.communicate(timeout=240)
+    assert run.returncode == 0, errors
+    assert killed
+    assert "898 margins" in out
+    assert part_bytes(tmp_path) == expected
+
+
+def kill_one_task(driver) -> int:
+    """Kill one Ray worker that is at a task (they call themselves ``ray::score_part``)."""
+    import psutil
+
+    for process in driver.children(recursive=True):
+        try:
+            if "ray::score_part" in " ".join(process.cmdline()):
+                process.kill()
+                return process.pid
+        except psutil.NoSuchProcess:
+            continue
+    return 0
