@@ -13,6 +13,7 @@ from puma.errors import DataError
 from puma.report import write_report
 from puma.report.cells import Value
 from puma.report.folder import make_report
+from puma.report.quality import quality_rows
 from puma.report.study import study_report
 from puma.tradeoff import compare
 
@@ -27,7 +28,7 @@ def table_of(report, name):
 def study(tmp_path_factory):
     from made_up_study import write_study
 
-    return write_study(tmp_path_factory.mktemp("studies") / "study", seeds=3)
+    return write_study(tmp_path_factory.mktemp("studies") / "study", seeds=2)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_every_arm_shows_the_means_of_results_parquet(study, report):
         robust = np.mean([r["robust_accuracy"] for r in mine])
         assert shown[strategy]["robust accuracy (AutoAttack standard)"].number == pytest.approx(robust)
         assert shown[strategy]["images kept"] == mine[0]["kept"]
-        assert shown[strategy]["seeds"] == 3
+        assert shown[strategy]["seeds"] == 2
 
 
 def test_gaps_are_those_of_tradeoff_with_the_flags_of_the_runs(study, report):
@@ -85,6 +86,21 @@ def test_labels_of_the_picture_do_not_overlap(report):
         (i, j) for i in range(len(boxes)) for j in range(i) if boxes[i].padded(-1.5).overlaps(boxes[j].padded(-1.5))
     ]
     assert overlaps == []
+
+
+def test_synthetic_quality_stands_beside_that_of_real_images():
+    quality = {
+        "schema": "puma.quality/1",
+        "label_agreement": 0.99,
+        "real_accuracy": 0.98,
+        "neighbour": {"synthetic_to_train": {"mean": 1.2}, "test_to_train": {"mean": 1.1}, "copies": 0.001},
+        "coverage": {"synthetic": {"0": 0.9, "1": 0.8}, "test": {"0": 1.0, "1": 1.0}},
+    }
+    rows = {row[0].partition(":")[0].partition(",")[0]: row[1:] for row in quality_rows(quality)}
+    assert rows["label kept"] == [0.99, 0.98]
+    assert rows["mean distance to the nearest training image"] == [1.2, 1.1]
+    assert rows["copies"] == [0.001, None]
+    assert rows["coverage of the real images"] == [pytest.approx(0.85), 1.0]
 
 
 def test_companions_add_their_sections(report):
@@ -192,8 +208,8 @@ def test_prune_fractions_and_pools_become_curves(tmp_path):
     assert {row["images it trained on"] for row in needed} >= {REAL + 40, REAL + 240}
 
 
-def test_same_folder_gives_the_same_bytes(study):
-    assert study_report(study).page().html() == study_report(study).page().html()
+def test_same_folder_gives_the_same_bytes(study, report):
+    assert study_report(study).page().html() == report.page().html()
 
 
 def test_unreadable_companions_are_named_and_left_out(tmp_path, make_study):

@@ -70,9 +70,10 @@ def test_points_of_the_picture_lie_where_the_results_say(open_page, study):
     centres = page.evaluate(
         """() => {
             const svg = document.querySelector("figure svg");
-            const box = (element) => { const b = element.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; };
-            const marks = [...svg.querySelectorAll("use")].map((use) => [use.getAttribute("style") || "", ...box(use)]);
-            return marks;
+            return [...svg.querySelectorAll("use")].map((use) => {
+                const box = use.getBoundingClientRect();
+                return [use.getAttribute("style") || "", box.x + box.width / 2, box.y + box.height / 2];
+            });
         }"""
     )
     colours = {"easy": "0072b2", "difficult": "3a9bd9", "puma-plus": "b0578d"}

@@ -25,6 +25,10 @@ _TRADEOFF = (
     "at the frame). Up and to the right is better. Hollow marks are controls; the lines join what each free dial "
     "reaches and no other setting of it beats. A strategy earns its keep only above both lines."
 )
+_GAP = (
+    "Gap to the higher of the control frontiers, per seed, then averaged, with 95 % intervals, not corrected for "
+    "{count} made. Beyond what the controls reach there is no comparison."
+)
 
 
 def main_arms(rows: Sequence[Result]) -> list[Arm]:
@@ -161,13 +165,13 @@ def _gap_items(statistics: Statistics, threat: ThreatModel | None) -> list[Item]
         sides.setdefault(words, []).append(entry.arm.label)
     text = " ".join(f"{words.capitalize()}: {', '.join(labels)}." for words, labels in sides.items())
     head = ["strategy", "clean at equal robust", "against the controls", "robust at equal clean", *cost_head(threat)]
-    caption = (
-        "Gap to the higher of the control frontiers, per seed, then averaged, with 95 % intervals, not corrected for "
-        f"the {len(entries)} comparisons made. Beyond what the controls reach there is no comparison."
-    )
+    count = f"the {len(entries)} comparisons" if len(entries) > 1 else "the one comparison"
+    caption = _GAP.format(count=count)
+    names = [f"`{name}`" for name in statistics.controls]
+    against = f"the higher of {' and '.join(names)}" if len(names) > 1 else names[0]
     return [
         Heading("Gap to what costs nothing"),
-        f"Clean accuracy at equal robust accuracy, against the higher of {' and '.join(statistics.controls)}. {text}",
+        f"Clean accuracy at equal robust accuracy, against {against}. {text}",
         Table("gap", head, rows, caption),
     ]
 

@@ -30,6 +30,11 @@ class Table:
     rows: Sequence[Sequence[Any]]
     caption: str
 
+    def filled(self) -> tuple[list[str], list[list[Any]]]:
+        """Columns and rows without the columns that are empty in every row."""
+        kept = [i for i in range(len(self.columns)) if not self.rows or any(row[i] is not None for row in self.rows)]
+        return [self.columns[i] for i in kept], [[row[i] for i in kept] for row in self.rows]
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -116,7 +121,7 @@ def _add(page: Page, item: Item) -> None:
         case Picture():
             page.figure(item.figure, item.caption, item.alt)
         case Table():
-            page.table(item.columns, item.rows, item.caption)
+            page.table(*item.filled(), item.caption)
         case Gallery():
             page.images(item.rows, item.caption)
         case Note():

@@ -12,13 +12,18 @@ from puma.margins import MarginTable
 from puma.report.choices import Choice, overlap_items
 from puma.report.content import Gallery, Heading, Item, Note, Section, Table
 from puma.report.distributions import unit
-from puma.report.page import ImageRow, Value
+from puma.report.page import ImageRow
+from puma.report.quality import quality_rows
 
 _PER_ROW = 14
 _MOST_CLASSES = 10
 _REMOVED = (
     "For each strategy a sample of what it removes and of the synthetic images it keeps, evenly spaced from the lowest "
     "margin to the highest, at the first seed."
+)
+_QUALITY = (
+    "How good the synthetic images are. No single number tells a good generator, so that each stands beside what real "
+    "images it never saw score in their place."
 )
 
 
@@ -62,10 +67,9 @@ def synthetic_section(pool: Pool | None, quality: dict[str, object]) -> Section:
                 chosen = np.flatnonzero(kind & (pool.labels == code))[:_PER_ROW]
                 rows.append(ImageRow(f"{pool.class_names[code]}: {words}", list(pool.read(chosen))))
         items.append(Gallery(rows, "The first images of each class, not chosen."))
-    flat = _numbers(quality)
-    if flat:
-        table = Table("synthetic-quality", ["measure", "value"], flat, "Measured quality of the synthetic images.")
-        items.append(table)
+    if rows_of_quality := quality_rows(quality):
+        head = ["measure", "synthetic images", "real test images in their place"]
+        items.append(Table("synthetic-quality", head, rows_of_quality, _QUALITY))
     return Section("Synthetic images", items)
 
 
@@ -92,15 +96,3 @@ def _removed_rows(labels: str, keep: NDArray[np.bool_], table: MarginTable, pool
 def _image_row(label: str, pool: Pool, table: MarginTable, rows: NDArray[np.int64]) -> ImageRow:
     factor, _ = unit(table.norm)
     return ImageRow(label, list(pool.read(rows)), [f"{margin * factor:+.3g}" for margin in table.margin[rows]])
-
-
-def _numbers(quality: dict[str, object], prefix: str = "") -> list[list[object]]:
-    rows: list[list[object]] = []
-    for name, value in quality.items():
-        if isinstance(value, dict):
-            rows += _numbers(value, f"{prefix}{name}: ")
-        elif isinstance(value, bool) or value is None or isinstance(value, str):
-            rows.append([f"{prefix}{name}".replace("_", " "), Value(None, str(value))])
-        elif isinstance(value, int | float):
-            rows.append([f"{prefix}{name}".replace("_", " "), value])
-    return rows
