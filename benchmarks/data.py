@@ -1,6 +1,7 @@
 """How fast images come off the disk: a mapped `.npz` larger than half of memory, and the batches drawn from it.
 
-    python benchmarks/data.py --folder /some/disk --json data.json
+    python benchmarks/data.py --json data.json             # a real file
+    python benchmarks/data.py --sparse --json data.json    # a file of holes: the reader alone, without the disk
 
 Writes the file (about 13 GB on a machine of 24 GB; ``--gigabytes`` to choose), measures in a fresh process, deletes it.
 Wall and CPU time are both given: on a busy machine the CPU figure is the one to compare. Targets of a machine with two
@@ -39,7 +40,7 @@ IMAGE = (32, 32, 3)
 
 def write_file(path: Path, gigabytes: float) -> int:
     """Write an EDM `.npz` of random pixels; returns its number of images."""
-    rows = int(gigabytes * 1e9 / np.prod(IMAGE))
+    rows = rows_of(gigabytes)
     block = np.random.default_rng(0).integers(0, 256, (8192, *IMAGE), dtype=np.uint8)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("image.npy", "w", force_zip64=True) as member:
@@ -52,6 +53,20 @@ def write_file(path: Path, gigabytes: float) -> int:
             member.write(npy_header((rows,), "<i8"))
             member.write(np.sort(np.arange(rows) % 10).astype("<i8").tobytes())
     return rows
+
+
+def write_sparse(path: Path, gigabytes: float) -> int:
+    """The same with nothing but black pixels, which take no place on the disk and no time to write."""
+    rows = rows_of(gigabytes)
+    np.save(path.with_name(f"{path.stem}_labels.npy"), np.sort(np.arange(rows) % 10))
+    with path.with_suffix(".npy").open("wb") as file:
+        file.write(npy_header((rows, *IMAGE), "|u1"))
+        file.truncate(file.tell() + rows * int(np.prod(IMAGE)))
+    return rows
+
+
+def rows_of(gigabytes: float) -> int:
+    return int(gigabytes * 1e9 / np.prod(IMAGE))
 
 
 def npy_header(shape: tuple[int, ...], descr: str) -> bytes:
@@ -90,8 +105,8 @@ def measure(path: Path, seconds: float) -> dict[str, Any]:
     some = np.random.default_rng(0).permutation(warm)
 
     def sequential() -> Iterator[int]:
-        for start in range(0, rows, 4096):
-            yield len(source.read(slice(start, start + 4096)))
+        for start in range(0, rows, 1024):
+            yield len(source.read(slice(start, start + 1024)))
 
     def random_rows() -> Iterator[int]:
         for start in range(0, len(some), 1024):
@@ -134,16 +149,20 @@ def main() -> int:
     half = psutil.virtual_memory().total * 0.52 / 1e9
     parser.add_argument("--gigabytes", type=float, default=half, help="size of the file (default: over half of memory)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where it is written")
+    parser.add_argument("--sparse", action="store_true", help="a file of holes, as .npy: written in no time")
     parser.add_argument("--seconds", type=float, default=10, help="at most this long for each figure but the first")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    if shutil.disk_usage(options.folder).free < options.gigabytes * 1.1e9:
+    if not options.sparse and shutil.disk_usage(options.folder).free < options.gigabytes * 1.1e9:
         print(f"not enough space in {options.folder}", file=sys.stderr)
         return 6
     path = Path(tempfile.mkdtemp(prefix="puma-benchmark-", dir=options.folder)) / "large.npz"
     try:
         started = time.perf_counter()
-        rows = write_file(path, options.gigabytes)
+        if options.sparse:
+            rows, path = write_sparse(path, options.gigabytes), path.with_suffix(".npy")
+        else:
+            rows = write_file(path, options.gigabytes)
         print(f"wrote {path.stat().st_size / 1e9:.1f} GB, {rows:,} images, in {time.perf_counter() - started:.0f} s")
         with multiprocessing.get_context("spawn").Pool(1) as fresh:
             figures = fresh.apply(measure, (path, options.seconds))
@@ -155,6 +174,7 @@ def main() -> int:
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "load": os.getloadavg()[0],
         "file_gb": round(rows * int(np.prod(IMAGE)) / 1e9, 1),
+        "sparse": options.sparse,
         "numpy": np.__version__,
     }
     figures["crc32_bytes_per_second"] = crc_rate()

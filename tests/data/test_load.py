@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +144,29 @@ def test_pool_reads_across_its_sources(tmp_path: Path) -> None:
     assert Pool(sources).fingerprint == pool.fingerprint
 
 
+def test_a_mapped_source_survives_pickling_and_threads(tmp_path: Path) -> None:
+    arrays = write_edm(tmp_path / "edm.npz", rows=500)
+    source = load_dataset(tmp_path / "edm.npz")
+    copy = pickle.loads(pickle.dumps(source))
+    rows = np.random.default_rng(0).integers(0, 500, (20, 64))
+    with ThreadPoolExecutor(4) as threads:
+        for one, two in zip(threads.map(copy.read, rows), rows, strict=True):
+            np.testing.assert_array_equal(one, arrays["image"][two])
+    assert len(pickle.dumps(source)) < arrays["image"].nbytes / 10  # the pixels stay in the file
+
+
+def test_a_file_with_a_question_mark_in_its_name(tmp_path: Path) -> None:
+    write_edm(tmp_path / "what?.npz")
+    source = load_dataset(tmp_path / "what?.npz")
+    assert len(load_dataset(source.spec)) == 40
+
+
+def test_reading_data_needs_no_torch() -> None:
+    code = "import sys, puma.data.pool, puma.data.sampler; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_pools_that_do_not_fit(tmp_path: Path) -> None:
     write_edm(tmp_path / "a.npz")
     write_edm(tmp_path / "b.npz", shape=(4, 4, 3))
@@ -149,6 +176,11 @@ def test_pools_that_do_not_fit(tmp_path: Path) -> None:
         Pool([a, b])
     with pytest.raises(DataError, match="c has 5 classes, a has 4"):
         Pool([a, c])
+    np.savez(tmp_path / "d.npz", **write_edm(tmp_path / "x.npz"), classes=np.array(["cat", "dog", "ship", "frog"]))
+    named = load_dataset(tmp_path / "d.npz")
+    assert len(Pool([named, a])) == 80  # numbers say nothing about names
+    with pytest.raises(DataError, match="calls its classes dog, cat"):
+        Pool([named, load_dataset(tmp_path / "d.npz?classes=dog,cat,ship,frog")])
     with pytest.raises(UsageError, match="real source stands after"):
         Pool([a, a], ["synthetic", "real"])
     with pytest.raises(UsageError, match="unknown role"):

@@ -50,7 +50,8 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
         chosen = _options({}, options)
         return prepared(load_mapstyle(cast(MapStyle, spec), verify=chosen.verify), chosen)
     if isinstance(spec, (str, Path)):
-        places, written = parse_spec(str(spec))
+        there = ("?" in str(spec) or "|" in str(spec)) and Path(spec).exists()  # a file may be called like that
+        places, written = ([str(spec)], {}) if there else parse_spec(str(spec))
     else:
         places, written = [str(part) for part in spec], {}
     chosen = _options(written, options)

@@ -41,12 +41,17 @@ class MappedImages:
             images = self._array[rows[0] : rows[-1] + 1].copy(order="C")
             self._touched += images.nbytes
         else:
-            images = np.ascontiguousarray(self._array[rows])
+            images = self._picked(rows)
             self._touched += count * _FAULT_AROUND
         if self._touched > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
         return images
+
+    def _picked(self, rows: Rows) -> NDArray[np.uint8]:
+        if self._order == "F":  # np.take would first copy all of it into C order
+            return np.ascontiguousarray(self._array[rows])
+        return np.take(self._array, rows, axis=0)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"shape": self.shape, "_path": self._path, "_offset": self._offset, "_order": self._order}

@@ -167,6 +167,13 @@ def _check_alike(sources: tuple[Source, ...]) -> None:
                 f"{other.name} has {other.num_classes} classes, {first.name} has {first.num_classes}",
                 why="labels of a pool mean the same in every source",
             )
+        named = [source for source in (first, other) if not all(name.isdigit() for name in source.class_names)]
+        if len(named) == 2 and other.class_names != first.class_names[: other.num_classes]:
+            raise DataError(
+                f"{other.name} calls its classes {_some(other.class_names)}, {first.name} {_some(first.class_names)}",
+                why="labels of a pool mean the same in every source",
+                fix="bring them into one order with ?classes=NAME,NAME,...",
+            )
 
 
 def _unique_names(sources: tuple[Source, ...]) -> tuple[str, ...]:
@@ -178,6 +185,10 @@ def _unique_names(sources: tuple[Source, ...]) -> tuple[str, ...]:
             name, number = f"{source.name}-{number}", number + 1
         names.append(name)
     return tuple(names)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _shape(source: Source) -> str:
