@@ -22,7 +22,7 @@ from puma.tradeoff import wilson_interval
 SCHEMA = "puma.evaluation/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """A model's accuracies under a threat model.
 

@@ -1,0 +1,112 @@
+"""``puma evaluate`` and ``puma export`` as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from puma.cli.evaluate import _of_one_worker, evaluate
+from puma.cli.export import export_app
+from puma.errors import DataError, ModelError, UsageError
+from puma.models.build import build_model
+from puma.models.weights import save_model
+
+app = typer.Typer()
+app.command()(evaluate)
+app.add_typer(export_app, name="export")
+COMMON = ["--data", "digits:test", "--threat", "Linf:0.1", "--attack", "pgd-2", "--subset", "20", "--quiet"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with two models."""
+    for seed, name in enumerate(("last", "best")):
+        model = build_model("small-cnn", 10, in_channels=1, image_size=8, seed=seed)
+        save_model(model, tmp_path / "run" / f"{name}.safetensors")
+    return tmp_path / "run"
+
+
+def puma(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_last_and_best_of_a_run(run: Path) -> None:
+    text = puma("evaluate", run, *COMMON)
+    assert "last:" in text
+    assert "best:" in text
+    assert "on a stratified subset of 20 of 899 images" in text
+    last = json.loads((run / "evaluation-pgd-2.json").read_text())
+    best = json.loads((run / "best" / "evaluation-pgd-2.json").read_text())
+    assert (last["checkpoint"], best["checkpoint"]) == ("last", "best")
+    assert last["settings"]["model"] != best["settings"]["model"]
+    assert puma("evaluate", run, *COMMON) == text
+
+
+def test_weights_file_keeps_nothing_by_default(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    before = sorted(run.iterdir())
+    assert "accuracy under pgd-2" in puma("evaluate", run / "last.safetensors", *COMMON)
+    assert sorted(run.iterdir()) == before
+
+
+def test_factory_with_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "from puma import build_model",
+        "def net():",
+        "  return build_model('small-cnn', 10, in_channels=1, image_size=8)",
+    ]
+    (run / "my_nets.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(run)
+    by_file = puma("evaluate", run / "last.safetensors", *COMMON).splitlines()[1:]
+    weights = ["--weights", run / "last.safetensors"]
+    assert puma("evaluate", "my_nets:net", *weights, *COMMON).splitlines()[1:] == by_file
+    assert puma("evaluate", "small-cnn", *weights, *COMMON).splitlines()[1:] == by_file
+
+
+def test_mistakes_are_told(run: Path) -> None:
+    for arguments, error, message in (
+        (["evaluate", run, *COMMON, "--worker", "1"], UsageError, "go together"),
+        (["evaluate", run, *COMMON, "--checkpoint", "bst"], UsageError, "unknown checkpoint"),
+        (["evaluate", "nothing.safetensors", *COMMON], ModelError, "do not exist"),
+        (["evaluate", run / "last.safetensors", *COMMON, "--devices", "2"], UsageError, "needs a folder"),
+        (["export", "hub", run, "--out", run / "x", "--title", "t", "--checkpoint", "bst"], UsageError, "checkpoint"),
+        (
+            ["export", "robustbench", run, "--out", run / "x", "--title", "t", "--name", "A"],
+            UsageError,
+            "has not been evaluated",
+        ),
+        (
+            ["export", "hub", run, "--out", run / "x", "--title", "t", "--evaluation", run / "none.json"],
+            DataError,
+            "does not exist",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            puma(*arguments)
+
+
+def test_help_teaches() -> None:
+    text = puma("evaluate", "--help")
+    for word in ("robust overfitting", "--subset", "goes on"):
+        assert word in " ".join(text.split())
+
+
+def test_command_line_of_a_worker() -> None:
+    typed = ["evaluate", "run", "--devices", "2", "--threat", "Linf:0.1", "--device=cuda", "--quiet"]
+    assert _of_one_worker(typed) == ["evaluate", "run", "--threat", "Linf:0.1", "--quiet"]
+    assert _of_one_worker(["--device", "cpu", "--devices", "2", "x"]) == ["x"]
+
+
+@pytest.mark.dist
+def test_export_of_a_run(run: Path, tmp_path: Path) -> None:
+    arguments = ["--data", "digits:test", "--threat", "Linf:0", "--quiet", "--checkpoint", "last"]  # eps 0: no attack
+    puma("evaluate", run, *arguments)
+    text = puma("export", "hub", run, "--out", tmp_path / "share", "--title", "A test", "--dataset", "digits")
+    assert "gives the same logits" in text
+    assert "AutoAttack standard, Linf:0/255" in (tmp_path / "share" / "README.md").read_text()
