@@ -102,10 +102,11 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of every row and of how they were made; changes when one bit does."""
-        digest = hashlib.sha256(fingerprint({**self.meta, "trades_weight": self.trades_weight}).encode())
-        digest.update(self.keep.data)
-        digest.update(self.eps.data)
-        return digest.hexdigest()
+        return fingerprint({**self._described, "rows": _digest(self.keep, self.eps)})
+
+    @property
+    def _described(self) -> dict[str, Any]:
+        return {**self.meta, "trades_weight": self.trades_weight}
 
     def write(self, path: Path | str) -> Path:
         """Write the plan to one Parquet file, whole or not at all; equal plans give equal bytes.
@@ -113,11 +114,8 @@ class Plan:
         Raises:
             StorageError: the path cannot be written.
         """
-        text = json.dumps(
-            {"schema": SCHEMA_VERSION, **self.meta, "trades_weight": self.trades_weight},
-            sort_keys=True,
-            allow_nan=False,
-        )
+        header = {"schema": SCHEMA_VERSION, **self._described, "sha256": _digest(self.keep, self.eps)}
+        text = json.dumps(header, sort_keys=True, allow_nan=False)
         columns = [pa.array(self.index), pa.array(self.keep), pa.array(self.eps)]
         table = pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata({METADATA_KEY: text.encode()}))
         with atomic_path(path) as temporary:
@@ -139,7 +137,7 @@ class Plan:
             DataError: not a plan, of another schema version, broken, or rows missing or twice.
         """
         meta = read_meta(path)
-        trades_weight = meta.pop("trades_weight", None)
+        trades_weight, digest = meta.pop("trades_weight", None), meta.pop("sha256", None)
         try:
             table = pq.read_table(path, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
@@ -159,6 +157,12 @@ class Plan:
             if not np.array_equal(index[order], np.arange(rows)):
                 raise DataError(f"{path} lacks rows or repeats them", fix="make it again with `puma plan`")
             keep, eps = keep[order], eps[order]
+        if digest != _digest(keep, eps):
+            raise DataError(
+                f"{path} is broken: its rows do not fit their checksum",
+                why="it was damaged, or changed without PUMA",
+                fix="make it again with `puma plan`, or change it with puma.Plan and write it",
+            )
         return cls(keep, eps, meta, trades_weight)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -168,8 +172,15 @@ class Plan:
         return pd.DataFrame({"index": self.index, "keep": self.keep, "eps": self.eps})
 
 
+def _digest(keep: NDArray[np.bool_], eps: NDArray[np.float32]) -> str:
+    """SHA-256 of all rows."""
+    digest = hashlib.sha256(np.ascontiguousarray(keep).data)
+    digest.update(np.ascontiguousarray(eps).data)
+    return digest.hexdigest()
+
+
 def read_meta(path: Path | str) -> dict[str, Any]:
-    """The metadata of a plan's file (how it was made), with ``trades_weight``, without ``schema``.
+    """The metadata of a plan's file (how it was made), with ``trades_weight`` and ``sha256``, without ``schema``.
 
     Raises:
         DataError: not a Parquet file, not a plan, or of a schema version that this PUMA does not know.
