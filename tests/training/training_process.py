@@ -1,15 +1,17 @@
-"""A training in a process of its own, for tests that kill it: python training_process.py OUT [FIELD=VALUE ...]."""
+"""A training in a process of its own, for tests that kill it; also a program for torchrun: OUT [FIELD=VALUE ...]."""
 
 from __future__ import annotations
 
 import json
+import logging
+import multiprocessing
 import os
 import sys
 import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 
-import torch  # noqa: E402
-
-torch.set_num_threads(1)
+import torch
 
 from puma.cli.train import _changes
 from puma.data.load import load_dataset
@@ -21,29 +23,77 @@ from puma.threat import ThreatModel
 from puma.training import loop
 
 
-def main() -> None:
-    out, *pairs = sys.argv[1:]
-    changes = _changes(pairs)
+def work(say, out, *pairs):
+    """Train, telling ``say`` of every step and of the weights at the end."""
+    torch.set_num_threads(1)
+    changes = _changes(list(pairs))
     norm, slow = changes.pop("norm", "batch"), changes.pop("slow", 0)
     settings = {
         "steps": 24, "batch_size": 32, "attack_steps": 2, "log_every": 5, "checkpoint_every": 4, "crop": 1,
         "validation_images": 40, "validation_every": 6, "validation_steps": 2, "cycle_momentum": True,
     }  # fmt: skip
-    recipe = load_recipe("digits", **(settings | changes))
     pool = Pool([load_dataset("digits"), load_dataset("digits:test")])
     model = build_model("small-cnn", 10, in_channels=1, image_size=8, norm=norm)
-    before = loop.Training._take_step
+    take_step = loop.Training._take_step
 
-    def reported(training: loop.Training, step: int) -> None:
-        before(training, step)
+    def reported(training, step):
+        take_step(training, step)
+        say({"step": step, "rank": training.devices.rank, "pid": os.getpid()})
         time.sleep(slow)
-        print(f"step {step} of rank {training.devices.rank} pid {os.getpid()}", flush=True)
 
     loop.Training._take_step = reported
-    threat = ThreatModel("Linf", 0.2)
-    run = loop.train(model, pool, threat=threat, recipe=recipe, out=out, accelerator="cpu")
-    print(json.dumps({"last": weights_sha256(run.model), "best": weights_sha256(run.best)}), flush=True)
+    recipe = load_recipe("digits", **(settings | changes))
+    run = loop.train(model, pool, threat=ThreatModel("Linf", 0.2), recipe=recipe, out=out, accelerator="cpu")
+    say({"last": weights_sha256(run.model), "best": weights_sha256(run.best)})
+
+
+class Training:
+    """`work` in a fork of a server that has everything imported and has computed nothing."""
+
+    def __init__(self, out, *pairs):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["training_process", "lightning_fabric"])
+        self._ours, theirs = context.Pipe()
+        self.process = context.Process(target=_child, args=(theirs, str(out), *pairs))
+        self.process.start()
+        theirs.close()
+        self.said = []
+
+    def until_step(self, step):
+        """Read what it says until it has taken ``step``."""
+        while self.said[-1:] != [step]:
+            message = self._read()
+            self.said.append(message.get("step", message))
+        return self
+
+    def ended(self, number=None):
+        """Send it a signal if there is one; its exit code once it has ended (minus the signal that ended it)."""
+        if number is not None:
+            os.kill(self.process.pid, number)
+        try:
+            while True:
+                self.said.append(self._read())
+        except EOFError:
+            self.process.join(120)
+        return self.process.exitcode
+
+    @property
+    def log(self):
+        return "\n".join(message["log"] for message in self.said if isinstance(message, dict) and "log" in message)
+
+    def _read(self):
+        assert self._ours.poll(240), "the training says nothing"
+        return self._ours.recv()
+
+
+def _child(connection: Connection, out, *pairs):
+    class Handler(logging.Handler):
+        def emit(self, record):
+            connection.send({"log": record.getMessage()})
+
+    logging.getLogger("puma").addHandler(Handler())
+    work(connection.send, Path(out), *pairs)
 
 
 if __name__ == "__main__":
-    main()
+    work(lambda message: print(json.dumps(message), flush=True), *sys.argv[1:])

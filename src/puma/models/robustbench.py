@@ -69,7 +69,11 @@ def to_robustbench(model: nn.Module) -> RobustBenchModel:
     config: dict[str, Any] = getattr(model, "config", None) or {}
     name, weights = str(config.get("name", type(model).__name__)), model.state_dict()
     activation = {"relu": "ReLU", "silu": "SiLU"}[config.get("activation", "silu")]
-    inside: dict[str, Any] = {"mean": config.get("mean"), "std": config.get("std"), "num_input_channels": config.get("in_channels")}
+    inside: dict[str, Any] = {
+        "mean": config.get("mean"),
+        "std": config.get("std"),
+        "num_input_channels": config.get("in_channels"),
+    }
     same = config.get("padding", "same") == "same"
     common = {"num_classes": config.get("num_classes"), "activation_fn": activation, **inside}
     if (found := re.fullmatch(r"wrn-(\d+)-(\d+)", name)) and config.get("image_size") == 32:

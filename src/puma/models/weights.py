@@ -74,10 +74,11 @@ def read_safetensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[st
     path = Path(path)
     try:
         with path.open("rb") as file:
-            start = file.read(2)
+            start = file.read(9)
     except OSError as error:
         raise ModelError(f"cannot read weights {path}", why=error.strerror or str(error)) from None
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    # a safetensors file opens with the length of its header, which may be any bytes, and then "{"
+    if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise ModelError(
             f"{path} is a pickled PyTorch file and is refused",
             why="unpickling can run any code hidden in the file",
