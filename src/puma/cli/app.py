@@ -11,9 +11,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from puma._version import __version__
+from puma.cli.data import data_app
 from puma.cli.demo import demo
+from puma.cli.evaluate import evaluate
+from puma.cli.export import export_app
+from puma.cli.generate import generate
+from puma.cli.perceptron import perceptron
+from puma.cli.plan import plan
+from puma.cli.recipe import recipe_app
+from puma.cli.report import report
+from puma.cli.score import score
 from puma.cli.show import show
 from puma.cli.study import study_app
+from puma.cli.train import train
+from puma.cli.verify import verify
 from puma.errors import PumaError
 
 app = typer.Typer(
@@ -41,9 +52,10 @@ def _options(
     pass
 
 
-for verb in (demo, show):
+for verb in (demo, generate, score, plan, train, evaluate, report, show, verify, perceptron):
     app.command()(verb)
-app.add_typer(study_app, name="study")
+for name, group in {"study": study_app, "data": data_app, "recipe": recipe_app, "export": export_app}.items():
+    app.add_typer(group, name=name)
 
 
 def main() -> NoReturn:

@@ -5,6 +5,7 @@ study.toml             the settings
 synthetic/             images.npz and quality.json, where the study makes its own images
 margin-model-0/ ...    runs of the margin models (one, or one per fold)
 margins/               the margin table
+scores/  features/     what some strategies need besides, from the margin model's run
 judge/                 the run of the judge of mislabelled perturbations
 plans/CELL.parquet     runs/CELL/     judged/CELL.json
 pools/nSIZE/           margin models and margins of a smaller pool
@@ -89,6 +90,14 @@ class StudyFolder:
     def margin_folder(self, synthetic: int | None) -> Path:
         """The margin table of a pool."""
         return self.pool_folder(synthetic) / "margins"
+
+    def scores_folder(self, synthetic: int | None) -> Path:
+        """Scores of a pool that need a training run, as a table."""
+        return self.pool_folder(synthetic) / "scores"
+
+    def features_folder(self, synthetic: int | None) -> Path:
+        """Feature vectors of a pool."""
+        return self.pool_folder(synthetic) / "features"
 
     def run_folder(self, cell: Cell) -> Path:
         """The run of a cell."""

@@ -14,12 +14,16 @@ from puma.data.pool import Pool
 from puma.margins import MarginTable, Status
 from puma.models.weights import load_model
 from puma.plan import Plan
+from puma.recipe import load_recipe
 from puma.scoring import score_margins
+from puma.scoring.embed import embed
+from puma.scoring.from_run import load_snapshots, score_run
 from puma.study.folder import StudyFolder
 from puma.study.materials import load_pool, new_network
 from puma.training import train
 
 _JUDGE_SEED = 2000
+_SNAPSHOTS = 10
 
 
 def score_pool(study: StudyFolder, synthetic: int | None, show: bool) -> dict[str, Any]:
@@ -40,6 +44,15 @@ def score_pool(study: StudyFolder, synthetic: int | None, show: bool) -> dict[st
         cross_fit(tables, fold).write(folder / "margins")
     known = tables[0].margin[np.isfinite(tables[0].margin)]
     return {"rows": len(pool), "misclassified": float((known < 0).mean()) if len(known) else None}
+
+
+def score_run_of(study: StudyFolder, synthetic: int | None, show: bool) -> dict[str, Any]:
+    """Compute the scores that need a training run, and the features, from the first margin model's snapshots."""
+    folder, pool = study.pool_folder(synthetic), load_pool(study, synthetic)
+    run = folder / "margin-model-0"
+    score_run(run, pool, out=study.scores_folder(synthetic), threat=study.spec.threat_model, progress=show)
+    embed(load_snapshots(run)[-1], pool, study.features_folder(synthetic), progress=show)
+    return {}
 
 
 def split_folds(pool: Pool, folds: int) -> NDArray[np.int64]:
@@ -114,5 +127,6 @@ def _train(
     eps = np.where(keep, np.float32(threat.eps), np.float32(0))
     plan = Plan(keep=keep, eps=eps, meta={"strategy": label, "threat": asdict(threat), "pool": pool.describe()})
     network = new_network(study, pool, seed)
-    run = train(network, pool, threat=threat, plan=plan, recipe=study.spec.recipe, out=out, seed=seed, progress=show)
+    recipe = load_recipe(study.spec.recipe).model_copy(update={"snapshots": _SNAPSHOTS})
+    run = train(network, pool, threat=threat, plan=plan, recipe=recipe, out=out, seed=seed, progress=show)
     return run.model

@@ -140,7 +140,9 @@ class StudySpec(_Settings):
             raise UsageError(f"{origin} has unusable settings", why="; ".join(problems)) from None
         _ = spec.threat_model
         for cell in spec.cells():
-            get_strategy(cell.strategy).resolve(dict(cell.params))
+            rule = get_strategy(cell.strategy)
+            made = {name: None for name in rule.parameters if name == "features"}  # the study makes those itself
+            rule.resolve(made | dict(cell.params))
         return spec
 
     def cells(self) -> list[Cell]:

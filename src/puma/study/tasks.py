@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from puma.study.cells import judge_cell, run_cell
+from puma.study.cells import judge_cell, more_than_margins, run_cell
 from puma.study.folder import StudyFolder
-from puma.study.margins import score_pool, train_judge
+from puma.study.margins import score_pool, score_run_of, train_judge
 from puma.study.materials import make_synthetic
 
 
@@ -37,25 +38,26 @@ class Task:
 
 def study_tasks(study: StudyFolder) -> list[Task]:
     """All tasks of a study, in the order in which they are best begun."""
-    spec = study.spec
-    tasks = [Task("synthetic", "synthetic images", (), 1.5, lambda show: make_synthetic(study, show))]
-    sizes = dict.fromkeys([None, *(cell.synthetic for cell in spec.cells())])
-    for size in sizes:
-        name, label = _margins(size), "margins" if size is None else f"margins ({size} synthetic)"
+    cells, judged = study.spec.cells(), study.spec.evaluation.mislabelled > 0
+    tasks = [Task("synthetic", "synthetic images", (), 1.0, partial(make_synthetic, study))]
+    for size in dict.fromkeys([None, *(cell.synthetic for cell in cells)]):
+        label = "" if size is None else f" ({size} synthetic)"
         tasks.append(
-            Task(name, label, ("synthetic",), 1.0, lambda show, size=size: score_pool(study, size, show))  # type: ignore[misc]
+            Task(_named("margins", size), f"margins{label}", ("synthetic",), 1.0, partial(score_pool, study, size))
         )
-    judged = spec.evaluation.mislabelled > 0
+        if any(cell.synthetic == size and more_than_margins(cell) for cell in cells):
+            work = partial(score_run_of, study, size)
+            tasks.append(Task(_named("scores", size), f"other scores{label}", (_named("margins", size),), 0.3, work))
     if judged:
-        tasks.append(Task("judge", "judge", ("synthetic",), 0.7, lambda show: train_judge(study, show)))
-    for cell in spec.cells():
-        work = lambda show, cell=cell: run_cell(study, cell, show)  # noqa: E731
-        tasks.append(Task(cell.key, cell.label, (_margins(cell.synthetic),), 1.0, work))
+        tasks.append(Task("judge", "judge", ("synthetic",), 0.7, partial(train_judge, study)))
+    for cell in cells:
+        needs = [_named("scores" if more_than_margins(cell) else "margins", cell.synthetic)]
+        tasks.append(Task(cell.key, cell.label, tuple(needs), 1.0, partial(run_cell, study, cell)))
         if judged:
-            look = lambda show, cell=cell: judge_cell(study, cell, show)  # noqa: E731
+            look = partial(judge_cell, study, cell)
             tasks.append(Task(f"judged-{cell.key}", f"judging {cell.label}", (cell.key, "judge"), 0.05, look))
     return tasks
 
 
-def _margins(size: int | None) -> str:
-    return "margins" if size is None else f"margins-n{size}"
+def _named(what: str, size: int | None) -> str:
+    return what if size is None else f"{what}-n{size}"
