@@ -1,0 +1,108 @@
+"""The verb, its page and its pictures, on grids of a few seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from puma.perceptron import experiments
+from puma.perceptron.table import Table
+from puma.report.perceptron import compare_collapse, compare_theory, run_laboratory, write_laboratory
+from puma.report.perceptron_figures import exceed, measure_gaps
+
+SMALL = tuple(
+    replace(experiment, dimension=40, seeds=2, keeps=(0.4, 0.8), eps=experiment.eps[:1], alphas=alphas)
+    for experiment, alphas in zip(experiments.DEFAULT, [(2, 20), (20,), (2, 5, 20), (2, 5, 20), (20,)], strict=True)
+)
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory):
+    return run_laboratory(SMALL, tmp_path_factory.mktemp("perceptron"))
+
+
+def test_the_page_and_the_pictures_are_whole_and_repeat(laboratory, tmp_path: Path) -> None:
+    page = write_laboratory(laboratory, tmp_path / "one", tmp_path / "pictures")
+    again = write_laboratory(laboratory, tmp_path / "two")
+    assert page.read_bytes() == again.read_bytes()
+    text = page.read_text()
+    assert text.count("<figure>") == 6
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert pictures == [
+        f"perceptron-{name}.svg" for name in ("collapse", "ends", "geometry", "learning", "mislabelling", "tradeoff")
+    ]
+    for name in pictures:
+        picture = (tmp_path / "pictures" / name).read_text()
+        assert 'fill="#ffffff"' in picture
+        assert picture == (tmp_path / "two" / name).read_text()
+
+
+def test_theory_is_compared_with_its_own_points(laboratory) -> None:
+    rows = compare_theory(laboratory)
+    assert {row["strategy"] for row in rows} == set(experiments.LEARNING.strategies)
+    point = next(row for row in rows if row["strategy"] == "easy" and row["alpha"] == 20)
+    found = laboratory.tables["learning"].where(strategy="easy", alpha=20, keep=0.4)["clean_error"].mean()
+    curve = laboratory.curves["learning"].where(strategy="easy", alpha=20, keep=0.4)["clean_error"]
+    assert point["clean_error"] == pytest.approx(float(curve[0] - found))
+    assert [row["eps"] for row in compare_collapse(laboratory)] == [0.3]
+
+
+def test_gaps_are_measured_to_each_seeds_own_frontier() -> None:
+    """Two seeds with frontiers of their own: a student 2 and 4 points above them has a gap of 3."""
+    rows = []
+    for seed, lift in ((0, 0.02), (1, 0.04)):
+        for strategy, robust, clean in (
+            ("none", 0.6, 0.8),
+            ("uniform-eps(0.25)", 0.4, 0.9),
+            ("puma", 0.5, 0.85 + lift),
+        ):
+            error = {"clean_error": 1 - clean - seed / 100, "robust_error": 1 - robust}
+            rows.append({"strategy": strategy, "keep": 1.0 if strategy != "puma" else 0.6, "seed": seed, **error})
+        rows.append({"strategy": "random", "keep": 0.6, "seed": seed, "clean_error": 0.5, "robust_error": 0.9})
+    points = {point.strategy: point for point in measure_gaps(Table.of(rows))}
+    assert points["puma"].mean == pytest.approx(0.03)
+    assert points["puma"].error == pytest.approx(0.01)
+    assert np.isnan(points["random"].mean)  # beyond the dial's range: not comparable
+    assert set(points) == {"puma", "random"}
+
+
+def test_excess_is_paired_by_seed() -> None:
+    rows = [
+        {"strategy": strategy, "seed": seed, "clean_error": 0.1 * seed + shift, "robust_error": 0.2 * seed - shift}
+        for seed in (1, 2)
+        for strategy, shift in (("none", 0.0), ("easy", 0.03))
+    ]
+    table = exceed(Table.of(rows)).where(strategy="easy")
+    np.testing.assert_allclose(table["clean_excess"], 0.03)
+    np.testing.assert_allclose(table["robust_excess"], -0.03)
+
+
+def test_the_verb_writes_the_report_and_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from puma.cli.perceptron import perceptron
+
+    monkeypatch.setattr(experiments, "DEFAULT", SMALL)
+    app = typer.Typer()
+    app.command()(perceptron)
+    answer = CliRunner().invoke(app, ["--out", str(tmp_path), "--jobs", "1", "--quiet"])
+    assert answer.exit_code == 0, answer.output
+    assert str(tmp_path / "report.html") in answer.output.replace("\n", "")
+    assert (tmp_path / "report.html").stat().st_size > 50_000
+    assert (tmp_path / "learning" / "simulation.csv").exists()
+    assert (tmp_path / "learning" / "theory.csv").exists()
+
+
+def test_every_standing_experiment_can_be_computed() -> None:
+    from puma.perceptron.selection import Strategy
+    from puma.perceptron.simulate import Grid
+
+    for experiment in (*experiments.DEFAULT, *experiments.FULL):
+        texts = tuple(str(Strategy.parse(text)) for text in experiment.strategies)
+        grid = Grid(experiment.task, texts, experiment.keeps, experiment.dimension, experiment.probe, 1e-5)
+        grid.check(experiment.alphas, experiment.eps, range(experiment.seeds))
+    assert [one.name for one in experiments.DEFAULT] == [one.name for one in experiments.FULL]
