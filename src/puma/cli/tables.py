@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 
 def results_table(rows: list[dict[str, Any]]) -> Table:
-    """Results of a study, one line per cell and checkpoint."""
-    table = Table(title="clean and robust accuracy (AutoAttack standard) with 95 % intervals")
-    for head in ("strategy", "seed", "checkpoint", "kept", "mean eps", "clean", "robust", "judged on"):
-        table.add_column(head, justify="left" if head in ("strategy", "checkpoint") else "right")
+    """Results of a study, one line per cell and checkpoint, within 80 columns."""
+    judged = ", ".join(sorted({f"{row['n_test']:,}" for row in rows}))
+    title = f"robust: AutoAttack standard on {judged} test images, 95 % interval"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("strategy")
+    both = len({row["checkpoint"] for row in rows}) > 1
+    for head in ("seed", *(["model"] if both else []), "kept", "mean eps", "clean", "robust"):
+        table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
-        params = ", ".join(f"{key}={value}" for key, value in json.loads(row["params"]).items())
+        params = " ".join(f"{key}={value}" for key, value in json.loads(row["params"]).items())
         table.add_row(
-            f"{row['strategy']}({params})" if params else row["strategy"],
+            f"{row['strategy']} {params}",
             str(row["seed"]),
-            row["checkpoint"],
+            *([row["checkpoint"]] if both else []),
             f"{row['kept']:,}",
             f"{row['mean_eps']:.3f}",
             f"{row['clean_accuracy']:.1%}",
             _with_interval(row["robust_accuracy"], row["n_test"]),
-            f"{row['n_test']:,}",
         )
     return table
 
@@ -47,4 +51,4 @@ def _with_interval(share: float | None, count: int) -> str:
     from puma.tradeoff import wilson_interval
 
     low, high = wilson_interval(share, count)
-    return f"{share:.1%} ± {(high - low) / 2:.1%}"
+    return f"{share:.1%} ±{(high - low) * 50:.1f}"

@@ -12,6 +12,7 @@ from puma.evaluation import Evaluation, evaluate, mislabelled_share
 from puma.margins import MarginTable
 from puma.models.weights import load_model
 from puma.plan import Plan
+from puma.recipe import load_recipe
 from puma.strategies import get_strategy, make_plan
 from puma.strategies.features import read_features
 from puma.study.folder import StudyFolder
@@ -84,7 +85,8 @@ def _row(
         "n_test": judged.n_test,
         "kept": plan.kept,
         "mean_eps": plan.mean_eps,
-        "attack_cost": run.meta.get("attack_cost"),
+        # forward-equivalents: an attack step is a forward and a backward pass
+        "attack_cost": 2.0 * load_recipe(cell.recipe).attack_steps * run.meta["draws"] * run.meta["attack_cost"],
         "steps": run.meta["steps"],
     }
 

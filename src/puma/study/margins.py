@@ -43,7 +43,7 @@ def score_pool(study: StudyFolder, synthetic: int | None, show: bool) -> dict[st
     if settings.folds > 1:
         cross_fit(tables, fold).write(folder / "margins")
     known = tables[0].margin[np.isfinite(tables[0].margin)]
-    return {"rows": len(pool), "misclassified": float((known < 0).mean()) if len(known) else None}
+    return {"images": len(pool), "misclassified": float((known < 0).mean()) if len(known) else None}
 
 
 def score_run_of(study: StudyFolder, synthetic: int | None, show: bool) -> dict[str, Any]:
