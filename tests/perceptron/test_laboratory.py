@@ -83,18 +83,28 @@ def test_excess_is_paired_by_seed() -> None:
     np.testing.assert_allclose(table["robust_excess"], -0.03)
 
 
-def test_the_verb_writes_the_report_and_says_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("full", [False, True])
+def test_the_verb_writes_the_report_and_says_where(full, laboratory, monkeypatch, tmp_path: Path) -> None:
     from puma.cli.perceptron import perceptron
 
-    monkeypatch.setattr(experiments, "DEFAULT", SMALL)
+    asked = {}
+
+    def run(wanted, out, **options):
+        asked.update(options, experiments=wanted, out=out)
+        return laboratory
+
+    monkeypatch.setattr("puma.report.perceptron.run_laboratory", run)
     app = typer.Typer()
     app.command()(perceptron)
-    answer = CliRunner().invoke(app, ["--out", str(tmp_path), "--jobs", "1", "--quiet"])
+    pictures = tmp_path / "pictures"
+    flags = ["--out", str(tmp_path), "--jobs", "3", "--quiet", "--pictures", str(pictures)]
+    answer = CliRunner().invoke(app, flags + ["--full"] * full)
     assert answer.exit_code == 0, answer.output
     assert str(tmp_path / "report.html") in answer.output.replace("\n", "")
     assert (tmp_path / "report.html").stat().st_size > 50_000
-    assert (tmp_path / "learning" / "simulation.csv").exists()
-    assert (tmp_path / "learning" / "theory.csv").exists()
+    assert len(list(pictures.glob("perceptron-*.svg"))) == 6
+    assert asked["experiments"] is (experiments.FULL if full else experiments.DEFAULT)
+    assert (asked["out"], asked["workers"], asked["progress"]) == (tmp_path, 3, False)
 
 
 def test_every_standing_experiment_can_be_computed() -> None:

@@ -105,6 +105,7 @@ def test_collapse_is_predicted_exactly_where_the_condition_says() -> None:
     assert not above.collapsed
     assert above.reliable
     assert not predict("easy", 1e7, 0.3, critical + 0.005).reliable  # the marked corner
+    assert not predict("none", 1, 0.3).reliable
     # noise lengthens the mean: with little data nothing collapses to exactly 0
     assert not predict("easy", 5, 0.3, critical - 0.2).collapsed
     assert predict("easy", 1e7, 0.3, critical - 0.1).robust_error == 1.0

@@ -64,7 +64,7 @@ def run_laboratory(
     }
     learning, collapse = by_name[LEARNING.name], by_name[COLLAPSE.name]
     alphas = sorted({1.4, *learning.alphas})
-    keeps = sorted({*np.linspace(0.3, 1, 21).round(3).tolist(), *collapse.keeps})
+    keeps = sorted({*np.linspace(0.3, 1, 15).round(3).tolist(), *collapse.keeps})
     curves = {
         LEARNING.name: theory(learning, learning.strategies, alphas, learning.keeps, workers=workers),
         COLLAPSE.name: theory(collapse, ("easy",), collapse.alphas, keeps, workers=workers),

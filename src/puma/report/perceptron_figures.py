@@ -105,7 +105,7 @@ def draw_ends(isotropic: Table, anisotropic: Table, alphas: Sequence[float]) -> 
                 _points(axes, part.where(strategy=strategy), "keep", "robust_excess", strategy, joined=True)
         axes.axhline(0, color=mark("none").colour, lw=1, label="none (all data)")
         axes.set(ylim=(-0.03, 0.125))
-        axes.set_title(f"{'isotropic' if task is isotropic else 'anisotropic'}, {alpha:g} examples per dimension")
+        axes.set_title(f"{'isotropic' if task is isotropic else 'anisotropic'}: {alpha:g} per dimension")
         _percent(axes, x=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}")
     for axes in panels[-len(alphas) :]:
