@@ -144,6 +144,31 @@ def test_damaged_parquet(tmp_path: Path) -> None:
         load_dataset(path)
 
 
+@pytest.mark.parametrize("kind", ["struct", "raw"])
+def test_corrupted_parquet_is_read_right_or_refused(tmp_path: Path, kind: str) -> None:
+    arrays = edm_arrays(23, 3, (6, 6, 3))
+    path = write_parquet(tmp_path / "d.parquet", arrays, kind)
+    good = path.read_bytes()
+    pages = pq.ParquetFile(path).metadata.serialized_size + 8  # the footer has no checksum, the pages before it have
+    rng = np.random.default_rng(0)
+    refused = 0
+    for number in range(120):
+        damaged = bytearray(good)
+        place = int(rng.integers(len(good)))
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(damaged[: rng.integers(len(good))] if number % 5 == 0 else damaged))
+        try:
+            source = load_dataset(path, verify="full")
+            images = source.read(slice(None))
+        except DataError:
+            refused += 1
+            continue
+        if place < len(good) - pages:
+            np.testing.assert_array_equal(images, arrays["image"])
+            np.testing.assert_array_equal(source.labels, arrays["label"])
+    assert refused > 60
+
+
 def test_images_that_cannot_be_taken(tmp_path: Path) -> None:
     cases = {
         "16.png": (Image.fromarray(np.zeros((4, 4), np.uint16)), "mode I;16"),

@@ -52,7 +52,9 @@ def load_parquet(path: Path | str, *, verify: str = "free", resize: int | None =
         fetch = ColumnBytes(path, image, checksums=verify == "full")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:  # damaged text in the footer is a UnicodeDecodeError
         raise DataError(f"{path} is not a readable Parquet file", why=str(error)[:200]) from None
     if not len(labels):
         raise DataError(f"{path} holds no rows")

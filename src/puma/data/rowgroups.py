@@ -66,9 +66,14 @@ class ColumnBytes:
                 return self._groups[number]
             try:
                 column = self._file.read_row_group(number, columns=[self.column]).column(0).combine_chunks()
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(f"{self.path} is damaged in row group {number}", why=str(error)[:200]) from None
             column = bytes_of(column)
+            if len(column) != self._file.metadata.row_group(number).num_rows:
+                raise DataError(
+                    f"{self.path} is damaged in row group {number}",
+                    why=f"it holds {len(column):,} rows, not what it says",
+                )
             self._held += column.nbytes
             self._groups[number] = column
             while self._held > _CACHE and len(self._groups) > 1:

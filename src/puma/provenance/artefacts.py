@@ -56,7 +56,7 @@ def _parquet(path: Path) -> Artefact:
             schema = file.schema_arrow
             for _ in file.iter_batches(_BATCH):
                 pass
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} is broken", why=str(error).strip()[:200]) from None
     metadata = schema.metadata or {}
     try:
