@@ -92,7 +92,9 @@ def methods(norm: str, wanted: list[str]) -> dict[str, Callable[..., Any]]:
     return {name: method for name, method in table.items() if name == "unit" or not wanted or name in wanted}
 
 
-def measure(model: nn.Module, images: Tensor, labels: Tensor, norm: str, chunk: int, wanted: list[str]) -> dict[str, Result]:
+def measure(
+    model: nn.Module, images: Tensor, labels: Tensor, norm: str, chunk: int, wanted: list[str]
+) -> dict[str, Result]:
     """Run every method on every chunk, taking turns."""
     table = methods(norm, wanted)
     results = {name: Result() for name in table}
@@ -144,9 +146,32 @@ def summary(results: dict[str, Result], chunks: int) -> dict[str, dict[str, floa
 
 def show(title: str, table: dict[str, dict[str, float]]) -> None:
     """Print one model and norm."""
-    columns = ("images_per_s", "units", "times_foolbox", "times_adv-lib", "times_adv-lib SuperDeepFool",
-               "median", "mean", "p99", "crossed", "spearman", "top30")
-    heads = ("images/s", "units", "x foolbox", "x adv-lib", "x SDF", "median", "mean", "p99", "crossed", "spearman", "top30")
+    columns = (
+        "images_per_s",
+        "units",
+        "times_foolbox",
+        "times_adv-lib",
+        "times_adv-lib SuperDeepFool",
+        "median",
+        "mean",
+        "p99",
+        "crossed",
+        "spearman",
+        "top30",
+    )
+    heads = (
+        "images/s",
+        "units",
+        "x foolbox",
+        "x adv-lib",
+        "x SDF",
+        "median",
+        "mean",
+        "p99",
+        "crossed",
+        "spearman",
+        "top30",
+    )
     print(f"\n{title}\n{'':24}" + "".join(f"{head:>10}" for head in heads))
     for name, row in table.items():
         cells = (f"{row[key]:10.3f}" if key in row else f"{'-':>10}" for key in columns)
@@ -188,9 +213,16 @@ def main() -> None:
             results = measure(model, images, labels, norm, chunk, options.methods)
             tables[f"{name} {norm}"] = summary(results, chunk)
             show(f"{name}, {norm}, {len(images)} correct images, chunks of {chunk}", tables[f"{name} {norm}"])
-    record = {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.processor() or platform.machine(),
-              "capability": torch.backends.cpu.get_cpu_capability(), "peers": peers.versions(), "puma": puma.__version__,
-              "images": list(options.images), "seed": options.seed}
+    record = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "peers": peers.versions(),
+        "puma": puma.__version__,
+        "images": list(options.images),
+        "seed": options.seed,
+    }
     if options.store:
         BASELINE.write_text(json.dumps({"environment": record, "tables": tables}, indent=1) + "\n")
     elif BASELINE.exists():

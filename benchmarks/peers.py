@@ -77,9 +77,7 @@ def adv_lib_deepfool(norm: str) -> Attack:
     _stub_adv_lib_imports()
     from adv_lib.attacks.deepfool import df
 
-    return lambda model, images, labels: df(
-        model, images, labels, steps=50, norm=float("inf") if norm == "Linf" else 2
-    )
+    return lambda model, images, labels: df(model, images, labels, steps=50, norm=float("inf") if norm == "Linf" else 2)
 
 
 def adv_lib_superdeepfool(norm: str) -> Attack:
@@ -122,10 +120,10 @@ def art_deepfool(norm: str) -> Attack:
 
 def fab(norm: str) -> Attack:
     """pyautoattack's FAB, 20 iterations: slow and tight, the yardstick of the estimates' ranks."""
-    from pyautoattack.fab_pt import FABAttackPT
+    from pyautoattack.fab_pt import FABAttack_PT
 
     def attack(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        method = FABAttackPT(
+        method = FABAttack_PT(
             model, norm=norm, n_iter=20, n_restarts=1, eps=1.0 if norm == "Linf" else 10.0, device="cpu"
         )
         return method.attack_single_run(images, labels)

@@ -64,9 +64,7 @@ def train(images: Tensor, labels: Tensor, steps: int, seed: int) -> nn.Sequentia
         rows = torch.randint(0, len(images), (128,), generator=generator)
         batch = _augment(images[rows], generator).contiguous(memory_format=torch.channels_last)
         model.eval()
-        attacked = puma.pgd(
-            model, batch, labels[rows], threat=THREAT, steps=2, step_size=6 / 255, generator=generator
-        )
+        attacked = puma.pgd(model, batch, labels[rows], threat=THREAT, steps=2, step_size=6 / 255, generator=generator)
         model.train()
         loss = cross_entropy(model(attacked), labels[rows])
         optimiser.zero_grad(set_to_none=True)

@@ -26,6 +26,7 @@ class TwoPixels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, 3] of images [B, 1, 1, 2]."""
         x, y = images.flatten(1).unbind(1)
+        x = x + 0.13 * torch.sin(7 * y) - 0.5 * x * (1 - x)
         first = 2.2 - 3.2 * x - 2.4 * (y - 0.45) ** 2
         second = 2.0 * x - 2.5 * (y - 0.2) ** 2 - 0.1
         third = 2.6 * y + 1.2 * (x - 0.4) ** 2 - 1.15
@@ -47,7 +48,8 @@ def first_boundary(model: nn.Module, point: Tensor, label: int) -> tuple[Tensor,
         gap = logits[rival] - logits[label]
         (normal,) = torch.autograd.grad(gap, image, retain_graph=True)
         flat = normal.flatten()
-        lines.append((float(-gap / flat.norm()), flat, float(flat @ point.flatten() - gap)))
+        value = float(gap.detach())
+        lines.append((-value / float(flat.norm()), flat, float(flat @ point.flatten()) - value))
     _, normal, offset = min(lines, key=lambda line: line[0])
     return normal.detach(), offset
 
@@ -55,11 +57,11 @@ def first_boundary(model: nn.Module, point: Tensor, label: int) -> tuple[Tensor,
 def main() -> None:
     """Draw the picture."""
     model = TwoPixels().eval()
-    side = torch.linspace(0, 1, 400)
+    side = torch.linspace(0, 1, 160)
     grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).view(-1, 1, 1, 2)
-    classes = model(grid).argmax(1).view(400, 400)
+    classes = model(grid).argmax(1).view(160, 160)
     figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.5), layout="constrained")
-    image, lost = at(0.16, 0.34), at(0.62, 0.52)
+    image, lost = at(0.16, 0.34), at(0.8, 0.42)
     titles = (
         "margin > 0: out of the label's region",
         "L2 and Linf measure differently",
@@ -88,7 +90,7 @@ def main() -> None:
     axes[1].add_patch(plt.Rectangle(corner, 2 * radius, 2 * radius, fill=False, color=STRONG[0]))
     axes[1].add_patch(plt.Circle(centre, float(polished.margin), fill=False, color=STRONG[2]))
     back = puma.deepfool(model, lost, labels, norm="L2", mode="tight")
-    arrow(axes[2], lost, back.adversarial, STRONG[0], f"label: the blue region; margin {float(back.margin):.3f}")
+    arrow(axes[2], lost, back.adversarial, STRONG[0], f"back to blue: {float(back.margin):.3f}")
     for axis in axes:
         axis.legend(loc="lower right", fontsize=8)
     target = Path(__file__).with_name("margins.svg")

@@ -1,4 +1,4 @@
-"""Workers that are killed at random moments, a full disk, several processes and a Ray cluster: always the same bytes."""
+"""Killed workers, a full disk, several processes, a Ray cluster: always the same bytes."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ class _Search:
             alive = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
             for here, found, move, _, _ in self._steps(rows, x[rows], classes, step):
                 x[rows[here]] += move
-                alive[here] = found
+                alive[here] = found & (move.abs().amax(1) > 0)  # in a corner of the box there is nowhere left to go
             self.steps[rows] += 1
             rows = rows[alive]
             x[rows] = x[rows].clamp(0, 1)
@@ -315,7 +315,7 @@ class _Search:
 
         for here, _, difference, normals, _ in self.network.linearise(x, choose):
             base = self.start[rows[here]] if home else x[here]
-            pad = self.pad[rows[here]] * 1.5 ** max(0, step - 4)
+            pad = self.pad[rows[here]] * 1.5 ** min(max(0, step - 4), 12)
             offsets = pad.unsqueeze(1) - difference
             if home:
                 offsets = offsets + torch.einsum("bmd,bd->bm", normals, x[here] - base)
