@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from small_study import small_study
+
+from puma.margins import MarginTable
+from puma.study.folder import StudyFolder
+from puma.study.queue import work
+from puma.study.results import collect, write_results
+from puma.study.status import StudyStatus, grid
+from puma.study.workers import WorkerFailed, run_workers
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """A study run in one go, by one process."""
+    study = small_study(tmp_path_factory.mktemp("finished"))
+    work(study)
+    return study
+
+
+def outcome(study: StudyFolder) -> list[Any]:
+    """Everything a study found out, apart from times and where its recipe file lies."""
+    rows = [{**row, "recipe": Path(row["recipe"]).name} for row in collect(study)]
+    shares = [study.result(f"judged-{cell.key}") for cell in study.spec.cells()]
+    margins = MarginTable.read(study.margin_folder(None))
+    return [rows, [share and share["share"] for share in shares], margins.fingerprint]
+
+
+def start(study: StudyFolder, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "puma", "study", "run", str(study.path), "--join", "--quiet", *options]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_every_piece_leaves_what_the_next_reads(finished: StudyFolder) -> None:
+    rows = collect(finished)
+    assert [row["strategy"] for row in rows] == ["none", "puma"]
+    assert [row["kept"] for row in rows] == [160, 130]  # half of the 60 synthetic images are pruned, no real one
+    assert all(0 <= row["clean_accuracy"] <= 1 and row["robust_accuracy"] is None for row in rows)
+    # 6 steps of 32 images, 2 attack steps of a forward and a backward pass each
+    assert rows[0]["attack_cost"] == 6 * 32 * 2 * 2
+    table = pq.read_table(write_results(finished))
+    assert table.num_rows == 2
+    assert table.schema.metadata[b"schema"] == b"puma.results/1"
+    assert (finished.path / "mislabelled.parquet").exists()
+
+
+def test_status_counts_what_is_finished(finished: StudyFolder) -> None:
+    assert {line["state"] for line in grid(finished)} == {"finished"}
+    assert StudyStatus(finished).done() == 100
+    assert StudyStatus(finished).eta() == 0
+
+
+def test_another_run_repeats_nothing(finished: StudyFolder) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.is_file()}
+    work(finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.dist
+def test_two_processes_share_a_study(finished: StudyFolder, tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    assert run_workers(study, jobs=2, show=False)
+    assert outcome(study) == outcome(finished)
+
+
+@pytest.mark.dist
+@pytest.mark.timeout(600)
+def test_killed_ten_times_equals_uninterrupted(finished: StudyFolder, tmp_path: Path) -> None:
+    study, draw = small_study(tmp_path), random.Random(0)
+    kills = 0
+    while kills < 10:
+        process = start(study)
+        # Until it has begun to work; then at any moment. Imports alone are not worth killing.
+        deadline = time.monotonic() + 60
+        while not (study.path / "done").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(2 + draw.uniform(0, 2.5))
+        if process.poll() is not None:  # finished before the kill: take away the last piece and go on killing
+            for path in (study.path / "done").glob("*puma*.json"):
+                path.unlink()
+            continue
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert start(study).wait(120) == 0
+    assert outcome(study) == outcome(finished)
+
+
+@pytest.mark.dist
+def test_the_time_budget_stops_between_checkpoints_and_the_study_goes_on(finished: StudyFolder, tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    assert not run_workers(study, jobs=1, time_budget=4, show=False)
+    assert StudyStatus(study).done() < 100
+    assert run_workers(study, jobs=1, show=False)
+    assert outcome(study) == outcome(finished)
+
+
+@pytest.mark.dist
+def test_a_workers_error_reaches_the_user(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    Path(study.spec.recipe).write_text("stepss = 3\n")
+    with pytest.raises(WorkerFailed, match="stepss") as caught:
+        run_workers(study, jobs=1, show=False)
+    assert caught.value.exit_code == 2
