@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -80,3 +84,31 @@ def test_other_settings_on_a_finished_file_are_refused(tmp_path: Path) -> None:
     _puma("digits", "--count", 5, "--out", tmp_path / "made.npz", *TINY)
     with pytest.raises(ResumeError, match="seed is 0, not 1"):
         _puma("digits", "--count", 5, "--out", tmp_path / "made.npz", "--seed", 1, *TINY)
+
+
+def test_pipeline_gets_its_classes_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    class Pipeline:
+        components: ClassVar[dict[str, object]] = {}
+        scheduler = SimpleNamespace(config={})
+
+        def __call__(
+            self,
+            class_labels: list[int],
+            generator: list[object],
+            output_type: str = "pil",
+            num_inference_steps: int = 50,
+        ) -> SimpleNamespace:
+            asked.append({"class_labels": class_labels, "num_inference_steps": num_inference_steps})
+            return SimpleNamespace(images=np.full((len(class_labels), 16, 16, 3), 0.5))
+
+    module = ModuleType("diffusers")
+    module.__version__ = "0"
+    monkeypatch.setitem(sys.modules, "diffusers", module)
+    monkeypatch.setattr("puma.generation.pipelines.load_pipeline", lambda place, device: Pipeline())
+    out = tmp_path / "pets.npz"
+    arguments = ["--classes", "cat,dog", "--class-ids", "281,207", "--size", 8, "--set", "num_inference_steps=7"]
+    _puma("--diffusers", "somewhere", *arguments, "--count", 4, "--out", out, "--quiet")
+    assert asked[-1] == {"class_labels": [281, 207, 281, 207], "num_inference_steps": 7}
+    assert load_dataset(out).image_shape == (8, 8, 3)

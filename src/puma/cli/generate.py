@@ -29,7 +29,12 @@ def generate(
     ] = None,
     preset: Annotated[str | None, typer.Option(help="digits (8-16 pixels) or small-32; none: by size.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="steps=2000, width=96, sampler.steps=40 ...")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="steps=2000, width=96, sampler.steps=40 ...; with --diffusers: of its call.",
+        ),
     ] = None,
     guidance: Annotated[float, typer.Option(min=0, help="Above 1 exaggerates the label (needs label_dropout).")] = 1.0,
     churn: Annotated[float, typer.Option(min=0, help="Fresh noise while sampling (S_churn); 0: deterministic.")] = 0.0,
@@ -82,12 +87,12 @@ def generate(
     )
     real, test = _opened(source, judge)
     if model is not None or diffusers is not None:
-        if changes or preset:
+        if preset or (changes and model is not None):
             raise UsageError("--preset and --set train a model; there is one already", fix="--set sampler.NAME=VALUE")
         drawer = (
             _trained(model, where, seed, sampler)
             if model is not None
-            else _pipeline(str(diffusers), where, seed, classes, class_ids, prompt, size, sampling)
+            else _pipeline(str(diffusers), where, seed, classes, class_ids, prompt, size, changes)
         )
         generate_from(drawer, count, out=out, sampler=sampler, progress=not quiet)
     else:
