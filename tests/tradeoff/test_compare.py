@@ -15,9 +15,11 @@ from puma.tradeoff import (
     Comparison,
     Estimate,
     Flags,
+    Frontier,
     by_setting,
     compare,
     dominance,
+    gap,
     images_needed,
     mean_interval,
     random_images_needed,
@@ -261,3 +263,20 @@ def test_redundant_pool_needs_proof() -> None:
     assert not redundant(Estimate(-0.002, -0.02, 0.016, 5))
     assert not redundant(Estimate(-0.002, None, None, 1))
     assert not redundant(None)
+
+
+def test_images_part_of_a_gap_is_that_of_every_resample_done_by_hand() -> None:
+    rows, flags = flags_for(study(1))
+    estimate = pick(compare(rows, flags, draws=50), "puma").clean_gap.estimate
+    drawn = resample(flags, draws=50)  # type: ignore[arg-type]
+    arms = {cell.arm.strategy + cell.arm.params: drawn[cell.key] for cell in read_cells(rows)}
+    eps = [arms[name] for name in ('uniform-eps{"scale": 0.5}', 'uniform-eps{"scale": 0.75}', "none{}")]
+    weight = [arms[name] for name in ('trades-weight{"beta": 2}', "none{}")]
+    puma = arms['puma{"c": 0.5}']
+    by_hand = []
+    for b in range(50):
+        dials = [Frontier("dial", [p.robust[b] for p in dial], [p.clean[b] for p in dial]) for dial in (eps, weight)]
+        by_hand.append(gap(puma.robust[b], puma.clean[b], dials))
+    assert estimate is not None
+    assert estimate.image_error == pytest.approx(np.std(by_hand, ddof=1))
+    assert estimate.low is not None  # one seed: the interval shows the images only

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,6 +149,7 @@ class _Setting:
     arms: dict[Arm, dict[int, Cell]]
     resampled: dict[CellKey, Resampled]
     level: float
+    cache: dict[tuple[int, Axis], dict[Arm, NDArray[np.float64]]] = field(default_factory=dict)
 
     def mean(self, runs: Mapping[int, Cell], axis: Axis, minus: Mapping[int, Cell] | None = None) -> Estimate | None:
         """Mean accuracy over the seeds, or mean difference to another arm over their common seeds."""
@@ -178,8 +179,8 @@ class _Setting:
                 continue
             values.append(value)
             deciders.update(dial.name for dial in dials if gap(run.robust, run.clean, [dial], axis) == value)
-            if all(cell.key in self.resampled for cell in (run, *controls)):
-                again.append(self._gap_again(run, controls, axis))
+            if (drawn := self._gaps_again(seed, axis).get(arm)) is not None:
+                again.append(drawn)
         note = ""
         if notes:
             note = notes[0] if not values else f"{len(values)} of {len(runs)} seeds; for the others {notes[0]}"
@@ -193,21 +194,34 @@ class _Setting:
         drawn: NDArray[np.float64] = getattr(self.resampled[run.key], axis)
         return drawn if other is None else drawn - getattr(self.resampled[other.key], axis)
 
-    def _gap_again(self, run: Cell, controls: Sequence[Cell], axis: Axis) -> NDArray[np.float64]:
-        """The gap of one run under every resample of the test images, float64 ``[B]``."""
-        mine = self.resampled[run.key]
+    def _gaps_again(self, seed: int, axis: Axis) -> dict[Arm, NDArray[np.float64]]:
+        """Gaps of all arms under every resample of the test images, float64 ``[B]``; frontiers are built once."""
+        if (seed, axis) not in self.cache:
+            runs = {arm: cells[seed] for arm, cells in self.arms.items() if seed in cells}
+            drawn = {arm: self.resampled[run.key] for arm, run in runs.items() if run.key in self.resampled}
+            missing = any(arm.control and arm not in drawn for arm in runs)
+            judged = [arm for arm in drawn if not arm.control]
+            self.cache[seed, axis] = {} if missing or not judged else self._gaps_of(drawn, judged, axis)
+        return self.cache[seed, axis]
+
+    def _gaps_of(
+        self, drawn: Mapping[Arm, Resampled], judged: Sequence[Arm], axis: Axis
+    ) -> dict[Arm, NDArray[np.float64]]:
         dials = []
         for name in CONTROLS:
-            points = [self.resampled[cell.key] for cell in controls if cell.arm.strategy in (name, BASELINE)]
-            points = [point for point in points if np.isfinite(point.robust).all()]
-            dials.append((name, points))
-        drawn = np.empty(len(mine.clean))
-        for b in range(len(drawn)):
-            lines = [
-                Frontier(name, [p.robust[b] for p in points], [p.clean[b] for p in points]) for name, points in dials
-            ]
-            drawn[b] = gap(mine.robust[b], mine.clean[b], lines, axis)
-        return drawn
+            points = [drawn[arm] for arm in drawn if arm.strategy in (name, BASELINE)]
+            if points := [point for point in points if np.isfinite(point.robust).all()]:
+                dials.append((name, _columns(points, "robust"), _columns(points, "clean")))
+        robust, clean = (_columns([drawn[arm] for arm in judged], accuracy) for accuracy in ("robust", "clean"))
+        gaps = np.empty_like(clean)
+        for b in range(len(gaps)):
+            gaps[b] = gap(robust[b], clean[b], [Frontier(name, r[b], c[b]) for name, r, c in dials], axis)
+        return {arm: gaps[:, column] for column, arm in enumerate(judged)}
+
+
+def _columns(points: Sequence[Resampled], accuracy: str) -> NDArray[np.float64]:
+    """One accuracy of several cells side by side, ``[B, P]``."""
+    return np.stack([getattr(point, accuracy) for point in points], axis=1)
 
 
 def _mean(values: Sequence[float]) -> float:
