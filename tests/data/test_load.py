@@ -115,6 +115,10 @@ def test_mistakes_in_the_spec(tmp_path: Path) -> None:
         load_dataset("digits:tset")
     with pytest.raises(UsageError, match="subset of 41"):
         load_dataset(tmp_path / "edm.npz", subset=41)
+    with pytest.raises(UsageError, match="5 is no source"):
+        load_dataset(5)
+    with pytest.raises(UsageError, match="no source is named"):
+        load_dataset([])
     with pytest.raises(UsageError, match="unknown class"):
         load_dataset(tmp_path / "edm.npz", classes="cat")
 

@@ -52,8 +52,10 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
     if isinstance(spec, (str, Path)):
         there = ("?" in str(spec) or "|" in str(spec)) and Path(spec).exists()  # a file may be called like that
         places, written = ([str(spec)], {}) if there else parse_spec(str(spec))
-    else:
+    elif isinstance(spec, Iterable):
         places, written = [str(part) for part in spec], {}
+    else:
+        raise UsageError(f"{spec!r} is no source", fix=_KINDS)
     chosen = _options(written, options)
     if not places:
         raise UsageError("no source is named", fix=_KINDS)
