@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -110,3 +113,14 @@ def test_export_of_a_run(run: Path, tmp_path: Path) -> None:
     text = puma("export", "hub", run, "--out", tmp_path / "share", "--title", "A test", "--dataset", "digits")
     assert "gives the same logits" in text
     assert "AutoAttack standard, Linf:0/255" in (tmp_path / "share" / "README.md").read_text()
+
+
+@pytest.mark.dist
+def test_two_processes_share_the_pieces(run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    puma("evaluate", run / "last.safetensors", *COMMON, "--piece-rows", "5", "--out", alone)
+    shared = [str(run), *COMMON, "--piece-rows", "5", "--checkpoint", "last", "--device", "cpu", "--devices", "2"]
+    subprocess.run([sys.executable, "-m", "puma", "evaluate", *shared], check=True, timeout=240, capture_output=True)
+    one, two = (pq.read_table(folder / "evaluation-pgd-2.parquet") for folder in (alone, run))
+    assert one.equals(two)
+    assert len(list((run / "evaluation-pgd-2-pieces").glob(".lock-*-of-2"))) == 2

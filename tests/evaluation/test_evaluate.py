@@ -56,18 +56,13 @@ def test_pieces_equal_plain_autoattack_on_each(network: nn.Module, images: list[
     np.testing.assert_array_equal(result.robust, np.concatenate(plain))
 
 
-def test_full_strength_and_its_cost(network: nn.Module, images: list[Any]) -> None:
-    """No shortened attacks: equal to the library per image, and an image that withstands costs what we say."""
-    few = images[1:5]
-    weak = ThreatModel("Linf", 0.004)
-    result = evaluate(network, few, weak)
-    np.testing.assert_array_equal(result.robust, plain_flags(network, few, weak, 256))
-    for entry in result.meta["log"]:
-        standing = entry["images"] - entry["broken"]
-        assert standing > 0
-        cost = standing * full_cost(entry["attack"], targets=9)
-        assert entry["cost"] == cost if not entry["broken"] else entry["cost"] > cost
-    assert [entry["attack"] for entry in result.meta["log"]] == list(STANDARD)
+@pytest.mark.timeout(900)
+def test_full_strength_costs_what_we_say(network: nn.Module, images: list[Any]) -> None:
+    """No shortened attacks: the library's own iterations, counted on two images that withstand them."""
+    result = evaluate(network, images[1:3], ThreatModel("Linf", 0.0005))
+    assert result.robust.all()
+    counted = {entry["attack"]: entry["cost"] for entry in result.meta["log"]}
+    assert counted == {step: 2 * full_cost(step, targets=9) for step in STANDARD}
 
 
 @pytest.mark.usefixtures("short_attacks")
