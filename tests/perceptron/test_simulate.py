@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +191,35 @@ def test_robust_probe_gives_better_caps_than_a_fragile_one() -> None:
 def test_angles_are_named_in_degrees() -> None:
     table = simulate(strategies=["easy"], alphas=[3], keeps=[0.5], seeds=1, dimension=30, probe=math.radians(20))
     assert table["probe"].tolist() == ["20 deg"]
+
+
+@pytest.mark.dist
+def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import os, time\n"
+        "from puma.perceptron.workers import compute\n"
+        "def work(item):\n"
+        f"    open(r'{tmp_path}/' + str(os.getpid()) + '.pid', 'w').close()\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    list(compute(work, [1, 2], workers=2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)])
+    try:
+        pids = wait_for(lambda: [int(path.stem) for path in tmp_path.glob("*.pid")] if started(tmp_path) else [])
+    finally:
+        parent.kill()
+        parent.wait()
+    assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def started(folder: Path) -> bool:
+    return len(list(folder.glob("*.pid"))) == 2
+
+
+def wait_for(condition, seconds: float = 200.0):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found

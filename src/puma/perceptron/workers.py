@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -28,13 +30,25 @@ def compute(function: Callable[[Item], Result], items: Sequence[Item], workers: 
             yield item, function(item)
         return
     context = multiprocessing.get_context("spawn")
-    with _single_threaded_children(), ProcessPoolExecutor(min(workers, len(items)), context) as pool:
+    pool = ProcessPoolExecutor(min(workers, len(items)), context, initializer=_follow, initargs=(os.getpid(),))
+    with _single_threaded_children(), pool:
         futures = {pool.submit(function, item): item for item in items}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _follow(parent: int) -> None:
+    """End this worker when its parent is gone, however it was killed: nobody would read its results."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
