@@ -104,20 +104,20 @@ def draw_parts(
         if read_part(path, settings, stop - start) is None
     ]
     left = sum(stop - start for _, start, stop in missing)
+    shape = drawer.image_shape if missing else (0, 0, 0)  # a pipeline that does not work fails here, before the work
     with Progress("sampling", count, "images", show=progress, done=count - left) as bar:
         for path, start, stop in missing:
             images, labels = [], []
             for indices in _batches(start, stop, batch_size):
                 label = condition_labels(indices, len(drawer.class_names), seed=seed, shares=shares)
-                images.append(_checked(drawer(indices, label), drawer, len(indices)))
+                images.append(_checked(drawer(indices, label), (len(indices), *shape)))
                 labels.append(label)
                 bar.advance(len(indices))
             write_npz(path, images, np.concatenate(labels), comment={"settings": settings})
     return paths
 
 
-def _checked(images: NDArray[np.uint8], drawer: Drawer, rows: int) -> NDArray[np.uint8]:
-    wanted = (rows, *drawer.image_shape)
+def _checked(images: NDArray[np.uint8], wanted: tuple[int, ...]) -> NDArray[np.uint8]:
     if images.shape != wanted or images.dtype != np.uint8:
         raise UsageError(
             f"the generator drew {images.dtype} {images.shape}, not uint8 {wanted}",
