@@ -3,13 +3,14 @@
     python benchmarks/plan_scale.py                       # the target: 90 s and 8 GB on 2 cores
     python benchmarks/plan_scale.py --rows 1000000        # a quick look
 
-The table is synthetic (ten classes, one million real rows, the rest generated; margins in the shape of a robust model's),
-held in memory, or with ``--folder`` written as parts and read back, which is then counted too.
+The table is synthetic: ten classes, one million real rows, the rest generated. It is held in memory, or with
+``--folder`` written as parts and read back, which is then timed too.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import resource
 import time
 from pathlib import Path
@@ -29,7 +30,8 @@ def synthetic_table(rows: int, seed: int) -> MarginTable:
     wrong = generator.random(rows, dtype=np.float32) < 0.08
     np.negative(margin, out=margin, where=wrong)
     label = generator.integers(0, 10, rows, dtype=np.int16)
-    sources = [{"name": "real", "role": "real", "rows": real}, {"name": "edm", "role": "synthetic", "rows": rows - real}]
+    counts = {"real": real, "synthetic": rows - real}
+    sources = [{"name": role, "role": role, "rows": count} for role, count in counts.items()]
     return MarginTable(
         label=label,
         predicted=np.where(wrong, (label + 1) % 10, label).astype(np.int16),
@@ -63,7 +65,7 @@ def main() -> None:
         marks.append(("read parts", time.perf_counter(), time.process_time()))
     plan = make_plan(table, "puma", options.prune_fraction, threat=ThreatModel("Linf", 8 / 255), class_balanced=True)
     marks.append(("make_plan", time.perf_counter(), time.process_time()))
-    for (_, wall, cpu), (name, later, more) in zip(marks, marks[1:], strict=False):
+    for (_, wall, cpu), (name, later, more) in itertools.pairwise(marks):
         print(f"{name:12} {later - wall:8.1f} s wall {more - cpu:8.1f} s CPU")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"{options.rows:,} rows, {plan.kept:,} kept; peak memory {peak:.2f} GB")

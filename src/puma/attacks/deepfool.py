@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -54,6 +54,9 @@ EFFORTS: dict[Mode, Effort] = {
 # The level beyond the boundary at which a step aims, as a share of the first logit gap: without it DeepFool stalls on
 # ties; in logits rather than in pixels it costs every image the same share of its margin.
 _PAD = 0.005
+# A level counts as beyond the boundary from here on, as a share of the logits' size: float32 passes of the same image
+# in another batch or memory format differ by less.
+_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def deepfool(
     network = Network(model, tuple(images.shape[1:]), chunk)
     with torch.no_grad():
         search = _Search(network, images.detach().flatten(1), labels.to(images.device), norm, EFFORTS[mode])
+        search.begin()
         if mode == "rank":
             search.estimate()
         else:
@@ -136,7 +140,7 @@ def parse_mode(text: str) -> Mode:
     """
     if text not in MODES:
         raise unknown("mode", text, MODES)
-    return cast(Mode, text)
+    return text
 
 
 def check_images(images: Tensor, labels: Tensor) -> None:
@@ -167,33 +171,54 @@ class _Search:
 
     def __init__(self, network: Network, start: Tensor, labels: Tensor, norm: Norm, effort: Effort) -> None:
         self.network, self.start, self.labels, self.norm, self.effort = network, start, labels.long(), norm, effort
-        logits = network.logits(start) if len(start) else start.new_zeros(0, 1)
-        self.classes = logits.shape[1]
+        self.classes = network.logits(start[:1]).shape[1] if len(start) else 1
         if len(start) and not (int(labels.min()) >= 0 and int(labels.max()) < self.classes):
             raise DataError(
                 f"labels reach from {int(labels.min())} to {int(labels.max())}",
                 why=f"the model has {self.classes} classes",
             )
-        self.predicted = logits.argmax(1)
-        self.wrong = self.predicted != self.labels
-        self.finite = logits.isfinite().all(1)
-        level = self._level(logits, slice(None)) if self.classes > 1 else logits.new_zeros(len(start))
-        self.pad = _PAD * level.abs() + 1e-5 * (1 + logits.abs().amax(1)) if len(start) else level
-        self.codes = torch.where(self.wrong, int(Status.MISCLASSIFIED), int(Status.UNCONVERGED)).to(torch.int8)
-        self.codes[~self.finite] = int(Status.NAN)
-        self.steps = torch.zeros_like(self.labels)
+        self.predicted, self.steps = torch.zeros_like(self.labels), torch.zeros_like(self.labels)
+        self.wrong = torch.zeros_like(self.labels, dtype=torch.bool)
+        self.codes = torch.full_like(self.labels, int(Status.UNCONVERGED), dtype=torch.int8)
         self.best = start.clone()
         self.distance = start.new_full((len(start),), torch.inf)
-        self.depth = start.new_zeros(len(start))
+        self.depth, self.pad, self.floor = (start.new_zeros(len(start)) for _ in range(3))
+        self.x, self.length = start.clone(), start.new_full((len(start),), torch.inf)
+        self.alive = torch.zeros_like(self.wrong)
+
+    def begin(self) -> None:
+        """The first step: what the model says of the images, and one linearisation from the same pass."""
+        if not len(self.start):
+            return
+        everything = torch.arange(len(self.start), device=self.start.device)
+        if self.classes == 1:
+            for rows in everything.split(self.network.chunk):
+                self._look(rows, self.network.logits(self.start[rows]))
+            return
+        for here, found, move, length in self._steps(everything, self.start, self.effort.candidates, 0):
+            self.x[here] += move
+            self.length[here] = torch.where(found, length, torch.inf)
+            self.alive[here] = found & (move.abs().amax(1) > 0)
+        self.steps += 1
+        self.x.clamp_(0, 1)
+
+    def _look(self, rows: Tensor, logits: Tensor) -> None:
+        """Note the model's answer to the images ``rows``."""
+        self.predicted[rows] = logits.argmax(1)
+        self.wrong[rows] = self.predicted[rows] != self.labels[rows]
+        scale = 1 + logits.abs().amax(1)
+        self.floor[rows] = _FLOOR * scale
+        if self.classes > 1:
+            self.pad[rows] = _PAD * self._level(logits, rows).abs() + 10 * _FLOOR * scale
+        status = torch.where(self.wrong[rows], int(Status.MISCLASSIFIED), int(Status.UNCONVERGED))
+        self.codes[rows] = torch.where(logits.isfinite().all(1), status, int(Status.NAN)).to(torch.int8)
 
     def estimate(self) -> None:
-        """Distance to the linearised boundary, nothing crossed."""
-        rows = self._searchable()
-        for here, found, _, _, length in self._steps(rows, self.start[rows], self.effort.candidates, 0):
-            good = rows[here][found & length.isfinite()]
-            self.distance[good] = length[found & length.isfinite()]
-            self.steps[rows[here]] = 1
-            self.codes[good] = torch.where(self.wrong[good], self.codes[good], int(Status.ESTIMATED))
+        """The distance to the boundary linearised at the image; nothing is crossed."""
+        good = self.length.isfinite() & (self.length > 0)
+        self.distance[good] = self.length[good]
+        estimated = good & ~self.wrong
+        self.codes[estimated] = int(Status.ESTIMATED)
 
     def groups(self) -> list[tuple[Tensor, int, int]]:
         """The rows that leave their label's region and those that return to it.
@@ -201,27 +226,25 @@ class _Search:
         With each the number of classes linearised on the way and at the boundary. Leaving, the nearest boundary
         decides, and it is among the first few. Returning, every rival has to be beaten at once.
         """
-        rows = self._searchable()
+        rows = self.alive.nonzero().squeeze(1)
         wrong = self.wrong[rows]
         follow, all_near = self.effort.follow, self.effort.candidates
         return [(rows[~wrong], follow, follow), (rows[wrong], all_near, 2 * all_near)]
 
     def approach(self, rows: Tensor, follow: int, steps: int) -> None:
-        """DeepFool from the images ``rows`` to beyond the boundary."""
-        x = self.start.clone()
-        for step in range(steps):
-            if not len(rows):
+        """DeepFool from where the first step led ``rows`` to beyond the boundary."""
+        x = self.x
+        for step in range(1, steps + 1):
+            rows = rows[~self._keep(rows, x[rows])] if len(rows) else rows
+            if not len(rows) or step == steps:
                 return
-            classes = self.effort.candidates if step == 0 else follow
-            alive = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-            for here, found, move, _, _ in self._steps(rows, x[rows], classes, step):
+            alive = torch.zeros_like(rows, dtype=torch.bool)
+            for here, found, move, _ in self._steps(rows, x[rows], follow, step):
                 x[rows[here]] += move
                 alive[here] = found & (move.abs().amax(1) > 0)  # in a corner of the box there is nowhere left to go
             self.steps[rows] += 1
             rows = rows[alive]
             x[rows] = x[rows].clamp(0, 1)
-            crossed = self._keep(rows, x[rows]) if len(rows) else alive[:0]
-            rows = rows[~crossed]
 
     def polish(self, rows: Tensor, classes: int) -> None:
         """Project the images onto the boundary linearised where it was crossed, and keep what is closer."""
@@ -232,7 +255,7 @@ class _Search:
                 return
             before = self.distance[rows].clone()
             target = self.best[rows].clone()
-            for here, found, move, _, _ in self._steps(rows, self.best[rows], classes, 0, home=True):
+            for here, found, move, _ in self._steps(rows, self.best[rows], classes, 1, home=True):
                 goal = self.start[rows[here]] + move
                 better = self.best[rows[here]] + effort.damping * (goal - self.best[rows[here]])
                 target[here] = torch.where(found.unsqueeze(1), better, target[here]).clamp(0, 1)
@@ -263,10 +286,6 @@ class _Search:
             passes=(self.network.forwards, self.network.backwards),
         )
 
-    def _searchable(self) -> Tensor:
-        usable = self.finite if self.classes > 1 else torch.zeros_like(self.finite)
-        return usable.nonzero().squeeze(1)
-
     def _level(self, logits: Tensor, rows: Tensor | slice) -> Tensor:
         """How far beyond the boundary logits ``[b, K]`` are: > 0 on the far side, where the search wants to be."""
         labels = self.labels[rows].unsqueeze(1)
@@ -279,8 +298,7 @@ class _Search:
         logits = self.network.logits(x)
         level = self._level(logits, rows)
         length = self._length(x - self.start[rows])
-        right = (logits.argmax(1) == self.labels[rows]) == self.wrong[rows]  # a tie is not a crossing
-        better = (level > 0) & right & (length < self.distance[rows])
+        better = (level > self.floor[rows]) & (length < self.distance[rows])
         good = rows[better]
         self.best[good], self.distance[good], self.depth[good] = x[better], length[better], level[better]
         return level
@@ -289,28 +307,28 @@ class _Search:
         """As `_try`, during the approach: bool ``[b]``, which rows are through; rows that end in NaN are dropped."""
         level = self._try(rows, x)
         self.codes[rows[level.isnan() & ~self.wrong[rows]]] = int(Status.NAN)
-        return (level > 0) | level.isnan()
+        return (level > self.floor[rows]) | level.isnan()
 
     def _length(self, difference: Tensor) -> Tensor:
         return difference.abs().amax(1) if self.norm == "Linf" else difference.square().sum(1).sqrt()
 
     def _steps(
         self, rows: Tensor, x: Tensor, classes: int, step: int, home: bool = False
-    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-        """Yield chunk by chunk ``(slice, found, move, level, length)``: the shortest way onto the linearised boundary.
+    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Yield chunk by chunk ``(slice, found, move, length)``: the shortest way onto the linearised boundary.
 
         From ``x``, or with ``home`` from the image itself. A row is not found if no gradient leads anywhere; its status
         says why.
         """
         count = min(classes, self.classes - 1)
-        labels = self.labels[rows]
-        wrong = self.wrong[rows]
 
         def choose(here: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-            own = labels[here].unsqueeze(1)
+            if step == 0:
+                self._look(rows[here], logits)
+            own = self.labels[rows[here]].unsqueeze(1)
             rivals = logits.scatter(1, own, -torch.inf).topk(count, dim=1).indices
             own = own.expand_as(rivals)
-            back = wrong[here].unsqueeze(1)
+            back = self.wrong[rows[here]].unsqueeze(1)
             return torch.where(back, own, rivals), torch.where(back, rivals, own)
 
         for here, _, difference, normals, _ in self.network.linearise(x, choose):
@@ -322,12 +340,14 @@ class _Search:
             healthy = normals.isfinite().flatten(1).all(1) & offsets.isfinite().all(1)
             steep = normals.abs().amax((1, 2)) > 0
             at = rows[here]
-            self.codes[at[~healthy & ~wrong[here] & self.distance[at].isinf()]] = int(Status.NAN)
-            self.codes[at[healthy & ~steep & ~wrong[here] & self.distance[at].isinf()]] = int(Status.NO_GRADIENT)
+            wrong = self.wrong[at]
+            unsettled = ~wrong & self.distance[at].isinf()
+            self.codes[at[~healthy & unsettled]] = int(Status.NAN)
+            self.codes[at[healthy & ~steep & unsettled]] = int(Status.NO_GRADIENT)
             found = healthy & steep
             normals = torch.where(healthy.view(-1, 1, 1), normals, 0.0)
-            move, length = self._shortest(base, normals, torch.where(healthy.unsqueeze(1), offsets, 0.0), wrong[here])
-            yield here, found, move, difference, length
+            move, length = self._shortest(base, normals, torch.where(healthy.unsqueeze(1), offsets, 0.0), wrong)
+            yield here, found, move, length
 
     def _shortest(self, base: Tensor, normals: Tensor, offsets: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
         """Onto the nearest half-space, or for misclassified images into all of them."""

@@ -24,7 +24,7 @@ def score(
     out: Annotated[Path, typer.Option("--out", help="Folder of the margin table; what is finished there is kept.")],
     sources: Annotated[list[str] | None, typer.Argument(help="The pool: data sources, real ones first.")] = None,
     norm: Annotated[str, typer.Option(help='"Linf" or "L2"; it has to be that of the threat model.')] = "Linf",
-    mode: Annotated[str, typer.Option(help="rank (estimates), parity, margin, tight, in rising cost.")] = "margin",
+    mode: Annotated[str, typer.Option(help="rank (estimates), parity, margin, tight; cascade.")] = "margin",
     weights: Annotated[Path | None, typer.Option(help="Safetensors weights for a factory.")] = None,
     roles: Annotated[str | None, typer.Option(help="real,synthetic,... one for each source.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Linearisations at most for one image.")] = 50,
@@ -43,6 +43,8 @@ def score(
         typer.Option(help="Not margins but scores over this run's snapshots; no MODEL, only sources."),
     ] = None,
     rows: Annotated[str, typer.Option(help="With --from-run: all, or real (to be extrapolated).")] = "all",
+    threat: Annotated[str | None, typer.Option(help="With --mode cascade: the plan's threat, as Linf:8/255.")] = None,
+    prune_fraction: Annotated[float, typer.Option(help="With --mode cascade: what the plan will prune.")] = 0.3,
     features: Annotated[Path | None, typer.Option(help="With --from-run: folder for feature vectors.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and stop.")] = False,
     config: Config = None,
@@ -53,6 +55,9 @@ def score(
     Positive margins: the model is right, higher is easier. Negative: it is wrong, and so far away is its label.
     Interrupted or killed, the same command goes on. Several processes may share one --out: give each --worker i
     --num-workers n, or start them with torchrun or srun, or use --devices n on one machine, or --engine ray.
+
+    --mode cascade with --threat and --prune-fraction estimates every margin and measures only those that can change
+    that plan.
 
     With --from-run RUN four other scores are made (el2n-adv, robust-failure, dynamic-uncertainty, input-gradient), from
     the snapshots that RUN kept because its recipe says snapshots = K.
@@ -107,7 +112,13 @@ def score(
         threads=threads,
     )
     sizes = {"steps": steps, "batch_size": batch_size, "chunk": chunk, "part_rows": part_rows}
-    if dry_run:
+    if mode == "cascade":
+        if dry_run or engine == "ray" or (among or 1) > 1:
+            raise UsageError("--mode cascade works in one process, without --dry-run", fix="--mode rank, then margin")
+        if threat is None:
+            raise UsageError("--mode cascade needs the plan it measures for", fix="--threat Linf:8/255")
+        _print_table(_cascade(job, threat, prune_fraction, sizes, out, quiet), out)
+    elif dry_run:
         _print_estimate(_estimated(job, norm, mode, sizes, out, devices if devices > 1 else among or 1))
     elif engine == "ray":
         _print_table(_on_ray(job, norm, mode, sizes, out, address, quiet), out)
@@ -136,6 +147,15 @@ def _here(
         **sizes,
     )
     return table
+
+
+def _cascade(job: ScoringJob, threat: str, prune_fraction: float, sizes: Sizes, out: Path, quiet: bool) -> MarginTable:
+    from puma.scoring.cascade import Cascade, score_cascade
+    from puma.threat import ThreatModel
+
+    plan = Cascade(ThreatModel.parse(threat), prune_fraction)
+    model, pool = job.open()
+    return score_cascade(model, pool, plan, out=out, progress=not quiet, **sizes)
 
 
 def _on_ray(

@@ -1,0 +1,177 @@
+"""DeepFool on models that bend, break, or give nothing away."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import puma
+from puma.attacks.deepfool import deepfool
+from puma.attacks.halfspace import displacement, distances
+from puma.errors import DataError, ModelError, UsageError
+
+
+class Curved(nn.Module):
+    """A small network with curved boundaries and no two alike."""
+
+    def __init__(self, classes: int = 5, seed: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second = nn.Linear(12, 24), nn.Linear(24, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 4 * self.second(torch.tanh(3 * self.first(x.flatten(1) - 0.5)))
+
+
+class Constant(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([1.0, 0.0]).expand(len(x), 2)
+
+
+class Broken(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :2] * torch.nan
+
+
+class Single(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :1]
+
+
+class NaNBeyond(nn.Module):
+    """Right at the image, NaN as soon as it moves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.flatten(1).sum(1)
+        return torch.stack([torch.where(total > 6, total, torch.nan), 5 + 0 * total], 1)
+
+
+def batch(count: int, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("mode", ["rank", "parity", "margin", "tight"])
+def test_batch_equals_loop_of_one_in_any_order_and_chunk(norm, mode) -> None:
+    model, x = Curved().eval(), batch(24)
+    labels = model(x).argmax(1)
+    labels[::6] = (labels[::6] + 1) % 5  # some misclassified ones among them
+    whole = deepfool(model, x, labels, norm=norm, mode=mode)
+    alone = [deepfool(model, x[i : i + 1], labels[i : i + 1], norm=norm, mode=mode) for i in range(24)]
+    np.testing.assert_allclose(whole.margin.numpy(), [float(hit.margin[0]) for hit in alone], rtol=1e-3)
+    assert (whole.status == np.concatenate([hit.status for hit in alone])).all()
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
+    shuffled = deepfool(model, x[order], labels[order], norm=norm, mode=mode, chunk=7)
+    np.testing.assert_allclose(shuffled.margin.numpy(), whole.margin[order].numpy(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_every_crossing_is_real_and_modes_are_ordered(norm) -> None:
+    model, x = Curved().eval(), batch(60, 5)
+    labels = model(x).argmax(1)
+    hits = {mode: deepfool(model, x, labels, norm=norm, mode=mode) for mode in ("parity", "margin", "tight")}
+    for hit in hits.values():
+        crossed = torch.from_numpy(hit.status == "crossed")
+        assert crossed.float().mean() > 0.9
+        adversarial = hit.adversarial[crossed]
+        assert (model(adversarial).argmax(1) != labels[crossed]).all()
+        assert 0 <= float(adversarial.min()) <= float(adversarial.max()) <= 1
+        difference = (adversarial - x[crossed]).flatten(1)
+        length = difference.abs().amax(1) if norm == "Linf" else difference.norm(dim=1)
+        torch.testing.assert_close(length, hit.margin[crossed])
+        assert (hit.margin[crossed] > 0).all()
+    both = torch.from_numpy((hits["parity"].status == "crossed") & (hits["margin"].status == "crossed"))
+    assert (hits["margin"].margin[both] <= hits["parity"].margin[both] * (1 + 1e-5)).all()
+    assert hits["tight"].margin[both].mean() <= hits["margin"].margin[both].mean() * 1.01
+
+
+def test_broken_models_end_with_a_status() -> None:
+    x = batch(4)
+    right, wrong = torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
+    for mode in ("rank", "parity", "margin", "tight"):
+        constant = deepfool(Constant().eval(), x, right, mode=mode)
+        assert (constant.status == "no-gradient").all()
+        assert constant.margin.isnan().all()
+        lost = deepfool(Constant().eval(), x, wrong, mode=mode)
+        assert (lost.status == "misclassified").all()
+        assert (lost.margin == -torch.inf).all()
+        broken = deepfool(Broken().eval(), x, right, mode=mode)
+        assert (broken.status == "nan").all()
+        assert broken.margin.isnan().all()
+        single = deepfool(Single().eval(), x, right, mode=mode)
+        assert (single.status == "unconverged").all()
+        assert single.margin.isnan().all()
+    beyond = deepfool(NaNBeyond().eval(), torch.full((3, 3, 2, 2), 0.6), right[:3], mode="parity")
+    assert (beyond.status == "nan").all()
+
+
+def test_too_few_steps_is_unconverged_not_zero() -> None:
+    model, x = Curved(seed=8).eval(), batch(60, 2)
+    labels = model(x).argmax(1)
+    short, long = (deepfool(model, x, labels, mode="parity", steps=steps) for steps in (1, 50))
+    gave_up = short.status == "unconverged"
+    assert gave_up.sum() > (long.status == "unconverged").sum()
+    assert np.isnan(short.margin.numpy()[gave_up]).all()
+    assert not (short.margin == 0).any()
+
+
+def test_model_and_its_gradients_stay_untouched_and_empty_batches_work() -> None:
+    model = Curved().eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    deepfool(model, batch(5), torch.zeros(5, dtype=torch.long))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    empty = deepfool(model, batch(0), torch.zeros(0, dtype=torch.long))
+    assert len(empty.margin) == len(empty.status) == 0
+
+
+def test_what_cannot_be_scored_is_refused() -> None:
+    model, x, labels = Curved().eval(), batch(3), torch.zeros(3, dtype=torch.long)
+    with pytest.raises(DataError, match="reach from 0 to 255"):
+        deepfool(model, torch.tensor([0.0, 255.0]).view(1, 1, 1, 2).expand(3, 3, 2, 2)[:, :, :, :], labels)
+    with pytest.raises(DataError, match="float64"):
+        deepfool(model, x.double(), labels)
+    with pytest.raises(DataError, match="5 classes"):
+        deepfool(model, x, labels + 5)
+    with pytest.raises(DataError, match=r"integers of shape \[B\]"):
+        deepfool(model, x, labels[:2])
+    with pytest.raises(UsageError, match="did you mean 'margin'"):
+        deepfool(model, x, labels, mode="margins")
+    with pytest.raises(ModelError, match="training mode"):
+        deepfool(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3)).train(), x, labels)
+    with pytest.raises(ModelError, match="logits of shape"):
+        deepfool(nn.Flatten(0), x, labels)
+
+
+def test_cost_follows_the_candidates_not_the_classes() -> None:
+    x = batch(16)
+    few, many = Curved(classes=6).eval(), Curved(classes=500).eval()
+    cost = [deepfool(m, x, m(x).argmax(1), mode="rank").passes for m in (few, many)]
+    assert cost[0] == cost[1] == (17, 48)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 40), st.integers(0, 10_000), st.sampled_from(["Linf", "L2"]))
+def test_steps_reach_their_half_space_inside_the_box(rows, pixels, seed, norm) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(rows, pixels, generator=generator).round(decimals=1)
+    normal = torch.randn(rows, pixels, generator=generator) * (torch.rand(rows, pixels, generator=generator) < 0.8)
+    room = torch.where(normal > 0, 1 - x, x)
+    level = (normal.abs() * room).sum(1) * torch.rand(rows, generator=generator) * 0.95
+    length, time = distances(1 - x, x, normal.unsqueeze(1), level.unsqueeze(1), norm)
+    step = displacement(1 - x, x, normal, time.squeeze(1), norm)
+    assert ((x + step >= -1e-6) & (x + step <= 1 + 1e-6)).all()
+    reachable = level > 1e-4
+    reached = (normal * step).sum(1)
+    torch.testing.assert_close(reached[reachable], level[reachable], rtol=2e-3, atol=1e-5)
+    size = step.abs().amax(1) if norm == "Linf" else step.norm(dim=1)
+    torch.testing.assert_close(size[reachable], length.squeeze(1)[reachable], rtol=1e-3, atol=1e-5)
+    assert torch.isinf(distances(1 - x, x, normal.unsqueeze(1), level.unsqueeze(1) * 0 + 1e6, norm)[0]).all()
+
+
+def test_front_door() -> None:
+    assert puma.deepfool is deepfool
