@@ -154,6 +154,8 @@ class Training:
                 bar.advance(1)
                 if stopping:
                     stop.calm()
+                else:
+                    stop.alive()
                 if self.done in snapshots:  # before the checkpoint: a kill between the two only repeats it
                     self._snapshot()
                 if last or stopping or self.done % (recipe.checkpoint_every or tenth) == 0:

@@ -8,7 +8,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-_PATIENCE_S = 6.0
+_PATIENCE_S = 5.0
 
 
 class StopRequest:
@@ -18,7 +18,7 @@ class StopRequest:
 
     Args:
         alone: False where several processes train together: one that waits for a dead one would wait for minutes, so
-            a process that has not stopped some seconds after the signal ends without a checkpoint.
+            a process that finishes no step for some seconds after the signal ends without a checkpoint.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
@@ -39,8 +39,14 @@ class StopRequest:
         self._restore()
         self.calm()
 
+    def alive(self) -> None:
+        """A step is finished: the others are still there, and the time starts anew."""
+        if self._watchdog is not None:
+            self.calm()
+            self._watch()
+
     def calm(self) -> None:
-        """The step is finished: take all the time it needs to write the checkpoint."""
+        """Take all the time it needs to write the checkpoint."""
         if self._watchdog is not None:
             self._watchdog.cancel()
 
@@ -54,9 +60,12 @@ class StopRequest:
         self.wanted = number
         self._restore()
         if not self._alone:
-            self._watchdog = threading.Timer(_PATIENCE_S, os._exit, (128 + number,))
-            self._watchdog.daemon = True
-            self._watchdog.start()
+            self._watch()
+
+    def _watch(self) -> None:
+        self._watchdog = threading.Timer(_PATIENCE_S, os._exit, (128 + signal.SIGTERM,))
+        self._watchdog.daemon = True
+        self._watchdog.start()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

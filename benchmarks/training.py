@@ -1,0 +1,233 @@
+"""Samples per second of one TRADES-10 step: PUMA against a plain loop in the structure of the published code.
+
+    OMP_NUM_THREADS=1 python benchmarks/training.py [--models small-cnn ...] [--variants bf16 ...] [--batch N]
+
+Both train on the same images with the same network, BN mode, optimiser and average, in one process, turn by turn, so
+that whatever else the machine does hits both alike: the figure is the ratio of medians, with the turns' quartiles.
+
+The plain loop does what github.com/wzekai99/DM-Improves-AT does, written anew: each image cropped and mirrored
+by itself on the CPU through PIL, float32, NCHW, noise drawn on the CPU, a clean pass with a graph that is thrown away,
+`autograd.grad` to the input with parameters that require gradients, statistics toggled module by module, an average
+parameter by parameter, three `item()`.
+
+Forward-equivalents are counted, not assumed: a forward pass is 1, a backward pass to the input 1, to parameters too 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import nn
+
+from puma.data.pool import Pool
+from puma.data.source import ImageSource
+from puma.distribute import Devices
+from puma.models.build import build_model
+from puma.recipe import Recipe, load_recipe
+from puma.threat import ThreatModel
+from puma.training.loop import Training
+from puma.training.prepare import prepare
+
+THREAT = ThreatModel("Linf", 8 / 255)
+BATCHES = {"small-cnn": 256, "preactresnet-18": 32, "wrn-28-10": 4}
+VARIANTS: dict[str, dict[str, object]] = {
+    "float32": {"channels_last": True},
+    "float32 compiled": {"channels_last": True, "compile": True},
+    "bf16": {"channels_last": True, "precision": "bf16"},
+}
+
+
+class _Memory:
+    """Images in memory, as the sources of `puma.data` read them."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._images, self.shape = images, images.shape
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self._images[rows]
+
+
+def random_pool(count: int) -> Pool:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(count, dtype=np.int64) % 10
+    return Pool([ImageSource(_Memory(images), labels, name="random", fingerprint="0" * 64)])
+
+
+class PlainLoop:
+    """The published structure, one step at a time."""
+
+    def __init__(self, model: nn.Module, pool: Pool, batch_size: int) -> None:
+        self.model, self.pool, self.batch_size = model.train(), pool, batch_size
+        self.average = [parameter.detach().clone() for parameter in model.parameters()]
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        self.random = np.random.default_rng(0)
+
+    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = [], []
+        for row in self.random.integers(len(self.pool), size=self.batch_size):
+            pixels, label = self.pool[int(row)]
+            image = ImageOps.expand(Image.fromarray(pixels), 4)
+            top, left = self.random.integers(0, 9, 2)
+            image = image.crop((left, top, left + 32, top + 32))
+            if self.random.random() < 0.5:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255))
+            labels.append(label)
+        return torch.stack(images), torch.tensor(labels)
+
+    def step(self) -> None:
+        model, (x, y), eps = self.model, self.batch(), THREAT.eps
+        self._track(False)
+        adversarial = (x + torch.empty(x.shape).uniform_(-eps, eps)).clamp(0, 1)
+        p_natural = F.softmax(model(x), dim=1).detach()
+        for _ in range(10):
+            adversarial.requires_grad_()
+            loss = F.kl_div(F.log_softmax(model(adversarial), dim=1), p_natural, reduction="batchmean")
+            (gradient,) = torch.autograd.grad(loss, [adversarial])
+            adversarial = adversarial.detach() + 2 / 255 * torch.sign(gradient.detach())
+            adversarial = torch.min(torch.max(adversarial, x - eps), x + eps).clamp(0, 1)
+        self._track(True)
+        self.optimizer.zero_grad()
+        natural, attacked = model(x), model(adversarial)
+        robust = F.kl_div(F.log_softmax(attacked, 1), F.softmax(natural, 1), reduction="batchmean")
+        loss = F.cross_entropy(natural, y, label_smoothing=0.1) + 5.0 * robust
+        loss.backward()
+        self.optimizer.step()
+        for own, new in zip(self.average, model.parameters(), strict=True):
+            own.data *= 0.995
+            own.data += new.data * 0.005
+        _ = loss.item(), (natural.argmax(1) == y).float().mean().item(), (attacked.argmax(1) == y).float().mean().item()
+
+    def _track(self, on: bool) -> None:
+        for module in self.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.track_running_stats = on
+
+
+class Ours:
+    """The same step by `puma.training`."""
+
+    def __init__(self, model: nn.Module, pool: Pool, recipe: Recipe) -> None:
+        devices = Devices(recipe.precision)
+        self.training = Training(prepare(model, pool, THREAT, None, recipe, 0, 0, devices), devices, None)
+        self.training.network.train()
+        self.done = 0
+
+    def step(self) -> None:
+        self.training._set_rates(self.done)
+        self.training._take_step(self.done)
+        self.done += 1
+
+
+class Counter(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the work of convolutions: forward, gradient to the input, gradient to the weight, each 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.work = 0.0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution.default:
+            self.work += _multiplications(args[0], args[1], function(*args))
+        elif function is torch.ops.aten.convolution_backward.default:
+            wanted = args[10]
+            self.work += (int(wanted[0]) + int(wanted[1])) * _multiplications(args[1], args[2], args[0])
+        return function(*args, **(kwargs or {}))
+
+
+def _multiplications(inputs: torch.Tensor, weight: torch.Tensor, output: torch.Tensor) -> float:
+    return float(output.numel()) * weight[0].numel()
+
+
+def forward_equivalents(name: str = "preactresnet-18", **changes: object) -> float:
+    """Work of one step of ours in forward passes of its batch."""
+    pool, recipe = random_pool(8), _recipe(4, **changes)
+    ours = Ours(build_model(name, 10), pool, recipe)
+    with Counter() as step:
+        ours.step()
+    with Counter() as forward, torch.no_grad():
+        ours.training.network(torch.rand(4, 3, 32, 32))
+    return step.work / forward.work
+
+
+def _recipe(batch_size: int, **changes: object) -> Recipe:
+    return load_recipe("trades-edm", batch_size=batch_size, steps=100_000, **changes)
+
+
+def compare(name: str, turns: int, variants: list[str], batch: int | None = None) -> list[dict[str, object]]:
+    """Measure one network, turn by turn."""
+    batch_size = batch or BATCHES[name]
+    pool = random_pool(max(4 * batch_size, 64))
+    loops: dict[str, PlainLoop | Ours] = {"plain": PlainLoop(build_model(name, 10, **_norm(name)), pool, batch_size)}
+    for variant in variants:
+        loops[variant] = Ours(build_model(name, 10, **_norm(name)), pool, _recipe(batch_size, **VARIANTS[variant]))
+    seconds: dict[str, list[float]] = {key: [] for key in loops}
+    for turn in range(turns + 1):  # the first warms up
+        for key, loop in loops.items():
+            began = time.perf_counter()
+            loop.step()
+            if turn:
+                seconds[key].append(time.perf_counter() - began)
+    plain = statistics.median(seconds["plain"])
+    rows = []
+    for key, values in seconds.items():
+        ratios = sorted(a / b for a, b in zip(seconds["plain"], values, strict=True))
+        rows.append(
+            {
+                "model": name,
+                "loop": key,
+                "batch": batch_size,
+                "turns": turns,
+                "samples_per_second": round(batch_size / statistics.median(values), 3),
+                "speedup": round(plain / statistics.median(values), 3),
+                "speedup_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[3 * len(ratios) // 4], 3)],
+            }
+        )
+    return rows
+
+
+def _norm(name: str) -> dict[str, str]:
+    return {"norm": "batch"} if name == "small-cnn" else {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(BATCHES), choices=list(BATCHES))
+    parser.add_argument("--variants", nargs="+", default=["float32", "bf16"], choices=list(VARIANTS))
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--batch", type=int, help="Instead of each network's own.")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    report = {
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "forward_equivalents": round(forward_equivalents(), 3),
+        "rows": [
+            row for name in options.models for row in compare(name, options.turns, options.variants, options.batch)
+        ],
+    }
+    print(f"{report['machine']}, torch {report['torch']}, {report['threads']} threads")
+    print(f"one step of ours costs {report['forward_equivalents']} forward passes of its batch")
+    for row in report["rows"]:
+        low, high = row["speedup_quartiles"]
+        print(
+            f"{row['model']:16} {row['loop']:17} {row['samples_per_second']:9.2f} samples/s   "
+            f"{row['speedup']:.2f}x  (quartiles {low:.2f} to {high:.2f})"
+        )
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
