@@ -15,7 +15,7 @@ from puma.strategies import get_strategy, make_plan, names
 
 
 @pytest.mark.parametrize("name", PRUNING)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(table=tables(), share=st.floats(0, 0.6))
 def test_quotas_are_exact(name: str, table: MarginTable, share: float) -> None:
     plan = make_plan(table, name, share, threat="Linf:8/255", **needed_params(name, table))
@@ -29,7 +29,7 @@ def test_quotas_are_exact(name: str, table: MarginTable, share: float) -> None:
 
 
 @pytest.mark.parametrize("name", names())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(table=tables(nan=True), share=st.floats(0, 0.6), balanced=st.booleans(), protect=st.booleans())
 def test_eps_and_rows_without_margin(
     name: str, table: MarginTable, share: float, balanced: bool, protect: bool
@@ -57,7 +57,7 @@ DRAWING = {"random", "random-cap", "puma-shuffled", "ccs", "dedup"}
 
 
 @pytest.mark.parametrize("name", sorted(set(names()) - DRAWING))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(table=tables(), share=st.floats(0, 0.5), seed=st.integers(0, 99))
 def test_order_of_the_pool_does_not_matter(name: str, table: MarginTable, share: float, seed: int) -> None:
     new_order = np.random.default_rng(seed).permutation(len(table))
@@ -142,7 +142,7 @@ def test_quota_short_of_scores_says_so() -> None:
     assert any("1 rows fewer" in warning for warning in plan.warnings)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(table=tables(nan=True), share=st.floats(0, 0.5))
 def test_plan_survives_its_file(table: MarginTable, share: float, tmp_path_factory: pytest.TempPathFactory) -> None:
     plan = make_plan(table, "puma", share, threat="Linf:8/255")
