@@ -6,6 +6,7 @@ Only the forward pass that is differentiated for the optimiser goes through the 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -53,6 +54,7 @@ class Devices:
         )
         if world > 1:
             self._fabric.launch()
+            atexit.register(_leave)
         self.rank: int = self._fabric.global_rank
         self.world: int = self._fabric.world_size
         self.device: torch.device = self._fabric.device
@@ -98,11 +100,11 @@ class Devices:
             for buffer in model.buffers():
                 buffer.copy_(self._fabric.broadcast(buffer, src=0))
 
-    def close(self) -> None:
-        """Leave the group of processes in good order; without this some end with an error after their work is done."""
-        if self.world > 1 and torch.distributed.is_initialized():
-            self.barrier()
-            torch.distributed.destroy_process_group()
+
+def _leave() -> None:
+    """Leave the group of processes in good order; without this some end with an error after their work is done."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def start_processes(count: int, arguments: list[str]) -> int:

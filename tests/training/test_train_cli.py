@@ -10,10 +10,21 @@ from puma.errors import DataError, ModelError, PumaError, UsageError
 from puma.models.weights import load_model
 from puma.recipe import load_recipe
 
-GIVEN = (
-    "train --real digits --synthetic digits:test --threat Linf:0.2 --model small-cnn --recipe digits --quiet".split()
-)
-GIVEN += "--set steps=3 --set batch_size=16 --set attack_steps=1".split()
+GIVEN = [
+    "train",
+    "--real",
+    "digits",
+    "--synthetic",
+    "digits:test",
+    "--threat",
+    "Linf:0.2",
+    "--model",
+    "small-cnn",
+    "--recipe",
+    "digits",
+    "--quiet",
+]
+GIVEN += ["--set", "steps=3", "--set", "batch_size=16", "--set", "attack_steps=1"]
 
 
 def run(*arguments):
