@@ -4,9 +4,11 @@
     python benchmarks/data.py --sparse --json data.json    # a file of holes: the reader alone, without the disk
 
 Writes the file (about 13 GB on a machine of 24 GB; ``--gigabytes`` to choose), measures in a fresh process, deletes it.
-Wall and CPU time are both given: on a busy machine the CPU figure is the one to compare. Reading all of the
-file is bounded by the disk and by the kernel, which has to find a page of memory for each page of the file (10 us each
-on a virtual machine that gives free memory back to its host); the warm figures are of 200,000 images in the cache. Targets of a machine with two
+Wall and CPU time are both given: on a busy machine the CPU figure is the one to compare. Reading all of the file is
+bounded by the disk and by the kernel, which has to find a page of memory for each page of the file (4 to 10 us each on
+the virtual machine of the first figures); the warm figures are of 200,000 images in the page cache.
+
+Targets of a machine with two
 cores: 1 M img/s sequential, 100 k img/s in batches of random rows, 20 k single ``pool[i]``, and less than 1 GB of
 resident memory while all of the file is read.
 """

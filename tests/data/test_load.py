@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -157,6 +158,20 @@ def test_a_mapped_source_survives_pickling_and_threads(tmp_path: Path) -> None:
         for one, two in zip(threads.map(copy.read, rows), rows, strict=True):
             np.testing.assert_array_equal(one, arrays["image"][two])
     assert len(pickle.dumps(source)) < arrays["image"].nbytes / 10  # the pixels stay in the file
+
+
+def test_a_large_file_is_read_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("puma.data.mapped._RESIDENT", 1000)
+    arrays = write_edm(tmp_path / "edm.npz", rows=500)
+    source = load_dataset(tmp_path / "edm.npz")
+    for rows in (np.array([3]), np.arange(100, 200), np.array([499, 0, 7, 7]), np.arange(9, 3, -1), np.empty(0, int)):
+        np.testing.assert_array_equal(source.read(rows), arrays["image"][rows])
+    np.testing.assert_array_equal(source.read(slice(None)), arrays["image"])
+    os.truncate(tmp_path / "edm.npz", 5000)
+    with pytest.raises(DataError, match="has become shorter"):
+        source.read(slice(None))
+    with pytest.raises(DataError, match="has become shorter"):
+        source.read(np.array([499, 4]))
 
 
 def test_a_file_with_a_question_mark_in_its_name(tmp_path: Path) -> None:
