@@ -94,7 +94,7 @@ def predict(
 
     >>> student = predict("none", alpha=10, eps=0.3)
     >>> round(student.clean_error, 3), round(student.robust_error, 3)
-    (0.063, 0.25)
+    (0.06, 0.239)
 
     Raises:
         UsageError: a strategy that needs margins on the anisotropic task, or a value out of its range.
