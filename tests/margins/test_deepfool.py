@@ -137,7 +137,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
         deepfool(model, x.double(), labels)
     with pytest.raises(DataError, match="5 classes"):
         deepfool(model, x, labels + 5)
-    with pytest.raises(DataError, match=r"integers of shape \[B\]"):
+    with pytest.raises(DataError, match=r"\[B\] int is needed"):
         deepfool(model, x, labels[:2])
     with pytest.raises(UsageError, match="did you mean 'margin'"):
         deepfool(model, x, labels, mode="margins")

@@ -17,6 +17,8 @@ from puma.errors import ModelError, ResumeError, UsageError
 from puma.files import lock
 from puma.margins import part_path
 from puma.scoring import score_margins
+from puma.scoring.estimate import estimate
+from puma.scoring.settings import sized
 
 
 class Small(nn.Module):
@@ -147,3 +149,21 @@ def test_unsteady_models_are_caught(model, pool) -> None:
         score(trained.train(), pool, None)
     with pytest.raises(ModelError, match="has 3 classes, the pool 10"):
         score(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), pool, None)
+
+
+def test_an_estimate_counts_what_is_left_and_writes_nothing(model, pool, tmp_path) -> None:
+
+    out = tmp_path / "table"
+    chosen = sized("Linf", "parity", "cpu", batch_size=64, part_rows=200)
+    before = estimate(model, pool, chosen, chosen.meta(model, pool), out, num_workers=2)
+    assert not out.exists()
+    assert (before.images, before.finished) == (898, 0)
+    assert before.seconds == pytest.approx(898 / before.images_per_s / 2)
+    score(model, pool, out, worker=1, num_workers=3)
+    known = sorted(path.name for path in out.iterdir())
+    after = estimate(model, pool, chosen, chosen.meta(model, pool), out)
+    assert (after.images, after.finished) == (898 - 298, 298)
+    assert 0 < after.disk_bytes < before.disk_bytes
+    assert after.disk_free is not None
+    assert after.memory_bytes > 1e7
+    assert sorted(path.name for path in out.iterdir()) == known

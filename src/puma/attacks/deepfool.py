@@ -46,9 +46,9 @@ class Effort:
 
 EFFORTS: dict[Mode, Effort] = {
     "rank": Effort(candidates=3, follow=0, polishes=0),
-    "parity": Effort(candidates=5, follow=2, polishes=0),
-    "margin": Effort(candidates=5, follow=2, polishes=3),
-    "tight": Effort(candidates=5, follow=2, polishes=8, damping=0.7),
+    "parity": Effort(candidates=4, follow=1, polishes=0),
+    "margin": Effort(candidates=4, follow=1, polishes=3, damping=0.7),
+    "tight": Effort(candidates=5, follow=2, polishes=16, damping=0.7),
 }
 
 # The level beyond the boundary at which a step aims, as a share of the first logit gap: without it DeepFool stalls on
@@ -57,6 +57,9 @@ _PAD = 0.005
 # A level counts as beyond the boundary from here on, as a share of the logits' size: float32 passes of the same image
 # in another batch or memory format differ by less.
 _FLOOR = 1e-6
+# Polishing knows how to get back across, so it aims closer to the boundary than the first approach does.
+_POLISH_PAD = 0.1
+_LEAST_STRIDE = 0.2
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ class _Search:
         self.codes = torch.full_like(self.labels, int(Status.UNCONVERGED), dtype=torch.int8)
         self.best = start.clone()
         self.distance = start.new_full((len(start),), torch.inf)
-        self.depth, self.pad, self.floor = (start.new_zeros(len(start)) for _ in range(3))
+        self.pad, self.floor, self.depth = (torch.zeros_like(self.distance) for _ in range(3))
         self.x, self.length = start.clone(), start.new_full((len(start),), torch.inf)
         self.alive = torch.zeros_like(self.wrong)
 
@@ -192,8 +195,7 @@ class _Search:
             return
         everything = torch.arange(len(self.start), device=self.start.device)
         if self.classes == 1:
-            for rows in everything.split(self.network.chunk):
-                self._look(rows, self.network.logits(self.start[rows]))
+            self._look(everything, self.network.logits(self.start))
             return
         for here, found, move, length in self._steps(everything, self.start, self.effort.candidates, 0):
             self.x[here] += move
@@ -229,7 +231,7 @@ class _Search:
         rows = self.alive.nonzero().squeeze(1)
         wrong = self.wrong[rows]
         follow, all_near = self.effort.follow, self.effort.candidates
-        return [(rows[~wrong], follow, follow), (rows[wrong], all_near, 2 * all_near)]
+        return [(rows[~wrong], follow, 1), (rows[wrong], all_near, 2 * all_near + 1)]
 
     def approach(self, rows: Tensor, follow: int, steps: int) -> None:
         """DeepFool from where the first step led ``rows`` to beyond the boundary."""
@@ -247,28 +249,37 @@ class _Search:
             x[rows] = x[rows].clamp(0, 1)
 
     def polish(self, rows: Tensor, classes: int) -> None:
-        """Project the images onto the boundary linearised where it was crossed, and keep what is closer."""
-        effort = self.effort
+        """Walk along the boundary to where it is nearest.
+
+        Each round linearises where the row stands and goes part of the way to the image's projection onto that plane.
+        Where that falls short of the boundary the secant towards the best crossing leads back to it, and the next round
+        looks there. A row that gains nothing takes shorter steps, and is left alone when they become small.
+        """
         rows = rows[self.distance[rows].isfinite()]
-        for _ in range(effort.polishes):
-            if not len(rows):
-                return
-            before = self.distance[rows].clone()
-            target = self.best[rows].clone()
-            for here, found, move, _ in self._steps(rows, self.best[rows], classes, 1, home=True):
+        if not self.effort.polishes or not len(rows):
+            return
+        self.x[rows] = self.best[rows]
+        stride = torch.full_like(self.distance, self.effort.damping)
+        pad, self.pad = self.pad, self.pad * _POLISH_PAD
+        for _ in range(self.effort.polishes):
+            before, x = self.distance[rows], self.x[rows]
+            target = x.clone()
+            for here, found, move, _ in self._steps(rows, x, classes, 1, home=True):
                 goal = self.start[rows[here]] + move
-                better = self.best[rows[here]] + effort.damping * (goal - self.best[rows[here]])
-                target[here] = torch.where(found.unsqueeze(1), better, target[here]).clamp(0, 1)
+                there = x[here] + stride[rows[here]].unsqueeze(1) * (goal - x[here])
+                target[here] = torch.where(found.unsqueeze(1), there, x[here]).clamp(0, 1)
             level = self._try(rows, target)
-            # Where the projection fell short of the boundary, the secant towards the last crossing finds it.
-            short = level <= 0
-            if bool(short.any()):
-                again = rows[short]
-                low = level[short]
-                share = (-low / (self.depth[again] - low).clamp_min(1e-30)).clamp(0, 1)
-                share = (share * 1.05 + 0.02).clamp(max=1).unsqueeze(1)
-                self._try(again, target[short] + share * (self.best[again] - target[short]))
-            rows = rows[self.distance[rows] < before * (1 - 2e-3)]
+            share = (-level / (self.depth[rows] - level).clamp_min(1e-30)).clamp(0, 1)
+            share = torch.where(level > self.floor[rows], 0.0, (share * 1.05 + 0.02).clamp(max=1)).unsqueeze(1)
+            self.x[rows] = target + share * (self.best[rows] - target)
+            gained = self.distance[rows] < before * (1 - 2e-3)
+            stride[rows] = torch.where(gained, (stride[rows] * 1.3).clamp(max=1), stride[rows] * 0.6)
+            rows = rows[stride[rows] > _LEAST_STRIDE]
+            if not len(rows):
+                break
+        if len(rows):
+            self._try(rows, self.x[rows])
+        self.pad = pad
 
     def result(self, images: Tensor) -> DeepFool:
         """Confirm every crossing with the model itself, and put the signs and statuses in place."""
@@ -294,8 +305,11 @@ class _Search:
         return torch.where(self.wrong[rows], own - rival, rival - own)
 
     def _try(self, rows: Tensor, x: Tensor) -> Tensor:
-        """Look at ``x``, keep what is beyond the boundary and closer than before; return the levels."""
-        logits = self.network.logits(x)
+        """Look at ``x`` and keep what is beyond the boundary and closer than before; return the levels."""
+        return self._note(rows, x, self.network.logits(x))
+
+    def _note(self, rows: Tensor, x: Tensor, logits: Tensor) -> Tensor:
+        """As `_try`, with the logits ``[b, K]`` at hand."""
         level = self._level(logits, rows)
         length = self._length(x - self.start[rows])
         better = (level > self.floor[rows]) & (length < self.distance[rows])
@@ -325,6 +339,8 @@ class _Search:
         def choose(here: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
             if step == 0:
                 self._look(rows[here], logits)
+            if home:
+                self._note(rows[here], x[here], logits)
             own = self.labels[rows[here]].unsqueeze(1)
             rivals = logits.scatter(1, own, -torch.inf).topk(count, dim=1).indices
             own = own.expand_as(rivals)

@@ -69,5 +69,7 @@ def _times(weight: Tensor, speed: Tensor | None, room: Tensor, offsets: Tensor) 
         blocked = torch.where(stopped, gained, torch.zeros_like(gained)).sum(-1)
         free = torch.where(stopped, torch.zeros_like(power), power).sum(-1)
         better = (offsets - blocked) / free.clamp_min(torch.finfo(weight.dtype).tiny)
-        time = torch.maximum(time, torch.where(free > 0, better, time)).clamp(max=1e30)
+        before, time = time, torch.maximum(time, torch.where(free > 0, better, time)).clamp(max=1e30)
+        if time.device.type == "cpu" and torch.equal(before, time):  # on a GPU looking would cost more than going on
+            break
     return time
