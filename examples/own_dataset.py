@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 import puma
+from puma.recipe import load_recipe
 
 
 class Digits:
@@ -27,9 +28,10 @@ class Digits:
 
 
 pool = puma.Pool([Digits(), Digits(noise=20)], roles=["real", "synthetic"])
-model = puma.build_model("small-cnn", num_classes=10, in_channels=1, image_size=16).eval()
-table = puma.score_margins(model, pool, norm="Linf")
-plan = puma.make_plan(table, strategy="random", prune_fraction=0.5, threat=puma.ThreatModel("Linf", 0.1))
+threat = puma.ThreatModel("Linf", 0.1)
+run = puma.train("small-cnn", pool, threat=threat, recipe=load_recipe("digits", steps=40, attack_steps=3))
+table = puma.score_margins(run.model, pool, norm="Linf", mode="rank")  # estimates are enough to look at a pool
+plan = puma.make_plan(table, strategy="easy", prune_fraction=0.5, threat=threat)
 planned = puma.PlannedDataset(pool, plan)
 image, label, eps = planned[0]
 print(f"{len(planned)} of {len(pool)} images; the first: {tuple(image.shape)}, label {label}, eps {eps:.3f}")

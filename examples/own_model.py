@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import puma
+from puma.recipe import load_recipe
 
 
 class Perceptron(nn.Module):
@@ -22,7 +23,7 @@ class Perceptron(nn.Module):
 
 threat = puma.ThreatModel.parse("L2:0.5")
 pool = puma.Pool([puma.load_dataset("digits")])
-run = puma.train(Perceptron(), pool, threat=threat, recipe="digits", seed=0)
+run = puma.train(Perceptron(), pool, threat=threat, recipe=load_recipe("digits", steps=100), seed=0)
 table = puma.score_margins(run.model, pool, norm="L2")
 plan = puma.make_plan(table, strategy="puma-plus", prune_fraction=0.3, threat=threat)
 print(table.to_pandas().groupby("status", observed=True).margin.describe())

@@ -24,7 +24,8 @@ def epoch(loader):
 
 
 plain = [(torch.from_numpy(image).permute(2, 0, 1) / 255, label, threat.eps) for image, label in pool]
-epoch(DataLoader(plain, batch_size=64, shuffle=True))  # one epoch on everything gives a first margin model
+for _ in range(3):  # a few epochs on everything give a first margin model
+    epoch(DataLoader(plain, batch_size=64, shuffle=True))
 
 table = puma.score_margins(model.eval(), pool, norm="Linf")
 plan = puma.make_plan(table, strategy="puma", prune_fraction=0.3, threat=threat)

@@ -20,6 +20,16 @@ from typing import Any
 from puma.errors import BusyError, DataError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CANNOT_WRITE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOENT,
+    errno.ENAMETOOLONG,
+}
 
 
 @contextmanager
@@ -60,7 +70,7 @@ def storage_errors(target: Path | str) -> Iterator[None]:
                 why="the disk or the quota is full; everything written before is intact",
                 fix="free some space and run the same command again: it goes on from here",
             ) from error
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}:
+        if error.errno in _CANNOT_WRITE:
             raise StorageError(f"cannot write {target}", why=str(error), fix="choose another output path") from error
         raise
 

@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
     + [("attack_cost", pa.float64()), ("steps", pa.int64())]
 )
 # clean and robust accuracy each arm would have without noise
+POOL = f"digits:train ({REAL}) + images ({SYNTHETIC})"
 ARMS = {
     ("none", "{}", 0.0): (0.960, 0.560),
     ("random", "{}", 0.6): (0.957, 0.550),
@@ -69,7 +70,7 @@ def write_results(folder: Path, name: str = "made up", seeds: int = 2) -> Path:
                 scale = json.loads(params).get("scale", 0.7 if strategy.startswith(("puma", "cap", "easy-m")) else 1.0)
                 row = {
                     "study": name,
-                    "pool": f"digits:train ({REAL}) + images ({SYNTHETIC})",
+                    "pool": POOL,
                     "strategy": strategy,
                     "params": params,
                     "prune_fraction": prune,
@@ -191,6 +192,7 @@ def write_study(folder: Path, name: str = "made up", seeds: int = 2, companions:
             write_run(folder / "runs" / key, *arm, seed)
             inner = ", ".join(f"{k}={v}" for k, v in json.loads(arm[1]).items())
             label = f"{arm[0]}({inner})" if inner else arm[0]
-            shares.append({"strategy": label, "seed": seed, "share": 0.05 + 0.1 * ARMS[arm][1] + 0.004 * seed})
+            share = 0.05 + 0.1 * ARMS[arm][1] + 0.004 * seed
+            shares.append({"strategy": label, "pool": POOL, "prune_fraction": arm[2], "seed": seed, "share": share})
     pq.write_table(pa.Table.from_pylist(shares), folder / "mislabelled.parquet")
     return folder

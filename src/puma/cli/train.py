@@ -89,7 +89,7 @@ def train(
             raise
         raise typer.Exit(error.exit_code) from None  # one message is enough
     if leads:
-        _report(run.meta, out)
+        _report(run.meta, out, threat)
 
 
 def _leads() -> bool:
@@ -98,14 +98,14 @@ def _leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _report(meta: dict[str, Any], out: Path) -> None:
+def _report(meta: dict[str, Any], out: Path, threat: object) -> None:
     typer.echo(f"steps    {meta['steps']:,} in {meta['seconds'] / 60:.1f} min")
     typer.echo(f"images   {meta['unique_images']:,} of {meta['trained_on']:,} seen, in {meta['draws']:,} draws")
     if meta["best_validation"] is not None:
         found = f"{meta['best_validation']:.4f} under PGD (CW) on {meta['validation_images']:,} held-out real images"
         typer.echo(f"best     step {meta['best_step']:,}: {found}")
     typer.echo(f"models   {out / 'last.safetensors'}, {out / 'best.safetensors'}")
-    typer.echo(f"next     puma evaluate {out}")
+    typer.echo(f"next     puma evaluate {out} --data TEST --threat {threat}")
 
 
 def _changes(pairs: list[str]) -> dict[str, Any]:

@@ -81,17 +81,17 @@ def pool_section(materials: Materials, main: Sequence[Arm]) -> Section:
 
 def mislabelled_section(materials: Materials, main: Sequence[Arm]) -> Section:
     """Share of kept training images whose perturbation an independent judge gives another class."""
-    by_label: dict[str, dict[int, list[float]]] = {}
+    shares_of: dict[tuple[str, str, float], list[float]] = {}
     for row in materials.mislabelled:
-        by_label.setdefault(str(row["strategy"]), {}).setdefault(int(row["seed"]), []).append(float(row["share"]))
+        shares_of.setdefault((row["strategy"], row["pool"], row["prune_fraction"]), []).append(row["share"])
     looked = materials.settings.get("evaluation", {}).get("mislabelled", 2000)
     entries: list[tuple[str, str, Interval]] = []
     rows: list[list[object]] = []
     for arm in main:
-        shares = by_label.pop(_cell_label(arm), None)
+        shares = shares_of.get((_cell_label(arm), arm.first.pool, arm.first.prune_fraction))
         if shares is None:
             continue
-        estimate = mean_interval([sum(values) / len(values) for values in shares.values()])
+        estimate = mean_interval(shares)
         low, high = estimate.low, estimate.high
         if estimate.seeds == 1:
             low, high = wilson_interval(estimate.value, min(looked, arm.first.kept))

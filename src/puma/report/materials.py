@@ -106,7 +106,7 @@ class Materials:
 
     @cached_property
     def mislabelled(self) -> list[dict[str, Any]]:
-        """Rows of ``mislabelled.parquet``: at least ``strategy, seed, share``."""
+        """Rows of ``mislabelled.parquet``: ``strategy, pool, prune_fraction, seed, share``."""
         path = self.folder / "mislabelled.parquet"
         rows = self._try("mislabelled shares", lambda: pq.read_table(path).to_pylist()) if path.is_file() else None
         return [row for row in rows or [] if row.get("share") is not None]

@@ -103,4 +103,4 @@ def judge_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
         seed=cell.seed,
         progress=show,
     )
-    return {"strategy": cell.label, "seed": cell.seed, "share": share}
+    return {"share": share}

@@ -12,6 +12,7 @@ from puma.files import atomic_path
 from puma.study.folder import StudyFolder
 
 SCHEMA_VERSION = "puma.results/1"
+_JUDGED = ("pool", "prune_fraction", "seed")
 _TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
 SCHEMA = pa.schema(
     {
@@ -48,8 +49,11 @@ def collect(study: StudyFolder) -> list[dict[str, Any]]:
 def write_results(study: StudyFolder) -> Path:
     """Write ``results.parquet`` and ``mislabelled.parquet`` from the finished cells."""
     _write(study.path / "results.parquet", pa.Table.from_pylist(collect(study), schema=SCHEMA))
-    judged = [study.result(f"judged-{cell.key}") for cell in study.spec.cells()]
-    shares = [{key: row[key] for key in ("strategy", "seed", "share")} for row in judged if row]
+    shares = []
+    for cell in study.spec.cells():
+        judged, rows = study.result(f"judged-{cell.key}"), (study.result(cell.key) or {}).get("rows", [])
+        if judged and rows:
+            shares.append({key: rows[0][key] for key in _JUDGED} | {"strategy": cell.label, "share": judged["share"]})
     if shares:
         _write(study.path / "mislabelled.parquet", pa.Table.from_pylist(shares))
     return study.path / "results.parquet"
