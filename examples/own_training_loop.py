@@ -1,4 +1,4 @@
-"""PUMA's plan in somebody's own training loop: the plan is a data set of (image, label, eps), the rest is plain PyTorch.
+"""PUMA in somebody's own training loop: the plan is a data set of (image, label, eps), the rest is plain PyTorch.
 
 python examples/own_training_loop.py
 """

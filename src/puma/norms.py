@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from puma.errors import UsageError
 
@@ -21,4 +21,4 @@ def parse_norm(text: str) -> Norm:
     """
     if text not in NORMS:
         raise UsageError(f"unknown norm {text!r}", fix='use "Linf" or "L2"')
-    return cast(Norm, text)
+    return text
