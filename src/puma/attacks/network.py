@@ -1,8 +1,7 @@
 """A margin model as DeepFool sees it: logits without a graph, and gradients of logit differences to the input.
 
 One forward pass with a graph serves all candidate classes (one backward pass each); gradients go to the input only, so
-nothing is ever written into the weights' ``.grad``. Images travel in chunks that stay in the processor's cache; on a
-GPU the chunks have a few fixed sizes so that nothing is recompiled while images drop out.
+nothing is ever written into the weights' ``.grad``. Images travel in chunks that stay in the processor's cache.
 """
 
 from __future__ import annotations
