@@ -9,13 +9,13 @@ demo: .venv/user
 	$(BIN)/puma demo --out demo
 
 test: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2
 
 format: .venv/dev
 	$(BIN)/ruff format .

@@ -37,10 +37,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["plan", "--table", folder / "margins", "--threat", "Linf:0.1", "--prune-fraction", 0.5, "--explain",
              "--out", folder / "plan.parquet"],
             ["train", *pool, *short, "--plan", folder / "plan.parquet", "--out", folder / "run"],
-            ["evaluate", folder / "run", "--data", "digits:test?subset=40", "--threat", "Linf:0.1", "--subset", 12, "--quiet"],
+            ["evaluate", folder / "run", "--data", "digits:test?subset=40", "--threat", "Linf:0.1", "--subset", 12,
+             "--quiet"],
             ["report", folder / "run"],
             ["verify", folder / "run", "--quiet"],
-            *(["show", folder / name] for name in ("images.npz", "margins", "plan.parquet", "run", "run/last.safetensors")),
+            *(["show", folder / name] for name in ("images.npz", "margins", "plan.parquet", "run")),
+            ["show", folder / "run" / "last.safetensors"],
         ):  # fmt: skip
             assert puma(patch, *words) == 0, words
     return folder
@@ -84,7 +86,7 @@ def test_each_verb_leaves_its_artefact(made: Path) -> None:
         ("generate digits --count 10 --out images.jpg", 2, ".npz"),
         ("study run nothing.toml", 2, "does not exist"),
         ("study status margins", 3, "puma study run"),
-        ("show nowhere", 2, "nowhere"),
+        ("show nowhere", 3, "nowhere"),
         ("demo --strategies none,pumma --out d", 2, "did you mean 'puma'"),
         ("demo --eps 8 --out d", 2, "8/255"),
     ],

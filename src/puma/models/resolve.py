@@ -24,7 +24,7 @@ def resolve_model(spec: str | Path, weights: str | Path | None = None, **options
         **options: for `build_model`, with a name only.
 
     Raises:
-        ModelError: no such module, factory or file; the factory fails; the weights do not fit.
+        ModelError: no such module, factory, file or run; the factory fails; the weights do not fit.
         UsageError: unknown name.
     """
     text = str(spec)
@@ -34,6 +34,12 @@ def resolve_model(spec: str | Path, weights: str | Path | None = None, **options
         model = _call_factory(text)
     elif Path(text).suffix == ".safetensors" or "/" in text:
         raise ModelError(f"weights {text} do not exist")
+    elif "num_classes" not in options:
+        raise ModelError(
+            f"there is no model at {text}",
+            why="a model is a weights file, the folder of a finished run, or package.module:factory",
+            fix="train one with `puma train`",
+        )
     else:
         model = build_model(text, **options)
     if weights is not None:
