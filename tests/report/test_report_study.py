@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from made_up_study import ARMS, REAL, SYNTHETIC, write_results, write_rows, write_run
+from matplotlib.text import Text
 
 from puma.errors import DataError
 from puma.report import write_report
@@ -80,7 +81,7 @@ def test_frontier_of_the_picture_runs_through_the_undominated_means(report):
 def test_labels_of_the_picture_do_not_overlap(report):
     figure = next(picture for picture in report.pictures if picture.name == "tradeoff").figure
     figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # without the lines to far labels
     assert len(boxes) == len(ARMS)
     overlaps = [
         (i, j) for i in range(len(boxes)) for j in range(i) if boxes[i].padded(-1.5).overlaps(boxes[j].padded(-1.5))
