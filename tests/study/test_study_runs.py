@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,21 @@ def test_another_run_repeats_nothing(finished: StudyFolder) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.is_file()}
     work(finished)
     assert {path: path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_study_goes_on_elsewhere_from_its_small_files(finished: StudyFolder, tmp_path: Path) -> None:
+    grid_of = [{"strategies": ["none", "puma", "random"], "prune_fractions": [0.5]}]
+    study = small_study(tmp_path, grid=grid_of)
+    shutil.copytree(finished.path / "done", study.path / "done", ignore=shutil.ignore_patterns(".*"))
+    work(study)
+    before, after = collect(finished), collect(study)
+    assert [row["strategy"] for row in after] == ["none", "puma", "random"]
+    assert [{**row, "recipe": ""} for row in after[:2]] == [{**row, "recipe": ""} for row in before]
+    assert not (study.path / "runs" / study.spec.cells()[0].key).exists()  # its figures were carried over
+    assert (
+        MarginTable.read(study.margin_folder(None)).fingerprint
+        == MarginTable.read(finished.path / "margins").fingerprint
+    )
 
 
 @pytest.mark.dist

@@ -9,7 +9,7 @@ from puma.errors import UsageError
 from puma.files import lock
 from puma.progress import Progress
 from puma.study.folder import StudyFolder
-from puma.study.queue import run_task
+from puma.study.queue import forget_lost, run_task
 from puma.study.tasks import study_tasks
 
 
@@ -35,7 +35,9 @@ def run_on_ray(
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3)(_run)
     references: dict[str, Any] = {}
-    for task in study_tasks(study):  # a task's needs come before it, and Ray holds it back until they are there
+    tasks = study_tasks(study)
+    forget_lost(study, tasks)
+    for task in tasks:  # a task's needs come before it, and Ray holds it back until they are there
         needs = [references[name] for name in task.needs]
         references[task.name] = remote.remote(str(study.path.resolve()), task.name, *needs)
     names = {reference: name for name, reference in references.items()}

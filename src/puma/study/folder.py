@@ -116,6 +116,10 @@ class StudyFolder:
         """Record that a task is finished."""
         write_json(self._done_file(task), result)
 
+    def forget(self, task: str) -> None:
+        """Have a finished task done again."""
+        self._done_file(task).unlink(missing_ok=True)
+
     def _done_file(self, task: str) -> Path:
         return self.path / "done" / f"{task}.json"
 

@@ -30,6 +30,7 @@ def work(study: StudyFolder, *, worker: int = 0, num_workers: int = 1, show: boo
         show: report progress.
     """
     tasks = study_tasks(study)
+    forget_lost(study, tasks)
     mine = [task for place, task in enumerate(tasks) if (place % num_workers if task.needs else 0) == worker]
     while left := [task for task in mine if study.result(task.name) is None]:
         ready = [task for task in left if all(study.result(name) is not None for name in task.needs)]
@@ -37,6 +38,19 @@ def work(study: StudyFolder, *, worker: int = 0, num_workers: int = 1, show: boo
             time.sleep(_WAIT_S)
     while any(study.result(task.name) is None for task in tasks):
         time.sleep(_WAIT_S)
+
+
+def forget_lost(study: StudyFolder, tasks: list[Task]) -> None:
+    """Have finished tasks done again whose files are gone, where a task that is left needs them.
+
+    So a study goes on elsewhere from its small files alone: what it found out is not repeated.
+    """
+    by_name = {task.name: task for task in tasks}
+    for task in reversed(tasks):  # a task comes after what it needs, so what is forgotten here is seen further on
+        if study.result(task.name) is None:
+            for need in (by_name[name] for name in task.needs):
+                if need.leaves is not None and not need.leaves.exists():
+                    study.forget(need.name)
 
 
 def run_task(study: StudyFolder, task: Task, show: bool) -> dict[str, Any]:

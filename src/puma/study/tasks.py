@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from puma.study.cells import judge_cell, more_than_margins, run_cell
@@ -27,6 +28,7 @@ class Task:
         needs: names of tasks that have to be finished before.
         weight: rough share of the time, for the progress bar.
         work: does it; takes ``show`` (progress) and returns what is recorded.
+        leaves: the file or folder that later tasks read; None where they read only what is recorded.
     """
 
     name: str
@@ -34,29 +36,35 @@ class Task:
     needs: tuple[str, ...]
     weight: float
     work: Callable[[bool], dict[str, Any]]
+    leaves: Path | None = None
 
 
 def study_tasks(study: StudyFolder) -> list[Task]:
     """All tasks of a study, in the order in which they are best begun."""
     cells, judged = study.spec.cells(), study.spec.evaluation.mislabelled > 0
-    tasks = [Task("synthetic", "synthetic images", (), 1.0, partial(make_synthetic, study))]
+    tasks = [Task("synthetic", "synthetic images", (), 1.0, partial(make_synthetic, study), _made(study))]
     for size in dict.fromkeys([None, *(cell.synthetic for cell in cells)]):
         label = "" if size is None else f" ({size} synthetic)"
-        tasks.append(
-            Task(_named("margins", size), f"margins{label}", ("synthetic",), 1.0, partial(score_pool, study, size))
-        )
+        score, margins = partial(score_pool, study, size), study.margin_folder(size)
+        tasks.append(Task(_named("margins", size), f"margins{label}", ("synthetic",), 1.0, score, margins))
         if any(cell.synthetic == size and more_than_margins(cell) for cell in cells):
             work = partial(score_run_of, study, size)
-            tasks.append(Task(_named("scores", size), f"other scores{label}", (_named("margins", size),), 0.3, work))
+            needs, scores = (_named("margins", size),), study.scores_folder(size)
+            tasks.append(Task(_named("scores", size), f"other scores{label}", needs, 0.3, work, scores))
     if judged:
-        tasks.append(Task("judge", "judge", ("synthetic",), 0.7, partial(train_judge, study)))
+        tasks.append(Task("judge", "judge", ("synthetic",), 0.7, partial(train_judge, study), study.path / "judge"))
     for cell in cells:
-        needs = [_named("scores" if more_than_margins(cell) else "margins", cell.synthetic)]
-        tasks.append(Task(cell.key, cell.label, tuple(needs), 1.0, partial(run_cell, study, cell)))
+        needs = (_named("scores" if more_than_margins(cell) else "margins", cell.synthetic),)
+        tasks.append(Task(cell.key, cell.label, needs, 1.0, partial(run_cell, study, cell), study.run_folder(cell)))
         if judged:
             look = partial(judge_cell, study, cell)
             tasks.append(Task(f"judged-{cell.key}", f"judging {cell.label}", (cell.key, "judge"), 0.05, look))
     return tasks
+
+
+def _made(study: StudyFolder) -> Path | None:
+    """The images the study makes for itself, if it makes any."""
+    return study.synthetic_file if isinstance(study.spec.pool.synthetic, int) else None
 
 
 def _named(what: str, size: int | None) -> str:
