@@ -22,7 +22,14 @@ from puma.data.source import Source
 from puma.data.tensors import read_batch
 from puma.errors import ModelError, ResumeError
 from puma.files import atomic_path, lock, prepare_folder, read_json, write_json
-from puma.label_quality import AGREEMENT, CONFIDENT_LEARNING, Ranked, agreement, class_thresholds
+from puma.label_quality import (
+    AGREEMENT,
+    CONFIDENT_LEARNING,
+    Ranked,
+    agreement,
+    class_thresholds,
+    confident_joint,
+)
 from puma.margins import PART_ROWS, MarginTable, Status, differences, write_part
 from puma.models.weights import weights_sha256
 from puma.progress import Progress
@@ -55,7 +62,8 @@ def score_labels(
 
     Returns:
         A table without margins, whose ``scores`` hold the two columns; its ``meta["settings"]`` hold the class
-        thresholds of confident learning and the estimated share of wrong labels.
+        thresholds of confident learning, and ``wrong_labels``: for each source the share of wrong labels that it
+        estimates, in [0, 1].
 
     Raises:
         ModelError: a model in training mode, of another number of classes, or with logits that are not finite.
@@ -118,22 +126,25 @@ def _predicted(model: nn.Module, pool: Pool, start: int, stop: int, batch_size: 
 
 
 def _write_table(folder: Path, pool: Pool, bounds: list[tuple[int, int]], meta: dict[str, Any]) -> None:
-    """The second pass, over what the first kept: thresholds need every image, flags need the thresholds."""
+    """What follows from what the first pass kept: thresholds need every image, flags need the thresholds."""
     own = np.concatenate([part["own"] for part in _predictions(folder, bounds)])
     thresholds = class_thresholds(own, pool.labels, pool.num_classes)
-    settings = {**meta["settings"], "thresholds": [float(t) if np.isfinite(t) else None for t in thresholds]}
+    counted = np.concatenate([_ranked(part).counted_to(thresholds) for part in _predictions(folder, bounds)])
+    settings = {
+        **meta["settings"],
+        "thresholds": [float(t) if np.isfinite(t) else None for t in thresholds],
+        "wrong_labels": _wrong_labels(pool, counted),
+    }
     for number, part in enumerate(_predictions(folder, bounds)):
         start, stop = bounds[number]
-        ranked = Ranked(part["classes"], part["probabilities"])
-        if number == 0 and not ranked.exact(thresholds, pool.num_classes):
+        if number == 0 and not _ranked(part).exact(thresholds, pool.num_classes):
             logger.warning(
                 "the model is so unsure of some class (threshold %.3f) that flags beyond its %d most probable classes "
                 "are missed",
                 thresholds.min(),
                 _TOP,
             )
-        counted, labels = ranked.counted_to(thresholds), pool.labels[start:stop]
-        predicted = ranked.classes[:, 0]
+        to, labels, predicted = counted[start:stop], pool.labels[start:stop], part["classes"][:, 0]
         columns: Part = {
             "index": np.arange(start, stop, dtype=np.int64),
             "label": labels.astype(np.int16),
@@ -142,10 +153,24 @@ def _write_table(folder: Path, pool: Pool, bounds: list[tuple[int, int]], meta: 
             "steps": np.zeros(stop - start, np.int16),
             "source": pool.source.codes[start:stop],
             AGREEMENT: part["agreement"],
-            CONFIDENT_LEARNING: ((counted >= 0) & (counted != labels)).astype(np.float32),
+            CONFIDENT_LEARNING: ((to >= 0) & (to != labels)).astype(np.float32),
         }
         write_part(folder, number, columns, {**meta, "settings": settings})
     write_json(folder / _RECORD, {"meta": {**meta, "settings": settings}})
+
+
+def _ranked(part: Part) -> Ranked:
+    return Ranked(part["classes"], part["probabilities"])
+
+
+def _wrong_labels(pool: Pool, counted: NDArray[np.int16]) -> dict[str, float]:
+    """The estimated share of wrong labels of each source: what its confident joint holds off the diagonal."""
+    shares = {}
+    for code, name in enumerate(pool.names):
+        rows = pool.source.codes == code
+        joint = confident_joint(counted[rows], pool.labels[rows], pool.num_classes)
+        shares[name] = float(1 - np.trace(joint))
+    return shares
 
 
 def _finished(folder: Path, meta: dict[str, Any]) -> bool:

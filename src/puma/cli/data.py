@@ -1,4 +1,4 @@
-"""``puma data``: look at image data before training on it, and unpack it."""
+"""``puma data``: look at images and labels before training on them, and unpack them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from puma.cli.labels import drop_suspects, labels
 from puma.cli.options import Quiet
 
 if TYPE_CHECKING:
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
     from puma.data.source import Source
 
-data_app = typer.Typer(help="Look at image data before training on it, and unpack it.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at images and labels before training on them, and unpack them.", no_args_is_help=True)
+data_app.command()(labels)
+data_app.command("drop-suspects")(drop_suspects)
 
 _SPEC = "digits, FILE.npz, FILE.npy, FILE.parquet, FOLDER, hf:NAME:SPLIT, also with options: FILE?resize=16&subset=5000"
 

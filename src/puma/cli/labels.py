@@ -1,0 +1,99 @@
+"""``puma data labels`` and ``puma data drop-suspects``: trust in labels, and plans without doubtful ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from puma.cli.options import Quiet
+
+if TYPE_CHECKING:
+    from puma.margins import MarginTable
+
+
+def labels(
+    model: Annotated[str, typer.Argument(help="Margin model: weights file, run folder, or package.module:factory.")],
+    sources: Annotated[list[str], typer.Argument(help="The pool: data sources, real ones first.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the score table; what is finished there is kept.")],
+    weights: Annotated[Path | None, typer.Option(help="Safetensors weights for a factory.")] = None,
+    roles: Annotated[str | None, typer.Option(help="real,synthetic,... one for each source.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 512,
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows of one part file.")] = 65_536,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves it to torch.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Score how far every label of a pool is to be trusted: one forward pass, two columns beside the margins.
+
+    agreement: the model's probability of the label minus the largest other one; negative where it says another class.
+    confident-learning: 1 where the label is probably wrong. The model should not have been trained on these labels.
+    Interrupted or killed, the same command goes on.
+
+    Example: puma data labels model.safetensors digits synthetic.npz --out label-quality
+    """
+    from puma.label_scores import score_labels
+    from puma.scoring.job import ScoringJob
+
+    job = ScoringJob(
+        model=model,
+        sources=tuple(sources),
+        weights=None if weights is None else str(weights),
+        roles=None if roles is None else tuple(roles.split(",")),
+        device=device,
+        threads=threads,
+    )
+    network, pool = job.open()
+    table = score_labels(network, pool, out=out, batch_size=batch_size, part_rows=part_rows, progress=not quiet)
+    _print_sources(table)
+    typer.echo(f"written to {out}; it joins the margins: puma plan --table margins --table {out}")
+
+
+def drop_suspects(
+    plan: Annotated[Path, typer.Argument(help="The plan.")],
+    table: Annotated[list[Path], typer.Option("--table", help="Margin table; again for that of `puma data labels`.")],
+    out: Annotated[Path, typer.Option("--out", help="Plan to write, a .parquet file.")],
+    below: Annotated[
+        float | None,
+        typer.Option(help="All with agreement below this, -1 to 1; none: the flags of confident learning."),
+    ] = None,
+) -> None:
+    """Write a plan without the synthetic images whose label is probably wrong; all else stays as it is.
+
+    They go on top of what the plan's strategy removed. Real images are never taken out.
+
+    Example: puma data drop-suspects plan.parquet --table margins --table label-quality --out trusted.parquet
+    """
+    from puma.errors import UsageError
+    from puma.files import prepare_folder
+    from puma.margins import MarginTable
+    from puma.plan import Plan
+    from puma.strategies.suspects import drop_suspects as without_suspects
+
+    if out.suffix != ".parquet":
+        raise UsageError(f"--out {out} does not end in .parquet", why="a plan is one Parquet file")
+    prepare_folder(out.parent)
+    margins, *others = (MarginTable.read(path) for path in table)
+    for other in others:
+        margins = margins.join(other)
+    made = Plan.read(plan)
+    cleaned = without_suspects(made, margins, below)
+    cleaned.write(out)
+    typer.echo(f"{made.kept - cleaned.kept:,} of {made.kept:,} kept images taken out, {cleaned.kept:,} are left")
+    for warning in cleaned.warnings:
+        typer.echo(f"warning: {warning}")
+    typer.echo(f"written to {out}")
+
+
+def _print_sources(table: MarginTable) -> None:
+    from puma.label_quality import AGREEMENT, CONFIDENT_LEARNING
+
+    agrees, flagged = table.scores[AGREEMENT] > 0, table.scores[CONFIDENT_LEARNING] == 1
+    for code, source in enumerate(table.sources):
+        mine = table.source == code
+        typer.echo(
+            f"{source['name']} ({source['role']}, {source['rows']:,}): the model agrees with {agrees[mine].mean():.2%} "
+            f"of the labels; {flagged[mine].sum():,} are probably wrong ({flagged[mine].mean():.2%}; estimated share "
+            f"{table.meta['settings']['wrong_labels'][source['name']]:.2%})"
+        )
