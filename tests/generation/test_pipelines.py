@@ -181,5 +181,6 @@ if importlib.util.find_spec("diffusers") is not None:  # the extra is optional: 
         assert first.shape == (6, 8, 8, 3)
         assert np.abs(first[0].astype(int) - first[2]).max() > 5
         assert np.abs(made(2).astype(int) - first).max() <= 1
-        with pytest.raises(ModelError, match="cannot open"):
+        with pytest.raises(ModelError, match="cannot open") as error:
             load_pipeline(str(tmp_path / "nowhere"))
+        assert error.value.why == "there is no such folder"

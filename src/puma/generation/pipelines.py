@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ def load_pipeline(place: str, device: torch.device | str = "cpu") -> Any:
             why=str(error).splitlines()[-1],
             fix="uninstall torchvision, or install the one that matches this torch",
         ) from None
+    if place.startswith((".", "/", "~")) and not Path(place).is_dir():
+        raise ModelError(f"cannot open the pipeline {place!r}", why="there is no such folder")
     try:
         pipeline = DiffusionPipeline.from_pretrained(place, use_safetensors=True)
     except (OSError, ValueError) as error:
