@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +21,12 @@ def show(
     """Say what an artefact is, how it was made and what it holds. Reads only."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     kind, facts = describe(artefact)
     table = Table(title=f"{artefact}: {kind}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in facts.items():
-        table.add_row(f"[bold]{name}", _text(value))
+    for name, value in _flat(facts):
+        table.add_row(Text(name, style="bold"), Text(value))
     Console().print(table)
 
 
@@ -157,8 +158,19 @@ def _accuracies(row: Facts) -> str:
     return ", ".join([*parts, f"{row['kept']:,} images kept"])
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, indent=1) if isinstance(value, dict) else str(value)
+def _flat(facts: Facts, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Names and values, one line each; what lies inside another is indented below its name."""
+    for name, value in facts.items():
+        label = "  " * depth + str(name)
+        if isinstance(value, dict) and value:
+            yield label, ""
+            yield from _flat(value, depth + 1)
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+            yield label, "\n".join(value) or "none"
+        elif isinstance(value, list) and all(isinstance(item, dict) for item in value):
+            yield label, "\n".join(", ".join(f"{key} {entry}" for key, entry in item.items()) for item in value)
+        else:
+            yield label, str(value)
 
 
 _FOLDERS: list[tuple[str, str, Callable[[Path], Facts]]] = [
