@@ -1,13 +1,14 @@
 """DeepFool, batched: how far an image lies from the decision boundary (arXiv 1511.04599), signed, in Linf or L2.
 
 Each step linearises the boundaries between the label and a few candidate classes and goes the shortest way onto the
-nearest one, staying in [0, 1]. A misclassified image goes the other way, into the region of its label, and its margin
-is negative. ``docs/margins.md`` tells the story with a picture; `benchmarks/margins.py` measures it against its peers.
+nearest one, staying in [0, 1] (`puma.attacks.search`); the better modes turn the ray from the image to the boundary
+until it is shortest (`puma.attacks.ray`). A misclassified image goes the other way, into the region of its label, and
+its margin is negative (`puma.attacks.polish`). ``docs/margins.md`` tells the story with a picture;
+`benchmarks/margins.py` measures it against its peers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,15 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from puma.attacks.halfspace import displacement, distances
 from puma.attacks.network import Network
-from puma.attacks.region import intersection
+from puma.attacks.polish import polish
+from puma.attacks.ray import Rays
+from puma.attacks.region import farthest
+from puma.attacks.search import Search
 from puma.errors import DataError, UsageError, unknown
 from puma.margins import STATUS_NAMES, Status
 from puma.norms import Norm, parse_norm
 
 Mode = Literal["rank", "parity", "margin", "tight"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+Precision = Literal["float32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -32,34 +37,24 @@ class Effort:
     """What a mode spends.
 
     Args:
-        candidates: classes linearised at the first step.
-        follow: classes linearised at each later step.
-        polishes: projections of the image onto the boundary linearised where it was crossed.
-        damping: share of the way to that projection that a polish goes.
+        candidates: classes linearised at the image.
+        tilts: shares of the way that the ray to the boundary is turned towards the boundary's normal, one a round.
+        settled: a ray is left alone when the boundary linearised where it crosses is at most this share nearer.
+        polishes: rounds for the way back of a misclassified image.
     """
 
     candidates: int
-    follow: int
-    polishes: int
-    damping: float = 1.0
+    tilts: tuple[float, ...] = ()
+    settled: float = 0.0
+    polishes: int = 0
 
 
 EFFORTS: dict[Mode, Effort] = {
-    "rank": Effort(candidates=3, follow=0, polishes=0),
-    "parity": Effort(candidates=4, follow=1, polishes=0),
-    "margin": Effort(candidates=4, follow=1, polishes=3, damping=0.7),
-    "tight": Effort(candidates=5, follow=2, polishes=16, damping=0.7),
+    "rank": Effort(candidates=3),
+    "parity": Effort(candidates=4),
+    "margin": Effort(candidates=4, tilts=(0.7, 0.4, 0.3), settled=0.02, polishes=1),
+    "tight": Effort(candidates=5, tilts=(0.7, 0.5, 0.4, 0.32, 0.26, 0.22, 0.2, 0.18), settled=0.01, polishes=4),
 }
-
-# The level beyond the boundary at which a step aims, as a share of the first logit gap: without it DeepFool stalls on
-# ties; in logits rather than in pixels it costs every image the same share of its margin.
-_PAD = 0.005
-# A level counts as beyond the boundary from here on, as a share of the logits' size: float32 passes of the same image
-# in another batch or memory format differ by less.
-_FLOOR = 1e-6
-# Polishing knows how to get back across, so it aims closer to the boundary than the first approach does.
-_POLISH_PAD = 0.1
-_LEAST_STRIDE = 0.2
 
 
 @dataclass(frozen=True)
@@ -99,6 +94,8 @@ def deepfool(
     mode: Mode = "margin",
     steps: int = 50,
     chunk: int = 64,
+    precision: Precision = "float32",
+    proxy: nn.Module | None = None,
 ) -> DeepFool:
     """Measure the margins of ``images``.
 
@@ -107,32 +104,35 @@ def deepfool(
         images: float32 ``[B, ...]`` in [0, 1].
         labels: int64 ``[B]``.
         norm: ``"Linf"`` or ``"L2"``.
-        mode: ``"rank"`` estimates from one linearisation; ``"parity"`` is plain DeepFool; ``"margin"`` polishes its
-            crossing; ``"tight"`` polishes longer.
+        mode: ``"rank"`` estimates from one linearisation and one look; ``"parity"`` is plain DeepFool; ``"margin"``
+            finds a nearby point of the boundary, ``"tight"`` looks longer for a nearer one.
         steps: linearisations at most before an image counts as unconverged.
         chunk: images per pass through the model.
+        precision: ``"bf16"`` computes gradients under bfloat16 autocast; crossings are always seen in float32.
+        proxy: a faster stand-in for ``model`` during the search, such as ``torch.compile(model, dynamic=False)``. It is
+            given batches of at most four sizes, and every crossing is confirmed by ``model`` itself.
 
     Raises:
-        UsageError: unknown norm or mode.
+        UsageError: unknown norm, mode or precision.
         DataError: images outside [0, 1] or not float32, labels that do not fit.
         ModelError: the model is in training mode or does not return logits.
     """
     parse_norm(norm)
     parse_mode(mode)
+    parse_precision(precision)
     if steps < 1 or chunk < 1:
         raise UsageError(f"steps and chunk have to be positive, not {steps} and {chunk}")
     check_images(images, labels)
-    network = Network(model, tuple(images.shape[1:]), chunk)
-    with torch.no_grad():
-        search = _Search(network, images.detach().flatten(1), labels.to(images.device), norm, EFFORTS[mode])
-        search.begin()
-        if mode == "rank":
-            search.estimate()
-        else:
-            for rows, follow, boundary in search.groups():
-                search.approach(rows, follow, steps)
-                search.polish(rows, boundary)
-    return search.result(images)
+    network = Network(model, tuple(images.shape[1:]), chunk, precision == "bf16", proxy)
+    with torch.no_grad(), network.compiling():
+        search = Search(network, images.detach().flatten(1), labels.to(images.device), norm)
+        if search.classes > 1 and len(images):
+            _spend(search, mode, steps)
+        elif len(images):
+            search.look(torch.arange(len(images), device=images.device), network.exact(search.start))
+        if proxy is not None and mode != "rank":
+            search.confirm()
+    return _result(search, images)
 
 
 def parse_mode(text: str) -> Mode:
@@ -143,6 +143,17 @@ def parse_mode(text: str) -> Mode:
     """
     if text not in MODES:
         raise unknown("mode", text, MODES)
+    return text
+
+
+def parse_precision(text: str) -> Precision:
+    """Return the precision called ``text``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if text not in PRECISIONS:
+        raise unknown("precision", text, PRECISIONS)
     return text
 
 
@@ -169,214 +180,70 @@ def check_images(images: Tensor, labels: Tensor) -> None:
         )
 
 
-class _Search:
-    """The state of a batch on its way to the boundary. All vectors are ``[B]``, all images flattened ``[B, D]``."""
+def _spend(search: Search, mode: Mode, steps: int) -> None:
+    """Run the search of a mode."""
+    effort = EFFORTS[mode]
+    rays = None if mode == "parity" else Rays(search)
+    ahead, straight, behind = _first_look(search, effort.candidates, rays, mode == "rank")
+    if rays is not None and len(ahead):
+        rays.probe(ahead, both=mode != "rank")
+        if mode == "rank":
+            search.distance[ahead] = rays.lengths(ahead)
+            search.codes[ahead] = int(Status.ESTIMATED)
+        else:
+            rays.tilt(ahead, effort.tilts[: steps - 1], effort.settled)
+            rays.trim(ahead)
+            straight = torch.cat([straight, ahead[search.distance[ahead].isinf()]])
+    if mode == "rank":
+        return
+    search.approach(straight, 1, back=False, steps=steps)
+    search.approach(behind, effort.candidates, back=True, steps=steps)
+    polish(search, behind, 2 * effort.candidates + 1, effort.polishes)
 
-    def __init__(self, network: Network, start: Tensor, labels: Tensor, norm: Norm, effort: Effort) -> None:
-        self.network, self.start, self.labels, self.norm, self.effort = network, start, labels.long(), norm, effort
-        self.classes = network.logits(start[:1]).shape[1] if len(start) else 1
-        if len(start) and not (int(labels.min()) >= 0 and int(labels.max()) < self.classes):
-            raise DataError(
-                f"labels reach from {int(labels.min())} to {int(labels.max())}",
-                why=f"the model has {self.classes} classes",
-            )
-        self.predicted, self.steps = torch.zeros_like(self.labels), torch.zeros_like(self.labels)
-        self.wrong = torch.zeros_like(self.labels, dtype=torch.bool)
-        self.codes = torch.full_like(self.labels, int(Status.UNCONVERGED), dtype=torch.int8)
-        self.best = start.clone()
-        self.distance = start.new_full((len(start),), torch.inf)
-        self.pad, self.floor, self.depth = (torch.zeros_like(self.distance) for _ in range(3))
-        self.x, self.length = start.clone(), start.new_full((len(start),), torch.inf)
-        self.alive = torch.zeros_like(self.wrong)
 
-    def begin(self) -> None:
-        """The first step: what the model says of the images, and one linearisation from the same pass."""
-        if not len(self.start):
-            return
-        everything = torch.arange(len(self.start), device=self.start.device)
-        if self.classes == 1:
-            self._look(everything, self.network.logits(self.start))
-            return
-        for here, found, move, length in self._steps(everything, self.start, self.effort.candidates, 0):
-            self.x[here] += move
-            self.length[here] = torch.where(found, length, torch.inf)
-            self.alive[here] = found & (move.abs().amax(1) > 0)
-        self.steps += 1
-        self.x.clamp_(0, 1)
+def _first_look(search: Search, candidates: int, rays: Rays | None, rank: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """One linearisation at the images themselves.
 
-    def _look(self, rows: Tensor, logits: Tensor) -> None:
-        """Note the model's answer to the images ``rows``."""
-        self.predicted[rows] = logits.argmax(1)
-        self.wrong[rows] = self.predicted[rows] != self.labels[rows]
-        scale = 1 + logits.abs().amax(1)
-        self.floor[rows] = _FLOOR * scale
-        if self.classes > 1:
-            self.pad[rows] = _PAD * self._level(logits, rows).abs() + 10 * _FLOOR * scale
-        status = torch.where(self.wrong[rows], int(Status.MISCLASSIFIED), int(Status.UNCONVERGED))
-        self.codes[rows] = torch.where(logits.isfinite().all(1), status, int(Status.NAN)).to(torch.int8)
+    Returns the rows that have a ray to follow, those that one step of DeepFool led away (out of reach of the box, or
+    without rays), and the misclassified ones, which one step led towards their label; in ``rank`` these have got their
+    estimate instead.
+    """
+    everything = torch.arange(len(search.start), device=search.start.device)
+    kinds = torch.zeros_like(everything)  # 1 ahead, 2 straight, 3 behind
+    for here, _, difference, normals, found in search.planes(everything, search.start, candidates, first=True):
+        at = everything[here]
+        gaps = search.pad[at].unsqueeze(1) - difference
+        for back in (False, True):
+            mine = (found & (search.wrong[at] == back)).nonzero().squeeze(1)
+            if not len(mine):
+                continue
+            rows, w, b = at[mine], normals[mine], gaps[mine]
+            if back and rank:
+                search.distance[rows] = farthest(1 - search.start[rows], search.start[rows], w, b, search.norm)
+                continue
+            if not back and rays is not None:
+                within = rays.offer(rows, w, b)
+                kinds[rows] = torch.where(within, 1, 2)
+            move = search.shortest(search.start[rows], w, b, back)
+            search.x[rows] = (search.start[rows] + move).clamp(0, 1)
+            if back or rays is None:
+                kinds[rows] = torch.where(move.abs().amax(1) > 0, 3 if back else 2, 0)
+    search.steps += 1
+    return tuple((kinds == kind).nonzero().squeeze(1) for kind in (1, 2, 3))  # type: ignore[return-value]
 
-    def estimate(self) -> None:
-        """The distance to the boundary linearised at the image; nothing is crossed."""
-        good = self.length.isfinite() & (self.length > 0)
-        self.distance[good] = self.length[good]
-        estimated = good & ~self.wrong
-        self.codes[estimated] = int(Status.ESTIMATED)
 
-    def groups(self) -> list[tuple[Tensor, int, int]]:
-        """The rows that leave their label's region and those that return to it.
-
-        With each the number of classes linearised on the way and at the boundary. Leaving, the nearest boundary
-        decides, and it is among the first few. Returning, every rival has to be beaten at once.
-        """
-        rows = self.alive.nonzero().squeeze(1)
-        wrong = self.wrong[rows]
-        follow, all_near = self.effort.follow, self.effort.candidates
-        return [(rows[~wrong], follow, 1), (rows[wrong], all_near, 2 * all_near + 1)]
-
-    def approach(self, rows: Tensor, follow: int, steps: int) -> None:
-        """DeepFool from where the first step led ``rows`` to beyond the boundary."""
-        x = self.x
-        for step in range(1, steps + 1):
-            rows = rows[~self._keep(rows, x[rows])] if len(rows) else rows
-            if not len(rows) or step == steps:
-                return
-            alive = torch.zeros_like(rows, dtype=torch.bool)
-            for here, found, move, _ in self._steps(rows, x[rows], follow, step):
-                x[rows[here]] += move
-                alive[here] = found & (move.abs().amax(1) > 0)  # in a corner of the box there is nowhere left to go
-            self.steps[rows] += 1
-            rows = rows[alive]
-            x[rows] = x[rows].clamp(0, 1)
-
-    def polish(self, rows: Tensor, classes: int) -> None:
-        """Walk along the boundary to where it is nearest.
-
-        Each round linearises where the row stands and goes part of the way to the image's projection onto that plane.
-        Where that falls short of the boundary the secant towards the best crossing leads back to it, and the next round
-        looks there. A row that gains nothing takes shorter steps, and is left alone when they become small.
-        """
-        rows = rows[self.distance[rows].isfinite()]
-        if not self.effort.polishes or not len(rows):
-            return
-        self.x[rows] = self.best[rows]
-        stride = torch.full_like(self.distance, self.effort.damping)
-        pad, self.pad = self.pad, self.pad * _POLISH_PAD
-        for _ in range(self.effort.polishes):
-            before, x = self.distance[rows], self.x[rows]
-            target = x.clone()
-            for here, found, move, _ in self._steps(rows, x, classes, 1, home=True):
-                goal = self.start[rows[here]] + move
-                there = x[here] + stride[rows[here]].unsqueeze(1) * (goal - x[here])
-                target[here] = torch.where(found.unsqueeze(1), there, x[here]).clamp(0, 1)
-            level = self._try(rows, target)
-            share = (-level / (self.depth[rows] - level).clamp_min(1e-30)).clamp(0, 1)
-            share = torch.where(level > self.floor[rows], 0.0, (share * 1.05 + 0.02).clamp(max=1)).unsqueeze(1)
-            self.x[rows] = target + share * (self.best[rows] - target)
-            gained = self.distance[rows] < before * (1 - 2e-3)
-            stride[rows] = torch.where(gained, (stride[rows] * 1.3).clamp(max=1), stride[rows] * 0.6)
-            rows = rows[stride[rows] > _LEAST_STRIDE]
-            if not len(rows):
-                break
-        if len(rows):
-            self._try(rows, self.x[rows])
-        self.pad = pad
-
-    def result(self, images: Tensor) -> DeepFool:
-        """Confirm every crossing with the model itself, and put the signs and statuses in place."""
-        found = self.distance.isfinite()
-        crossed = found & ~self.wrong & (self.codes != int(Status.ESTIMATED))
-        self.codes[crossed] = int(Status.CROSSED)
-        margin = torch.where(self.wrong, -self.distance, self.distance)
-        margin[self.codes >= int(Status.UNCONVERGED)] = torch.nan
-        return DeepFool(
-            margin=margin,
-            codes=self.codes,
-            steps=self.steps.to(torch.int16),
-            predicted=self.predicted,
-            adversarial=self.best.view_as(images),
-            passes=(self.network.forwards, self.network.backwards),
-        )
-
-    def _level(self, logits: Tensor, rows: Tensor | slice) -> Tensor:
-        """How far beyond the boundary logits ``[b, K]`` are: > 0 on the far side, where the search wants to be."""
-        labels = self.labels[rows].unsqueeze(1)
-        own = logits.gather(1, labels).squeeze(1)
-        rival = logits.scatter(1, labels, -torch.inf).amax(1)
-        return torch.where(self.wrong[rows], own - rival, rival - own)
-
-    def _try(self, rows: Tensor, x: Tensor) -> Tensor:
-        """Look at ``x`` and keep what is beyond the boundary and closer than before; return the levels."""
-        return self._note(rows, x, self.network.logits(x))
-
-    def _note(self, rows: Tensor, x: Tensor, logits: Tensor) -> Tensor:
-        """As `_try`, with the logits ``[b, K]`` at hand."""
-        level = self._level(logits, rows)
-        length = self._length(x - self.start[rows])
-        better = (level > self.floor[rows]) & (length < self.distance[rows])
-        good = rows[better]
-        self.best[good], self.distance[good], self.depth[good] = x[better], length[better], level[better]
-        return level
-
-    def _keep(self, rows: Tensor, x: Tensor) -> Tensor:
-        """As `_try`, during the approach: bool ``[b]``, which rows are through; rows that end in NaN are dropped."""
-        level = self._try(rows, x)
-        self.codes[rows[level.isnan() & ~self.wrong[rows]]] = int(Status.NAN)
-        return (level > self.floor[rows]) | level.isnan()
-
-    def _length(self, difference: Tensor) -> Tensor:
-        return difference.abs().amax(1) if self.norm == "Linf" else difference.square().sum(1).sqrt()
-
-    def _steps(
-        self, rows: Tensor, x: Tensor, classes: int, step: int, home: bool = False
-    ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Yield chunk by chunk ``(slice, found, move, length)``: the shortest way onto the linearised boundary.
-
-        From ``x``, or with ``home`` from the image itself. A row is not found if no gradient leads anywhere; its status
-        says why.
-        """
-        count = min(classes, self.classes - 1)
-
-        def choose(here: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-            if step == 0:
-                self._look(rows[here], logits)
-            if home:
-                self._note(rows[here], x[here], logits)
-            own = self.labels[rows[here]].unsqueeze(1)
-            rivals = logits.scatter(1, own, -torch.inf).topk(count, dim=1).indices
-            own = own.expand_as(rivals)
-            back = self.wrong[rows[here]].unsqueeze(1)
-            return torch.where(back, own, rivals), torch.where(back, rivals, own)
-
-        for here, _, difference, normals, _ in self.network.linearise(x, choose):
-            base = self.start[rows[here]] if home else x[here]
-            pad = self.pad[rows[here]] * 1.5 ** min(max(0, step - 4), 12)
-            offsets = pad.unsqueeze(1) - difference
-            if home:
-                offsets = offsets + torch.einsum("bmd,bd->bm", normals, x[here] - base)
-            healthy = normals.isfinite().flatten(1).all(1) & offsets.isfinite().all(1)
-            steep = normals.abs().amax((1, 2)) > 0
-            at = rows[here]
-            wrong = self.wrong[at]
-            unsettled = ~wrong & self.distance[at].isinf()
-            self.codes[at[~healthy & unsettled]] = int(Status.NAN)
-            self.codes[at[healthy & ~steep & unsettled]] = int(Status.NO_GRADIENT)
-            found = healthy & steep
-            normals = torch.where(healthy.view(-1, 1, 1), normals, 0.0)
-            move, length = self._shortest(base, normals, torch.where(healthy.unsqueeze(1), offsets, 0.0), wrong)
-            yield here, found, move, length
-
-    def _shortest(self, base: Tensor, normals: Tensor, offsets: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
-        """Onto the nearest half-space, or for misclassified images into all of them."""
-        up, down = 1 - base, base
-        length, time = distances(up, down, normals, offsets, self.norm)
-        # Out of reach in the box: go there anyway, as far as the box allows, and look again.
-        reachable = torch.where(length.isinf() & (normals.abs().amax(-1) > 0), 1e30, length)
-        nearest = reachable.argmin(1, keepdim=True)
-        pick = nearest.unsqueeze(-1).expand(-1, -1, base.shape[1])
-        time = torch.where(length.isinf(), 1e30, time).gather(1, nearest).squeeze(1)
-        move = displacement(up, down, normals.gather(1, pick).squeeze(1), time, self.norm)
-        length = length.gather(1, nearest).squeeze(1)
-        if bool(wrong.any()):
-            move[wrong] = intersection(up[wrong], down[wrong], normals[wrong], offsets[wrong], self.norm)
-            length[wrong] = self._length(move[wrong])
-        return move, length
+def _result(search: Search, images: Tensor) -> DeepFool:
+    """Put signs and statuses in place."""
+    found = search.distance.isfinite()
+    crossed = found & ~search.wrong & (search.codes != int(Status.ESTIMATED))
+    search.codes = torch.where(crossed, int(Status.CROSSED), search.codes).to(torch.int8)
+    margin = torch.where(search.wrong, -search.distance, search.distance)
+    margin = torch.where(search.codes >= int(Status.UNCONVERGED), torch.nan, margin)
+    return DeepFool(
+        margin=margin,
+        codes=search.codes,
+        steps=search.steps.to(torch.int16),
+        predicted=search.predicted,
+        adversarial=search.best.view_as(images),
+        passes=(search.network.forwards, search.network.backwards),
+    )

@@ -7,6 +7,7 @@ nothing is ever written into the weights' ``.grad``. Images travel in chunks tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -31,39 +32,62 @@ class Network:
         model: maps float images in [0, 1] to logits ``[B, K]``; in eval mode.
         shape: shape of one image.
         chunk: images per pass.
+        coarse: compute gradients under bfloat16 autocast.
+        proxy: what the search asks in ``model``'s place; see `puma.deepfool`.
 
     Raises:
         ModelError: a layer whose output depends on the mode (BatchNorm, dropout, ...) is in training mode.
     """
 
-    def __init__(self, model: nn.Module, shape: tuple[int, ...], chunk: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: tuple[int, ...],
+        chunk: int,
+        coarse: bool = False,
+        proxy: nn.Module | None = None,
+    ) -> None:
         require_eval(model)
-        self.model, self.shape, self.chunk = model, shape, chunk
+        self.model, self.shape, self.chunk, self.coarse, self.proxy = model, shape, chunk, coarse, proxy
         self.forwards = self.backwards = 0
         """Images passed so far, forwards and backwards: what a result cost."""
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits ``[B, K]`` of flattened images ``[B, D]``, without a graph."""
+        """Logits ``[B, K]`` of flattened images ``[B, D]``, in float32, without a graph."""
         with torch.no_grad():
             return torch.cat([self._forward(images[rows]) for rows in self._chunks(len(images))])
 
-    def linearise(self, images: Tensor, choose: Choose) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-        """Yield, chunk by chunk: rows, logits ``[b, K]``, ``f_up - f_down`` ``[b, m]``, its gradients, and ``up``.
+    def exact(self, images: Tensor, known: Tensor | None = None) -> Tensor:
+        """As `logits`, by the model itself; ``known`` if the search's own logits are just that."""
+        if known is not None and self.proxy is None and not self.coarse:
+            return known
+        proxy, self.proxy = self.proxy, None
+        try:
+            return self.logits(images)
+        finally:
+            self.proxy = proxy
 
-        The gradients are ``[b, m, D]``.
-        """
+    def linearise(self, images: Tensor, choose: Choose) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Yield, chunk by chunk: rows, logits ``[b, K]``, ``f_up - f_down`` ``[b, m]``, its gradients ``[b, m, D]``."""
         for rows in self._chunks(len(images)):
             x = images[rows].detach().requires_grad_(True)
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=self.coarse):
                 logits = self._forward(x)
-            up, down = choose(rows, logits.detach())
             value = logits.detach()
+            up, down = choose(rows, value)
             difference = value.gather(1, up) - value.gather(1, down)
             normals = torch.stack(
                 [self._gradient(logits, x, up[:, j], down[:, j], j + 1 < up.shape[1]) for j in range(up.shape[1])],
                 dim=1,
             )
-            yield rows, value, difference, normals, up
+            yield rows, value, difference, normals
+
+    def compiling(self) -> AbstractContextManager[None]:
+        """Let a compiled proxy keep what a second backward pass through the same graph will need."""
+        if self.proxy is None:
+            return nullcontext()
+        patched: AbstractContextManager[None] = torch._functorch.config.patch(donated_buffer=False)
+        return patched
 
     def _gradient(self, logits: Tensor, x: Tensor, up: Tensor, down: Tensor, keep: bool) -> Tensor:
         """Gradient ``[b, D]`` of ``f_up - f_down``."""
@@ -81,7 +105,10 @@ class Network:
         images = x.view(len(x), *self.shape)
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.model(images)
+        if self.proxy is None:
+            logits: Tensor = self.model(images)
+        else:
+            logits = self.proxy(self._padded(images))[: len(x)]
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ModelError(
@@ -89,6 +116,12 @@ class Network:
                 why=f"a margin needs logits of shape [{len(x)}, classes]",
             )
         return logits.float()
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """Fill up to the next of four sizes, so that a batch that shrinks does not make a compiler start again."""
+        sizes = sorted({max(1, self.chunk >> halvings) for halvings in range(4)})
+        missing = next(size for size in sizes if size >= len(images)) - len(images)
+        return torch.cat([images, images[-1:].expand(missing, *self.shape)]) if missing else images
 
     def _chunks(self, rows: int) -> Iterator[slice]:
         for start in range(0, rows, self.chunk):

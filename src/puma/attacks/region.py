@@ -50,6 +50,15 @@ def intersection(room_up: Tensor, room_down: Tensor, normals: Tensor, offsets: T
     return step
 
 
+def farthest(room_up: Tensor, room_down: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
+    """A lower bound ``[B]`` of the norm of `intersection`: the distance to the farthest of the half-spaces alone.
+
+    Where the box keeps one out of reach it is inf.
+    """
+    single, _ = distances(room_up, room_down, normals, offsets, norm)
+    return single.amax(1)
+
+
 def _interior_point(
     room_up: Tensor, room_down: Tensor, normals: Tensor, offsets: Tensor, bound: Tensor, norm: Norm
 ) -> Tensor:
