@@ -77,6 +77,15 @@ def test_padding_of_a_strided_convolution():
     assert not torch.allclose(symmetric.layer[1].block[0].conv_0(image), slow, atol=1e-3)
 
 
+def test_normalisation_is_the_same_bits_in_either_memory_format():
+    images = torch.rand(5, 3, 8, 8, requires_grad=True)
+    normalise = build_model("wrn-10-1", 10).normalise
+    expected = (images - normalise.mean) / normalise.std
+    spread = normalise(images.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(spread, expected)
+    assert torch.equal(torch.autograd.grad(spread.sum(), images)[0], torch.autograd.grad(expected.sum(), images)[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

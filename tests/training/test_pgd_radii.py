@@ -117,6 +117,17 @@ def test_repeatable_and_seeded():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize("threat", [LINF, L2])
+def test_given_images_are_not_written_to_and_may_carry_a_graph(threat):
+    images, labels = batch()
+    before = images.clone()
+    plain = pgd(network(), images, labels, threat=threat, steps=3)
+    tracked = pgd(network(), images.requires_grad_(), labels, threat=threat, steps=3)
+    assert torch.equal(images, before)
+    assert torch.equal(plain, tracked)
+    assert not tracked.requires_grad
+
+
 def test_attack_raises_the_loss():
     model, (images, labels) = network(), batch(32)
     for threat in (LINF, L2):

@@ -19,8 +19,10 @@ from puma.plan import Plan
 from puma.recipe import load_recipe
 from puma.threat import ThreatModel
 from puma.training import train
+from puma.training.loop import Training
 from puma.training.metrics import read_metrics
 from puma.training.prepare import prepare
+from puma.training.step import Objective
 
 THREAT = ThreatModel("Linf", 0.2)
 SHORT = load_recipe("digits", steps=6, batch_size=32, log_every=2, checkpoint_every=2)
@@ -176,12 +178,14 @@ def test_best_is_the_best_on_validation_with_the_latest_of_equals(pool, monkeypa
     assert weights_sha256(run.best) == weights_sha256(_stopped(pool, recipe, 6))
 
 
-def _stopped(pool, recipe, steps):
-    from puma.training.loop import Training
-
-    job = prepare(network(), pool, THREAT, None, recipe.replace(validation_images=60), 0, None, Devices())
-    training = Training(job, Devices(), None)
+def started(pool, recipe, model=None):
+    training = Training(prepare(model or network(), pool, THREAT, None, recipe, 0, None, Devices()), Devices(), None)
     training.network.train()
+    return training
+
+
+def _stopped(pool, recipe, steps):
+    training = started(pool, recipe.replace(validation_images=60))
     for step in range(steps):
         training._set_rates(step)
         training._take_step(step)
@@ -196,6 +200,27 @@ def test_eps_zero_everywhere_is_plain_training(pool):
         for w, n in ((5.0, 3), (0.0, 1))
     ]
     assert weights_sha256(runs[0].model) == weights_sha256(runs[1].model)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_one_clean_pass_for_attack_and_loss_is_two_to_the_bit(pool, monkeypatch, norm):
+    shared = train(network(norm), pool, threat=THREAT, recipe=SHORT).model
+    monkeypatch.setattr(Objective, "clean_pass", lambda self, images, labels: None)
+    assert weights_sha256(train(network(norm), pool, threat=THREAT, recipe=SHORT).model) == weights_sha256(shared)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"attack_batchnorm": "eval"}, {"objective": "mart"}, {"objective": "pgd-at"}, {"awp": 0.1}, {"cutmix": True}],
+    ids=str,
+)
+def test_the_clean_pass_is_not_shared_where_it_would_be_another(pool, changes):
+    training = started(pool, SHORT.replace(**changes))
+    batch = training.job.batches.get(0)
+    assert training.objective.clean_pass(batch.images, batch.labels) is None
+    assert started(pool, SHORT).objective.clean_pass(batch.images, torch.zeros(32, dtype=torch.long)) is not None
+    dropping = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(64, 10))
+    assert started(pool, SHORT, dropping).objective.clean_pass(batch.images, batch.labels) is None
 
 
 def test_a_plan_may_set_the_trades_weight(pool):
@@ -260,8 +285,6 @@ class Exploding(nn.Module):
 
 
 def test_nan_stops_before_the_step(pool, tmp_path):
-    from puma.training.loop import Training
-
     job = prepare(Exploding(), pool, THREAT, None, SHORT, 0, None, Devices())
     training = Training(job, Devices(), tmp_path)
     training.network.train()

@@ -87,6 +87,7 @@ def pgd(
         )
 
 
+@torch.no_grad()
 def ascend(
     objective: Callable[[Tensor, Rows], Tensor],
     images: Tensor,
@@ -112,11 +113,12 @@ def ascend(
     step = step_size * ball.radius / threat.eps if threat.eps else torch.zeros_like(ball.radius)
     adversarial = ball.start(noise)
     for _ in range(steps):
-        gradient = _gradient(objective, adversarial, _ALL)
-        adversarial = ball.project(adversarial + step * _direction(gradient, threat.norm))
+        way = _direction(_gradient(objective, adversarial, _ALL), threat.norm)
+        adversarial = ball.project_(way.mul_(step).add_(adversarial))
     return adversarial
 
 
+@torch.no_grad()
 def ascend_in_proportion(
     objective: Callable[[Tensor, Rows], Tensor],
     images: Tensor,
@@ -144,9 +146,9 @@ def ascend_in_proportion(
     for count in active:
         if count == 0:
             break
-        gradient = _gradient(objective, adversarial[:count], order[:count])
-        moved = adversarial[:count] + step_size * _direction(gradient, threat.norm)
-        adversarial = torch.cat([ball.first(count).project(moved), adversarial[count:]])
+        way = _direction(_gradient(objective, adversarial[:count], order[:count]), threat.norm)
+        moved = ball.first(count).project_(way.mul_(step_size).add_(adversarial[:count]))
+        adversarial = torch.cat([moved, adversarial[count:]])
     return torch.empty_like(adversarial).index_copy_(0, order, adversarial), sum(active)
 
 
@@ -163,14 +165,15 @@ class _Ball:
         return self if count == len(self.images) else _Ball(self.images[:count], self.eps[:count], self.threat)
 
     def start(self, noise: Tensor | None) -> Tensor:
-        return self.images if noise is None else self.project(self.images + noise.to(self.images.dtype) * self.radius)
+        return self.images if noise is None else self.project_(self.images + noise.to(self.images.dtype) * self.radius)
 
-    def project(self, x: Tensor) -> Tensor:
+    def project_(self, x: Tensor) -> Tensor:
+        """``x``, overwritten by the nearest allowed images (nearly so in L2: first the box, then the ball)."""
         if self.threat.norm == "Linf":
-            return torch.clamp(x, self._lower, self._upper)
-        delta = x.clamp(0, 1) - self.images
+            return torch.clamp(x, self._lower, self._upper, out=x)
+        delta = x.clamp_(0, 1).sub_(self.images)
         length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        return self.images + delta * torch.where(length > self.radius, self.radius / length, 1.0)
+        return delta.mul_(torch.where(length > self.radius, self.radius / length, 1.0)).add_(self.images)
 
 
 def _gradient(objective: Callable[[Tensor, Rows], Tensor], at: Tensor, rows: Rows) -> Tensor:
@@ -199,7 +202,7 @@ def start_noise(
     if start == "gaussian":
         return torch.randn(shape, generator=generator, device=device) * (0.001 / threat.eps)
     if threat.norm == "Linf":
-        return torch.rand(shape, generator=generator, device=device) * 2 - 1
+        return torch.rand(shape, generator=generator, device=device).mul_(2).sub_(1)
     direction = _direction(torch.randn(shape, generator=generator, device=device), "L2")
     pixels = shape[1:].numel() if isinstance(shape, torch.Size) else torch.Size(shape[1:]).numel()
     length: Tensor = torch.rand((shape[0], 1, 1, 1), generator=generator, device=device) ** (1 / pixels)

@@ -173,10 +173,11 @@ class Training:
 
     def _take_step(self, step: int) -> None:
         batch = self.job.batches.get(step, ahead=step + 1 < self.recipe.steps)
-        adversarial = self.objective.attack(batch.images, batch.labels, batch.eps, batch.noise)
+        clean = self.objective.clean_pass(batch.images, batch.labels)
+        adversarial = self.objective.attack(batch.images, batch.labels, batch.eps, batch.noise, clean)
         if self.perturbation and step >= self.recipe.awp_warmup:
             self.perturbation.add(lambda: self.objective.bare_loss(batch.images, adversarial, batch.labels, batch.eps))
-        losses = self.objective.losses(batch.images, adversarial, batch.labels, batch.eps)
+        losses = self.objective.losses(batch.images, adversarial, batch.labels, batch.eps, clean)
         loss = losses.loss.mean()
         # the optimiser's kernel skips the step where this flag is up, so that an accelerator need not wait for the host
         self._broken = torch.maximum(self._broken, self.devices.total((~torch.isfinite(loss)).float()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from puma import objectives
 from puma.attacks.pgd import Rows, ascend, ascend_in_proportion
@@ -20,16 +21,17 @@ class Both(nn.Module):
     """The network on the clean and on the perturbed images, as two passes in one call.
 
     Two passes, because each is normalised by its own batch; one call, because a wrapper for several processes has to
-    see one forward pass for each backward pass. ``clean`` may be None.
+    see one forward pass for each backward pass. Either may be None.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, clean: Tensor | None, adversarial: Tensor) -> tuple[Tensor | None, Tensor]:
+    def forward(self, clean: Tensor | None, adversarial: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Logits of both."""
-        return None if clean is None else self.network(clean).float(), self.network(adversarial).float()
+        logits = [None if images is None else self.network(images).float() for images in (clean, adversarial)]
+        return logits[0], logits[1]
 
 
 @dataclass
@@ -71,12 +73,31 @@ class Objective:
         linf = threat.norm == "Linf"
         self.start = recipe.attack_start_linf if linf else recipe.attack_start_l2
         self.step_size = (recipe.attack_step_linf if linf else recipe.attack_step_l2) * threat.eps
+        self._one_clean_pass = (
+            recipe.objective == "trades"
+            and recipe.attack_batchnorm == "train"
+            and not recipe.awp  # it moves the weights between the two
+            and devices.world == 1  # a wrapper for several has to see both passes in one call
+            and not any(isinstance(module, _DropoutNd) for module in network.modules())
+        )
 
-    def attack(self, images: Tensor, labels: Tensor, eps: Tensor, noise: Tensor | None) -> Tensor:
-        """The perturbed images; the network's statistics and gradients are left alone."""
+    def clean_pass(self, images: Tensor, labels: Tensor) -> Tensor | None:
+        """The clean logits, with a graph, where one pass can serve both the attack and the loss; else None.
+
+        It can where the attack maximises the distance to the clean prediction, and would compute it with the same
+        weights and batch statistics as the loss does: the same bits, and the memory that the loss needs anyway.
+        """
+        shared = self._one_clean_pass and not labels.is_floating_point()
+        clean: Tensor | None = self.both(images, None)[0] if shared else None
+        return clean
+
+    def attack(
+        self, images: Tensor, labels: Tensor, eps: Tensor, noise: Tensor | None, clean: Tensor | None = None
+    ) -> Tensor:
+        """The perturbed images; the network's statistics and gradients are left alone. ``clean``: of `clean_pass`."""
         steps = self.recipe.attack_steps
         with attack_mode(self.network, self.recipe.attack_batchnorm), self.devices.autocast():
-            objective = self._ascended(images, labels)
+            objective = self._ascended(images, labels, clean)
             if self.recipe.attack_schedule == "fixed":
                 self.gradients += steps * len(images)
                 return ascend(objective, images, eps, noise, self.threat, steps=steps, step_size=self.step_size)
@@ -86,11 +107,13 @@ class Objective:
         self.gradients += gradients
         return adversarial
 
-    def losses(self, images: Tensor, adversarial: Tensor, labels: Tensor, eps: Tensor) -> Losses:
-        """The loss of every image, with a graph to the parameters."""
-        needed = None if self.recipe.objective == "pgd-at" else images
-        clean, attacked = self.both(needed, adversarial)
-        return self._combined(clean, attacked, labels, eps)
+    def losses(
+        self, images: Tensor, adversarial: Tensor, labels: Tensor, eps: Tensor, clean: Tensor | None = None
+    ) -> Losses:
+        """The loss of every image, with a graph to the parameters. ``clean``: of `clean_pass`, for the same images."""
+        needed = None if self.recipe.objective == "pgd-at" or clean is not None else images
+        fresh, attacked = self.both(needed, adversarial)
+        return self._combined(fresh if clean is None else clean, attacked, labels, eps)
 
     def bare_loss(self, images: Tensor, adversarial: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
         """The mean loss by the bare network, which leaves running statistics alone."""
@@ -117,9 +140,9 @@ class Objective:
             )
         return Losses(loss, clean, attacked)
 
-    def _ascended(self, images: Tensor, labels: Tensor) -> Callable[[Tensor, Rows], Tensor]:
+    def _ascended(self, images: Tensor, labels: Tensor, clean: Tensor | None) -> Callable[[Tensor, Rows], Tensor]:
         if self.recipe.objective != "trades" or labels.is_floating_point():
             return lambda x, rows: objectives.cross_entropy(self.bare(x).float(), labels[rows])
         with torch.no_grad():
-            reference = self.bare(images).float()
+            reference = self.bare(images).float() if clean is None else clean.detach()
         return lambda x, rows: objectives.kl_divergence(self.bare(x).float(), reference[rows])
