@@ -31,6 +31,8 @@ clean:
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
+# robustbench without what it asks for (torchvision, an old timm): tests read its networks from single files.
 .venv/dev: .venv/user
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt robustbench
 	touch $@
