@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from puma.data.edmfile import write_edm
 from puma.data.load import load_dataset
 from puma.errors import ModelError, ResumeError, UsageError
 from puma.generation import Diffusion, DiffusionConfig, SamplerConfig, generate, generate_from
 from puma.generation.drawing import condition_labels, draw_parts
-from puma.generation.output import read_comment, write_npz
+from puma.generation.output import read_comment
 from puma.generation.sampling import DiffusionDrawer, sample_images, to_pixels
 from puma.generation.training import train_diffusion
 
@@ -140,9 +141,9 @@ def test_model_of_another_kind_is_refused(tmp_path: Path) -> None:
         Diffusion.load(tmp_path)
 
 
-def test_npz_writer_refuses_a_wrong_number_of_labels(tmp_path: Path) -> None:
+def test_writer_refuses_a_wrong_number_of_labels(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="3 images but 4 labels"):
-        write_npz(tmp_path / "a.npz", [np.zeros((3, 2, 2, 1), np.uint8)], np.zeros(4, np.int64), comment={})
+        write_edm(tmp_path / "a.npz", [np.zeros((3, 2, 2, 1), np.uint8)], np.zeros(4, np.int64))
     assert not list(tmp_path.iterdir())
 
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from puma.data.images import blocks
 from puma.data.source import Source
 from puma.progress import Progress
-
-_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,10 @@ def image_hashes(source: Source, *, progress: bool = False) -> NDArray[np.uint64
     """A 64-bit hash of each image's pixels (BLAKE2b), uint64 ``[N]``, in one pass over the source."""
     out = np.empty(len(source), np.uint64)
     with Progress(f"reading {source.name}", len(source), "images", show=progress) as bar:
-        for start in range(0, len(source), _CHUNK):
-            stop = min(start + _CHUNK, len(source))
-            for row, image in enumerate(source.read(slice(start, stop)), start=start):
+        for rows in blocks(len(source), source.image_shape):
+            for row, image in enumerate(source.read(rows), start=rows.start):
                 out[row] = int.from_bytes(hashlib.blake2b(image.data, digest_size=8).digest(), "little")
-            bar.advance(stop - start)
+            bar.advance(rows.stop - rows.start)
     return out
 
 
@@ -65,8 +63,7 @@ def shared(source: Source, hashes: NDArray[np.uint64], other: Source, other_hash
 def _confirmed(source: Source, rows: NDArray[np.int64], other: Source, twins: NDArray[np.int64]) -> Duplicates:
     """Only the pairs whose pixels are equal, not just their hashes."""
     equal = np.zeros(len(rows), dtype=bool)
-    for start in range(0, len(rows), _CHUNK):
-        piece = slice(start, start + _CHUNK)
+    for piece in blocks(len(rows), source.image_shape):
         one, two = source.read(rows[piece]), other.read(twins[piece])
         equal[piece] = (one == two).reshape(len(one), -1).all(1)
     rows, twins = rows[equal], twins[equal]

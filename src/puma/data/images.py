@@ -6,7 +6,7 @@ A reader has a ``shape`` and a ``read``; it never holds more than it was asked f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,18 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 Shape = tuple[int, int, int, int]
+_BLOCK = 16 << 20
+
+
+def blocks(count: int, image_shape: tuple[int, int, int]) -> Iterator[slice]:
+    """Neighbouring rows of ``0..count-1`` that take about 16 MiB, one block after the other.
+
+    >>> list(blocks(5, (2048, 4096, 1)))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    rows = max(1, _BLOCK // math.prod(image_shape))
+    for start in range(0, count, rows):
+        yield slice(start, min(start + rows, count))
 
 
 class Images(Protocol):

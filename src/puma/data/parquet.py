@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from puma.data.encoded import EncodedImages, decoded, resized
-from puma.data.images import ArrayImages, Images, Rows, Shape, remembered
+from puma.data.images import ArrayImages, Images, Rows, Shape, blocks, remembered
 from puma.data.layout import LABEL_NAMES, check_image_layout, check_labels
 from puma.data.rowgroups import ColumnBytes
 from puma.data.source import ImageSource
@@ -72,8 +72,8 @@ def load_parquet(path: Path | str, *, verify: str = "free", resize: int | None =
         else _encoded_images(fetch, kind, len(values), where, resize)
     )
     if verify == "full":
-        for start in range(0, len(values), 1024):
-            images.read(np.arange(start, min(start + 1024, len(values))))
+        for block in blocks(len(values), images.shape[1:]):
+            images.read(np.arange(block.start, block.stop))
     fingerprint = sha256_file(path) if verify == "full" else _footer_hash(path, metadata.serialized_size)
     return ImageSource(images, values, name=path.stem, fingerprint=fingerprint, class_names=names)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from puma.data.images import blocks
 from puma.data.source import Source
 from puma.data.stratified import stratified_rows
 
-_SAMPLE = 10_000
-_CHUNK = 1024
+_SAMPLE, _LEAST, _SAMPLE_SIZE = 10_000, 1_000, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -48,26 +48,26 @@ class Summary:
 
 
 def summarise(source: Source) -> Summary:
-    """Look at all labels and at a stratified sample of 10,000 images."""
+    """Look at all labels and at a stratified sample of 10,000 images, fewer where these take over 1 GiB."""
     labels = source.labels
     counts = np.bincount(labels, minlength=source.num_classes)
     changes = np.flatnonzero(np.diff(labels)) + 1
     runs = np.diff(np.concatenate([[0], changes, [len(labels)]]))
     share = counts.max() / len(labels)
     expected = math.log(len(labels)) / -math.log(share) if 0 < share < 1 else float(len(labels))
-    rows = stratified_rows(labels, min(_SAMPLE, len(labels)), seed=0)
+    sample = min(_SAMPLE, max(_LEAST, _SAMPLE_SIZE // math.prod(source.image_shape)), len(labels))
+    rows = stratified_rows(labels, sample, seed=0)
     channels = source.image_shape[2]
-    total, squares = np.zeros(channels), np.zeros(channels)
-    low, high, flat = 255, 0, 0
-    for start in range(0, len(rows), _CHUNK):
-        pixels = source.read(rows[start : start + _CHUNK])
-        values = pixels.reshape(-1, channels).astype(np.float64) / 255
-        total += values.sum(0)
-        squares += (values**2).sum(0)
-        low, high = min(low, int(pixels.min())), max(high, int(pixels.max()))
+    seen, flat = np.zeros((channels, 256), np.int64), 0  # how often each value occurs in each channel
+    for block in blocks(len(rows), source.image_shape):
+        pixels = source.read(rows[block])
+        for channel in range(channels):
+            seen[channel] += np.bincount(pixels[..., channel].reshape(-1), minlength=256)
         each = pixels.reshape(len(pixels), -1, channels)
         flat += int((each == each[:, :1]).all((1, 2)).sum())
-    pixels_each = len(rows) * source.image_shape[0] * source.image_shape[1]
-    mean = total / pixels_each
-    std = np.sqrt(np.maximum(squares / pixels_each - mean**2, 0))
-    return Summary(counts, int(runs.max()), expected, len(rows), mean, std, low, high, flat)
+    values = np.arange(256) / 255
+    shares = seen / seen.sum(1, keepdims=True)
+    mean = shares @ values
+    std = np.sqrt(np.maximum(shares @ values**2 - mean**2, 0))
+    present = np.flatnonzero(seen.sum(0))
+    return Summary(counts, int(runs.max()), expected, len(rows), mean, std, int(present[0]), int(present[-1]), flat)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from puma.data.archive import Member, read_members
+from puma.data.edmfile import entry, write_edm
+from puma.data.images import blocks
 from puma.data.inflate import MemberReader
 from puma.data.source import Source
 from puma.errors import UsageError
@@ -18,7 +19,6 @@ from puma.files import atomic_path
 from puma.progress import Progress
 
 _CHUNK = 1 << 22
-_ROWS = 1024
 
 
 def unpack_npz(path: Path | str, out: Path | str, *, progress: bool = False) -> Path:
@@ -45,7 +45,7 @@ def unpack_npz(path: Path | str, out: Path | str, *, progress: bool = False) -> 
     ):
         archive.comment = packed.comment  # where generated images come from is told there
         for member in members:
-            with archive.open(_entry(member.name), "w", force_zip64=True) as target, MemberReader(member) as reader:
+            with archive.open(entry(member.name), "w", force_zip64=True) as target, MemberReader(member) as reader:
                 for block in _blocks(reader, member):
                     target.write(block)
                     bar.advance(len(block))
@@ -59,40 +59,21 @@ def write_npz(source: Source, out: Path | str, *, progress: bool = False) -> Pat
         DataError: an image that cannot be read.
         StorageError: no space, or ``out`` cannot be written.
     """
-    out = Path(out)
-    names = np.array(source.class_names)
-    with atomic_path(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        with (
-            archive.open(_entry("image.npy"), "w", force_zip64=True) as target,
-            Progress(f"writing {out.name}", len(source), "images", show=progress) as bar,
-        ):
-            target.write(_header((len(source), *source.image_shape), np.dtype(np.uint8)))
-            for start in range(0, len(source), _ROWS):
-                images = source.read(slice(start, start + _ROWS))
-                target.write(images.tobytes())
-                bar.advance(len(images))
-        for name, array in (("label.npy", source.labels.astype("<i8")), ("classes.npy", names)):
-            with archive.open(_entry(name), "w", force_zip64=True) as target:
-                target.write(_header(array.shape, array.dtype))
-                target.write(array.tobytes())
-    return out
+    chunks = (source.read(rows) for rows in blocks(len(source), source.image_shape))
+    with Progress(f"writing {Path(out).name}", len(source), "images", show=progress) as bar:
+        write_edm(out, _counted(chunks, bar), source.labels, class_names=source.class_names)
+    return Path(out)
+
+
+def _counted(chunks: Iterable[NDArray[np.uint8]], bar: Progress) -> Iterator[NDArray[np.uint8]]:
+    for chunk in chunks:
+        yield chunk
+        bar.advance(len(chunk))
 
 
 def _blocks(reader: MemberReader, member: Member) -> Iterator[bytes]:
     while reader.position < member.size:
         yield reader.read(_CHUNK)
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    """A directory entry without the time of day: equal data give equal files."""
-    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-
-
-def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    buffer = io.BytesIO()
-    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, description)
-    return buffer.getvalue()
 
 
 def _check_target(path: Path, out: Path) -> None:

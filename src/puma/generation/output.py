@@ -1,8 +1,7 @@
-"""Files of generated images: the EDM ``.npz`` layout, or Parquet in the Hugging Face layout.
+"""Files of generated images: the EDM ``.npz`` layout (`puma.data.edmfile`), or Parquet in the Hugging Face layout.
 
-The ``.npz`` layout is that of the 1M-50M sets of Wang et al. 2023 (arXiv 2302.04638): uncompressed, ``image`` uint8
-[N, H, W, C] and ``label`` int64 [N]. Both are written in constant memory and with the same bytes each time. Where the
-images come from travels inside: in the archive's comment, or in the Parquet schema's metadata under ``puma``.
+Both are written in constant memory and with the same bytes each time. Where the images come from travels inside: in
+the archive's comment, or in the Parquet schema's metadata under ``puma``.
 """
 
 from __future__ import annotations
@@ -19,40 +18,7 @@ from numpy.typing import NDArray
 
 from puma.files import atomic_path
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold: equal content, equal bytes
-
 FORMATS = (".npz", ".parquet")
-
-
-def write_npz(
-    path: Path | str, chunks: Iterable[NDArray[np.uint8]], labels: NDArray[np.int64], *, comment: dict[str, Any]
-) -> None:
-    """Write image chunks and all labels as one uncompressed EDM-layout ``.npz``, atomically.
-
-    Args:
-        path: target.
-        chunks: uint8 [n, H, W, C] each, ``len(labels)`` rows in all; one is held at a time.
-        labels: int64 [N].
-        comment: JSON-able provenance.
-
-    Raises:
-        ValueError: the chunks do not add up to ``len(labels)`` rows.
-        StorageError: the disk is full or the folder cannot be written.
-    """
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        archive.comment = json.dumps(comment, sort_keys=True).encode()
-        rows = 0
-        with archive.open(zipfile.ZipInfo("image.npy", _EPOCH), "w", force_zip64=True) as member:
-            for chunk in chunks:
-                if rows == 0:
-                    member.write(_header((len(labels), *chunk.shape[1:]), chunk.dtype))
-                member.write(np.ascontiguousarray(chunk).data)
-                rows += len(chunk)
-        if rows != len(labels):
-            raise ValueError(f"{rows} images but {len(labels)} labels")
-        with archive.open(zipfile.ZipInfo("label.npy", _EPOCH), "w", force_zip64=True) as member:
-            member.write(_header(labels.shape, labels.dtype))
-            member.write(np.ascontiguousarray(labels).data)
 
 
 def write_parquet(
@@ -104,6 +70,11 @@ def write_parquet(
             raise ValueError(f"{rows} images but {len(labels)} labels")
 
 
+def comment_of(provenance: dict[str, Any]) -> bytes:
+    """``provenance``, which has to be JSON-able, as an archive's comment; `read_comment` reads it."""
+    return json.dumps(provenance, sort_keys=True).encode()
+
+
 def read_comment(path: Path | str) -> dict[str, Any]:
     """The provenance inside a file written here; empty for any other or broken file."""
     try:
@@ -129,13 +100,6 @@ def read_part(path: Path, settings: str, rows: int) -> tuple[NDArray[np.uint8], 
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     return (images, labels) if len(images) == len(labels) == rows else None
-
-
-def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    buffer = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, described)
-    return buffer.getvalue()
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from puma.data.edmfile import write_edm
 from puma.data.source import Source
 from puma.errors import DataError, ResumeError, UsageError
 from puma.files import lock, prepare_folder, write_json
@@ -17,7 +18,7 @@ from puma.generation.config import PRESETS, DiffusionConfig, SamplerConfig, diff
 from puma.generation.diffusion import Diffusion
 from puma.generation.drawing import Drawer, draw_parts
 from puma.generation.networks import check_size
-from puma.generation.output import FORMATS, read_comment, write_npz, write_parquet
+from puma.generation.output import FORMATS, comment_of, read_comment, write_parquet
 from puma.generation.sampling import DiffusionDrawer, check_sampler
 from puma.generation.training import train_diffusion
 
@@ -217,7 +218,7 @@ def _draw_file(
         images = (_member(path, "image") for path in paths)
         labels = np.concatenate([_member(path, "label") for path in paths])
         if out.suffix == ".npz":
-            write_npz(out, images, labels, comment=told)
+            write_edm(out, images, labels, comment=comment_of(told))
         else:
             write_parquet(out, images, labels, class_names=drawer.class_names, comment=told)
         write_json(folder / "generated.json", told)
