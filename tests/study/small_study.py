@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from puma.margins import MarginTable
 from puma.recipe import load_recipe
 from puma.study.folder import StudyFolder
+from puma.study.results import collect
 from puma.study.spec import StudySpec
 
 
@@ -34,3 +36,11 @@ def small_study(folder: Path, **changes: Any) -> StudyFolder:
         "grid": [{"strategies": ["none", "puma"], "prune_fractions": [0.5]}],
     }
     return StudyFolder.create(StudySpec.parse(settings | changes), folder / "study")
+
+
+def outcome(study: StudyFolder) -> list[Any]:
+    """Everything a study found out, apart from times and where its recipe file lies."""
+    rows = [{**row, "recipe": Path(row["recipe"]).name} for row in collect(study)]
+    shares = [study.result(f"judged-{cell.key}") for cell in study.spec.cells()]
+    margins = MarginTable.read(study.margin_folder(None))
+    return [rows, [share and share["share"] for share in shares], margins.fingerprint]

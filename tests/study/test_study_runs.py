@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from small_study import small_study
+from small_study import outcome, small_study
 
 from puma.margins import MarginTable
+from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
 from puma.study.queue import work
 from puma.study.results import collect, write_results
@@ -28,14 +28,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     study = small_study(tmp_path_factory.mktemp("finished"))
     work(study)
     return study
-
-
-def outcome(study: StudyFolder) -> list[Any]:
-    """Everything a study found out, apart from times and where its recipe file lies."""
-    rows = [{**row, "recipe": Path(row["recipe"]).name} for row in collect(study)]
-    shares = [study.result(f"judged-{cell.key}") for cell in study.spec.cells()]
-    margins = MarginTable.read(study.margin_folder(None))
-    return [rows, [share and share["share"] for share in shares], margins.fingerprint]
 
 
 def start(study: StudyFolder, *options: str) -> subprocess.Popen[bytes]:
@@ -116,7 +108,7 @@ def test_killed_ten_times_equals_uninterrupted(finished: StudyFolder, tmp_path: 
 @pytest.mark.dist
 def test_the_time_budget_stops_between_checkpoints_and_the_study_goes_on(finished: StudyFolder, tmp_path: Path) -> None:
     study = small_study(tmp_path)
-    assert not run_workers(study, jobs=1, time_budget=4, show=False)
+    assert not run_workers(study, jobs=1, budget=Budget.of(4), show=False)
     assert StudyStatus(study).done() < 100
     assert run_workers(study, jobs=1, show=False)
     assert outcome(study) == outcome(finished)

@@ -12,6 +12,7 @@ from puma.cli.options import Quiet
 from puma.errors import UsageError
 
 if TYPE_CHECKING:
+    from puma.study.budget import Budget
     from puma.study.folder import StudyFolder
 
 study_app = typer.Typer(help="Compare strategies: many runs with one frozen recipe.", no_args_is_help=True)
@@ -33,7 +34,9 @@ def run(
     ] = None,
     num_cpus: Annotated[float, typer.Option(min=0, help="CPUs of each Ray task.")] = 1,
     num_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each Ray task.")] = 0,
-    join: Annotated[bool, typer.Option("--join", help="Be one of several processes that share the folder.")] = False,
+    join: Annotated[
+        bool, typer.Option("--join", hidden=True, help="Work in this process; no results, no report.")
+    ] = False,
     worker: Annotated[int, typer.Option(min=0, help="With --num-workers: which of them this is.")] = 0,
     num_workers: Annotated[
         int, typer.Option(min=1, help="Split the cells by number, for shared folders without file locks.")
@@ -59,6 +62,7 @@ def run(
 
       grid = [{ strategies = ["none", "puma"], prune_fractions = [0.6], seeds = [0, 1, 2] }]
     """
+    from puma.study.budget import Budget
     from puma.study.folder import StudyFolder
     from puma.study.queue import work
     from puma.study.spec import StudySpec
@@ -67,31 +71,41 @@ def run(
         raise UsageError(f"--worker {worker} of --num-workers {num_workers}", fix="count workers from 0")
     if engine not in ("local", "ray"):
         raise UsageError(f"unknown engine {engine!r}", fix="use --engine local or --engine ray")
-    budget = parse_time(time_budget) if time_budget else None
+    if (engine == "ray") + (jobs > 1) + (num_workers > 1) > 1:
+        raise UsageError(
+            "--engine ray, --jobs and --num-workers are three ways to share a study", fix="choose one of them"
+        )
+    budget = Budget.of(parse_time(time_budget) if time_budget else None)
     if study.is_dir():
         folder = StudyFolder.open(study)
     else:
         spec = StudySpec.read(study)
         folder = StudyFolder.create(spec, out or Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name))
-    if join or num_workers > 1:
-        work(folder, worker=worker, num_workers=num_workers, show=not quiet)
-    elif engine == "ray":
+    if engine == "ray":
         from puma.study.cluster import run_on_ray
 
-        run_on_ray(folder, address=address, num_cpus=num_cpus, num_gpus=num_gpus, show=not quiet)
-        finish(folder)
+        done = run_on_ray(folder, address=address, num_cpus=num_cpus, num_gpus=num_gpus, budget=budget, show=not quiet)
+    elif join or num_workers > 1:
+        done = work(folder, worker=worker, num_workers=num_workers, budget=budget, show=not quiet)
     else:
         run_here(folder, jobs, budget, quiet)
+        return
+    conclude(folder, done, write=worker == 0 and not join)
 
 
-def run_here(folder: StudyFolder, jobs: int, budget: float | None, quiet: bool) -> None:
+def run_here(folder: StudyFolder, jobs: int, budget: Budget | None, quiet: bool) -> None:
     """Run a study with processes on this machine, then write and print what came out."""
     from puma.study.workers import run_workers
 
-    if not run_workers(folder, jobs=jobs, time_budget=budget, show=not quiet):
+    conclude(folder, run_workers(folder, jobs=jobs, budget=budget, show=not quiet))
+
+
+def conclude(folder: StudyFolder, done: bool, write: bool = True) -> None:
+    """Write and print what came out of a finished study, or say how one that the time budget ended goes on."""
+    if not done:
         typer.echo(f"time budget spent; `puma study run {folder.path}` goes on from here", err=True)
-        return
-    finish(folder)
+    elif write:
+        finish(folder)
 
 
 def finish(folder: StudyFolder) -> None:

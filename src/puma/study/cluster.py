@@ -2,59 +2,100 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from puma.errors import UsageError
-from puma.files import lock
+import torch
+
+from puma.errors import StorageError
 from puma.progress import Progress
+from puma.scoring.ray_engine import _cause, _cluster, _ray
+from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
-from puma.study.queue import forget_lost, run_task
+from puma.study.queue import forget_lost, run_when_free
 from puma.study.tasks import study_tasks
+
+_RETRIES = 3
 
 
 def run_on_ray(
-    study: StudyFolder, *, address: str | None, num_cpus: float, num_gpus: float, show: bool = False
-) -> None:
-    """Run what is left of a study as Ray tasks; Ray balances the load and runs a task again if its machine is lost.
+    study: StudyFolder,
+    *,
+    address: str | None = None,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    budget: Budget | None = None,
+    show: bool = False,
+) -> bool:
+    """Run what is left of a study as Ray tasks; Ray balances the load and runs a task again if its worker is lost.
+
+    A task that is run again goes on from its last checkpoint. Other processes may work on the same folder at the same
+    time: a piece that one of them holds is waited for.
 
     Args:
         study: the study; its folder has to be the same path on every machine.
-        address: of the cluster, None starts Ray on this machine.
-        num_cpus: CPUs of each task.
-        num_gpus: GPUs of each task.
+        address: of the cluster, None starts Ray on this machine for the time.
+        num_cpus: CPUs that each task takes; they are also its threads.
+        num_gpus: GPUs that each task takes.
+        budget: when to checkpoint and stop.
         show: report progress.
 
+    Returns:
+        True if the study is finished, False if the time budget ended it.
+
     Raises:
-        UsageError: Ray is not installed.
+        UsageError: Ray is not installed, or there is no cluster at the address.
+        StorageError: a machine of the cluster does not see the folder.
+        PumaError: what a piece of work was refused for.
     """
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("Ray is not installed", fix="pip install 'puma-robust[ray]'") from None
-    ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-    remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3)(_run)
-    references: dict[str, Any] = {}
+    ray, budget = _ray(), budget or Budget()
     tasks = study_tasks(study)
     forget_lost(study, tasks)
-    for task in tasks:  # a task's needs come before it, and Ray holds it back until they are there
-        needs = [references[name] for name in task.needs]
-        references[task.name] = remote.remote(str(study.path.resolve()), task.name, *needs)
-    names = {reference: name for name, reference in references.items()}
-    waiting = list(names)
-    with Progress(f"study {study.spec.name} on Ray", len(waiting), "pieces", show=show) as bar:
-        while waiting:
-            ready, waiting = ray.wait(waiting, num_returns=1)
-            for reference in ready:
-                ray.get(reference)  # raises here what went wrong there
-                bar.advance(1, names[reference])
+    with _cluster(ray, address):
+        remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=_RETRIES)(run_piece)
+        references: dict[str, Any] = {}
+        threads = max(1, int(num_cpus))
+        left = [task for task in tasks if study.result(task.name) is None]
+        for task in left:  # a task's needs come before it, and Ray holds it back until they are there
+            needs = [references[name] for name in task.needs if name in references]
+            references[task.name] = remote.remote(str(study.path.absolute()), task.name, threads, budget.until, *needs)
+        names = {reference: name for name, reference in references.items()}
+        done = len(tasks) - len(left)
+        with Progress(f"study {study.spec.name} on Ray", len(tasks), "pieces", show=show, done=done) as bar:
+            return _wait(ray, names, bar)
 
 
-def _run(folder: str, name: str, *needs: str) -> str:
-    """Run one task of the study in ``folder``, unless it is finished."""
-    study = StudyFolder.open(Path(folder))
+def _wait(ray: Any, names: dict[Any, str], bar: Progress) -> bool:
+    """Wait for all tasks, or for the first that fails; whether all were finished."""
+    waiting, finished = list(names), True
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1)
+        for reference in ready:
+            try:
+                finished &= ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                for other in waiting:
+                    ray.cancel(other)
+                raise _cause(error) from error
+            bar.advance(1, names[reference])
+    return finished
+
+
+def run_piece(folder: str, name: str, threads: int, until: float | None, *needs: bool) -> bool:
+    """The task: run one piece of the study in ``folder``; False if it is not finished, for want of time."""
+    torch.set_num_threads(threads)
+    budget = Budget(until)
+    if budget.spent or not all(needs):
+        return False
+    if not (Path(folder) / "study.toml").is_file():
+        raise StorageError(
+            f"{folder} on {os.uname().nodename} is not the folder of the study",
+            why="the workers of a cluster write into one common folder",
+            fix="choose --out on storage that every machine mounts at the same path",
+        )
+    study = StudyFolder.open(folder)
     task = next(task for task in study_tasks(study) if task.name == name)
-    with lock(study.path / "done", f".{name}.lock"):
-        if study.result(name) is None:
-            run_task(study, task, show=False)
-    return name
+    with budget.held():
+        run_when_free(study, task)
+    return study.result(name) is not None

@@ -10,13 +10,16 @@ import torch
 
 from puma.errors import BusyError
 from puma.files import lock
+from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
 from puma.study.tasks import Task, study_tasks
 
 _WAIT_S = 0.5
 
 
-def work(study: StudyFolder, *, worker: int = 0, num_workers: int = 1, show: bool = False) -> None:
+def work(
+    study: StudyFolder, *, worker: int = 0, num_workers: int = 1, budget: Budget | None = None, show: bool = False
+) -> bool:
     """Run what is left of a study and return when all of it is finished, by whomever.
 
     Each task is held by a lock while it runs. A process that dies in any way loses its lock with its life, and its task
@@ -27,17 +30,24 @@ def work(study: StudyFolder, *, worker: int = 0, num_workers: int = 1, show: boo
         worker: with ``num_workers`` > 1, take only every ``num_workers``-th task, from ``worker`` on: for folders on
             file systems without locks. The shared first tasks fall to worker 0.
         num_workers: how many such processes there are.
+        budget: when to checkpoint and stop.
         show: report progress.
+
+    Returns:
+        True if the study is finished, False if the time budget ended it.
     """
+    budget = budget or Budget()
     tasks = study_tasks(study)
     forget_lost(study, tasks)
     mine = [task for place, task in enumerate(tasks) if (place % num_workers if task.needs else 0) == worker]
-    while left := [task for task in mine if study.result(task.name) is None]:
-        ready = [task for task in left if all(study.result(name) is not None for name in task.needs)]
-        if not any(_try(study, task, show) for task in ready):
+    with budget.held():
+        while left := [task for task in mine if study.result(task.name) is None]:
+            ready = [task for task in left if all(study.result(name) is not None for name in task.needs)]
+            if not any(_try(study, task, show) for task in ready):
+                time.sleep(_WAIT_S)
+        while any(study.result(task.name) is None for task in tasks):
             time.sleep(_WAIT_S)
-    while any(study.result(task.name) is None for task in tasks):
-        time.sleep(_WAIT_S)
+    return all(study.result(task.name) is not None for task in tasks)
 
 
 def forget_lost(study: StudyFolder, tasks: list[Task]) -> None:
@@ -61,6 +71,12 @@ def run_task(study: StudyFolder, task: Task, show: bool) -> dict[str, Any]:
     where = {"host": socket.gethostname(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     study.finish(task.name, {**result, "seconds": seconds, **where})
     return result
+
+
+def run_when_free(study: StudyFolder, task: Task) -> None:
+    """Run a task, or wait until the process that holds it has finished it."""
+    while study.result(task.name) is None and not _try(study, task, show=False):
+        time.sleep(_WAIT_S)
 
 
 def _try(study: StudyFolder, task: Task, show: bool) -> bool:

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from puma.errors import PumaError
 from puma.progress import LOG_EVERY_ENV, Lines
+from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
 from puma.study.status import StudyStatus
 
@@ -55,13 +56,13 @@ class _Worker:
         return self.lines[-1] if self.lines else ""
 
 
-def run_workers(study: StudyFolder, *, jobs: int, time_budget: float | None = None, show: bool = True) -> bool:
+def run_workers(study: StudyFolder, *, jobs: int, budget: Budget | None = None, show: bool = True) -> bool:
     """Run a study with ``jobs`` processes on this machine.
 
     Args:
         study: the study.
         jobs: processes; each gets an equal share of the cores as threads.
-        time_budget: seconds after which the workers are told to checkpoint and stop.
+        budget: when the workers are told to checkpoint and stop.
         show: draw progress.
 
     Returns:
@@ -72,14 +73,14 @@ def run_workers(study: StudyFolder, *, jobs: int, time_budget: float | None = No
     """
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     workers = [_Worker(study, threads) for _ in range(jobs)]
-    deadline = time.monotonic() + time_budget if time_budget is not None else float("inf")
+    budget = budget or Budget()
     status = StudyStatus(study, jobs)
     try:
         with Lines(f"study {study.spec.name}", status.total, show=show) as lines:
             while any(worker.process.poll() is None for worker in workers):
                 if any(worker.process.poll() not in (None, 0) for worker in workers):
                     break
-                if time.monotonic() > deadline:
+                if budget.spent:
                     return False
                 lines.update(status.done(), status.summary(), [worker.latest for worker in workers])
                 time.sleep(_POLL_S)

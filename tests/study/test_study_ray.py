@@ -1,0 +1,80 @@
+"""A study on a real local Ray cluster: the same figures as one process, also when a worker is killed at its task."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_study import outcome, small_study
+
+from puma.errors import UsageError
+from puma.study.budget import Budget
+from puma.study.cluster import run_on_ray
+from puma.study.queue import work
+from puma.study.status import StudyStatus
+
+ray = pytest.importorskip("ray")
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """A running cluster: two CPUs, and one GPU that it only claims to have."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_a_killed_worker_loses_its_task_to_another_and_the_figures_are_the_same(tmp_path: Path) -> None:
+    expected = small_study(tmp_path / "alone")
+    assert work(expected)
+    study = small_study(tmp_path / "ray")
+    command = [sys.executable, "-m", "puma", "study", "run", str(study.path), "--engine", "ray", "--quiet"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    locks, owner = study.path / "done", None
+    while owner is None and run.poll() is None:
+        found = [re.match(r"pid (\d+) ", path.read_text()) for path in locks.glob(".judge.lock")]
+        owner = next((int(match[1]) for match in found if match), None)
+        time.sleep(0.02)
+    assert owner is not None, run.communicate()
+    os.kill(owner, signal.SIGKILL)
+    out, errors = run.communicate()
+    assert run.returncode == 0, errors
+    assert (study.result("judge") or {})["host"]
+    assert outcome(study) == outcome(expected)
+    assert (study.path / "report.html").exists()
+    assert "report.html" in out
+
+
+def test_budget_then_a_users_mistake_then_to_the_end_with_stated_cpus_and_gpus(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "remote", lambda real=ray.remote, **options: given.append(options) or real(**options))
+    short: dict[str, Any] = {"grid": [{"strategies": ["none"]}], "evaluation": {"attack": "pgd-2", "mislabelled": 0}}
+    study, recipe = small_study(tmp_path, **short), tmp_path / "short.toml"
+    assert not run_on_ray(study, address=address, num_gpus=0.5, budget=Budget.of(4))
+    assert StudyStatus(study).done() < 100
+
+    good = recipe.read_text()
+    recipe.write_text("stepss = 3\n")
+    with pytest.raises(UsageError, match="stepss"):  # as it was raised on the cluster
+        run_on_ray(study, address=address)
+    recipe.write_text(good)
+
+    before = set(StudyStatus(study).finished())
+    assert run_on_ray(study, address=address, num_cpus=2)
+    after = StudyStatus(study).finished()
+    assert {after[name]["threads"] for name in set(after) - before} == {2}
+    asked = [(options["num_cpus"], options["num_gpus"]) for options in given if "max_retries" in options]
+    assert asked == [(1, 0.5), (1, 0), (2, 0)]
