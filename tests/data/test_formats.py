@@ -233,12 +233,36 @@ def test_parts_that_overlap(tmp_path: Path) -> None:
         load_dataset([tmp_path / "edm-part1.npz", tmp_path / "edm-part1.npz"])
 
 
-def test_one_part_alone_is_taken_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "train-00000-of-00002.npz"
-    np.savez(path, **edm_arrays())
+def test_parts_that_share_a_stretch_are_refused_when_all_is_verified(tmp_path: Path) -> None:
+    arrays = edm_arrays(30, 3)
+    for name, rows in {"edm-part1": slice(0, 22), "edm-part2": slice(20, 30), "one": slice(5, 6)}.items():
+        np.savez(tmp_path / f"{name}.npz", image=arrays["image"][rows], label=arrays["label"][rows])
+    overlapping = [tmp_path / f"edm-part{number}.npz" for number in (1, 2)]
+    assert len(load_dataset(overlapping)) == 32
+    with pytest.raises(DataError, match="edm-part2 and edm-part1 overlap: 2 of 10 images are in both") as caught:
+        load_dataset(overlapping, verify="full")
+    assert "row 0 on of the one is row 20 on" in caught.value.why
+    assert len(load_dataset([overlapping[0], tmp_path / "one.npz"], verify="full")) == 23
+
+
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [
+        (["train-00000-of-00002"], True),
+        (["edm-part1", "edm-part2"], True),
+        (["edm-part2"], True),
+        (["edm-part1"], False),
+        (["1m"], False),
+    ],
+)
+def test_one_part_alone_is_taken_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: list[str], warned: bool
+) -> None:
+    for name in names:
+        np.savez(tmp_path / f"{name}.npz", **edm_arrays())
     with caplog.at_level(logging.WARNING, logger="puma"):
-        assert len(load_dataset(path)) == 12
-    assert "one part of several" in caplog.text
+        assert len(load_dataset(tmp_path / f"{names[0]}.npz")) == 12
+    assert ("one part of several" in caplog.text) == warned
 
 
 def test_class_sorted_parts_may_lack_classes_that_the_whole_has(tmp_path: Path) -> None:

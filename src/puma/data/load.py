@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from puma.data.digits import load_digits
 from puma.data.mapstyle import MapStyle, load_mapstyle
-from puma.data.parts import expanded, joined, name_of
+from puma.data.parts import check_disjoint, expanded, joined, name_of
 from puma.data.prepare import prepared
 from puma.data.source import ImageSource, Source
 from puma.data.spec import Options, as_option, make_spec, parse_spec
@@ -60,7 +60,11 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
     if not places:
         raise UsageError("no source is named", fix=_KINDS)
     files = expanded(places, chosen.split)
-    source = prepared(joined([_opened(place, chosen) for place in files]), chosen)
+    parts = [_opened(place, chosen) for place in files]
+    whole = joined(parts)
+    if chosen.verify == "full":
+        check_disjoint(parts)
+    source = prepared(whole, chosen)
     source.name = name_of(Path(files[0])) if Path(files[0]).is_file() else source.name
     source.spec = make_spec([_absolute(place) for place in places], chosen)
     return source

@@ -77,7 +77,7 @@ def _parsed(block: bytes, version: tuple[int, int], where: str, length: int) -> 
         plain = isinstance(fields["descr"], str) and "," not in fields["descr"]
         dtype = np.dtype(fields["descr"] if plain else "V1")
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, OverflowError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200].partition(": <ast.")[0]
         raise DataError(f"{where} has a header that cannot be read", why=why) from None
     if not plain:
         raise DataError(f"{where} is a structured array", why="a plain array of numbers is expected")

@@ -6,10 +6,13 @@ import glob
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
+from puma.data.duplicates import image_hashes, shared
 from puma.data.images import JoinedImages
 from puma.data.source import ImageSource
 from puma.errors import DataError, UsageError
@@ -66,7 +69,7 @@ def check_complete(places: list[str]) -> None:
         last = max(parts) if not total else first + int(total) - 1
         missing = [number for number in range(min(first, 1), last + 1) if number not in parts]
         missing = [number for number in missing if total or number > 0]  # parts may be counted from 0 or from 1
-        if missing and len(places) == 1:
+        if len(places) == 1 and (missing or _next_part(Path(places[0]), last).exists()):
             logger.warning("%s is one part of several; the others are left out", places[0])
         elif missing:
             named = ", ".join(str(number) for number in missing[:5])
@@ -75,6 +78,28 @@ def check_complete(places: list[str]) -> None:
                 why=f"there {'is' if len(parts) == 1 else 'are'} {', '.join(map(str, sorted(parts)[:8]))}"
                 + (f" of {total}" if total else ""),
                 fix="get the missing part; to leave it out on purpose, name the parts as separate sources of a pool",
+            )
+
+
+def check_disjoint(parts: Sequence[ImageSource]) -> None:
+    """Refuse part files that overlap; reads all of them.
+
+    Two parts overlap where neighbouring rows of one are neighbouring rows of the other, pixel for pixel. Single equal
+    images are left alone (data sets hold some, and ``puma data show`` lists them).
+
+    Raises:
+        DataError: names the parts and the rows.
+    """
+    hashes = [image_hashes(part) for part in parts]
+    for (first, ours), (second, theirs) in combinations(zip(parts, hashes, strict=True), 2):
+        found = shared(second, theirs, first, ours)
+        together = np.flatnonzero((np.diff(found.rows) == 1) & (np.diff(found.twins) == 1))
+        if len(together):
+            row, twin = found.rows[together[0]], found.twins[together[0]]
+            raise DataError(
+                f"{second.name} and {first.name} overlap: {len(found):,} of {len(second):,} images are in both",
+                why=f"row {row:,} on of the one is row {twin:,} on of the other: these images would count double",
+                fix="cut the parts apart, or leave one out",
             )
 
 
@@ -122,6 +147,12 @@ def name_of(path: Path) -> str:
     folder = path.absolute().parent
     folder = folder.parent if folder.name == "data" else folder
     return f"{folder.name}-{stem}" if stem in _SPLITS else stem or path.stem
+
+
+def _next_part(path: Path, number: int) -> Path:
+    """Where the part after number ``number`` would lie."""
+    digits = re.findall(r"\d+$", path.stem)[-1]
+    return path.with_name(f"{path.stem.removesuffix(digits)}{number + 1:0{len(digits)}}{path.suffix}")
 
 
 def _part_files(folder: Path) -> list[Path]:
