@@ -6,7 +6,8 @@
 
 One thread, CPU time, methods interleaved chunk by chunk, so that a busy machine hits all alike. Only images that the
 model classifies correctly take part (for the others most peers return at once). ``unit`` is one forward and one
-backward pass to the input, measured in the same run. Crossings are counted by a separate float32 pass of the model.
+backward pass to the input, measured in the same run; ``forwards`` and ``backwards`` are passes an image. Crossings are
+counted by a separate float32 pass of the model.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Result:
     seconds: list[float] = field(default_factory=list)
     margins: list[Tensor] = field(default_factory=list)
     crossed: list[Tensor] = field(default_factory=list)
+    passes: list[tuple[int, int]] = field(default_factory=list)
 
 
 def resnet18() -> nn.Module:
@@ -72,6 +74,16 @@ def unit_pass(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     x = images.clone().contiguous(memory_format=torch.channels_last).requires_grad_(True)
     torch.autograd.grad(model(x).gather(1, labels.unsqueeze(1)).sum(), x)
     return images
+
+
+def processor() -> str:
+    """The processor's name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.machine()
 
 
 def length(difference: Tensor, norm: str) -> Tensor:
@@ -110,6 +122,8 @@ def measure(
             if name == "unit":
                 continue
             adversarial = found if isinstance(found, Tensor) else found.adversarial
+            if not isinstance(found, Tensor):
+                results[name].passes.append(found.passes)
             margin = length(adversarial.detach() - x, norm) if isinstance(found, Tensor) else found.margin
             with torch.no_grad():
                 results[name].crossed.append(model(adversarial.detach()).argmax(1) != y)
@@ -134,7 +148,12 @@ def summary(results: dict[str, Result], chunks: int) -> dict[str, dict[str, floa
             row["crossed"] = float(crossed[name].mean())
         ratio = values[both] / margins[reference][both]
         row |= {"median": float(np.median(ratio)), "mean": float(values[both].mean() / margins[reference][both].mean())}
-        row["p99"] = float(np.quantile(ratio, 0.99))
+        row |= {"p99": float(np.quantile(ratio, 0.99)), "median_margin": float(np.median(values[both]))}
+        if passes := results[name].passes:
+            row |= {
+                "forwards": sum(f for f, _ in passes) / len(values),
+                "backwards": sum(b for _, b in passes) / len(values),
+            }
         if tightest is not None:
             top = max(1, int(0.3 * len(values)))
             row["spearman"] = float(spearmanr(values, tightest).statistic)
@@ -146,33 +165,23 @@ def summary(results: dict[str, Result], chunks: int) -> dict[str, dict[str, floa
 
 def show(title: str, table: dict[str, dict[str, float]]) -> None:
     """Print one model and norm."""
-    columns = (
-        "images_per_s",
-        "units",
-        "times_foolbox",
-        "times_adv-lib",
-        "times_adv-lib SuperDeepFool",
-        "median",
-        "mean",
-        "p99",
-        "crossed",
-        "spearman",
-        "top30",
-    )
-    heads = (
-        "images/s",
-        "units",
-        "x foolbox",
-        "x adv-lib",
-        "x SDF",
-        "median",
-        "mean",
-        "p99",
-        "crossed",
-        "spearman",
-        "top30",
-    )
-    print(f"\n{title}\n{'':24}" + "".join(f"{head:>10}" for head in heads))
+    columns = {
+        "images_per_s": "images/s",
+        "units": "units",
+        "forwards": "forwards",
+        "backwards": "backwards",
+        "times_foolbox": "x foolbox",
+        "times_adv-lib": "x adv-lib",
+        "times_adv-lib SuperDeepFool": "x SDF",
+        "median": "median",
+        "mean": "mean",
+        "p99": "p99",
+        "crossed": "crossed",
+        "median_margin": "margin",
+        "spearman": "spearman",
+        "top30": "top30",
+    }
+    print(f"\n{title}\n{'':24}" + "".join(f"{head:>10}" for head in columns.values()))
     for name, row in table.items():
         if name == "images":
             continue
@@ -214,17 +223,16 @@ def main() -> None:
         for norm in options.norms:
             results = measure(model, images, labels, norm, chunk, options.methods)
             tables[f"{name} {norm}"] = summary(results, chunk)
-            tables[f"{name} {norm}"]["images"] = {"count": len(images), "chunk": chunk}
+            tables[f"{name} {norm}"]["images"] = {"count": len(images), "chunk": chunk, "seed": options.seed}
             show(f"{name}, {norm}, {len(images)} correct images, chunks of {chunk}", tables[f"{name} {norm}"])
     record = {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
+        "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "peers": peers.versions(),
         "puma": puma.__version__,
-        "images": list(options.images),
-        "seed": options.seed,
     }
     stored = json.loads(BASELINE.read_text()) if BASELINE.exists() else {"tables": {}}
     if options.store:

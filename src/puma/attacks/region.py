@@ -13,7 +13,7 @@ from torch import Tensor
 from puma.attacks.halfspace import displacement, distances
 from puma.norms import Norm
 
-_ITERATIONS = 18
+_ITERATIONS = 12
 _CENTRING = 0.1
 _SHRINK = 0.95
 _SLACK = 1e-3
