@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from puma.errors import UsageError
 
+log = logging.getLogger("puma")
+
 
 class Devices:
     """This process's place among those that train together.
@@ -129,8 +131,11 @@ def start_processes(count: int, arguments: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
-        codes = [failure.exitcode for failure in error.failures.values()]
-        return next((code for code in codes if code > 0), 1)
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        for rank, code in codes.items():
+            if code < 0:
+                log.error("process %d was ended by signal %d; the same command goes on from what is kept", rank, -code)
+        return next((code for code in codes.values() if code > 0), 1)
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0

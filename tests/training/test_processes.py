@@ -12,7 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from puma.cli.app import app
 from puma.models.weights import load_model
 
 sys.path.insert(0, str(Path(__file__).parent))  # the forked processes import it by name
@@ -36,6 +38,47 @@ def finished(process):
     assert process.returncode == 0, errors
     messages = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     return [m for m in messages if "last" in m], [m["step"] for m in messages if m.get("rank") == 0]
+
+
+NETWORK = """
+from puma import build_model
+
+
+def grouped():
+    return build_model("small-cnn", 10, in_channels=1, image_size=8, norm="group")
+"""
+
+
+def command(out, devices):
+    """``puma train`` as a user types it."""
+    settings = ("steps=10", "batch_size=768", "attack_steps=3", "checkpoint_every=2")
+    typed = ["train", "--real", "digits", "--threat", "Linf:0.2", "--model", "nets:grouped", "--recipe", "digits"]
+    typed += [word for pair in settings for word in ("--set", pair)]
+    return [*typed, "--accelerator", "cpu", "--quiet", "--devices", str(devices), "--out", out]
+
+
+def test_devices_of_the_command_line_killed_and_resumed_train_as_one_does(tmp_path, monkeypatch):
+    (tmp_path / "nets.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    two_processes = [sys.executable, "-m", "puma", *command("two", 2)]
+    job = subprocess.Popen(two_processes, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("two/checkpoints/state-*.safetensors")):
+        assert job.poll() is None
+        time.sleep(0.02)
+    processes = {child.environ().get("RANK"): child for child in psutil.Process(job.pid).children()}
+    os.kill(processes["1"].pid, signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = job.communicate(timeout=120)
+    assert time.monotonic() - began < 10
+    assert not _runs(processes["0"])
+    assert job.returncode == 1
+    assert "process 1 was ended by signal 9" in errors
+    assert not (tmp_path / "two" / "last.safetensors").exists()
+    subprocess.run(two_processes, check=True, timeout=240, capture_output=True)
+    assert CliRunner().invoke(app, command("one", 1)).exit_code == 0
+    one, two = (load_model(tmp_path / out).state_dict() for out in ("one", "two"))
+    assert all((one[name] - two[name]).abs().max() < 1e-6 for name in one)
 
 
 def _runs(process):
