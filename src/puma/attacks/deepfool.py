@@ -51,7 +51,7 @@ class Effort:
 
 EFFORTS: dict[Mode, Effort] = {
     "rank": Effort(candidates=3),
-    "parity": Effort(candidates=4),
+    "parity": Effort(candidates=5),
     "margin": Effort(candidates=4, tilts=(0.7, 0.4, 0.3), settled=0.02, polishes=1),
     "tight": Effort(candidates=5, tilts=(0.7, 0.5, 0.4, 0.32, 0.26, 0.22, 0.2, 0.18), settled=0.01, polishes=4),
 }

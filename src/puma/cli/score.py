@@ -31,6 +31,8 @@ def score(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images searched together.")] = None,
     chunk: Annotated[int | None, typer.Option(min=1, help="Images per pass through the model.")] = None,
     part_rows: Annotated[int, typer.Option(min=1, help="Rows of one part file.")] = 65_536,
+    precision: Annotated[str, typer.Option(help="Of gradients: float32 or bf16; crossings in float32.")] = "float32",
+    compile: Annotated[bool, typer.Option("--compile", help="Search with torch.compile's model.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves it to torch.")] = 0,
     worker: Annotated[int | None, typer.Option(min=0, help="This process (else torchrun's or SLURM's).")] = None,
@@ -111,7 +113,8 @@ def score(
         device=device,
         threads=threads,
     )
-    sizes = {"steps": steps, "batch_size": batch_size, "chunk": chunk, "part_rows": part_rows}
+    sizes: Sizes = {"steps": steps, "batch_size": batch_size, "chunk": chunk, "part_rows": part_rows}
+    sizes |= {"precision": precision, "compile": compile}
     if mode == "cascade":
         if dry_run or engine == "ray" or (among or 1) > 1:
             raise UsageError("--mode cascade works in one process, without --dry-run", fix="--mode rank, then margin")

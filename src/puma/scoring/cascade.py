@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from puma.attacks.deepfool import Precision
 from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.errors import UsageError
@@ -87,6 +88,8 @@ def score_cascade(
     batch_size: int | None = None,
     chunk: int | None = None,
     part_rows: int = PART_ROWS,
+    precision: Precision = "float32",
+    compile: bool = False,
     progress: bool = False,
 ) -> MarginTable:
     """Estimate every margin, then measure those that can change the stated plan.
@@ -100,6 +103,8 @@ def score_cascade(
         batch_size: images searched together.
         chunk: images per pass.
         part_rows: rows of one part.
+        precision: as in `score_margins`.
+        compile: as in `score_margins`.
         progress: show bars.
 
     Returns:
@@ -111,8 +116,17 @@ def score_cascade(
     """
     whole = as_pool(pool)
     check_model(model, whole)
-    sizes = {"steps": steps, "batch_size": batch_size, "chunk": chunk, "part_rows": part_rows}
-    settings = sized(cascade.threat.norm, "margin", device_of(model).type, **sizes)  # type: ignore[arg-type]
+    settings = sized(
+        cascade.threat.norm,
+        "margin",
+        device_of(model).type,
+        steps=steps,
+        batch_size=batch_size,
+        chunk=chunk,
+        part_rows=part_rows,
+        precision=precision,
+        compile=compile,
+    )
     rank_out = None if out is None else Path(out) / "rank"
     estimates = score_margins(
         model,
@@ -124,6 +138,8 @@ def score_cascade(
         batch_size=settings.batch_size,
         chunk=settings.chunk,
         part_rows=part_rows,
+        precision=precision,
+        compile=compile,
         progress=progress,
     )
     wanted = cascade.wanted(estimates)

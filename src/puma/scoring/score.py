@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from torch import nn
 
-from puma.attacks.deepfool import Mode
+from puma.attacks.deepfool import Mode, Precision
 from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.errors import UsageError
@@ -35,6 +35,8 @@ def score_margins(
     batch_size: int | None = ...,
     chunk: int | None = ...,
     part_rows: int = ...,
+    precision: Precision = ...,
+    compile: bool = ...,
     worker: int = ...,
     num_workers: Literal[1] = ...,
     progress: bool = ...,
@@ -51,6 +53,8 @@ def score_margins(
     batch_size: int | None = ...,
     chunk: int | None = ...,
     part_rows: int = ...,
+    precision: Precision = ...,
+    compile: bool = ...,
     worker: int = ...,
     num_workers: int,
     progress: bool = ...,
@@ -66,6 +70,8 @@ def score_margins(
     batch_size: int | None = None,
     chunk: int | None = None,
     part_rows: int = PART_ROWS,
+    precision: Precision = "float32",
+    compile: bool = False,
     worker: int = 0,
     num_workers: int = 1,
     progress: bool = False,
@@ -82,6 +88,8 @@ def score_margins(
         batch_size: images searched together; default 512, or 4096 on a GPU.
         chunk: images per pass; default 64, or 1024 on a GPU.
         part_rows: rows of one part.
+        precision: ``"bf16"`` computes gradients in bfloat16; crossings are seen in float32 either way.
+        compile: search with ``torch.compile``'s version of the model; crossings are confirmed by ``model`` itself.
         worker: number of this process among ``num_workers`` that share ``out``.
         num_workers: processes that share the work, part by part; they need not talk to each other.
         progress: show a bar.
@@ -102,7 +110,15 @@ def score_margins(
     whole = as_pool(pool)
     check_model(model, whole)
     settings = sized(
-        norm, mode, device_of(model).type, steps=steps, batch_size=batch_size, chunk=chunk, part_rows=part_rows
+        norm,
+        mode,
+        device_of(model).type,
+        steps=steps,
+        batch_size=batch_size,
+        chunk=chunk,
+        part_rows=part_rows,
+        precision=precision,
+        compile=compile,
     )
     meta = settings.meta(model, whole)
     if out is None:

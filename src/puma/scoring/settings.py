@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from puma.attacks.deepfool import Mode, parse_mode
+from puma.attacks.deepfool import Mode, Precision, parse_mode, parse_precision
 from puma.data.pool import Pool
 from puma.errors import UsageError
 from puma.margins import PART_ROWS
@@ -30,9 +30,11 @@ class ScoringSettings:
         batch_size: images read and searched together; its boundaries are fixed within a part.
         chunk: images per pass through the model.
         part_rows: rows of one part.
+        precision: of gradients, ``"float32"`` or ``"bf16"``; crossings are seen in float32 either way.
+        compile: search with ``torch.compile``'s version of the model; crossings are confirmed by the model itself.
 
     Raises:
-        UsageError: unknown norm or mode, a number that is not positive.
+        UsageError: unknown norm, mode or precision, a number that is not positive.
     """
 
     norm: Norm = "Linf"
@@ -41,10 +43,13 @@ class ScoringSettings:
     batch_size: int = 512
     chunk: int = 64
     part_rows: int = PART_ROWS
+    precision: Precision = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         parse_norm(self.norm)
         parse_mode(self.mode)
+        parse_precision(self.precision)
         for name in ("steps", "batch_size", "chunk", "part_rows"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} has to be positive, not {getattr(self, name)}")
@@ -73,6 +78,8 @@ def sized(
     batch_size: int | None = None,
     chunk: int | None = None,
     part_rows: int = PART_ROWS,
+    precision: str = "float32",
+    compile: bool = False,
 ) -> ScoringSettings:
     """The settings, with sizes that suit the device where None is given.
 
@@ -82,7 +89,16 @@ def sized(
         UsageError: as `ScoringSettings`.
     """
     batch, piece = (4096, 1024) if device_type == "cuda" else (512, 64)
-    return ScoringSettings(parse_norm(norm), parse_mode(mode), steps, batch_size or batch, chunk or piece, part_rows)
+    return ScoringSettings(
+        norm=parse_norm(norm),
+        mode=parse_mode(mode),
+        steps=steps,
+        batch_size=batch_size or batch,
+        chunk=chunk or piece,
+        part_rows=part_rows,
+        precision=parse_precision(precision),
+        compile=compile,
+    )
 
 
 def environment(device: torch.device) -> dict[str, Any]:

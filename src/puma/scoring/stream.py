@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,15 @@ def score_batch(
     full = np.pad(rows, (0, settings.batch_size - count), mode="edge") if fill else rows
     images, labels = read_batch(pool, full, device_of(model))
     hit = deepfool(
-        model, images, labels, norm=settings.norm, mode=settings.mode, steps=settings.steps, chunk=settings.chunk
+        model,
+        images,
+        labels,
+        norm=settings.norm,
+        mode=settings.mode,
+        steps=settings.steps,
+        chunk=settings.chunk,
+        precision=settings.precision,
+        proxy=_compiled(model) if settings.compile else None,
     )
     return {
         "index": rows.astype(np.int64),
@@ -54,6 +63,13 @@ def score_batch(
         "steps": hit.steps[:count].cpu().numpy(),
         "source": pool.source.codes[rows],
     }
+
+
+@lru_cache(maxsize=1)
+def _compiled(model: nn.Module) -> nn.Module:
+    """The compiled model, made once for a process; shapes are fixed, a batch is filled up to one of a few."""
+    proxy: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    return proxy
 
 
 def synchronise(device: torch.device) -> None:

@@ -1,0 +1,123 @@
+"""bfloat16 gradients, compiled stand-ins: faster searches that may change a margin a little but never invent one."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from test_deepfool import Curved, batch
+from test_scoring import Small
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import puma
+from puma.attacks.deepfool import deepfool
+from puma.errors import UsageError
+
+NORMS = ["Linf", "L2"]
+MODES = ["parity", "margin", "tight"]
+
+
+def images_and_labels(count: int = 90) -> tuple[nn.Module, Tensor, Tensor]:
+    model, x = Curved().eval(), batch(count, 4)
+    labels = model(x).argmax(1)
+    labels[::7] = (labels[::7] + 1) % 5
+    return model, x, labels
+
+
+def assert_crossings_are_real(model: nn.Module, x: Tensor, labels: Tensor, hit: puma.attacks.deepfool.DeepFool) -> None:
+    predicted = model(hit.adversarial).argmax(1)
+    crossed = torch.from_numpy(hit.status == "crossed")
+    back = torch.from_numpy(hit.status == "misclassified") & hit.margin.isfinite()
+    assert crossed.sum() > 60
+    assert back.any()
+    assert (predicted[crossed] != labels[crossed]).all()
+    assert (predicted[back] == labels[back]).all()
+    assert (hit.predicted == model(x).argmax(1)).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("mode", MODES)
+def test_bfloat16_gradients_give_nearly_the_same_margins_and_only_real_crossings(norm, mode) -> None:
+    model, x, labels = images_and_labels()
+    exact = deepfool(model, x, labels, norm=norm, mode=mode)
+    coarse = deepfool(model, x, labels, norm=norm, mode=mode, precision="bf16")
+    assert_crossings_are_real(model, x, labels, coarse)
+    assert not torch.equal(coarse.margin, exact.margin)
+    ratio = (coarse.margin / exact.margin)[coarse.margin.isfinite() & exact.margin.isfinite()]
+    assert abs(ratio.median() - 1) < 0.005
+    assert ratio.quantile(0.05) > 0.97
+    assert ratio.quantile(0.9) < 1.05
+    assert (coarse.predicted == exact.predicted).all()
+
+
+class Shifted(nn.Module):
+    """Another model than it claims to be: its boundaries lie elsewhere."""
+
+    def __init__(self, model: nn.Module, shift: float) -> None:
+        super().__init__()
+        self.model, self.shift, self.sizes = model, shift, set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.add(len(x))
+        logits = self.model(x)
+        return logits - self.shift * (logits == logits.amax(1, keepdim=True))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("mode", MODES)
+def test_crossings_of_a_wrong_proxy_are_confirmed_by_the_model(norm, mode) -> None:
+    model, x, labels = images_and_labels()
+    hit = deepfool(model, x, labels, norm=norm, mode=mode, proxy=Shifted(model, 1e-3))
+    assert_crossings_are_real(model, x, labels, hit)
+    far = deepfool(model, x, labels, norm=norm, mode=mode, proxy=Shifted(model, 2.0))  # sees crossings everywhere
+    crossed = torch.from_numpy(far.status == "crossed")
+    assert (model(far.adversarial).argmax(1) != labels)[crossed].all()
+    assert (far.status == "unconverged").any()
+    assert far.margin[torch.from_numpy(far.status == "unconverged")].isnan().all()
+
+
+@pytest.mark.parametrize("mode", ["rank", *MODES])
+def test_filling_batches_up_changes_nothing_but_their_sizes(mode) -> None:
+    model, x, labels = images_and_labels()
+    proxy = Shifted(model, 0.0)
+    filled = deepfool(model, x, labels, mode=mode, chunk=32, proxy=proxy)
+    plain = deepfool(model, x, labels, mode=mode, chunk=32)
+    torch.testing.assert_close(filled.margin, plain.margin, rtol=1e-3, atol=1e-6, equal_nan=True)
+    assert (filled.codes == plain.codes).all()
+    assert proxy.sizes <= {4, 8, 16, 32}
+
+
+@torch._dynamo.config.patch(recompile_limit=100)  # by itself torch gives up after 8 and goes on uncompiled
+def test_shrinking_batches_do_not_recompile() -> None:
+    model, x, labels = images_and_labels()
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    proxy = torch.compile(model, backend=counter, dynamic=False)
+    hits = [deepfool(model, x[:count], labels[:count], mode="tight", chunk=32, proxy=proxy) for count in (90, 77)]
+    assert 2 <= counter.frame_count <= 2 * 4  # four sizes, with a graph and without
+    deepfool(model, x[:50], labels[:50], norm="L2", mode="margin", chunk=32, proxy=proxy)
+    assert counter.frame_count <= 2 * 4
+    plain = deepfool(model, x, labels, mode="tight", chunk=32)
+    torch.testing.assert_close(hits[0].margin, plain.margin, rtol=1e-2, atol=1e-5, equal_nan=True)
+    assert_crossings_are_real(model, x, labels, hits[0])
+
+
+def test_options_are_part_of_a_table(monkeypatch) -> None:
+    pool = puma.Pool([puma.load_dataset("digits")])
+    model = Small(pool).eval()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    quick = puma.score_margins(model, pool, batch_size=256, precision="bf16", compile=True)
+    plain = puma.score_margins(model, pool, batch_size=256)
+    assert quick.meta["settings"]["precision"] == "bf16"
+    assert quick.meta["settings"]["compile"]
+    assert not plain.meta["settings"]["compile"]
+    assert (quick.predicted == plain.predicted).all()
+    assert (quick.status == plain.status).all()
+    with np.errstate(invalid="ignore"):
+        ratio = quick.margin / plain.margin
+    assert (np.abs(ratio[np.isfinite(ratio)] - 1) < 0.05).mean() > 0.99
+    with pytest.raises(UsageError, match="precision"):
+        puma.score_margins(model, pool, precision="fp8")
