@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from puma.data.pool import Pool
 from puma.data.unpack import write_npz
 from puma.errors import DataError
 from puma.evaluation import evaluate
+from puma.generation import DiffusionConfig, SamplerConfig, generate
+from puma.generation.training import train_diffusion
 from puma.margins import MarginTable
 from puma.models.build import build_model
 from puma.models.weights import load_model, save_model, weights_sha256
@@ -174,6 +177,47 @@ def test_command_line(copy: Path) -> None:
     assert "puma-30.parquet" in str(broken.exception)
     with pytest.raises(DataError, match="does not exist"):
         verify(copy / "nowhere")
+
+
+def test_a_folder_named_from_inside(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in (copy / "runs" / "puma-30", copy / "runs", copy):
+        monkeypatch.chdir(place)
+        assert bad_files(Path()) == []
+    make_plan(MarginTable.read("margins"), strategy="easy", threat=THREAT, protect_real=False).write(
+        "plans/puma-30.parquet"
+    )
+    assert any("was not trained by" in problem for problem in bad_files(Path()))
+
+
+@pytest.mark.parametrize("ending", [".npz", ".parquet"])
+def test_generated_images_and_the_model_that_drew_them(tmp_path: Path, ending: str) -> None:
+    config = DiffusionConfig(width=8, blocks=1, steps=1, batch_size=4)
+    out = tmp_path / f"made{ending}"
+    generate(load_dataset("digits"), 20, out=out, config=config, sampler=SamplerConfig(steps=1))
+    found = verify(tmp_path)
+    assert (found.problems, found.notes) == ([], [])
+    model = tmp_path / "made.diffusion" / "model.safetensors"
+    good = model.read_bytes()
+    model.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert any("made.diffusion/model.safetensors is damaged" in problem for problem in bad_files(tmp_path))
+    other = train_diffusion(load_dataset("digits"), tmp_path / "other", config=config, seed=1)
+    other.save(tmp_path / "made.diffusion")
+    assert any(f"made{ending} was not drawn by the model" in problem for problem in bad_files(tmp_path))
+    shutil.rmtree(tmp_path / "made.diffusion")
+    assert any(f"made{ending} was drawn by the weights" in note for note in verify(tmp_path).notes)
+
+
+def test_a_plan_from_joined_tables_finds_them(copy: Path) -> None:
+    margins = MarginTable.read(copy / "margins")
+    blank = np.full(len(margins), np.nan, np.float32)
+    for name in ("loud", "quiet"):
+        replace(margins, margin=blank, scores={name: np.arange(200, dtype=np.float32)}).write(copy / name)
+    joined = margins.join(MarginTable.read(copy / "quiet"))
+    plan = make_plan(joined, strategy="easy", prune_fraction=0.3, threat=THREAT, protect_real=False)
+    plan.write(copy / "plans" / "other.parquet")
+    assert verify(copy).notes == []
+    shutil.rmtree(copy / "quiet")
+    assert any("other.parquet was made from the table" in note for note in verify(copy).notes)
 
 
 def test_broken_images_in_parquet_are_found(tmp_path: Path) -> None:

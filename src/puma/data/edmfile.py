@@ -7,6 +7,7 @@ Equal contents give equal bytes: no time of day is written.
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def write_edm(
     labels: NDArray[np.int64],
     *,
     class_names: Sequence[str] = (),
-    comment: bytes = b"",
+    comment: dict[str, Any] | None = None,
 ) -> None:
     """Write image chunks and all labels, atomically and in constant memory.
 
@@ -33,14 +34,14 @@ def write_edm(
         chunks: uint8 ``[n, H, W, C]`` each, ``len(labels)`` rows in all; one is held at a time.
         labels: int64 ``[N]``.
         class_names: one for each class; none are written where there are none.
-        comment: of the archive, at most 65,535 bytes.
+        comment: where the images come from; JSON that the archive carries as its comment (at most 65,535 bytes).
 
     Raises:
         ValueError: the chunks do not add up to ``len(labels)`` rows.
         StorageError: the disk is full or the folder cannot be written.
     """
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        archive.comment = comment
+        archive.comment = b"" if comment is None else json.dumps(comment, sort_keys=True).encode()
         rows = 0
         with archive.open(entry("image.npy"), "w", force_zip64=True) as member:
             for chunk in chunks:
@@ -57,6 +58,16 @@ def write_edm(
             with archive.open(entry(name), "w", force_zip64=True) as member:
                 member.write(_header(array.shape, array.dtype))
                 member.write(array.tobytes())
+
+
+def read_comment(path: Path | str) -> dict[str, Any]:
+    """The JSON object in an archive's comment; empty for any other or broken file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            told = json.loads(archive.comment or b"{}")
+    except (OSError, zipfile.BadZipFile, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def entry(name: str) -> zipfile.ZipInfo:

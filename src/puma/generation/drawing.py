@@ -17,7 +17,7 @@ from puma.data.edmfile import write_edm
 from puma.errors import UsageError
 from puma.files import fingerprint
 from puma.generation.noise import Stream, counter_generator
-from puma.generation.output import comment_of, read_part
+from puma.generation.output import read_part
 from puma.progress import Progress
 
 
@@ -114,7 +114,7 @@ def draw_parts(
                 images.append(_checked(drawer(indices, label), (len(indices), *shape)))
                 labels.append(label)
                 bar.advance(len(indices))
-            write_edm(path, images, np.concatenate(labels), comment=comment_of({"settings": settings}))
+            write_edm(path, images, np.concatenate(labels), comment={"settings": settings})
     return paths
 
 

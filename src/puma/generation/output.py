@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from puma.data import edmfile
 from puma.files import atomic_path
 
 FORMATS = (".npz", ".parquet")
@@ -70,22 +71,15 @@ def write_parquet(
             raise ValueError(f"{rows} images but {len(labels)} labels")
 
 
-def comment_of(provenance: dict[str, Any]) -> bytes:
-    """``provenance``, which has to be JSON-able, as an archive's comment; `read_comment` reads it."""
-    return json.dumps(provenance, sort_keys=True).encode()
-
-
 def read_comment(path: Path | str) -> dict[str, Any]:
     """The provenance inside a file written here; empty for any other or broken file."""
-    try:
-        if Path(path).suffix == ".parquet":
-            import pyarrow.parquet as pq
+    if Path(path).suffix != ".parquet":
+        return edmfile.read_comment(path)
+    import pyarrow.parquet as pq
 
-            told = json.loads((pq.read_schema(path).metadata or {}).get(b"puma", b"{}"))
-        else:
-            with zipfile.ZipFile(path) as archive:
-                told = json.loads(archive.comment or b"{}")
-    except (OSError, zipfile.BadZipFile, ValueError):  # pyarrow's ArrowInvalid is a ValueError
+    try:
+        told = json.loads((pq.read_schema(path).metadata or {}).get(b"puma", b"{}"))
+    except (OSError, ValueError):  # pyarrow's ArrowInvalid is a ValueError
         return {}
     return told if isinstance(told, dict) else {}
 

@@ -18,7 +18,7 @@ from puma.generation.config import PRESETS, DiffusionConfig, SamplerConfig, diff
 from puma.generation.diffusion import Diffusion
 from puma.generation.drawing import Drawer, draw_parts
 from puma.generation.networks import check_size
-from puma.generation.output import FORMATS, comment_of, read_comment, write_parquet
+from puma.generation.output import FORMATS, read_comment, write_parquet
 from puma.generation.sampling import DiffusionDrawer, check_sampler
 from puma.generation.training import train_diffusion
 
@@ -218,7 +218,7 @@ def _draw_file(
         images = (_member(path, "image") for path in paths)
         labels = np.concatenate([_member(path, "label") for path in paths])
         if out.suffix == ".npz":
-            write_edm(out, images, labels, comment=comment_of(told))
+            write_edm(out, images, labels, comment=told)
         else:
             write_parquet(out, images, labels, class_names=drawer.class_names, comment=told)
         write_json(folder / "generated.json", told)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import tomllib
 from collections.abc import Callable
@@ -78,19 +77,26 @@ def _parquet(path: Path) -> Artefact:
     if {"img", "image"} & set(schema.names):
         from puma.data.parquet import load_parquet
 
-        source = load_parquet(path, verify="full")
-        return Artefact(path, "data", {"fingerprint": source.fingerprint})
+        load_parquet(path, verify="full")
+        return Artefact(path, "data", _drawn_by(told))
     return Artefact(path, name.partition("/")[0].removeprefix("puma.") or "table")
 
 
 def _npz(path: Path) -> Artefact:
     from puma.data.archive import read_members
+    from puma.data.edmfile import read_comment
     from puma.data.npz import check_crc, check_not_bomb
 
     for member in read_members(path):
         check_not_bomb(member)
         check_crc(member)
-    return Artefact(path, "data")
+    return Artefact(path, "data", _drawn_by(read_comment(path)))
+
+
+def _drawn_by(told: dict[str, Any]) -> dict[str, Any]:
+    """The weights that drew generated images, as `puma.generation` writes them into the file."""
+    drawer = told.get("drawer") if str(told.get("schema", "")).startswith("puma.generated/") else None
+    return {"weights": drawer["weights"]} if isinstance(drawer, dict) and "weights" in drawer else {}
 
 
 def _weights(path: Path) -> Artefact:
@@ -103,14 +109,10 @@ def _weights(path: Path) -> Artefact:
         return Artefact(path, "weights", facts)
     beside = path.with_name("config.json")
     if path.stem == "model" and beside.is_file() and (expected := read_json(beside).get("sha256")):
-        digest = hashlib.sha256()  # as `puma.generation.diffusion` counts it
-        for name in sorted(tensors):
-            digest.update(name.encode())
-            digest.update(tensors[name].contiguous().numpy().tobytes())
-        if digest.hexdigest() != expected:
+        if facts["sha256"] != expected:
             raise ModelError(
                 f"{path} is damaged: its checksum does not fit config.json beside it",
-                why=f"sha256 {digest.hexdigest()[:12]} now, {str(expected)[:12]} then",
+                why=f"sha256 {facts['sha256'][:12]} now, {str(expected)[:12]} then",
             )
         return Artefact(path, "weights", facts)
     return Artefact(path, "weights", facts, "it carries no checksum")

@@ -8,6 +8,7 @@ from typing import Any
 
 from puma.errors import DataError, PumaError
 from puma.provenance.artefacts import Artefact
+from puma.provenance.tables import joined_fingerprints
 from puma.recipe import load_recipe
 
 
@@ -25,11 +26,15 @@ def contradictions(artefacts: Mapping[Path, Artefact], tables: Mapping[Path, dic
             yield from _evaluation(path, artefact, artefacts)
         elif artefact.kind == "plan":
             yield from _plan(path, artefact, tables)
+        elif artefact.kind == "data":
+            yield from _generated(path, artefact, artefacts)
 
 
 def unresolved(artefacts: Mapping[Path, Artefact], tables: Mapping[Path, dict[str, Any]]) -> Iterator[str]:
     """What artefacts were made from that is not in this folder, one line each."""
     known = {facts.get("fingerprint") for facts in tables.values()}
+    if any(made.facts.get("table") not in known for made in artefacts.values() if made.kind == "plan"):
+        known |= joined_fingerprints([folder for folder, facts in tables.items() if "fingerprint" in facts])
     weights = {artefact.facts["sha256"] for artefact in artefacts.values() if artefact.kind == "weights"}
     plans = {artefact.facts["fingerprint"] for artefact in artefacts.values() if artefact.kind == "plan"}
     for path, artefact in artefacts.items():
@@ -38,6 +43,8 @@ def unresolved(artefacts: Mapping[Path, Artefact], tables: Mapping[Path, dict[st
             yield f"{path} was made from the table {made['table'][:12]}, which is not here"
         if artefact.kind == "run" and made.get("plan") and made["plan"] not in plans:
             yield f"{path.parent} was trained by the plan {made['plan'][:12]}, which is not here"
+        if artefact.kind == "data" and made.get("weights") and made["weights"] not in weights:
+            yield f"{path} was drawn by the weights {made['weights'][:12]}, which are not here"
         if artefact.kind == "evaluation" and made.get("model") and made["model"] not in weights:
             yield f"{path} judges the weights {made['model'][:12]}, which are not here"
     for folder, facts in tables.items():
@@ -65,8 +72,14 @@ def _run(path: Path, run: Artefact, artefacts: Mapping[Path, Artefact]) -> Itera
             )
     elif settings:
         yield DataError(f"{recipe} is missing", why="a run keeps its recipe beside it")
-    plan = path.parents[2] / "plans" / f"{path.parent.name}.parquet"
-    if run.facts.get("plan") and plan in artefacts and artefacts[plan].facts["fingerprint"] != run.facts["plan"]:
+    runs = path.parent.parent
+    plan = runs.parent / "plans" / f"{path.parent.name}.parquet"
+    if (
+        runs.name == "runs"
+        and run.facts.get("plan")
+        and plan in artefacts
+        and artefacts[plan].facts["fingerprint"] != run.facts["plan"]
+    ):
         yield DataError(
             f"{path.parent} was not trained by {plan}",
             why=f"its plan is {run.facts['plan'][:12]}, that one {artefacts[plan].facts['fingerprint'][:12]}",
@@ -94,6 +107,17 @@ def _evaluation(path: Path, evaluation: Artefact, artefacts: Mapping[Path, Artef
             why=f"it judged {str(evaluation.facts['model'])[:12]}; here are "
             + ", ".join(f"{name} {sha[:12]}" for name, sha in sorted(beside.items())),
             fix="evaluate again",
+        )
+
+
+def _generated(path: Path, data: Artefact, artefacts: Mapping[Path, Artefact]) -> Iterator[PumaError]:
+    """Generated images against the model beside them."""
+    model = artefacts.get(path.with_suffix(".diffusion") / "model.safetensors")
+    if model is not None and "weights" in data.facts and data.facts["weights"] != model.facts["sha256"]:
+        yield DataError(
+            f"{path} was not drawn by the model beside it",
+            why=f"it was drawn by {data.facts['weights'][:12]}, that one is {model.facts['sha256'][:12]}",
+            fix="one of the two was made anew: draw again",
         )
 
 

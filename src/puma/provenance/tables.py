@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from functools import reduce
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,18 @@ def check_table(folder: Path, bad: Collection[Path] = ()) -> tuple[list[PumaErro
     if not problems and len(metas) == len(paths):
         facts["fingerprint"] = MarginTable.read(folder).fingerprint
     return problems, facts
+
+
+def joined_fingerprints(folders: Collection[Path]) -> set[str]:
+    """The fingerprints of whole tables joined with score tables of the same pool, as a plan may name them."""
+    found: set[str] = set()
+    tables = [MarginTable.read(folder) for folder in folders]
+    for table in tables:
+        pool = table.meta["pool"]["fingerprint"]
+        others = [other for other in tables if other is not table and other.meta["pool"]["fingerprint"] == pool]
+        for size in range(1, len(others) + 1):
+            found |= {reduce(MarginTable.join, chosen, table).fingerprint for chosen in combinations(others, size)}
+    return found
 
 
 def _common_meta(folder: Path, metas: list[dict[str, Any]]) -> dict[str, Any]:
