@@ -92,6 +92,18 @@ def test_puma_data_show(tmp_path: Path) -> None:
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_puma_data_show_verifies_when_asked(tmp_path: Path) -> None:
+    arrays = edm_arrays(30, 3)
+    path = Path(saved(tmp_path / "edm.npz", arrays["image"], arrays["label"]))
+    data = bytearray(path.read_bytes())
+    data[data.find(arrays["image"].tobytes()) + 7] ^= 1
+    path.write_bytes(data)
+    assert runner.invoke(data_app, ["show", str(path), "--quiet"]).exit_code == 0
+    for command in ([str(path), "--verify", "full"], [f"{path}?verify=full"]):
+        assert "CRC-32" in str(runner.invoke(data_app, ["show", *command, "--quiet"]).exception)
+    assert isinstance(runner.invoke(data_app, ["show", str(path), "--verify", "fast"]).exception, UsageError)
+
+
 def test_unpacked_npz_is_the_same_data_mapped(tmp_path: Path) -> None:
     arrays = edm_arrays(50, 3)
     np.savez_compressed(tmp_path / "edm.npz", **arrays, classes=np.array(["a", "b", "c"]))

@@ -32,7 +32,9 @@ def show(
         Path | None, typer.Option(help="Draw a contact sheet of the first source here (PNG), the others beside it.")
     ] = None,
     per_class: Annotated[int, typer.Option(min=1, max=100, help="Images of each class on the sheet.")] = 10,
-    verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare checksums.")] = False,
+    verify: Annotated[
+        str, typer.Option(help="full: read every byte, compare checksums, look for overlapping parts.")
+    ] = "free",
     duplicates: Annotated[bool, typer.Option(help="Search for equal images: reads everything once.")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -50,7 +52,7 @@ def show(
     if sheet is not None:
         prepare_folder(sheet.parent)
     console = Console()
-    options = {"verify": "full"} if verify else {}
+    options = {} if verify == "free" else {"verify": verify}
     opened = [load_dataset(spec, **options) for spec in sources]
     against = load_dataset(test, **options) if test is not None else None
     for source in opened:
