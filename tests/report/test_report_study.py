@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,11 +13,12 @@ from matplotlib.text import Text
 
 from puma.errors import DataError
 from puma.report import write_report
-from puma.report.cells import Value
+from puma.report.evaluations import evaluation_file, read_evaluation, write_flags_file
 from puma.report.folder import make_report
+from puma.report.materials import Materials
 from puma.report.quality import quality_rows
 from puma.report.study import study_report
-from puma.tradeoff import compare
+from puma.tradeoff import compare, random_images_needed
 
 
 def table_of(report, name):
@@ -129,10 +131,10 @@ def test_overlap_is_one_on_the_diagonal_and_a_share_elsewhere(report):
 
 def test_eps_table_is_that_of_the_plans(report):
     rows = {row["strategy"]: row for row in table_of(report, "eps")}
-    assert rows["none"]["at full eps"] == 1
+    assert rows["none"]["at full eps"].number == 1
     assert rows["uniform-eps scale=0.5"]["mean eps (Linf, in 1/255)"] == pytest.approx(25.5)
-    assert rows["puma"]["lowered"] > 0.5
-    parts = [rows["puma"][name] for name in ("at full eps", "lowered", "trained clean (eps 0)")]
+    assert rows["puma"]["lowered"].number > 0.5
+    parts = [rows["puma"][name].number for name in ("at full eps", "lowered", "trained clean (eps 0)")]
     assert sum(parts) == pytest.approx(1)
 
 
@@ -195,6 +197,8 @@ def test_prune_fractions_and_pools_become_curves(tmp_path):
             "pool": f"digits:train ({REAL}) + images (100)",
             "kept": REAL + (40 if row["prune_fraction"] else 100),
             "robust_accuracy": row["robust_accuracy"] - 0.1,
+            # puma reaches with 40 of them what the whole small pool gives
+            "clean_accuracy": 0.9 if row["prune_fraction"] == 0 or row["strategy"] == "puma" else 0.85,
         }
         for row in rows
         if row["strategy"] in ("none", "random", "puma")
@@ -205,8 +209,20 @@ def test_prune_fractions_and_pools_become_curves(tmp_path):
     labels = {row["strategy"] for row in table_of(report, "arms")}
     assert {"puma p=0.3", "puma p=0.6", "none"} <= labels
     needed = table_of(report, "needed")
-    assert any(isinstance(row["random images needed"], Value) or row["remark"] != "–" for row in needed)
-    assert {row["images it trained on"] for row in needed} >= {REAL + 40, REAL + 240}
+    assert {row["images trained on"] for row in needed} >= {REAL + 40, REAL + 240}
+    last = [row for row in pq.read_table(folder / "results.parquet").to_pylist() if row["checkpoint"] == "last"]
+    expected = {
+        (need.arm.label, need.kept, need.axis): None if need.images is None else need.images.value
+        for need in random_images_needed(last, ["puma"])
+    }
+    shown = {
+        (row["strategy"], row["images trained on"], axis): row[f"for its {axis} accuracy"].number
+        for row in needed
+        for axis in ("clean", "robust")
+    }
+    assert shown == pytest.approx(expected, nan_ok=True)
+    assert any(value is None for value in shown.values())  # a bound
+    assert any(value is not None for value in shown.values())
 
 
 def test_same_folder_gives_the_same_bytes(study, report):
@@ -226,6 +242,23 @@ def test_unreadable_companions_are_named_and_left_out(tmp_path, make_study):
     assert "Left out, synthetic quality:" in text
     assert "Left out, flags of none, seed 0" in text
     assert "Flags of single images are not at hand" in text
+
+
+def test_intervals_need_the_small_flags_file_only(tmp_path, make_study):
+    folder = make_study(tmp_path / "study")
+    before = study_report(folder)
+    materials = Materials(folder)
+    judged = {
+        row.key: read_evaluation(evaluation_file(materials.run_folder(row), "last"))
+        for row in materials.results
+        if row.checkpoint == "last"
+    }
+    write_flags_file(folder / "flags.parquet", judged)
+    shutil.rmtree(folder / "runs")
+    after = study_report(folder)
+    assert table_of(after, "gap") == table_of(before, "gap")
+    (folder / "flags.parquet").unlink()
+    assert table_of(study_report(folder), "gap") != table_of(before, "gap")  # without the images' share
 
 
 def test_flags_of_another_result_are_not_used(tmp_path, make_study):

@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from small_study import outcome, small_study
 
 from puma.margins import MarginTable
+from puma.report.evaluations import read_flags_file
 from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
 from puma.study.queue import work
@@ -46,6 +48,10 @@ def test_every_piece_leaves_what_the_next_reads(finished: StudyFolder) -> None:
     assert table.num_rows == 2
     assert table.schema.metadata[b"schema"] == b"puma.results/1"
     assert (finished.path / "mislabelled.parquet").exists()
+    flags = read_flags_file(finished.path / "flags.parquet")
+    for (_, arm, _), (judged, attack) in flags.items():
+        row = next(row for row in rows if row["strategy"] == arm.strategy)
+        assert (np.mean(judged.clean), attack) == (row["clean_accuracy"], "pgd-2")
 
 
 def test_status_counts_what_is_finished(finished: StudyFolder) -> None:
@@ -63,12 +69,16 @@ def test_another_run_repeats_nothing(finished: StudyFolder) -> None:
 def test_a_study_goes_on_elsewhere_from_its_small_files(finished: StudyFolder, tmp_path: Path) -> None:
     grid_of = [{"strategies": ["none", "puma", "random"], "prune_fractions": [0.5]}]
     study = small_study(tmp_path, grid=grid_of)
+    write_results(finished)
     shutil.copytree(finished.path / "done", study.path / "done", ignore=shutil.ignore_patterns(".*"))
+    shutil.copy(finished.path / "flags.parquet", study.path)
     work(study)
     before, after = collect(finished), collect(study)
     assert [row["strategy"] for row in after] == ["none", "puma", "random"]
     assert [{**row, "recipe": ""} for row in after[:2]] == [{**row, "recipe": ""} for row in before]
     assert not (study.path / "runs" / study.spec.cells()[0].key).exists()  # its figures were carried over
+    write_results(study)
+    assert len(read_flags_file(study.path / "flags.parquet")) == 3  # two carried over, one from its run
     assert (
         MarginTable.read(study.margin_folder(None)).fingerprint
         == MarginTable.read(finished.path / "margins").fingerprint

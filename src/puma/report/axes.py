@@ -8,13 +8,13 @@ from puma.report.cells import Value
 from puma.report.comparison import NAMES, interval, robust_column
 from puma.report.content import Heading, Item, Note, Picture, Section, Table
 from puma.report.figures import Curve, Interval, accuracy_curves, share_dots
-from puma.report.materials import Materials
+from puma.report.materials import Materials, pool_rows
 from puma.report.results import Arm, Result, arms
 from puma.report.statistics import Compared, Statistics, make_statistics
 from puma.report.style import house_style
 from puma.tradeoff import mean_interval, random_images_needed, redundant, wilson_interval
 from puma.tradeoff.arms import BASELINE, CONTROLS
-from puma.tradeoff.needed import RANDOM, REDUNDANT
+from puma.tradeoff.needed import RANDOM, REDUNDANT, Needed
 
 Family = tuple[str, str]
 
@@ -146,34 +146,39 @@ def _redundancy(everywhere: Sequence[Statistics], pools: Sequence[str]) -> list[
 
 
 def _needed_items(rows: Sequence[Result], families: dict[Family, list[Compared]]) -> list[Item]:
-    """How many random images reach what each strategy reaches."""
+    """How many random images reach what each strategy reaches, for the strategies on the axis."""
     column = robust_column(rows)
-    strategies = sorted({name for name, _ in families} - {*RANDOM, *CONTROLS})
-    found = random_images_needed([row.to_dict() for row in rows], strategies, robust=column)
-    if not found:
+    on_axis = {name for (name, _), group in families.items() if len(group) > 1}
+    found = random_images_needed([row.to_dict() for row in rows], sorted(on_axis - {*RANDOM, *CONTROLS}), robust=column)
+    pairs: dict[tuple[str, str], dict[str, Needed]] = {}
+    for need in found:
+        pairs.setdefault((need.arm.label, need.setting.pool), {})[need.axis] = need
+    if not pairs:
         return []
-    table = [
+    table: list[list[object]] = [
         [
-            need.arm.label,
-            need.setting.pool,
-            NAMES[column] if need.axis == "robust" else "clean accuracy",
-            round(need.kept),
-            None if need.images is None else _count(need.images.value, need.images.low, need.images.high),
-            need.note or "–",
+            label,
+            pool_rows(pool) or pool,
+            round(pair["clean"].kept),
+            *(_count(pair[axis]) for axis in ("clean", "robust")),
         ]
-        for need in found
+        for (label, pool), pair in sorted(pairs.items(), key=lambda item: (item[0][0], item[1]["clean"].kept))
     ]
-    head = ["strategy", "pool", "to equal its", "images it trained on", "random images needed", "remark"]
+    head = ["strategy", "images in the pool", "images trained on", "for its clean accuracy", "for its robust accuracy"]
     caption = (
-        "Random images needed to equal a strategy: read off the learning curve of `random` and `none` of all pools, "
-        "seed by seed; geometric means with 95 % intervals over seeds."
+        "How many random images equal a strategy: read off the learning curve of `random` and `none` over all pools, "
+        "seed by seed; geometric means with 95 % intervals over seeds. Beyond the curve's ends only a bound is known, "
+        "and one such seed leaves no mean."
     )
     return [Heading("Random images needed"), Table("needed", head, table, caption)]
 
 
-def _count(value: float, low: float | None, high: float | None) -> Value:
+def _count(need: Needed) -> Value:
+    if need.images is None:
+        return Value(None, need.note.partition(": beyond")[0].partition(": before")[0])
+    low, high = need.images.low, need.images.high
     ends = "" if low is None or high is None else f" [{low:,.0f}, {high:,.0f}]"
-    return Value(value, f"{value:,.0f}{ends}")
+    return Value(need.images.value, f"{need.images.value:,.0f}{ends}")
 
 
 def _families(entries: Iterable[Compared], key: Callable[[Compared], Family]) -> dict[Family, list[Compared]]:

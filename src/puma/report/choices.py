@@ -12,6 +12,7 @@ from puma.plan import Plan
 from puma.report.content import Heading, Item, Picture, Section, Table
 from puma.report.distributions import Group, eps_histograms, groups, margin_histogram, margins_by_class, unit
 from puma.report.figures import matrix
+from puma.report.page import Value
 from puma.report.style import BLUE, ORANGE, house_style
 from puma.threat import ThreatModel
 
@@ -117,7 +118,8 @@ def _eps_row(choice: Choice, kinds: Sequence[Group], factor: float) -> list[obje
     at_full, clean = float((eps >= full * (1 - 1e-6)).sum() / count), float((eps == 0).sum() / count)
     parts = [plan.eps[plan.keep & kind.rows] for kind in kinds]
     means = [float(part.mean()) * factor if len(part) else None for part in parts]
-    return [choice.label, plan.kept, plan.mean_eps * factor, *means, at_full, 1 - at_full - clean, clean]
+    shares = [Value(share, f"{share:.1%}") for share in (at_full, max(1 - at_full - clean, 0.0), clean)]
+    return [choice.label, plan.kept, plan.mean_eps * factor, *means, *shares]
 
 
 def _eps_by_class(varied: Sequence[Choice], table: MarginTable, names: Sequence[str]) -> Picture:

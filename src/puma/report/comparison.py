@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from puma.report.content import Heading, Item, Note, Picture, Section, Table
-from puma.report.distributions import unit
+from puma.report.content import Item, Note, Picture, Section, Table
 from puma.report.figures import Frontier, Interval, Point, tradeoff_picture
+from puma.report.gaps import cost_cells, cost_head, gap_items, signed
 from puma.report.materials import Materials, pool_rows
 from puma.report.page import Value
 from puma.report.results import Arm, Result, arms
-from puma.report.statistics import DIALS, Compared, Statistics, verdict
+from puma.report.statistics import DIALS, Statistics
 from puma.report.style import house_style
-from puma.threat import ThreatModel
 from puma.tradeoff import Estimate, dominance, read_cells, wilson_interval
 from puma.tradeoff.arms import BASELINE
 
@@ -24,10 +23,6 @@ _TRADEOFF = (
     "Every arm of the study: {name} on {count:,} test images to the right, clean accuracy upwards, 95 % intervals (cut "
     "at the frame). Up and to the right is better. Hollow marks are controls; the lines join what each free dial "
     "reaches and no other setting of it beats. A strategy earns its keep only above both lines."
-)
-_GAP = (
-    "Gap to the higher of the control frontiers, per seed, then averaged, with 95 % intervals, not corrected for "
-    "{count} made. Beyond what the controls reach there is no comparison."
 )
 
 
@@ -60,7 +55,7 @@ def comparison_sections(materials: Materials, chosen: Sequence[Arm], statistics:
     if not statistics.arms:
         text = "No run was attacked, so there is no trade-off to show; clean accuracies are in the table."
         return [Section("Result", [Note("warning", text)]), _arms_section(materials, statistics, chosen)]
-    items = [*_caveats(statistics), tradeoff_item(statistics), *_gap_items(statistics, materials.threat)]
+    items = [*_caveats(statistics), tradeoff_item(statistics), *gap_items(statistics, materials.threat)]
     return [
         Section("Result", items),
         _arms_section(materials, statistics, chosen),
@@ -102,14 +97,6 @@ def _ends(estimate: Estimate) -> tuple[float | None, float | None]:
     return max(estimate.low, 0.0), min(estimate.high, 1.0)
 
 
-def _signed(estimate: Estimate | None) -> Value:
-    if estimate is None:
-        return Value(None, "–")
-    if estimate.low is None or estimate.high is None:
-        return Value(estimate.value, f"{estimate.value:+.3f}")
-    return Value(estimate.value, f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]")
-
-
 def _caveats(statistics: Statistics) -> list[Item]:
     """What must be known before a figure is read."""
     first = statistics.arms[0].arm.first
@@ -136,66 +123,6 @@ def _caveats(statistics: Statistics) -> list[Item]:
         else ". Flags of single images are not at hand for all runs: the choice of images is not in the intervals."
     )
     return [*items, Note("info", text)]
-
-
-def _gap_items(statistics: Statistics, threat: ThreatModel | None) -> list[Item]:
-    """The headline: gaps to the higher control frontier."""
-    if not statistics.controls:
-        text = (
-            "There is no control frontier (`uniform-eps`, `trades-weight`), so no strategy can be judged against one."
-        )
-        return [Note("warning", text)]
-    if not statistics.judged:
-        return []
-    entries = sorted(statistics.judged, key=_headline, reverse=True)
-    rows = [
-        [
-            entry.arm.label,
-            _signed(entry.found.clean_gap.estimate),
-            verdict(entry.found.clean_gap),
-            _signed(entry.found.robust_gap.estimate),
-            *cost_cells(entry.arm, threat),
-        ]
-        for entry in entries
-    ]
-    sides: dict[str, list[str]] = {}
-    for entry in entries:
-        gap = entry.found.clean_gap
-        words = "not comparable" if gap.estimate is None else verdict(gap).partition(" (")[0]
-        sides.setdefault(words, []).append(entry.arm.label)
-    text = " ".join(f"{words.capitalize()}: {', '.join(labels)}." for words, labels in sides.items())
-    head = ["strategy", "clean at equal robust", "against the controls", "robust at equal clean", *cost_head(threat)]
-    count = f"the {len(entries)} comparisons" if len(entries) > 1 else "the one comparison"
-    caption = _GAP.format(count=count)
-    names = [f"`{name}`" for name in statistics.controls]
-    against = f"the higher of {' and '.join(names)}" if len(names) > 1 else names[0]
-    return [
-        Heading("Gap to what costs nothing"),
-        f"Clean accuracy at equal robust accuracy, against {against}. {text}",
-        Table("gap", head, rows, caption),
-    ]
-
-
-def _headline(entry: Compared) -> float:
-    estimate = entry.found.clean_gap.estimate
-    return float("-inf") if estimate is None else estimate.value
-
-
-def cost_head(threat: ThreatModel | None) -> list[str]:
-    """Heads of the columns that stand beside every figure: data, eps and compute are separate claims."""
-    words = " × 255" if threat and threat.norm == "Linf" else ""
-    return ["images kept", f"mean eps{words}", "attack cost, million passes"]
-
-
-def cost_cells(arm: Arm, threat: ThreatModel | None) -> list[object]:
-    """Images kept, mean eps and attack cost of an arm, means over seeds."""
-    factor = unit(threat.norm)[0] if threat else 1.0
-    kept, eps, cost = arm.mean("kept"), arm.mean("mean_eps"), arm.mean("attack_cost")
-    return [
-        None if kept is None else round(kept),
-        None if eps is None else Value(eps * factor, f"{eps * factor:.4g}"),
-        None if cost is None else Value(cost / 1e6, f"{cost / 1e6:.4g}"),
-    ]
 
 
 def _arms_section(materials: Materials, statistics: Statistics, chosen: Sequence[Arm]) -> Section:
@@ -225,7 +152,7 @@ def _mean(arm: Arm | None, column: str) -> Value | None:
 
 def _difference_items(statistics: Statistics) -> list[Item]:
     rows = [
-        [entry.arm.label, _signed(entry.found.clean_difference), _signed(entry.found.robust_difference)]
+        [entry.arm.label, signed(entry.found.clean_difference), signed(entry.found.robust_difference)]
         for entry in statistics.arms
         if entry.found.clean_difference is not None
     ]

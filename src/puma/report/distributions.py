@@ -138,13 +138,10 @@ def training_curves(
             known = np.isfinite(columns[quantity])
             steps, values = columns[step][known], columns[quantity][known]
             look = mark(label.split()[0])
-            (line,) = axes.plot(steps, values, color=look.colour if len(runs) > 1 else BLUE, label=label)
-            if len(runs) > 1 and look.hollow:
-                line.set_linestyle("--")
+            colour, kind = (look.colour, look.line) if len(runs) > 1 else (BLUE, "-")
+            axes.plot(steps, values, color=colour, linestyle=kind, label=label)
             if label in best and len(steps):
-                axes.plot(
-                    best[label], np.interp(best[label], steps, values), "o", color=line.get_color(), zorder=4 + place
-                )
+                axes.plot(best[label], np.interp(best[label], steps, values), "o", color=colour, zorder=4 + place)
         axes.set_title(quantity)
     panels[-1].set_xlabel(step)
     if len(runs) > 1:

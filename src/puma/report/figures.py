@@ -13,8 +13,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from puma.report.placement import place_labels
 from puma.report.style import INK, MUTED, mark, new_figure
 
-_LINES = {"uniform-eps": "--", "trades-weight": ":"}
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -67,7 +65,7 @@ def tradeoff_picture(points: Sequence[Point], frontiers: Sequence[Frontier], rob
         axes.plot(
             line.robust,
             line.clean,
-            _LINES.get(line.name, "-."),
+            mark(line.name).line,
             color=mark(line.name).colour,
             label=line.name,
             zorder=2,
@@ -98,7 +96,7 @@ def accuracy_curves(
         for curve in curves:
             look = mark(curve.strategy)
             values = [interval.value for interval in curve.y]
-            axes.plot(curve.x, values, color=look.colour, linestyle=_LINES.get(curve.strategy, "-"), zorder=2)
+            axes.plot(curve.x, values, color=look.colour, linestyle=look.line, zorder=2)
             for x, interval in zip(curve.x, curve.y, strict=True):
                 _draw(axes, Interval(x), interval, curve.strategy)
             axes.plot([], [], look.marker, color=look.colour, markerfacecolor=look.face, label=curve.label)

@@ -1,16 +1,13 @@
-"""Which test images each run gets right, from the flags beside its evaluation, as `puma.tradeoff` takes them."""
+"""Which test images each run gets right, as `puma.tradeoff` takes them; only where they fit the results."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from puma.report.evaluations import evaluation_file, read_evaluation
 from puma.report.materials import Materials
 from puma.report.results import Result
 from puma.tradeoff import CellKey, Flags
@@ -40,11 +37,13 @@ def read_flags(materials: Materials, rows: Iterable[Result], column: str) -> dic
 
 def _flags(materials: Materials, row: Result, column: str) -> Flags | None:
     run = materials.run_folder(row)
-    path = run / ("." if row.checkpoint == "last" else row.checkpoint) / "evaluation.parquet" if run else None
-    if path is None or not path.is_file():
-        return None
     try:
-        flags, attack = _read(path)
+        if run and (path := evaluation_file(run, row.checkpoint)).is_file():
+            flags, attack = read_evaluation(path)
+        elif (kept := materials.flags.get(row.key)) is not None:
+            flags, attack = kept
+        else:
+            return None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         materials.problems.append(f"flags of {row.strategy}, seed {row.seed}: {error}")
         return None
@@ -56,12 +55,3 @@ def _flags(materials: Materials, row: Result, column: str) -> Flags | None:
         materials.problems.append(problem)
         return None
     return flags
-
-
-def _read(path: Path) -> tuple[Flags, str]:
-    table = pq.read_table(path, page_checksum_verification=True)
-    meta: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"puma", b"{}"))
-    clean, robust = (np.array(table[name].to_pylist(), dtype=np.float64) for name in ("clean_correct", "robust"))
-    if not np.isfinite(robust).any():
-        robust = np.full(len(robust), np.nan)
-    return Flags(clean, robust), str(meta.get("attack"))

@@ -20,8 +20,10 @@ from puma.errors import DataError, PumaError
 from puma.files import read_json
 from puma.margins import MarginTable
 from puma.plan import Plan, read_meta
+from puma.report.evaluations import FLAGS_FILE, Judged, read_flags_file
 from puma.report.results import Result, read_results
 from puma.threat import ThreatModel
+from puma.tradeoff import CellKey
 
 T = TypeVar("T")
 
@@ -95,6 +97,12 @@ class Materials:
         """What a finished task recorded."""
         path = self.folder / "done" / f"{task}.json"
         return dict(self._try("record", lambda: read_json(path)) or {}) if path.is_file() else {}
+
+    @cached_property
+    def flags(self) -> dict[CellKey, Judged]:
+        """Flags of single test images by cell, from the study's ``flags.parquet``."""
+        path = self.folder / FLAGS_FILE
+        return (self._try("flags", lambda: read_flags_file(path)) or {}) if path.is_file() else {}
 
     @cached_property
     def quality(self) -> dict[str, Any]:

@@ -26,6 +26,9 @@ from puma.report.svg import inline_svg, variable
 
 NoteKind = Literal["info", "warning", "good"]
 
+_WIDE = 10
+"""Columns from which on a table is printed small."""
+
 __all__ = ["ImageRow", "NoteKind", "Page", "Value", "png_uri"]
 
 
@@ -150,9 +153,10 @@ class Page:
         body = body or f'<tr><td class="text" colspan="{max(len(columns), 1)}">no rows</td></tr>'
         label = f"t{self._tables}"
         legend = f'<p class="caption" id="{label}"><b>Table {self._tables}.</b> {inline(caption)}</p>'
+        kind = "table wide" if len(columns) > _WIDE else "table"
         name = f"{_slug(self.title)}-table-{self._tables}.csv"
         self._parts.append(
-            f'<div class="table">{legend}<div class="scroll" tabindex="0" role="region" aria-labelledby="{label}">'
+            f'<div class="{kind}">{legend}<div class="scroll" tabindex="0" role="region" aria-labelledby="{label}">'
             f'<table aria-labelledby="{label}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
             f'<button type="button" class="csv" data-name="{name}" hidden>save as CSV</button></div>'
         )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +56,25 @@ def _recipes(materials: Materials) -> list[tuple[str, dict[str, Any]]]:
 def _fingerprints(materials: Materials, choices: Sequence[Choice]) -> list[list[Any]]:
     rows = [[name, _file(materials.folder / name)] for name in ("study.toml", "results.parquet")]
     if table := materials.table:
-        model = table.meta.get("model")
-        rows += [
-            ["pool", str(table.meta["pool"]["fingerprint"])],
-            ["margin table", table.fingerprint],
-            ["margin model, weights", model if isinstance(model, str) else json.dumps(model)],
-        ]
+        rows += [["pool", str(table.meta["pool"]["fingerprint"])], ["margin table", table.fingerprint]]
+        rows += _margin_models(table.meta.get("model"))
     rows += [[f"plan: {choice.label}", choice.plan.fingerprint] for choice in choices]
     return [[name, f"`{value}`"] for name, value in rows if value]
+
+
+def _margin_models(model: Any) -> list[list[Any]]:
+    """The weights of the margin model, or of each of several."""
+    if isinstance(model, Mapping) and "cross_fitted" in model:
+        parts = model["cross_fitted"]
+        return [
+            [f"margin model {number} of {len(parts)}, weights", _weights(part)] for number, part in enumerate(parts, 1)
+        ]
+    return [["margin model, weights", _weights(model)]]
+
+
+def _weights(model: Any) -> str | None:
+    sha256 = model.get("sha256") if isinstance(model, Mapping) else model
+    return None if sha256 is None else str(sha256)
 
 
 def _file(path: Path) -> str | None:

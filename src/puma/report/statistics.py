@@ -92,12 +92,10 @@ def make_statistics(materials: Materials, arms: Sequence[Arm], column: str) -> S
 def verdict(gap: Gap) -> str:
     """A gap in words: on which side of the controls its interval lies."""
     if gap.estimate is None:
-        return gap.note
+        return "not comparable"
     low, high = gap.estimate.low, gap.estimate.high
     if low is None or high is None:
-        words = "no interval"
-    elif low > 0:
-        words = "above"
-    else:
-        words = "below" if high < 0 else "no difference shown"
-    return f"{words} ({gap.note})" if gap.note else words
+        return "no interval"
+    if low > 0:
+        return "above"
+    return "below" if high < 0 else "no difference shown"

@@ -34,11 +34,12 @@ CYCLE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BROWN, GREY)
 
 @dataclass(frozen=True)
 class Mark:
-    """How one strategy is drawn, everywhere: colour, marker, and whether the marker is hollow (a control)."""
+    """How one strategy is drawn, everywhere: colour, marker, whether the marker is hollow (a control), kind of line."""
 
     colour: str
     marker: str
     hollow: bool = False
+    line: str = "-"
 
     @property
     def face(self) -> str:
@@ -55,17 +56,17 @@ MARKS = {
     "difficult": Mark(SKY, "v"),
     "random": Mark(GREY, "X"),
     "ccs": Mark(ORANGE, "p"),
-    "el2n-adv": Mark(ORANGE, ">"),
-    "robust-failure": Mark(ORANGE, "<"),
-    "dynamic-uncertainty": Mark(ORANGE, "h"),
+    "el2n-adv": Mark(ORANGE, ">", line="--"),
+    "robust-failure": Mark(ORANGE, "<", line=":"),
+    "dynamic-uncertainty": Mark(ORANGE, "h", line="-."),
     "input-gradient": Mark(BROWN, "d"),
-    "dedup": Mark(BROWN, "*"),
-    "uniform-eps": Mark(INK, "o", hollow=True),
-    "trades-weight": Mark(MUTED, "s", hollow=True),
-    "cap-only": Mark(RED, "^", hollow=True),
-    "random-cap": Mark(RED, "v", hollow=True),
-    "puma-shuffled": Mark(RED, "D", hollow=True),
-    "easy-matched": Mark(BLUE, "s", hollow=True),
+    "dedup": Mark(BROWN, "*", line="--"),
+    "uniform-eps": Mark(INK, "o", hollow=True, line="--"),
+    "trades-weight": Mark(MUTED, "s", hollow=True, line=":"),
+    "cap-only": Mark(RED, "^", hollow=True, line="--"),
+    "random-cap": Mark(RED, "v", hollow=True, line=":"),
+    "puma-shuffled": Mark(RED, "D", hollow=True, line="-."),
+    "easy-matched": Mark(BLUE, "s", hollow=True, line="--"),
 }
 
 

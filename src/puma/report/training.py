@@ -14,7 +14,7 @@ from puma.report.distributions import training_curves
 from puma.report.materials import Materials
 from puma.report.results import Arm
 from puma.report.style import house_style
-from puma.tradeoff.arms import CONTROLS
+from puma.tradeoff.arms import BASELINE, CONTROLS
 
 STEP = "step"
 _SHOWN = {
@@ -26,6 +26,7 @@ _SHOWN = {
     "learning_rate": "learning rate",
 }
 _MOST_RUNS = 10
+_FIRST = (BASELINE, "random", "easy", "difficult", "puma", "puma-plus", "tilt")
 
 Columns = Mapping[str, NDArray[np.float64]]
 
@@ -54,7 +55,8 @@ def curve_items(runs: Mapping[str, Columns]) -> list[Item]:
     Args:
         runs: label -> columns of its ``metrics.csv``.
     """
-    shown = {label: _named(columns) for label, columns in runs.items() if len(columns.get(STEP, ()))}
+    alone = len(runs) == 1
+    shown = {label: _named(columns, alone) for label, columns in runs.items() if len(columns.get(STEP, ()))}
     if not shown:
         return []
     best = {label: step for label in shown if (step := best_step(runs[label])) is not None}
@@ -75,16 +77,32 @@ def curve_items(runs: Mapping[str, Columns]) -> list[Item]:
 def training_section(materials: Materials, chosen: Sequence[Arm]) -> Section:
     """The curves of the main arms at their first seed, ten at most."""
     runs: dict[str, Columns] = {}
-    for arm in sorted(chosen, key=lambda arm: arm.strategy in CONTROLS):  # the dials' points only where there is room
+    found = 0
+    for arm in sorted(chosen, key=_rank):
         folder = materials.run_folder(arm.first)
-        if folder and (folder / "metrics.csv").is_file() and len(runs) < _MOST_RUNS:
-            runs[arm.label] = read_curves(folder / "metrics.csv")
-    return Section("Training", curve_items(runs))
+        if folder and (folder / "metrics.csv").is_file():
+            found += 1
+            if len(runs) < _MOST_RUNS:
+                runs[arm.label] = read_curves(folder / "metrics.csv")
+    items = curve_items(runs)
+    if found > len(runs):
+        items.insert(
+            0, f"The first seed of {len(runs)} of {found} arms; the others' curves are in their runs' folders."
+        )
+    return Section("Training", items)
 
 
-def _named(columns: Columns) -> dict[str, NDArray[np.float64]]:
-    """The columns worth a panel, by the name of the panel."""
+def _rank(arm: Arm) -> int:
+    """Which arms are shown where there is no room for all: our own and the usual ones, then others, then the dials."""
+    if arm.strategy in _FIRST:
+        return 0
+    return 2 if arm.strategy in CONTROLS else 1
+
+
+def _named(columns: Columns, alone: bool) -> dict[str, NDArray[np.float64]]:
+    """The columns worth a panel, by the name of the panel; the recipe's schedule only where there is one run."""
     known = {name for name, column in columns.items() if np.isfinite(column).any()}
+    known -= set() if alone else {"learning_rate"}
     return {STEP: columns[STEP], **{words: columns[name] for name, words in _SHOWN.items() if name in known}}
 
 

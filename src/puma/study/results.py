@@ -9,7 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from puma.files import atomic_path
+from puma.report.evaluations import (
+    FLAGS_FILE,
+    Judged,
+    evaluation_file,
+    read_evaluation,
+    read_flags_file,
+    write_flags_file,
+)
 from puma.study.folder import StudyFolder
+from puma.tradeoff import CellKey, read_cells
 
 SCHEMA_VERSION = "puma.results/1"
 _JUDGED = ("pool", "prune_fraction", "seed")
@@ -47,7 +56,11 @@ def collect(study: StudyFolder) -> list[dict[str, Any]]:
 
 
 def write_results(study: StudyFolder) -> Path:
-    """Write ``results.parquet`` and ``mislabelled.parquet`` from the finished cells."""
+    """Write ``results.parquet``, ``mislabelled.parquet`` and ``flags.parquet`` from the finished cells.
+
+    These three, ``study.toml`` and ``done/`` are the small files: they are all that a study needs to go on elsewhere,
+    and all that its report needs for every figure and interval.
+    """
     _write(study.path / "results.parquet", pa.Table.from_pylist(collect(study), schema=SCHEMA))
     shares = []
     for cell in study.spec.cells():
@@ -56,7 +69,24 @@ def write_results(study: StudyFolder) -> Path:
             shares.append({key: rows[0][key] for key in _JUDGED} | {"strategy": cell.label, "share": judged["share"]})
     if shares:
         _write(study.path / "mislabelled.parquet", pa.Table.from_pylist(shares))
+    if judged_images := _flags(study):
+        write_flags_file(study.path / FLAGS_FILE, judged_images)
     return study.path / "results.parquet"
+
+
+def _flags(study: StudyFolder) -> dict[CellKey, Judged]:
+    """Flags of every finished cell: from its run, or, where that stayed elsewhere, from the file written before."""
+    path = study.path / FLAGS_FILE
+    kept = read_flags_file(path) if path.is_file() else {}
+    found: dict[CellKey, Judged] = {}
+    for cell in study.spec.cells():
+        for entry in read_cells((study.result(cell.key) or {}).get("rows", [])):
+            file = evaluation_file(study.run_folder(cell), entry.setting.checkpoint)
+            if file.is_file():
+                found[entry.key] = read_evaluation(file)
+            elif entry.key in kept:
+                found[entry.key] = kept[entry.key]
+    return found
 
 
 def _write(target: Path, table: pa.Table) -> None:
