@@ -56,6 +56,11 @@ def test_source_items_and_reads_agree(tmp_path: Path) -> None:
     assert len(list(source)) == 40
     with pytest.raises(IndexError):
         source.read(np.array([40]))
+    with pytest.raises(IndexError, match="not whole numbers"):
+        source.read(np.array([1.0]))
+    with pytest.raises(TypeError):
+        source[1.0]
+    assert source.read([]).shape == (0, 8, 8, 3)
 
 
 def test_options_in_the_text_and_in_the_call_open_the_same_source(tmp_path: Path) -> None:

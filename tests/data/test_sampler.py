@@ -123,6 +123,8 @@ def test_bad_arguments() -> None:
         BatchSampler(pool_mask(), keep=np.zeros(400, bool), batch_size=4)
     with pytest.raises(DataError, match="the plan has 3 rows, the pool 400"):
         BatchSampler(pool_mask(), keep=np.ones(3, bool), batch_size=4)
+    with pytest.raises(UsageError, match="keep is int64, not a mask"):
+        BatchSampler(pool_mask(), keep=np.arange(400), batch_size=4)
     with pytest.raises(UsageError, match="batch size 0"):
         BatchSampler(pool_mask(), batch_size=0)
     with pytest.raises(UsageError, match=r"share 1\.5"):

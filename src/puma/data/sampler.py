@@ -31,7 +31,7 @@ class BatchSampler:
         replacement: draw synthetic rows (with share None: any row of a pool that has synthetic ones) with replacement.
 
     Raises:
-        UsageError: batch size below 1, or a share outside [0, 1].
+        UsageError: batch size below 1, a share outside [0, 1], or a ``keep`` that is no mask.
         DataError: no row is kept, or ``keep`` is of another length than the pool.
     """
 
@@ -46,7 +46,11 @@ class BatchSampler:
         replacement: bool = True,
     ) -> None:
         made = np.asarray(synthetic, dtype=bool)
-        kept = np.ones(len(made), dtype=bool) if keep is None else np.asarray(keep, dtype=bool)
+        kept = np.ones(len(made), dtype=bool) if keep is None else np.asarray(keep)
+        if kept.dtype != bool:
+            raise UsageError(
+                f"keep is {kept.dtype}, not a mask", fix="mask = np.zeros(len(pool), bool); mask[rows] = True"
+            )
         if kept.shape != made.shape:
             raise DataError(f"the plan has {len(kept):,} rows, the pool {len(made):,}", fix="plan this pool again")
         if not kept.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -131,18 +132,20 @@ def checked_row(index: int, size: int) -> int:
 
     Raises:
         IndexError: beyond either end (which also ends a ``for`` loop over a source).
+        TypeError: not a whole number.
     """
-    row = index + size if index < 0 else index
+    number = operator.index(index)
+    row = number + size if number < 0 else number
     if not 0 <= row < size:
         raise IndexError(f"row {index} of {size}")
-    return int(row)
+    return row
 
 
 def checked_rows(rows: Rows | slice, size: int) -> Rows:
     """``rows`` as int64 in ``[0, size)``.
 
     Raises:
-        IndexError: a row beyond either end, or a boolean mask of another length.
+        IndexError: a row beyond either end, a boolean mask of another length, or numbers that are not whole.
     """
     if isinstance(rows, slice):
         return np.arange(*rows.indices(size), dtype=np.int64)
@@ -151,6 +154,8 @@ def checked_rows(rows: Rows | slice, size: int) -> Rows:
         if array.shape != (size,):
             raise IndexError(f"a mask of {array.size} for {size} rows")
         return np.flatnonzero(array)
+    if array.size and array.dtype.kind not in "iu":
+        raise IndexError(f"rows are {array.dtype}, not whole numbers")
     if array.size and (array.min() < -size or array.max() >= size):
         raise IndexError(f"rows {array.min()}..{array.max()} of {size}")
     array = array.astype(np.int64)
