@@ -43,6 +43,24 @@ def test_train_draw_judge_then_draw_more_from_the_model(tmp_path: Path) -> None:
     assert len(load_dataset(more)) == 20
 
 
+@pytest.mark.shared
+def test_real_images_of_32_pixels_with_the_unet(cifar10_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "made.npz"
+    small = ["width=8", "blocks=1", "steps=3", "batch_size=4", "label_dropout=0.2", "sampler.steps=2"]
+    options = [argument for setting in small for argument in ("--set", setting)]
+    options += ["--guidance", 2, "--churn", 1, "--quiet"]
+    splits = [f"{cifar10_dir}?split={split}&subset=100" for split in ("train", "test")]
+    told = _puma(splits[0], "--judge", splits[1], "--count", 20, "--out", out, *options)
+    assert "64 principal components of the training images' 3072 pixels" in told
+    made = load_dataset(out)
+    assert made.image_shape == (32, 32, 3)
+    np.testing.assert_array_equal(np.bincount(made.labels), 2)
+    settings = json.loads((tmp_path / "made.diffusion" / "generated.json").read_text())
+    assert settings["diffusion"]["network"] == "unet"
+    assert settings["diffusion"]["precision"] == "bf16"
+    assert (settings["sampler"]["guidance"], settings["sampler"]["churn"]) == (2.0, 1.0)
+
+
 def test_config_file_and_flags(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_text('count = 12\nsettings = ["steps=2", "width=16"]\nchurn = 1.0\n')
     out = tmp_path / "made.npz"

@@ -100,15 +100,24 @@ def test_another_thread_count_is_named(
     assert "threads is 1, not 64" in caplog.text
 
 
-def test_unet_for_32_pixels_trains_and_draws_in_bf16(tmp_path: Path) -> None:
+ON_A_GPU = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")],
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_A_GPU])
+def test_unet_for_32_pixels_trains_and_draws_in_bf16(tmp_path: Path, device: str) -> None:
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8), np.arange(12) % 3
     np.savez(tmp_path / "real.npz", image=images, label=labels)
     config = preset("small-32", width=16, blocks=1, steps=2, batch_size=4)
     assert config.precision == "bf16"
+    assert config.compile  # on a GPU only
     sampler = SamplerConfig(steps=2, guidance=1.5)
-    path = generate(load_dataset(tmp_path / "real.npz"), 4, out=tmp_path / "made.npz", config=config, sampler=sampler)
-    assert load_dataset(tmp_path / "real.npz").image_shape == np.load(path)["image"].shape[1:] == (32, 32, 3)
+    real = load_dataset(tmp_path / "real.npz")
+    path = generate(real, 4, out=tmp_path / "made.npz", config=config, sampler=sampler, device=device)
+    assert real.image_shape == np.load(path)["image"].shape[1:] == (32, 32, 3)
 
 
 @pytest.mark.parametrize("network", ["mlp", "unet"])
