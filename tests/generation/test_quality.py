@@ -17,7 +17,8 @@ from puma.data.images import ArrayImages
 from puma.data.load import load_dataset
 from puma.data.source import ImageSource, Source
 from puma.errors import DataError
-from puma.generation.quality import coverage, frechet_distance, measure, nearest
+from puma.generation.distances import coverage, frechet_distance, nearest
+from puma.generation.quality import measure
 
 POINTS = hnp.arrays(np.float64, st.tuples(st.integers(2, 30), st.just(3)), elements=st.floats(-5, 5))
 
