@@ -46,7 +46,12 @@ def test_csv_holds_the_full_precision_of_results_parquet(folder, report, tmp_pat
 
 def test_csv_quotes_and_leaves_gaps_empty():
     table = Table("t", ["a `b`", "n"], [['x, "y"', None], ["z", Value(None, "–")], ["w", Value(0.1, "0.1 [0, 1]")]], "")
-    assert list(csv.reader(csv_text(table).splitlines())) == [["a b", "n"], ['x, "y"', ""], ["z", "–"], ["w", "0.1"]]
+    assert list(csv.reader(csv_text(table).splitlines())) == [["a b", "n"], ['x, "y"', ""], ["z", ""], ["w", "0.1"]]
+
+
+def test_csv_has_intervals_in_columns_of_their_own():
+    table = Table("t", ["name", "gap"], [["a", Value(0.25, "0.25 [0.1, 0.4]", 0.1, 0.4)], ["b", Value(None, "–")]], "")
+    assert csv_text(table) == 'name,gap,"gap, low","gap, high"\na,0.25,0.1,0.4\nb,,,\n'
 
 
 def test_latex_escapes_everything_special():

@@ -9,7 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import pandas
+import polars
 import pyarrow.parquet as pq
 import pytest
 from small_study import outcome, small_study
@@ -54,8 +57,20 @@ def test_every_piece_leaves_what_the_next_reads(finished: StudyFolder) -> None:
         assert (np.mean(judged.clean), attack) == (row["clean_accuracy"], "pgd-2")
 
 
+def test_results_read_alike_in_pandas_polars_and_duckdb(finished: StudyFolder) -> None:
+    path = write_results(finished)
+    expected = {row["strategy"]: row["clean_accuracy"] for row in collect(finished)}
+    duck = duckdb.sql(f"select strategy, clean_accuracy from '{path}' where robust_accuracy is null").fetchall()
+    assert dict(duck) == expected
+    assert dict(polars.read_parquet(path).select("strategy", "clean_accuracy").iter_rows()) == expected
+    assert pandas.read_parquet(path).set_index("strategy")["clean_accuracy"].to_dict() == expected
+
+
 def test_status_counts_what_is_finished(finished: StudyFolder) -> None:
-    assert {line["state"] for line in grid(finished)} == {"finished"}
+    lines = {line.label: line for line in grid(finished)}
+    assert set(lines) == {"synthetic", "margins", "judge", "none", "puma, prune 0.5"}
+    assert all(set(line.states.values()) == {"finished"} for line in lines.values())
+    assert lines["none"].clean == collect(finished)[0]["clean_accuracy"]
     assert StudyStatus(finished).done() == 100
     assert StudyStatus(finished).eta() == 0
 

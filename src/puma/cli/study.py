@@ -134,15 +134,10 @@ def status(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -
     study = StudyFolder.open(folder)
     lines = grid(study)
     Console().print(grid_table(lines))
-    running = max(1, sum(line["state"] == "running" for line in lines))
-    counter = StudyStatus(study, running)
-    eta = counter.eta()
-    left = (
-        "unknown before the first piece is finished"
-        if eta is None
-        else f"{eta / 60:.0f} min with {running} process(es)"
-    )
-    typer.echo(f"{counter.done()} % finished, left: {left}")
+    running = sum(state == "running" for line in lines for state in line.states.values())
+    counter = StudyStatus(study, max(1, running))
+    at_work = f"{running} at work" if running else "nobody is at work"
+    typer.echo(f"{counter.done()} % finished: {counter.summary()}; {at_work}")
 
 
 def parse_time(text: str) -> float:

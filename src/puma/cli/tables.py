@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from puma.study.status import Line
 
 
 def results_table(rows: list[dict[str, Any]]) -> Table:
@@ -32,15 +35,26 @@ def results_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def grid_table(lines: list[dict[str, Any]]) -> Table:
-    """The pieces of a study and their state."""
-    table = Table()
-    for head in ("piece", "state", "seconds", "clean", "robust"):
-        table.add_column(head, justify="left" if head in ("piece", "state") else "right")
+_MARKS = {"finished": "x", "judging": "/", "running": "o", "waiting": "."}
+
+
+def grid_table(lines: list[Line]) -> Table:
+    """The grid of a study: a line per strategy, a column per seed."""
+    seeds = sorted({seed for line in lines for seed in line.states if seed is not None})
+    title = "x finished  / being judged  o running  . waiting"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("piece, strategy by seed")
+    for seed in seeds:
+        table.add_column(str(seed), justify="center", no_wrap=True)
+    table.add_column("clean", justify="right", no_wrap=True)
+    table.add_column("robust", justify="right", no_wrap=True)
     for line in lines:
-        seconds = "" if line["seconds"] is None else f"{line['seconds']:.0f}"
-        shares = ["" if line[key] is None else f"{line[key]:.1%}" for key in ("clean", "robust")]
-        table.add_row(line["cell"], line["state"], seconds, *shares)
+        if None in line.states:
+            table.add_row(line.label, _MARKS[line.states[None]])
+            continue
+        marks = [_MARKS[line.states[seed]] if seed in line.states else "" for seed in seeds]
+        shares = ["" if share is None else f"{share:.1%}" for share in (line.clean, line.robust)]
+        table.add_row(line.label, *marks, *shares)
     return table
 
 

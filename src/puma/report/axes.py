@@ -97,7 +97,7 @@ def mislabelled_section(materials: Materials, main: Sequence[Arm]) -> Section:
             low, high = wilson_interval(estimate.value, min(looked, arm.first.kept))
         entries.append((arm.strategy, arm.label, Interval(estimate.value, low, high)))
         shown = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-        rows.append([arm.label, estimate.seeds, Value(estimate.value, f"{estimate.value:.3f}{shown}")])
+        rows.append([arm.label, estimate.seeds, Value(estimate.value, f"{estimate.value:.3f}{shown}", low, high)])
     if not entries:
         return Section("Mislabelled perturbations")
     with house_style():
@@ -178,7 +178,7 @@ def _count(need: Needed) -> Value:
         return Value(None, need.note.partition(": beyond")[0].partition(": before")[0])
     low, high = need.images.low, need.images.high
     ends = "" if low is None or high is None else f" [{low:,.0f}, {high:,.0f}]"
-    return Value(need.images.value, f"{need.images.value:,.0f}{ends}")
+    return Value(need.images.value, f"{need.images.value:,.0f}{ends}", low, high)
 
 
 def _families(entries: Iterable[Compared], key: Callable[[Compared], Family]) -> dict[Family, list[Compared]]:

@@ -15,10 +15,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Value:
-    """A table cell that is shown as ``text`` and sorted by ``number`` (None sorts last)."""
+    """A table cell that is shown as ``text`` and sorted by ``number`` (None sorts last).
+
+    ``low`` and ``high`` are the ends of its interval; ``text`` shows them rounded, CSV in columns of their own.
+    """
 
     number: float | None
     text: str
+    low: float | None = None
+    high: float | None = None
 
 
 def format_number(value: float) -> str:

@@ -88,7 +88,7 @@ def cell(estimate: Estimate | None) -> Value:
     if estimate is None:
         return Value(None, "–")
     low, high = _ends(estimate)
-    return Value(estimate.value, str(replace(estimate, low=low, high=high)))
+    return Value(estimate.value, str(replace(estimate, low=low, high=high)), low, high)
 
 
 def _ends(estimate: Estimate) -> tuple[float | None, float | None]:

@@ -65,11 +65,26 @@ def check_formats(formats: Sequence[str]) -> list[str]:
 
 
 def csv_text(table: Table) -> str:
-    """A table as CSV: plain numbers at full precision, empty where there is none."""
+    """A table as CSV: plain numbers at full precision, empty where there is none; intervals as two more columns."""
+    ranged = [
+        any(isinstance(row[i], Value) and row[i].low is not None for row in table.rows)
+        for i in range(len(table.columns))
+    ]
+    heads = [
+        name
+        for column, has_interval in zip(map(_plain, table.columns), ranged, strict=True)
+        for name in ([column, f"{column}, low", f"{column}, high"] if has_interval else [column])
+    ]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([_plain(name) for name in table.columns])
-    writer.writerows([[_csv_cell(cell) for cell in row] for row in table.rows])
+    writer.writerow(heads)
+    for row in table.rows:
+        cells: list[Any] = []
+        for cell, has_interval in zip(row, ranged, strict=True):
+            cells.append(_csv_cell(cell))
+            if has_interval:
+                cells += [cell.low, cell.high] if isinstance(cell, Value) else [None, None]
+        writer.writerow(cells)
     return buffer.getvalue()
 
 
@@ -112,7 +127,7 @@ def _write(item: Picture | Table, name: str, target: Path) -> None:
 
 def _csv_cell(cell: Any) -> Any:
     if isinstance(cell, Value):
-        return _plain(cell.text) if cell.number is None else cell.number
+        return _plain(cell.text).replace("–", "") if cell.number is None else cell.number
     return "" if cell is None else _plain(cell) if isinstance(cell, str) else cell
 
 

@@ -58,7 +58,8 @@ def signed(estimate: Estimate | None) -> Value:
         return Value(None, "–")
     if estimate.low is None or estimate.high is None:
         return Value(estimate.value, _sign(estimate.value))
-    return Value(estimate.value, f"{_sign(estimate.value)} [{_sign(estimate.low)}, {_sign(estimate.high)}]")
+    text = f"{_sign(estimate.value)} [{_sign(estimate.low)}, {_sign(estimate.high)}]"
+    return Value(estimate.value, text, estimate.low, estimate.high)
 
 
 def cost_head(threat: ThreatModel | None) -> list[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from puma.errors import BusyError
-from puma.files import lock
 from puma.study.folder import StudyFolder
+from puma.study.spec import Cell
 from puma.study.tasks import study_tasks
 
 
@@ -42,13 +46,18 @@ class StudyStatus:
         return int(self.total * sum(task.weight for task in self.tasks if task.name in finished) / self._weights)
 
     def eta(self) -> float | None:
-        """Seconds left with ``jobs`` processes, from the tasks finished so far; None before the first."""
+        """Seconds left with ``jobs`` processes, from the tasks finished so far; None before the first.
+
+        The pace is the median over units of work, so that a machine that slept through a task does not spoil it.
+        """
         finished = self.finished()
-        weight = sum(task.weight for task in self.tasks if task.name in finished)
-        if not weight:
+        paces = sorted((finished[t.name]["seconds"] / t.weight, t.weight) for t in self.tasks if t.name in finished)
+        done = sum(weight for _, weight in paces)
+        if not paces:
             return None
-        pace = float(sum(result["seconds"] for result in finished.values())) / weight
-        return max(0.0, pace * (self._weights - weight) / self.jobs - (time.monotonic() - self._changed))
+        reached = itertools.accumulate(weight for _, weight in paces)
+        pace = next(pace for (pace, _), weight in zip(paces, reached, strict=True) if weight >= done / 2)
+        return max(0.0, float(pace) * (self._weights - done) / self.jobs - (time.monotonic() - self._changed))
 
     def summary(self) -> str:
         """Finished pieces and time left, in a few words."""
@@ -63,33 +72,82 @@ class StudyStatus:
         return f"{len(self.finished())} of {len(self.tasks)} pieces, {left}"
 
 
-def grid(study: StudyFolder) -> list[dict[str, Any]]:
-    """One line per task: ``task, state {finished, running, waiting}, seconds, clean, robust``."""
-    status, lines = StudyStatus(study), []
-    finished = status.finished()
-    for task in status.tasks:
-        result = finished.get(task.name)
-        last = (result or {}).get("rows", [{}])[0]
-        lines.append(
-            {
-                "task": task.label,
-                "cell": task.name,
-                "state": "finished" if result else "running" if _running(study, task.name) else "waiting",
-                "seconds": result["seconds"] if result else None,
-                "clean": last.get("clean_accuracy"),
-                "robust": last.get("robust_accuracy"),
-            }
-        )
+@dataclass(frozen=True)
+class Line:
+    """One line of a study's grid: a piece that cells share, or a strategy over its seeds.
+
+    Args:
+        label: what it is.
+        states: seed -> ``finished``, ``judging`` (trained and judged, its perturbations not yet), ``running`` or
+            ``waiting``; a shared piece has the one seed None.
+        clean: mean clean accuracy over the finished seeds, None before the first.
+        robust: mean robust accuracy (AutoAttack standard, else APGD).
+    """
+
+    label: str
+    states: Mapping[int | None, str]
+    clean: float | None = None
+    robust: float | None = None
+
+
+def grid(study: StudyFolder) -> list[Line]:
+    """The grid of a study: what cells share first, then one line per strategy, prune fraction, pool and recipe."""
+    finished = StudyStatus(study).finished()
+    states = {task.name: _state(study, task.name, task.name in finished) for task in study_tasks(study)}
+    cells = study.spec.cells()
+    of_cells = {name for cell in cells for name in (cell.key, f"judged-{cell.key}")}
+    lines = [Line(name, {None: state}) for name, state in states.items() if name not in of_cells]
+    recipes = {cell.recipe for cell in cells}
+    for label, group in itertools.groupby(sorted(cells, key=_place(cells)), key=lambda cell: _label(cell, recipes)):
+        seeds = {cell.seed: cell for cell in group}
+        rows = [finished[cell.key]["rows"][0] for cell in seeds.values() if cell.key in finished]
+        of_seeds: dict[int | None, str] = {
+            seed: _whole(states[cell.key], states.get(f"judged-{cell.key}")) for seed, cell in seeds.items()
+        }
+        robust = [row["apgd_accuracy"] if row["robust_accuracy"] is None else row["robust_accuracy"] for row in rows]
+        lines.append(Line(label, of_seeds, _mean([row["clean_accuracy"] for row in rows]), _mean(robust)))
     return lines
 
 
+def _place(cells: Sequence[Cell]) -> Callable[[Cell], int]:
+    """Where a cell's arm first appears in the study."""
+    first: dict[Cell, int] = {}
+    for place, cell in enumerate(cells):
+        first.setdefault(replace(cell, seed=0), place)
+    return lambda cell: first[replace(cell, seed=0)]
+
+
+def _label(cell: Cell, recipes: Collection[str]) -> str:
+    parts = [cell.label]
+    if cell.prune_fraction:
+        parts.append(f"prune {cell.prune_fraction:g}")
+    if cell.synthetic is not None:
+        parts.append(f"{cell.synthetic:,} synthetic")
+    if len(recipes) > 1:
+        parts.append(Path(cell.recipe).stem)
+    return ", ".join(parts)
+
+
+def _whole(cell: str, judgement: str | None) -> str:
+    return "judging" if cell == "finished" and judgement not in (None, "finished") else cell
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _state(study: StudyFolder, task: str, finished: bool) -> str:
+    return "finished" if finished else "running" if _running(study, task) else "waiting"
+
+
 def _running(study: StudyFolder, task: str) -> bool:
-    """Whether a live process holds the task."""
-    path = study.path / "done" / f".{task}.lock"
-    if not path.exists():
-        return False
+    """Whether a live process holds the task; looks only, so that a folder that cannot be written has a status too."""
     try:
-        with lock(path.parent, path.name):
+        with (study.path / "done" / f".{task}.lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
-    except BusyError:
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
