@@ -102,13 +102,11 @@ class Network:
 
     def _forward(self, x: Tensor) -> Tensor:
         self.forwards += len(x)
-        images = x.view(len(x), *self.shape)
+        images = x if self.proxy is None else self._padded(x)
+        images = images.view(len(images), *self.shape)
         if images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        if self.proxy is None:
-            logits: Tensor = self.model(images)
-        else:
-            logits = self.proxy(self._padded(images))[: len(x)]
+        logits: Tensor = self.model(images) if self.proxy is None else self.proxy(images)[: len(x)]
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ModelError(
@@ -121,7 +119,7 @@ class Network:
         """Fill up to the next of four sizes, so that a batch that shrinks does not make a compiler start again."""
         sizes = sorted({max(1, self.chunk >> halvings) for halvings in range(4)})
         missing = next(size for size in sizes if size >= len(images)) - len(images)
-        return torch.cat([images, images[-1:].expand(missing, *self.shape)]) if missing else images
+        return torch.cat([images, images[-1:].expand(missing, -1)]) if missing else images
 
     def _chunks(self, rows: int) -> Iterator[slice]:
         for start in range(0, rows, self.chunk):

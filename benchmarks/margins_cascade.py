@@ -1,0 +1,83 @@
+"""What `cascade` saves, and how far its plan is from the plan of a full `margin` pass.
+
+    python benchmarks/margins_cascade.py ../shared/data/cifar10           # about two minutes on one core
+    python benchmarks/margins_cascade.py ../shared/data/cifar10 --store   # and keep it with the baseline
+
+The pool is CIFAR-10's test set at 16x16, the margin model the robust CNN, which is wrong about half of it (those rows
+are never measured). The plan that `rank` alone would give stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from margins import BASELINE, processor
+from robust_cnn import load_robust_cnn
+
+import puma
+from puma.margins import Status
+from puma.scoring.cascade import Cascade, score_cascade
+
+PRUNE = 0.3
+
+
+def timed(work: Callable[[], puma.MarginTable]) -> tuple[puma.MarginTable, float]:
+    """A table and the CPU seconds it took."""
+    began = time.process_time()
+    return work(), time.process_time() - began
+
+
+def against(table: puma.MarginTable, full: puma.MarginTable, threat: puma.ThreatModel) -> dict[str, float]:
+    """How the plans of two tables differ."""
+    plan, exact = (puma.make_plan(t, "puma", PRUNE, threat=threat) for t in (table, full))
+    both = plan.keep & exact.keep
+    apart = np.abs(plan.eps[both] - exact.eps[both]) / threat.eps
+    return {
+        "rows_kept_otherwise": int((plan.keep != exact.keep).sum()),
+        "share_kept_otherwise": float((plan.keep != exact.keep).mean()),
+        "mean_eps": float(plan.eps[plan.keep].mean() / threat.eps),
+        "mean_eps_full": float(exact.eps[exact.keep].mean() / threat.eps),
+        "eps_apart_by_5_percent": float((apart > 0.05).mean()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cifar10", type=Path, help="folder with test-*.parquet")
+    parser.add_argument("--eps", type=float, nargs="*", default=[8, 2], help="in 1/255")
+    parser.add_argument("--store", action="store_true", help="write it into the baseline")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not options.cifar10.is_dir():
+        print(f"{options.cifar10} is absent: nothing to measure on")
+        return
+    pool = puma.Pool([puma.load_dataset(f"{options.cifar10}/test-*.parquet?resize=16")])
+    model = load_robust_cnn()
+    full, whole_s = timed(lambda: puma.score_margins(model, pool))
+    rank, rank_s = timed(lambda: puma.score_margins(model, pool, mode="rank"))
+    wrong = float((full.status == Status.MISCLASSIFIED).mean())
+    print(f"{processor()}, one thread, torch {torch.__version__}: {len(pool):,} images, {wrong:.1%} misclassified")
+    print(f"margin {whole_s:.1f} s CPU, rank {rank_s:.1f} s")
+    record: dict[str, Any] = {"images": len(pool), "misclassified": wrong, "margin_s": whole_s, "rank_s": rank_s}
+    for eps in options.eps:
+        threat = puma.ThreatModel("Linf", eps / 255)
+        table, seconds = timed(lambda threat=threat: score_cascade(model, pool, Cascade(threat, PRUNE)))
+        result = {"seconds": seconds, "measured": int(table.meta["settings"]["measured"])}
+        result |= against(table, full, threat)
+        record[f"eps {eps:g}/255"] = result | {"rank alone": against(rank, full, threat)}
+        print(f"eps {eps:g}/255, prune {PRUNE}: {json.dumps(record[f'eps {eps:g}/255'], indent=1)}")
+    if options.store:
+        stored = json.loads(BASELINE.read_text())
+        stored["cascade"] = record
+        BASELINE.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

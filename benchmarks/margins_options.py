@@ -1,0 +1,73 @@
+"""What bfloat16 gradients and ``torch.compile`` do to the margin engine here: speed, margins, compiled shapes.
+
+    python benchmarks/margins_options.py ../shared/data/cifar10           # about two minutes on one core
+
+One thread, CPU time, variants interleaved chunk by chunk, on the robust CNN and on correctly classified images. The
+time that compiling takes is left out of the speeds and printed by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from margins import correct_images, processor
+from robust_cnn import load_robust_cnn
+from torch._dynamo.utils import counters
+
+import puma
+
+CHUNK = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cifar10", type=Path, help="folder with test-*.parquet")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--mode", default="margin")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not options.cifar10.is_dir():
+        print(f"{options.cifar10} is absent: nothing to measure on")
+        return
+    model = load_robust_cnn()
+    images, labels = correct_images(model, options.cifar10, 16, options.images, 11)
+    proxy = torch.compile(model, dynamic=False)
+    variants = {
+        "float32": {},
+        "bf16 gradients": {"precision": "bf16"},
+        "compiled": {"proxy": proxy},
+    }
+    began = time.perf_counter()
+    for variant in variants.values():  # every size a shrinking chunk is filled up to
+        for count in (CHUNK, CHUNK // 2, CHUNK // 4, CHUNK // 8):
+            puma.deepfool(model, images[:count], labels[:count], mode=options.mode, chunk=CHUNK, **variant)
+    print(f"compiled {counters['stats']['unique_graphs']} graphs, {time.perf_counter() - began:.0f} s with the warm-up")
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    margins: dict[str, list[torch.Tensor]] = {name: [] for name in variants}
+    for _ in range(3):
+        for start in range(0, len(images), CHUNK):
+            x, y = images[start : start + CHUNK], labels[start : start + CHUNK]
+            for name, variant in variants.items():
+                before = time.process_time()
+                hit = puma.deepfool(model, x, y, mode=options.mode, chunk=CHUNK, **variant)
+                seconds[name].append((time.process_time() - before) / len(x))
+                margins[name].append(hit.margin)
+    plain = torch.cat(margins["float32"])
+    print(f"{processor()}, one thread, torch {torch.__version__}, Linf, mode {options.mode}, {len(images)} images")
+    for name in variants:
+        ratio = torch.cat(margins[name]) / plain
+        quick, base = np.median(seconds[name]), np.median(seconds["float32"])
+        print(
+            f"{name:16} {1 / quick:8.0f} images/s {base / quick:6.2f} x float32; margins / float32's: "
+            f"1 % below {ratio.nanquantile(0.01):.3f}, median {ratio.nanmedian():.4f}, mean {ratio.nanmean():.4f}, "
+            f"1 % above {ratio.nanquantile(0.99):.3f}; uncrossed {int(ratio.isnan().sum())}"
+        )
+    print(f"{counters['stats']['unique_graphs']} graphs in the end")
+
+
+if __name__ == "__main__":
+    main()
