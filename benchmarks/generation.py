@@ -6,6 +6,11 @@ Trains the diffusion model of the demo, draws 10,000 images, judges them against
 ``generation.json`` and ``generation.png`` (synthetic images over the real training images nearest to them, and real
 test images over theirs). Times are CPU seconds of this process, which other work on the machine stretches less than
 the clock.
+
+    OMP_NUM_THREADS=1 python benchmarks/generation.py --cost small-32 [--tflops 100 250]
+
+measures one training step and one evaluation of the UNet on this CPU instead, counts their operations, and says on
+paper what the preset takes where so many TFLOP/s are sustained.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import time
 from pathlib import Path
 
@@ -20,12 +26,16 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
 
 from puma.data.load import load_dataset
 from puma.data.source import Source
 from puma.files import write_json
 from puma.generation import Diffusion, SamplerConfig, generate_from
+from puma.generation.augment import AUGMENT_DIM
 from puma.generation.config import preset
+from puma.generation.diffusion import build_denoiser
+from puma.generation.edm import loss
 from puma.generation.quality import measure
 from puma.generation.training import train_diffusion
 
@@ -37,8 +47,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/generation"))
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cost", choices=["small-32"], help="cost of a preset for 32 pixels, and nothing else")
+    parser.add_argument("--tflops", type=float, nargs="+", default=[100.0, 250.0], help="of a GPU in bf16, on paper")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.cost:
+        print(json.dumps(cost(options.cost, options.tflops), indent=2))
+        return
     train, test = load_dataset("digits:train"), load_dataset("digits:test")
     folder = options.out / f"seed-{options.seed}"
     started = time.process_time()
@@ -61,6 +76,46 @@ def main() -> None:
     _draw(folder / "generation.png", train, test, synthetic)
     print(json.dumps({name: told[name] for name in ("cpu_seconds", "images_per_cpu_second", "parameters")}, indent=2))
     print(json.dumps({name: quality[name] for name in quality if name not in ("sources",)}, indent=2))
+
+
+def cost(name: str, tflops: list[float], batch: int = 16, turns: int = 5) -> dict[str, object]:
+    """Images per CPU second of a preset at 32 pixels, and what it takes on paper elsewhere."""
+    config, sampler = preset(name), SamplerConfig()
+    denoiser = build_denoiser(config, (32, 32, 3), 10)
+    images, labels, sigma = torch.rand(batch, 3, 32, 32) * 2 - 1, torch.arange(batch) % 10, torch.full((batch,), 0.5)
+    noise, told = torch.randn_like(images), torch.zeros(batch, AUGMENT_DIM)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        denoiser(images, sigma, labels, told)
+    with FlopCounterMode(display=False) as step:
+        loss(denoiser, images, labels, sigma, noise, told).mean().backward()
+    seconds: dict[str, list[float]] = {}
+    for _ in range(turns):
+        for precision in ("fp32", "bf16"):
+            denoiser.bf16 = precision == "bf16"
+            began = time.process_time()
+            loss(denoiser.train(), images, labels, sigma, noise, told).mean().backward()
+            seconds.setdefault(f"training, {precision}", []).append(time.process_time() - began)
+            began = time.process_time()
+            with torch.inference_mode():
+                denoiser.eval()(images, sigma, labels)
+            seconds.setdefault(f"evaluation, {precision}", []).append(time.process_time() - began)
+    evaluations = 2 * sampler.steps - 1  # Heun
+    trained = step.get_total_flops() / batch * config.batch_size * config.steps
+    drawn = forward.get_total_flops() / batch * evaluations
+    return {
+        "images_per_cpu_second": {kind: batch / statistics.median(values) for kind, values in seconds.items()},
+        "drawn_per_cpu_second": batch / statistics.median(seconds["evaluation, bf16"]) / evaluations,
+        "gflop_per_image": {"evaluation": forward.get_total_flops() / batch / 1e9, "drawing": drawn / 1e9},
+        "training_pflop": trained / 1e15,
+        "on_paper": {
+            f"{rate:g} TFLOP/s": {
+                "training_minutes": trained / rate / 1e12 / 60,
+                "drawn_per_second": rate * 1e12 / drawn,
+            }
+            for rate in tflops
+        },
+        "torch": torch.__version__,
+    }
 
 
 def _parameters(model: Diffusion) -> int:
