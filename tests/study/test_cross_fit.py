@@ -6,7 +6,7 @@ import pytest
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.margins import MarginTable, Status
-from puma.study.margins import cross_fit, split_folds
+from puma.study.margins import average, split_folds
 
 
 def table(margin: list[float], status: list[Status] | None = None, model: str = "a") -> MarginTable:
@@ -32,11 +32,22 @@ def table(margin: list[float], status: list[Status] | None = None, model: str = 
 def test_real_rows_come_from_the_model_that_did_not_see_them_and_synthetic_ones_are_averaged() -> None:
     one = table([0.1, 0.2, 0.3, -0.1, 0.2, 0.4], model="a")
     two = table([0.5, 0.6, 0.1, -0.3, -0.4, float("nan")], model="b")
-    combined = cross_fit([one, two], np.array([0, 1, -1, -1, -1, -1]))
+    scores = np.array([[True, False, True, True, True, True], [False, True, True, True, True, True]])
+    combined = average([one, two], scores, "cross_fitted")
     assert combined.margin == pytest.approx([0.1, 0.6, 0.2, -0.2, -0.1, 0.4])
     crossed, wrong = Status.CROSSED, Status.MISCLASSIFIED
     assert combined.status.tolist() == [crossed, crossed, crossed, wrong, wrong, crossed]
     assert combined.meta["model"] == {"cross_fitted": [{"sha256": "a"}, {"sha256": "b"}]}
+
+
+def test_models_of_one_fold_are_averaged_for_real_rows_too() -> None:
+    tables = [table([0.1, 0.2, 0.3], model="a"), table([0.5, 0.9, 0.1], model="b"), table([0.3, -0.5, 0.2], model="c")]
+    scores = np.array([[True, False, True], [False, True, True], [True, True, True]])
+    combined = average(tables, scores, "cross_fitted")
+    assert combined.margin == pytest.approx([0.2, 0.2, 0.2])
+    ensemble = average(tables[:2], np.ones((2, 3), bool), "ensemble")
+    assert ensemble.margin == pytest.approx([0.3, 0.55, 0.2])
+    assert ensemble.meta["model"] == {"ensemble": [{"sha256": "a"}, {"sha256": "b"}]}
 
 
 def test_folds_are_stratified_and_leave_synthetic_images_to_all() -> None:

@@ -64,11 +64,10 @@ def _fingerprints(materials: Materials, choices: Sequence[Choice]) -> list[list[
 
 def _margin_models(model: Any) -> list[list[Any]]:
     """The weights of the margin model, or of each of several."""
-    if isinstance(model, Mapping) and "cross_fitted" in model:
-        parts = model["cross_fitted"]
-        return [
-            [f"margin model {number} of {len(parts)}, weights", _weights(part)] for number, part in enumerate(parts, 1)
-        ]
+    named = model if isinstance(model, Mapping) else {}
+    if parts := named.get("cross_fitted") or named.get("ensemble"):
+        count = len(parts)
+        return [[f"margin model {i} of {count}, weights", _weights(part)] for i, part in enumerate(parts, 1)]
     return [["margin model, weights", _weights(model)]]
 
 

@@ -27,21 +27,22 @@ _SNAPSHOTS = 10
 
 
 def score_pool(study: StudyFolder, synthetic: int | None, show: bool) -> dict[str, Any]:
-    """Train the margin model (or one per fold) on a pool and measure the margin of every image in it."""
+    """Train the margin models on a pool (one per fold, or several) and measure the margin of every image in it."""
     settings, folder, pool = study.spec.margins, study.pool_folder(synthetic), load_pool(study, synthetic)
     fold = split_folds(pool, settings.folds)
-    tables = []
-    for number in range(settings.folds):
-        unseen = fold == number if settings.folds > 1 else np.zeros(len(pool), dtype=bool)
-        seed = settings.seed + number
-        model = _train(
-            study, pool, ~unseen, folder / f"margin-model-{number}", seed, f"margin model {number + 1}", show
-        )
-        out = folder / ("margins" if settings.folds == 1 else f"margins-fold-{number}")
+    count = settings.folds * settings.models
+    tables, scores = [], []
+    for number in range(count):
+        unseen = fold == number % settings.folds if settings.folds > 1 else np.zeros(len(pool), dtype=bool)
+        seed, label = settings.seed + number, f"margin model {number + 1} of {count}"
+        model = _train(study, pool, ~unseen, folder / f"margin-model-{number}", seed, label, show)
+        out = folder / ("margins" if count == 1 else f"margins-fold-{number}")
         norm = study.spec.threat_model.norm
         tables.append(score_margins(model, pool, norm=norm, mode=settings.mode, out=out, progress=show))
-    if settings.folds > 1:
-        cross_fit(tables, fold).write(folder / "margins")
+        scores.append(unseen | pool.synthetic if settings.folds > 1 else ~unseen)
+    if count > 1:
+        kind = "cross_fitted" if settings.folds > 1 else "ensemble"
+        average(tables, np.stack(scores), kind).write(folder / "margins")
     known = tables[0].margin[np.isfinite(tables[0].margin)]
     return {"images": len(pool), "misclassified": float((known < 0).mean()) if len(known) else None}
 
@@ -73,30 +74,31 @@ def split_folds(pool: Pool, folds: int) -> NDArray[np.int64]:
     return fold
 
 
-def cross_fit(tables: list[MarginTable], fold: NDArray[np.int64]) -> MarginTable:
-    """One table from those of K margin models: no real image is scored by a model that trained on it.
+def average(tables: list[MarginTable], scores: NDArray[np.bool_], kind: str) -> MarginTable:
+    """One table from those of K margin models: each image takes the mean margin of the models that score it.
+
+    Cross-fitted, no real image is scored by a model that trained on it; averaging lowers the margin model's error.
 
     Args:
         tables: one per margin model, of the same pool.
-        fold: int64 ``[N]``, the model that did not see the row; -1 where all saw it (synthetic images), which takes
-            the mean of the K margins: averaging models lowers the error of the margin model. A row that one of them
-            could not measure takes the first model's row as it is.
-
-    Returns:
-        the combined table; ``meta["model"]`` names all K models.
+        scores: bool ``[K, N]``, which models score which image; at least one each. An image that one of them could not
+            measure takes the first one's row as it is.
+        kind: ``"cross_fitted"`` or ``"ensemble"``, the name under which ``meta["model"]`` lists all K models.
     """
     stacked = np.stack([table.margin for table in tables])
-    columns: dict[str, NDArray[Any]] = {}
-    rows, owner = np.arange(len(fold)), np.maximum(fold, 0)
-    for name in ("predicted", "margin", "status", "steps"):
-        columns[name] = np.stack([getattr(table, name) for table in tables])[owner, rows]
-    shared = (fold < 0) & np.isfinite(stacked).all(axis=0)
-    mean = stacked.mean(axis=0, where=np.isfinite(stacked))
-    columns["margin"][shared] = mean[shared]
-    estimated = np.stack([table.status == Status.ESTIMATED for table in tables]).any(axis=0)
-    positive = np.where(estimated, Status.ESTIMATED, Status.CROSSED)
-    columns["status"][shared] = np.where(mean < 0, Status.MISCLASSIFIED, positive)[shared]
-    meta = {**tables[0].meta, "model": {"cross_fitted": [table.meta["model"] for table in tables]}}
+    first, rows = scores.argmax(axis=0), np.arange(scores.shape[1])
+    columns: dict[str, NDArray[Any]] = {
+        name: np.stack([getattr(table, name) for table in tables])[first, rows]
+        for name in ("predicted", "margin", "status", "steps")
+    }
+    shared: NDArray[np.bool_] = (scores.sum(axis=0) > 1) & np.all(np.isfinite(stacked) | ~scores, axis=0)
+    mean = np.where(scores, stacked, 0)[:, shared].sum(axis=0, dtype=np.float64) / scores[:, shared].sum(axis=0)
+    estimated = np.any(np.stack([table.status == Status.ESTIMATED for table in tables]) & scores, axis=0)[shared]
+    columns["margin"][shared] = mean
+    columns["status"][shared] = np.where(
+        mean < 0, Status.MISCLASSIFIED, np.where(estimated, Status.ESTIMATED, Status.CROSSED)
+    )
+    meta = {**tables[0].meta, "model": {kind: [table.meta["model"] for table in tables]}}
     return replace(
         tables[0],
         predicted=columns["predicted"],

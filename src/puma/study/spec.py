@@ -47,10 +47,13 @@ class MarginSettings(_Settings):
 
     mode: Mode = Field(default="margin", description="DeepFool mode.")
     folds: int = Field(
-        default=1,
+        default=2,
         ge=1,
-        description="1: one margin model, trained on the whole pool. K > 1: cross-fitted, a real image is scored by "
-        "the model that did not train on it, a synthetic one by the mean over the K models.",
+        description="K > 1: cross-fitted, a real image is scored by models that did not train on it, a synthetic one "
+        "by all. 1 switches that off: every margin model trains on the whole pool.",
+    )
+    models: int = Field(
+        default=1, ge=1, description="Margin models per fold; a margin is the mean over those that score the image."
     )
     seed: int = Field(default=1000, ge=0, description="Seed of the margin models; cells use other ones.")
 
