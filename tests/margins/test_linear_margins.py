@@ -88,6 +88,23 @@ def test_margins_of_linear_models_are_exact(norm: Norm, mode, classes, pixels, l
     assert found.max() <= 1
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_estimates_of_linear_models_are_their_margins(norm: Norm) -> None:
+    model = linear(4, 30, seed=4)
+    x = images_for(30, 40, 4)
+    labels = model(x).argmax(1)
+    labels[::8] = (labels[::8] + 1) % 4
+    hit = deepfool(model, x, labels, norm=norm, mode="rank")
+    right = hit.status == "estimated"
+    exact = exact_margins(model, x, labels, norm)
+    np.testing.assert_allclose(hit.margin.numpy()[right], exact[right], rtol=0.02)
+    back = np.array([way_back(model, x[i].flatten().double().numpy(), int(labels[i]), norm) for i in range(0, 40, 8)])
+    bound = -hit.margin.numpy()[::8]
+    assert (hit.status[::8] == "misclassified").all()
+    assert (bound <= back * 1.01).all()  # the farthest half-space alone: never beyond the region of them all
+    assert (bound > 0.3 * back).all()
+
+
 def way_back(model: nn.Sequential, x: np.ndarray, own: int, norm: Norm) -> float:
     """Distance from x to the label's region in the box, by a linear or a quadratic program."""
     layer = model[1]
@@ -133,7 +150,6 @@ def test_misclassified_images_know_their_way_back(norm: Norm, mode, classes, pix
     assert (margin < 0).all()
     assert (margin[~reachable] == -np.inf).all()
     ratio = -margin[reachable] / exact[reachable]
-    print(ratio.min(), np.median(ratio), ratio.max())
     assert ratio.min() >= 1 - 1e-3
     assert ratio.max() <= 1.05
     back = hit.adversarial[torch.from_numpy(reachable)]
