@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -409,3 +410,10 @@ def test_hugging_face_data_set_saved_on_disk(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown split 'val'"):
         load_dataset(f"hf:{tmp_path}/saved:val")
     assert load_dataset(f"hf:{tmp_path}/saved:train?resize=3&channels=3").image_shape == (3, 3, 3)
+
+
+def test_the_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match="needs the package datasets") as caught:
+        load_dataset("hf:uoft-cs/cifar10:train")
+    assert "puma-robust[hub]" in caught.value.fix

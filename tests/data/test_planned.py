@@ -39,6 +39,21 @@ def test_read_batch_gives_images_and_their_labels() -> None:
     assert labels.tolist() == [source[5][1], source[2][1]]
 
 
+def test_pixels_travel_as_bytes_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[tuple[torch.dtype, int]] = []
+    original = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if args and isinstance(args[0], (str, torch.device)):
+            moved.append((tensor.dtype, tensor.numel()))
+        return original(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    images, labels = read_batch(load_dataset("digits"), np.arange(5), "meta")
+    assert moved == [(torch.uint8, 5 * 64), (torch.int64, 5)]
+    assert (images.device.type, labels.device.type, images.dtype) == ("meta", "meta", torch.float32)
+
+
 def digits_plan() -> tuple[Pool, WrittenPlan]:
     pool = Pool([load_dataset("digits"), load_dataset("digits:test")])
     rng = np.random.default_rng(0)
