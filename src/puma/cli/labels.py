@@ -90,10 +90,11 @@ def _print_sources(table: MarginTable) -> None:
     from puma.label_quality import AGREEMENT, CONFIDENT_LEARNING
 
     agrees, flagged = table.scores[AGREEMENT] > 0, table.scores[CONFIDENT_LEARNING] == 1
+    estimates = table.meta["settings"].get("wrong_labels", {})  # tables of earlier versions have none
     for code, source in enumerate(table.sources):
-        mine = table.source == code
+        mine, name = table.source == code, source["name"]
+        estimate = f"; estimated share {estimates[name]:.2%}" if name in estimates else ""
         typer.echo(
-            f"{source['name']} ({source['role']}, {source['rows']:,}): the model agrees with {agrees[mine].mean():.2%} "
-            f"of the labels; {flagged[mine].sum():,} are probably wrong ({flagged[mine].mean():.2%}; estimated share "
-            f"{table.meta['settings']['wrong_labels'][source['name']]:.2%})"
+            f"{name} ({source['role']}, {source['rows']:,}): the model agrees with {agrees[mine].mean():.2%} "
+            f"of the labels; {flagged[mine].sum():,} are probably wrong ({flagged[mine].mean():.2%}{estimate})"
         )
