@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ from torch import nn
 
 import puma
 from puma.attacks.deepfool import deepfool
+from puma.cli.app import main
 from puma.data.tensors import read_batch
 from puma.errors import ModelError, ResumeError, UsageError
 from puma.files import lock
 from puma.margins import part_path
+from puma.models.weights import save_model
 from puma.scoring import score_margins
 from puma.scoring.estimate import estimate
 from puma.scoring.settings import sized
+from puma.scoring.workers import place_from_environment, share
 
 
 class Small(nn.Module):
@@ -149,6 +153,48 @@ def test_unsteady_models_are_caught(model, pool) -> None:
         score(trained.train(), pool, None)
     with pytest.raises(ModelError, match="has 3 classes, the pool 10"):
         score(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), pool, None)
+
+
+def cli(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["puma", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+def test_dry_run_verify_and_redo_on_the_command_line(pool, tmp_path, monkeypatch, capsys) -> None:
+    torch.manual_seed(0)
+    weights, out = tmp_path / "model.safetensors", tmp_path / "table"
+    save_model(puma.build_model("small-cnn", 10, in_channels=1, image_size=8).eval(), weights)
+    words = ["score", weights, "digits?subset=300", "--out", out, "--mode", "rank", "--part-rows", 100, "--batch-size"]
+    words += [100, "--device", "cpu", "--quiet"]
+    assert cli(monkeypatch, *words, "--dry-run", "--precision", "bf16") == 0
+    said = capsys.readouterr().out
+    for line in ("images   300 to score", "speed ", "time ", "memory ", "disk "):
+        assert line in said
+    assert not out.exists()
+    assert cli(monkeypatch, *words) == 0
+    before = part_bytes(out)
+    broken = part_path(out, 1)
+    data = bytearray(before[broken.name])
+    data[60] ^= 0xFF
+    broken.write_bytes(data)
+    assert cli(monkeypatch, "verify", out, "--quiet") == 3
+    said = capsys.readouterr()
+    assert broken.name in said.out + said.err
+    assert part_path(out, 2).name not in said.out + said.err
+    assert cli(monkeypatch, *words) == 0
+    assert part_bytes(out) == before
+    assert cli(monkeypatch, *words, "--precision", "bf16") == 5
+    assert "settings.precision: 'float32' and 'bf16'" in capsys.readouterr().err
+
+
+def test_launchers_say_who_does_which_part() -> None:
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}
+    assert place_from_environment(torchrun) == (5, 8, 1)
+    assert [list(share(7, worker, 3)) for worker in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
+    with pytest.raises(UsageError, match="no numbers"):
+        place_from_environment({"RANK": "first", "WORLD_SIZE": "8"})
 
 
 def test_an_estimate_counts_what_is_left_and_writes_nothing(model, pool, tmp_path) -> None:
