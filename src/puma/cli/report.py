@@ -25,7 +25,7 @@ def report(
 
     A study's page holds the trade-off with the control frontiers, the gap of every strategy to them, margins, attack
     norms, images, training curves, and every setting needed to repeat it. Only results.parquet has to be there; all
-    else in the folder adds its section.
+    else in the folder adds its section. Of a study that still runs, the cells finished so far.
 
         puma report results/digits
         puma report results/digits --export pdf --export latex
@@ -35,7 +35,23 @@ def report(
     from puma.report.folder import make_report
 
     formats = check_formats(export or [])
+    _refresh(folder)
     made = make_report(folder)
     typer.echo(made.page().write(out or folder / "report.html"))
     for path in write_files(made, formats, export_out or folder / "export") if formats else []:
         typer.echo(path)
+
+
+def _refresh(folder: Path) -> None:
+    """Write the results of a study that is still running anew, where more cells are finished than they hold."""
+    if not ((folder / "study.toml").is_file() and (folder / "done").is_dir()):
+        return
+    import pyarrow.parquet as pq
+
+    from puma.study.folder import StudyFolder
+    from puma.study.results import collect, write_results
+
+    study, path = StudyFolder.open(folder), folder / "results.parquet"
+    finished = len(collect(study))
+    if finished and (not path.is_file() or pq.read_metadata(path).num_rows < finished):
+        write_results(study)

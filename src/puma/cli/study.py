@@ -103,7 +103,14 @@ def run_here(folder: StudyFolder, jobs: int, budget: Budget | None, quiet: bool)
 def conclude(folder: StudyFolder, done: bool, write: bool = True) -> None:
     """Write and print what came out of a finished study, or say how one that the time budget ended goes on."""
     if not done:
-        typer.echo(f"time budget spent; `puma study run {folder.path}` goes on from here", err=True)
+        from puma.study.results import write_results
+
+        write_results(folder)
+        go_on, look = (
+            f"`puma study run {folder.path}` goes on from here",
+            f"`puma report {folder.path}` shows it so far",
+        )
+        typer.echo(f"time budget spent; {go_on}, {look}", err=True)
     elif write:
         finish(folder)
 
@@ -127,13 +134,14 @@ def status(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -
     """Show the grid of a study: what is finished, what runs, what waits, and how long it may still take."""
     from rich.console import Console
 
-    from puma.cli.tables import grid_table
+    from puma.cli.tables import GRID_LEGEND, grid_table
     from puma.study.folder import StudyFolder
     from puma.study.status import StudyStatus, grid
 
     study = StudyFolder.open(folder)
     lines = grid(study)
     Console().print(grid_table(lines))
+    typer.echo(GRID_LEGEND)
     running = sum(state == "running" for line in lines for state in line.states.values())
     counter = StudyStatus(study, max(1, running))
     at_work = f"{running} at work" if running else "nobody is at work"

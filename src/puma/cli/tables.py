@@ -36,13 +36,13 @@ def results_table(rows: list[dict[str, Any]]) -> Table:
 
 
 _MARKS = {"finished": "x", "judging": "/", "running": "o", "waiting": "."}
+GRID_LEGEND = "x finished, / being judged, o running, . waiting; accuracies: means over finished seeds"
 
 
 def grid_table(lines: list[Line]) -> Table:
     """The grid of a study: a line per strategy, a column per seed."""
     seeds = sorted({seed for line in lines for seed in line.states if seed is not None})
-    title = "x finished  / being judged  o running  . waiting"
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("piece, strategy by seed")
     for seed in seeds:
         table.add_column(str(seed), justify="center", no_wrap=True)
