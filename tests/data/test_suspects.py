@@ -19,8 +19,13 @@ from puma.margins import MarginTable
 from puma.models.build import build_model
 from puma.models.weights import save_model
 from puma.plan import Plan
+from puma.recipe import load_recipe
 from puma.strategies import make_plan
 from puma.strategies.suspects import drop_suspects, suspects
+from puma.threat import ThreatModel
+from puma.training import train
+
+THREAT = ThreatModel("Linf", 0.1)
 
 
 class Logistic(nn.Module):
@@ -141,3 +146,17 @@ def test_as_a_user_types_it(mislabelled: tuple[Path, np.ndarray], scored: Margin
     assert isinstance(
         CliRunner().invoke(data_app, ["drop-suspects", "p", "--table", "t", "--out", "p.npz"]).exception, UsageError
     )
+
+
+def test_a_model_that_knows_these_labels_by_heart_is_named(
+    mislabelled: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    sources = ["digits", str(mislabelled[0])]
+    for name, pool in {"all": sources, "real": sources[:1]}.items():
+        recipe = load_recipe("digits", steps=1, batch_size=20)
+        run = tmp_path / name
+        train(
+            "small-cnn", Pool([load_dataset(one) for one in pool]), threat=THREAT, recipe=recipe, out=run, validation=0
+        )
+        told = _puma("labels", run, *sources, "--out", tmp_path / f"{name}-labels", "--quiet")
+        assert ("trained on these very labels" in told) == (name == "all")

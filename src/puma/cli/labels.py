@@ -10,6 +10,7 @@ import typer
 from puma.cli.options import Quiet
 
 if TYPE_CHECKING:
+    from puma.data.pool import Pool
     from puma.margins import MarginTable
 
 
@@ -45,6 +46,10 @@ def labels(
         threads=threads,
     )
     network, pool = job.open()
+    if _trained_on(Path(model), pool):
+        typer.echo(
+            "note: this model was trained on these very labels and knows some wrong ones by heart: few are flagged"
+        )
     table = score_labels(network, pool, out=out, batch_size=batch_size, part_rows=part_rows, progress=not quiet)
     _print_sources(table)
     typer.echo(f"written to {out}; it joins the margins: puma plan --table margins --table {out}")
@@ -84,6 +89,14 @@ def drop_suspects(
     for warning in cleaned.warnings:
         typer.echo(f"warning: {warning}")
     typer.echo(f"written to {out}")
+
+
+def _trained_on(run: Path, pool: Pool) -> bool:
+    """Whether the model is that of a run on this pool, its synthetic rows included."""
+    from puma.files import read_json
+
+    record = run / "run.json"
+    return record.is_file() and read_json(record).get("settings", {}).get("pool") == pool.fingerprint
 
 
 def _print_sources(table: MarginTable) -> None:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from puma.data.images import Rows, Shape
 from puma.errors import DataError
 
-_RESIDENT = 512 << 20
+_RESIDENT = 64 << 20
 
 
 class MappedImages:
     """uint8 images ``[N, H, W, C]`` that begin at ``offset`` of a file; any thread may read.
 
-    Up to 512 MiB are mapped into memory. Of a larger file neighbouring rows are read in one piece, with the system's
+    Up to 64 MiB are mapped into memory. Of a larger file neighbouring rows are read in one piece, with the system's
     read-ahead, and scattered rows one by one without it: a map would fault in every row anew, drag megabytes along with
     each row that is not cached, and count as resident memory of this process. Survives pickling: a worker opens the
     file again.
