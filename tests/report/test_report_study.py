@@ -75,9 +75,15 @@ def test_frontier_of_the_picture_runs_through_the_undominated_means(report):
         if line.get_label() in ("uniform-eps", "trades-weight")
     }
     assert set(lines) == {"uniform-eps", "trades-weight"}
-    for corners in lines.values():
+    for points in lines.values():
+        corners = points[1:-1]
         assert (np.diff(corners[:, 0]) > 0).all()
         assert (np.diff(corners[:, 1]) < 0).all()
+        # level beyond its ends, as far as the dial was run
+        assert points[0, 1] == corners[0, 1]
+        assert points[0, 0] <= corners[0, 0]
+        assert points[-1, 0] == corners[-1, 0]
+        assert points[-1, 1] <= corners[-1, 1]
 
 
 def test_labels_of_the_picture_do_not_overlap(report):

@@ -39,7 +39,7 @@ def run(
     ] = False,
     worker: Annotated[int, typer.Option(min=0, help="With --num-workers: which of them this is.")] = 0,
     num_workers: Annotated[
-        int, typer.Option(min=1, help="Split the cells by number, for shared folders without file locks.")
+        int, typer.Option(min=1, help="Split the cells by number, where file locks do not reach other machines.")
     ] = 1,
     quiet: Quiet = False,
 ) -> None:

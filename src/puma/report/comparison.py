@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from puma import tradeoff
 from puma.report.content import Item, Note, Picture, Section, Table
 from puma.report.figures import Frontier, Interval, Point, tradeoff_picture
 from puma.report.gaps import cost_cells, cost_head, gap_items, signed
@@ -22,7 +23,8 @@ NAMES = {"robust_accuracy": "robust accuracy (AutoAttack standard)", "apgd_accur
 _TRADEOFF = (
     "Every arm of the study: {name} on {count:,} test images to the right, clean accuracy upwards, 95 % intervals (cut "
     "at the frame). Up and to the right is better. Hollow marks are controls; the lines join what each free dial "
-    "reaches and no other setting of it beats. A strategy earns its keep only above both lines."
+    "reaches and no other setting of it beats, level beyond that as far as it was run. A strategy earns its keep only "
+    "above both lines."
 )
 
 
@@ -70,12 +72,18 @@ def tradeoff_item(statistics: Statistics) -> Picture:
         Point(_point_label(entry.arm), entry.arm.strategy, interval(entry.robust), interval(entry.clean))
         for entry in statistics.arms
     ]
-    lines = [Frontier(line.name, *map(list, line.corners)) for line in statistics.mean_frontiers()]
+    lines = [Frontier(line.name, *_reached(line)) for line in statistics.mean_frontiers()]
     with house_style():
         figure = tradeoff_picture(points, lines, name)
     caption = _TRADEOFF.format(name=name, count=statistics.arms[0].arm.first.n_test)
     alt = "; ".join(f"{p.label}: robust {p.robust.value:.3f}, clean {p.clean.value:.3f}" for p in points)
     return Picture("tradeoff", figure, caption, f"Scatter plot of clean against robust accuracy. {alt}.")
+
+
+def _reached(dial: tradeoff.Frontier) -> tuple[list[float], list[float]]:
+    """What a dial reaches, as gaps are taken to it: its undominated points, level beyond them as far as it was run."""
+    robust, clean = (axis.tolist() for axis in dial.corners)
+    return [float(dial.robust.min()), *robust, robust[-1]], [clean[0], *clean, float(dial.clean.min())]
 
 
 def interval(estimate: Estimate) -> Interval:

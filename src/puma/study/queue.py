@@ -27,8 +27,8 @@ def work(
 
     Args:
         study: the study; its folder may be shared with other processes.
-        worker: with ``num_workers`` > 1, take only every ``num_workers``-th task, from ``worker`` on: for folders on
-            file systems without locks. The shared first tasks fall to worker 0.
+        worker: with ``num_workers`` > 1, take only every ``num_workers``-th task, from ``worker`` on: for folders
+            whose locks do not reach from machine to machine. Tasks that need nothing fall to worker 0.
         num_workers: how many such processes there are.
         budget: when to checkpoint and stop.
         show: report progress.
