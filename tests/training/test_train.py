@@ -257,6 +257,21 @@ def test_proportional_steps_save_what_the_radii_say(pool):
     assert train(network(), pool, threat=THREAT, recipe=recipe).meta["attack_cost"] == 1.0
 
 
+def test_the_gradient_is_clipped_to_its_norm(pool):
+    plain = {"schedule": "constant", "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "learning_rate": 0.5}
+    moved = {}
+    for longest in (1e-3, 1e6, None):
+        training = started(pool, SHORT.replace(clip_gradient=longest, **plain))
+        before = [parameter.detach().clone() for parameter in training.network.parameters()]
+        training._set_rates(0)
+        training._take_step(0)
+        steps = [p.detach() - old for p, old in zip(training.network.parameters(), before, strict=True)]
+        moved[longest] = float(torch.cat([step.flatten() for step in steps]).norm())
+    assert moved[1e-3] == pytest.approx(0.5e-3, rel=1e-2)
+    assert moved[1e6] == pytest.approx(moved[None], rel=1e-5)
+    assert moved[None] > 1e-2
+
+
 def test_weight_perturbation_is_undone_to_the_bit():
     from puma.training.weights import WeightPerturbation
 

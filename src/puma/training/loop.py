@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from puma.checkpoints import load_state, save_state
 from puma.data.pool import Pool
@@ -31,7 +31,7 @@ from puma.training.run import Run, environment, open_folder
 from puma.training.schedule import learning_rate, momentum
 from puma.training.signals import StopRequest
 from puma.training.state import Seen, pack, unpack
-from puma.training.step import Both, Losses, Objective
+from puma.training.step import Both, Objective
 from puma.training.validation import Validation
 from puma.training.weights import WeightPerturbation
 
@@ -187,11 +187,13 @@ class Training:
         self.devices.backward(loss)
         if self.perturbation:
             self.perturbation.remove()
+        if longest := self.recipe.clip_gradient:
+            nn.utils.clip_grad_norm_(self.network.parameters(), longest)
         self._sgd.found_inf = self._broken
         self.optimizer.step()
         self.average.update(self.network, step + 1)
         self.seen.add(batch.rows)
-        self._sums += _summary(losses, batch.labels, batch.eps)
+        self._sums += losses.summary(batch.labels, batch.eps)
 
     def _require_finite(self, step: int) -> None:
         if bool(self._broken > 0):
@@ -294,12 +296,3 @@ class Training:
     def _attack_cost(self) -> float:
         full = self.done * self.recipe.batch_size // self.devices.world * self.recipe.attack_steps
         return self.objective.gradients / full if full else 0.0
-
-
-def _summary(losses: Losses, labels: Tensor, eps: Tensor) -> Tensor:
-    """Loss, clean and adversarial hits, eps and images of a batch, summed on its device."""
-    with torch.no_grad():
-        wanted = labels.argmax(1) if labels.is_floating_point() else labels
-        hits = (losses.adversarial.argmax(1) == wanted).sum()
-        clean = torch.zeros_like(hits) if losses.clean is None else (losses.clean.argmax(1) == wanted).sum()
-        return torch.stack([losses.loss.sum(), clean, hits, eps.sum(), torch.ones_like(eps).sum()])

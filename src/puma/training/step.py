@@ -42,6 +42,14 @@ class Losses:
     clean: Tensor | None
     adversarial: Tensor
 
+    @torch.no_grad()
+    def summary(self, labels: Tensor, eps: Tensor) -> Tensor:
+        """Loss, clean and adversarial hits, eps and images of the batch, float32 ``[5]`` sums on its device."""
+        wanted = labels.argmax(1) if labels.is_floating_point() else labels
+        hits = (self.adversarial.argmax(1) == wanted).sum()
+        clean = torch.zeros_like(hits) if self.clean is None else (self.clean.argmax(1) == wanted).sum()
+        return torch.stack([self.loss.sum(), clean, hits, eps.sum(), torch.ones_like(eps).sum()])
+
 
 class Objective:
     """The recipe's objective as a function of a batch.
