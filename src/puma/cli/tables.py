@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
@@ -13,28 +16,45 @@ if TYPE_CHECKING:
 
 
 def results_table(rows: list[dict[str, Any]]) -> Table:
-    """Results of a study, one line per cell and checkpoint, within 80 columns."""
+    """Results of a study, one line per strategy and checkpoint (means over seeds), within 80 columns."""
     judged = ", ".join(sorted({f"{row['n_test']:,}" for row in rows}))
-    title = f"robust: AutoAttack standard on {judged} test images, 95 % interval"
+    standard = any(row["robust_accuracy"] is not None for row in rows)
+    column, attack = ("robust_accuracy", "AutoAttack standard") if standard else ("apgd_accuracy", "APGD-CE")
+    several = len({row["seed"] for row in rows}) > 1
+    remark = "means over seeds; intervals: see the report" if several else "95 % interval"
+    title = f"robust: {attack} on {judged} test images, {remark}"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("strategy")
-    both = len({row["checkpoint"] for row in rows}) > 1
-    for head in ("seed", *(["model"] if both else []), "kept", "mean eps", "clean", "robust"):
-        table.add_column(head, justify="right", no_wrap=True)
+    shown = [
+        name for name in ("pool", "recipe", "prune_fraction", "checkpoint") if len({row[name] for row in rows}) > 1
+    ]
+    for head in ("strategy", *(_HEADS[name] for name in shown), "seeds", "kept", "mean eps", "clean", "robust"):
+        table.add_column(head, justify="left" if head in ("strategy", "pool") else "right", no_wrap=head != "strategy")
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        params = " ".join(f"{key}={value}" for key, value in json.loads(row["params"]).items())
+        key = tuple(row[name] for name in ("strategy", "params", "pool", "recipe", "prune_fraction", "checkpoint"))
+        groups.setdefault(key, []).append(row)
+    for group in groups.values():
+        first, count = group[0], len(group)
+        params = " ".join(f"{key}={value}" for key, value in json.loads(first["params"]).items())
         table.add_row(
-            f"{row['strategy']} {params}",
-            str(row["seed"]),
-            *([row["checkpoint"]] if both else []),
-            f"{row['kept']:,}",
-            f"{row['mean_eps']:.3f}",
-            f"{row['clean_accuracy']:.1%}",
-            _with_interval(row["robust_accuracy"], row["n_test"]),
+            f"{first['strategy']} {params}",
+            *(_HOW[name](first[name]) for name in shown),
+            str(count),
+            f"{first['kept']:,}",
+            f"{sum(row['mean_eps'] for row in group) / count:.3f}",
+            f"{sum(row['clean_accuracy'] for row in group) / count:.1%}",
+            _accuracy([row[column] for row in group], None if several else first["n_test"]),
         )
     return table
 
 
+_HEADS = {"pool": "pool", "recipe": "recipe", "prune_fraction": "prune", "checkpoint": "model"}
+_HOW: dict[str, Callable[[Any], str]] = {
+    "pool": lambda pool: f"{sum(map(int, re.findall(r'[(]([0-9]+)[)]', pool))):,}",
+    "recipe": lambda recipe: Path(recipe).stem,
+    "prune_fraction": lambda share: f"{share:g}",
+    "checkpoint": str,
+}
 _MARKS = {"finished": "x", "judging": "/", "running": "o", "waiting": "."}
 GRID_LEGEND = "x finished, / being judged, o running, . waiting; accuracies: means over finished seeds"
 
@@ -58,11 +78,15 @@ def grid_table(lines: list[Line]) -> Table:
     return table
 
 
-def _with_interval(share: float | None, count: int) -> str:
-    """A share and the half-width of its 95 % interval."""
-    if share is None:
+def _accuracy(shares: list[float | None], images: int | None) -> str:
+    """The mean of some shares; of one alone, with the half-width of its 95 % interval over ``images``."""
+    known = [share for share in shares if share is not None]
+    if not known:
         return "-"
+    mean = sum(known) / len(known)
+    if images is None:
+        return f"{mean:.1%}"
     from puma.tradeoff import wilson_interval
 
-    low, high = wilson_interval(share, count)
-    return f"{share:.1%} ±{(high - low) * 50:.1f}"
+    low, high = wilson_interval(mean, images)
+    return f"{mean:.1%} ±{(high - low) * 50:.1f}"
