@@ -80,7 +80,7 @@ def main() -> None:
     axes[0].plot(
         xs, (offset - normal[0] * xs) / normal[1], "--", color="#888888", label="boundary linearised at the image"
     )
-    for hit, colour, text in ((plain, STRONG[1], "DeepFool"), (polished, STRONG[2], "polished")):
+    for hit, colour, text in ((plain, STRONG[1], "DeepFool"), (polished, STRONG[2], "its ray turned")):
         arrow(axes[0], image, hit.adversarial, colour, f"{text}: {float(hit.margin):.3f}")
     square = puma.deepfool(model, image, labels, norm="Linf", mode="tight")
     for hit, colour, text in ((polished, STRONG[2], "L2"), (square, STRONG[0], "Linf")):

@@ -40,12 +40,14 @@ class Effort:
         candidates: classes linearised at the image.
         tilts: shares of the way that the ray to the boundary is turned towards the boundary's normal, one a round.
         settled: a ray is left alone when the boundary linearised where it crosses is at most this share nearer.
-        polishes: rounds for the way back of a misclassified image.
+        walks: rounds along the boundary, at most, where it bends so that a ray's crossing is not near enough.
+        polishes: as many for a misclassified image, on its way back.
     """
 
     candidates: int
     tilts: tuple[float, ...] = ()
     settled: float = 0.0
+    walks: int = 0
     polishes: int = 0
 
 
@@ -53,7 +55,9 @@ EFFORTS: dict[Mode, Effort] = {
     "rank": Effort(candidates=3),
     "parity": Effort(candidates=5),
     "margin": Effort(candidates=4, tilts=(0.7, 0.4, 0.3), settled=0.02, polishes=1),
-    "tight": Effort(candidates=5, tilts=(0.7, 0.5, 0.4, 0.32, 0.26, 0.22, 0.2, 0.18), settled=0.01, polishes=4),
+    "tight": Effort(
+        candidates=5, tilts=(0.7, 0.5, 0.4, 0.32, 0.26, 0.22, 0.2, 0.18), settled=0.01, walks=8, polishes=4
+    ),
 }
 
 
@@ -193,12 +197,13 @@ def _spend(search: Search, mode: Mode, steps: int) -> None:
         else:
             rays.tilt(ahead, effort.tilts[: steps - 1], effort.settled)
             rays.trim(ahead)
+            polish(search, ahead, 1, effort.walks, back=False)
             straight = torch.cat([straight, ahead[search.distance[ahead].isinf()]])
     if mode == "rank":
         return
     search.approach(straight, 1, back=False, steps=steps)
     search.approach(behind, effort.candidates, back=True, steps=steps)
-    polish(search, behind, 2 * effort.candidates + 1, effort.polishes)
+    polish(search, behind, 2 * effort.candidates + 1, effort.polishes, back=True)
 
 
 def _first_look(search: Search, candidates: int, rays: Rays | None, rank: bool) -> tuple[Tensor, Tensor, Tensor]:

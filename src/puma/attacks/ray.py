@@ -21,6 +21,9 @@ from puma.norms import Norm
 
 _RIVAL = 1.25  # the second boundary is looked at where its distance is less than this times the first's
 _PAD = 0.1  # of the search's: a ray knows how to get across, so it aims closer to the boundary than DeepFool does
+_FULL_SPEED = 0.1
+"""In Linf a pixel walks at full speed from this share of the normal's mean on. Strictly every pixel does; but where the
+averaged normal is nearly 0, facets pull to either side, and the nearest point is one in between."""
 _NEWTON_STEPS = 3
 _TRIMS, _REACHES = 2, 6
 _NEAR = 1e-3  # a crossing is not trimmed by less than this share
@@ -60,7 +63,14 @@ class Rays:
     def point(self, rows: Tensor, normal: Tensor, time: Tensor) -> Tensor:
         """The points ``[b, D]`` of rays at a time."""
         base = self.search.start[rows]
-        return (base + displacement(1 - base, base, normal, time, self.search.norm)).clamp(0, 1)
+        return (base + displacement(1 - base, base, self._speed(normal), time, "L2")).clamp(0, 1)
+
+    def _speed(self, normal: Tensor) -> Tensor:
+        """How fast the pixels ``[b, D]`` of rays walk: as the normal says, or in Linf nearly all alike."""
+        if self.search.norm == "L2":
+            return normal
+        mean = normal.abs().mean(1, keepdim=True).clamp_min(1e-30)
+        return (normal / (_FULL_SPEED * mean)).clamp(-1, 1)
 
     def probe(self, rows: Tensor, both: bool = True) -> None:
         """Walk to where the nearest boundary should be, and correct its time by what is found there (a secant).
@@ -80,7 +90,8 @@ class Rays:
 
     def _corrected(self, rows: Tensor, normal: Tensor, which: int) -> Tensor:
         time, gap = self.choice[rows, which].unbind(-1)
-        level = self.search.attempt(rows, self.point(rows, normal, time))
+        base, norm = self.search.start[rows], self.search.norm
+        level = self.search.attempt(rows, (base + displacement(1 - base, base, normal, time, norm)).clamp(0, 1))
         share = gap / (gap - self.search.pad[rows] + level).clamp_min(0.3 * gap)
         return time * share.nan_to_num(1.0).clamp(0.4, 3.0)
 
@@ -118,11 +129,11 @@ class Rays:
     def _meet(self, rows: Tensor, ray: Tensor, plane: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
         """When the rays reach the planes ``plane . d = goal``, and how fast they then climb."""
         base, before = self.search.start[rows], self.time[rows]
-        up, down = 1 - base, base
-        climb = plane * (ray.sign() if self.search.norm == "Linf" else ray)
+        up, down, speed = 1 - base, base, self._speed(ray)
+        climb = plane * speed
         time, slope = before, torch.zeros_like(before)
         for _ in range(_NEWTON_STEPS):
-            step = displacement(up, down, ray, time, self.search.norm)
+            step = displacement(up, down, speed, time, "L2")
             slope = torch.where((step < up) & (step > -down), climb, 0.0).sum(1)
             time = time + torch.where(slope > 0, (goal - (plane * step).sum(1)) / slope.clamp_min(1e-30), 0.0)
             time = torch.maximum(torch.minimum(time, 2 * before), 0.4 * before)
