@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import pytest
 import torch
 
 from puma.checkpoints import load_state, save_state
+from puma.data.load import load_dataset
 from puma.errors import ModelError, StorageError
 from puma.models.weights import weights_sha256
+from puma.recipe import load_recipe
+from puma.threat import ThreatModel
+from puma.training import train
 from puma.training.metrics import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))  # the forked processes import it by name
@@ -105,20 +110,26 @@ def test_two_states_are_kept_and_a_stale_temporary_file_is_no_state(tmp_path):
     assert load_state(tmp_path / "nothing") is None
 
 
-def test_a_full_disk_leaves_the_last_good_state(tmp_path, monkeypatch):
-    import errno
-
-    import puma.models.weights as weights
-
-    tensors = {"weight": torch.rand(1000)}
-    save_state(tmp_path, 1, tensors, {})
-
-    def full(tensors, path, metadata):
-        path.write_bytes(b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(weights, "save_file", full)
-    with pytest.raises(StorageError, match="no space left"):
-        save_state(tmp_path, 2, tensors, {})
-    assert weights_sha256(load_state(tmp_path)[0]) == weights_sha256(tensors)
-    assert [path.name for path in tmp_path.iterdir()] == ["state-000000001.safetensors"]
+def test_a_full_disk_leaves_the_last_good_state_and_the_run_goes_on(tmp_path):
+    """On a tmpfs that one state fits on, and not two, where root may mount one."""
+    small, whole = tmp_path / "small", tmp_path / "whole"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=420k", "tmpfs", str(small)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    pool, recipe = load_dataset("digits"), load_recipe("digits", steps=6, batch_size=32, checkpoint_every=2)
+    threat = ThreatModel("Linf", 0.2)
+    try:
+        with pytest.raises(StorageError, match="no space left") as caught:
+            train("small-cnn", pool, threat=threat, recipe=recipe, out=small / "run")
+        assert caught.value.exit_code == 6
+        assert [path.name for path in (small / "run" / "checkpoints").iterdir()] == ["state-000000002.safetensors"]
+        subprocess.run(["mount", "-o", "remount,size=4m", str(small)], check=True)
+        resumed = train("small-cnn", pool, threat=threat, recipe=recipe, out=small / "run").model
+        assert load_state(small / "run" / "checkpoints")[1]["step"] == 6
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
+    uninterrupted = train("small-cnn", pool, threat=threat, recipe=recipe, out=whole).model
+    assert weights_sha256(resumed) == weights_sha256(uninterrupted)

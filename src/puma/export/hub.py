@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import nn
 
 from puma.export.card import Paper, model_card
@@ -12,8 +11,8 @@ from puma.export.claim import Claim
 from puma.export.folder import run_facts, whole_folder, write_network
 from puma.export.network import standalone_config
 from puma.export.proof import prove
-from puma.files import atomic_path, write_text
-from puma.models.weights import weights_sha256
+from puma.files import write_text
+from puma.models.weights import weights_sha256, write_safetensors
 
 
 def export_hub(
@@ -54,8 +53,7 @@ def export_hub(
     with whole_folder(out) as folder:
         config = write_network(folder, model, arguments)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        with atomic_path(folder / "model.safetensors") as temporary:
-            save_file(weights, temporary, metadata={"format": "pt"})
+        write_safetensors(weights, folder / "model.safetensors", {"format": "pt"})
         facts = run_facts(None if run is None else Path(run))
         card = model_card(f"{config['puma']['name']} on {dataset}", config, claim, facts, paper)
         write_text(folder / "README.md", _front_matter(paper, dataset) + card)

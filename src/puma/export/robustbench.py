@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -62,8 +63,11 @@ def export_robustbench(
     architecture, arguments, config, weights = robustbench_config(model)
     with whole_folder(out) as folder:
         whole = write_network(folder, model, {"num_classes": arguments["num_classes"], **config})
+        # through memory: on a full disk torch.save fails with an error that does not say so
+        buffer = io.BytesIO()
+        torch.save(weights, buffer)
         with atomic_path(folder / f"{name}.pt") as temporary:
-            torch.save(weights, temporary)
+            temporary.write_bytes(buffer.getbuffer())
         info = model_info(claim, paper, dataset, str(whole["puma"]["name"]))
         target = folder / "model_info" / dataset / claim.threat.norm / f"{name}.json"
         write_json(target, info)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,23 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path | str, schema: 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
     header = {"schema": schema, "meta": text, "sha256": _checksum(plain, schema, text)}
+    write_safetensors(plain, path, header)
+
+
+def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path | str, header: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically.
+
+    Raises:
+        StorageError: the disk is full or the path cannot be written.
+    """
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata=header)
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(header))
+        except SafetensorError as error:
+            # the library writes by itself and tells the system's error in words only: "... (os error 28)"
+            if found := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+            raise
 
 
 def load_tensors(path: Path | str, schema: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
