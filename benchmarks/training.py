@@ -3,14 +3,17 @@
     OMP_NUM_THREADS=1 python benchmarks/training.py [--models small-cnn ...] [--variants bf16 ...] [--batch N]
 
 Both train on the same images with the same network, BN mode, optimiser and average, in one process, turn by turn, so
-that whatever else the machine does hits both alike: the figure is the ratio of medians, with the turns' quartiles.
+that whatever else the machine does hits both alike. Seconds are CPU seconds of the process (with one thread, those that
+a machine of its own would take), on a GPU of the clock; the figure is the median of the turns' ratios, with quartiles.
 
 The plain loop does what github.com/wzekai99/DM-Improves-AT does, written anew: each image cropped and mirrored
 by itself on the CPU through PIL, float32, NCHW, noise drawn on the CPU, a clean pass with a graph that is thrown away,
 `autograd.grad` to the input with parameters that require gradients, statistics toggled module by module, an average
 parameter by parameter, three `item()`.
 
-Forward-equivalents are counted, not assumed: a forward pass is 1, a backward pass to the input 1, to parameters too 2.
+The work of the convolutions is counted, not assumed: a forward pass is 1 forward-equivalent, a backward pass to the
+input 1, to parameters too 2. Divided by the seconds and by the fastest product or convolution that the machine does,
+it gives the share of the peak: a plain loop at 90 % of the float32 peak cannot be beaten by more than 1.11x in float32.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +42,14 @@ from puma.training.loop import Training
 from puma.training.prepare import prepare
 
 THREAT = ThreatModel("Linf", 8 / 255)
-BATCHES = {"small-cnn": 256, "preactresnet-18": 32, "wrn-28-10": 4}
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+BATCHES = {"small-cnn": 256, "preactresnet-18": 16, "wrn-28-10": 8}
 VARIANTS: dict[str, dict[str, object]] = {
     "float32": {"channels_last": True},
     "float32 compiled": {"channels_last": True, "compile": True},
     "bf16": {"channels_last": True, "precision": "bf16"},
+    "bf16 compiled": {"channels_last": True, "precision": "bf16", "compile": True},
 }
 
 
@@ -67,7 +74,7 @@ class PlainLoop:
     """The published structure, one step at a time."""
 
     def __init__(self, model: nn.Module, pool: Pool, batch_size: int) -> None:
-        self.model, self.pool, self.batch_size = model.train(), pool, batch_size
+        self.model, self.pool, self.batch_size = model.to(DEVICE).train(), pool, batch_size
         self.average = [parameter.detach().clone() for parameter in model.parameters()]
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
         self.random = np.random.default_rng(0)
@@ -83,12 +90,12 @@ class PlainLoop:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255))
             labels.append(label)
-        return torch.stack(images), torch.tensor(labels)
+        return torch.stack(images).to(DEVICE), torch.tensor(labels).to(DEVICE)
 
     def step(self) -> None:
         model, (x, y), eps = self.model, self.batch(), THREAT.eps
         self._track(False)
-        adversarial = (x + torch.empty(x.shape).uniform_(-eps, eps)).clamp(0, 1)
+        adversarial = (x + torch.empty(x.shape).uniform_(-eps, eps).to(DEVICE)).clamp(0, 1)
         p_natural = F.softmax(model(x), dim=1).detach()
         for _ in range(10):
             adversarial.requires_grad_()
@@ -149,39 +156,75 @@ def _multiplications(inputs: torch.Tensor, weight: torch.Tensor, output: torch.T
     return float(output.numel()) * weight[0].numel()
 
 
-def forward_equivalents(name: str = "preactresnet-18", **changes: object) -> float:
-    """Work of one step of ours in forward passes of its batch."""
-    pool, recipe = random_pool(8), _recipe(4, **changes)
-    ours = Ours(build_model(name, 10), pool, recipe)
+def work_of(loop: PlainLoop | Ours, network: nn.Module, batch_size: int) -> tuple[float, float]:
+    """Multiplications of one step's convolutions, and the same in forward passes of its batch."""
     with Counter() as step:
-        ours.step()
+        loop.step()
     with Counter() as forward, torch.no_grad():
-        ours.training.network(torch.rand(4, 3, 32, 32))
-    return step.work / forward.work
+        network(torch.rand(batch_size, 3, 32, 32, device=DEVICE))
+    return step.work, step.work / forward.work
+
+
+def peak(dtype: torch.dtype) -> float:
+    """Multiplications a second of the fastest of some products and convolutions, each at its best of several runs."""
+    side = 8192 if CUDA else 1536
+    a, b = torch.randn(2, side, side, device=DEVICE, dtype=dtype)
+    rates = [side**3 / min(seconds(lambda: a @ b) for _ in range(7))]
+    count = 512 if CUDA else 16
+    for channels, pixels in ((160, 32), (320, 16)):
+        images = torch.randn(count, channels, pixels, pixels, device=DEVICE, dtype=dtype)
+        images = images.contiguous(memory_format=torch.channels_last)
+        conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=DEVICE, dtype=dtype)
+        conv = conv.to(memory_format=torch.channels_last).requires_grad_(False)
+        rates.append(images.numel() * channels * 9 / min(seconds(lambda: conv(images)) for _ in range(7)))  # noqa: B023
+    return max(rates)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """What ``work()`` takes: CPU seconds of this process, on a GPU seconds of the clock."""
+    if not CUDA:
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def _recipe(batch_size: int, **changes: object) -> Recipe:
     return load_recipe("trades-edm", batch_size=batch_size, steps=100_000, **changes)
 
 
-def compare(name: str, turns: int, variants: list[str], batch: int | None = None) -> list[dict[str, object]]:
+def compare(
+    name: str, turns: int, variants: list[str], batch: int | None, peaks: dict[str, float]
+) -> list[dict[str, object]]:
     """Measure one network, turn by turn."""
     batch_size = batch or BATCHES[name]
     pool = random_pool(max(4 * batch_size, 64))
     loops: dict[str, PlainLoop | Ours] = {"plain": PlainLoop(build_model(name, 10, **_norm(name)), pool, batch_size)}
     for variant in variants:
         loops[variant] = Ours(build_model(name, 10, **_norm(name)), pool, _recipe(batch_size, **VARIANTS[variant]))
-    seconds: dict[str, list[float]] = {key: [] for key in loops}
-    for turn in range(turns + 1):  # the first warms up
-        for key, loop in loops.items():
-            began = time.perf_counter()
+    work = {}  # counting warms up, too; what is compiled cannot be counted, and does the same
+    for key, loop in loops.items():
+        if "compiled" in key:
             loop.step()
-            if turn:
-                seconds[key].append(time.perf_counter() - began)
-    plain = statistics.median(seconds["plain"])
+        else:
+            work[key] = work_of(loop, loop.model if isinstance(loop, PlainLoop) else loop.training.network, batch_size)
+    taken: dict[str, list[float]] = {key: [] for key in loops}
+    memory = dict.fromkeys(loops, 0)
+    for _ in range(turns):
+        for key, loop in loops.items():
+            if CUDA:
+                torch.cuda.reset_peak_memory_stats()
+            taken[key].append(seconds(loop.step))
+            memory[key] = max(memory[key], torch.cuda.max_memory_allocated() if CUDA else 0)
     rows = []
-    for key, values in seconds.items():
-        ratios = sorted(a / b for a, b in zip(seconds["plain"], values, strict=True))
+    for key, values in taken.items():
+        ratios = sorted(a / b for a, b in zip(taken["plain"], values, strict=True))
+        done, equivalents = work.get(key, work[next(k for k in work if k != "plain" or len(work) == 1)])
+        kind = "bf16" if "bf16" in key else "float32"
         rows.append(
             {
                 "model": name,
@@ -189,8 +232,11 @@ def compare(name: str, turns: int, variants: list[str], batch: int | None = None
                 "batch": batch_size,
                 "turns": turns,
                 "samples_per_second": round(batch_size / statistics.median(values), 3),
-                "speedup": round(plain / statistics.median(values), 3),
+                "speedup": round(statistics.median(ratios), 3),
                 "speedup_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[3 * len(ratios) // 4], 3)],
+                "forward_equivalents": round(equivalents, 3),
+                "share_of_peak": round(done / statistics.median(values) / peaks[kind], 3),
+                "peak_memory_bytes": memory[key] or None,
             }
         )
     return rows
@@ -200,33 +246,48 @@ def _norm(name: str) -> dict[str, str]:
     return {"norm": "batch"} if name == "small-cnn" else {}
 
 
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(BATCHES), choices=list(BATCHES))
     parser.add_argument("--variants", nargs="+", default=["float32", "bf16"], choices=list(VARIANTS))
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--batch", type=int, help="Instead of each network's own.")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="JSON list that the report is added to.")
     options = parser.parse_args()
+    peaks = {"float32": peak(torch.float32), "bf16": peak(torch.bfloat16)}
     report = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": torch.cuda.get_device_name()
+        if CUDA
+        else f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "forward_equivalents": round(forward_equivalents(), 3),
+        "peak_gflop_per_second": {kind: round(2e-9 * rate, 1) for kind, rate in peaks.items()},
         "rows": [
-            row for name in options.models for row in compare(name, options.turns, options.variants, options.batch)
+            row
+            for name in options.models
+            for row in compare(name, options.turns, options.variants, options.batch, peaks)
         ],
     }
     print(f"{report['machine']}, torch {report['torch']}, {report['threads']} threads")
-    print(f"one step of ours costs {report['forward_equivalents']} forward passes of its batch")
+    print(f"fastest product or convolution, GFLOP/s: {report['peak_gflop_per_second']}")
     for row in report["rows"]:
         low, high = row["speedup_quartiles"]
         print(
             f"{row['model']:16} {row['loop']:17} {row['samples_per_second']:9.2f} samples/s   "
-            f"{row['speedup']:.2f}x  (quartiles {low:.2f} to {high:.2f})"
+            f"{row['speedup']:.2f}x  (quartiles {low:.2f} to {high:.2f})   {row['forward_equivalents']:.2f} forward "
+            f"passes a step, {row['share_of_peak']:.0%} of the peak"
         )
     if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        before = json.loads(options.out.read_text()) if options.out.is_file() else []
+        options.out.write_text(json.dumps([*before, report], indent=1) + "\n")
 
 
 if __name__ == "__main__":
