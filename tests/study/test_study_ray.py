@@ -24,6 +24,8 @@ from puma.study.status import StudyStatus
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 
+SHORT: dict[str, Any] = {"grid": [{"strategies": ["none"]}]}
+
 
 @pytest.fixture
 def address() -> Iterator[str]:
@@ -36,9 +38,9 @@ def address() -> Iterator[str]:
 
 
 def test_a_killed_worker_loses_its_task_to_another_and_the_figures_are_the_same(tmp_path: Path) -> None:
-    expected = small_study(tmp_path / "alone")
+    expected = small_study(tmp_path / "alone", **SHORT)
     assert work(expected)
-    study = small_study(tmp_path / "ray")
+    study = small_study(tmp_path / "ray", **SHORT)
     command = [sys.executable, "-m", "puma", "study", "run", str(study.path), "--engine", "ray", "--quiet"]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     locks, owner = study.path / "done", None
@@ -56,25 +58,20 @@ def test_a_killed_worker_loses_its_task_to_another_and_the_figures_are_the_same(
     assert "report.html" in out
 
 
-def test_budget_then_a_users_mistake_then_to_the_end_with_stated_cpus_and_gpus(
+def test_stated_cpus_and_gpus_a_users_mistake_and_a_time_budget(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(ray, "remote", lambda real=ray.remote, **options: given.append(options) or real(**options))
-    short: dict[str, Any] = {"grid": [{"strategies": ["none"]}], "evaluation": {"attack": "pgd-2", "mislabelled": 0}}
-    study, recipe = small_study(tmp_path, **short), tmp_path / "short.toml"
-    assert not run_on_ray(study, address=address, num_gpus=0.5, budget=Budget.of(4))
-    assert StudyStatus(study).done() < 100
-
+    study, recipe = small_study(tmp_path, **SHORT), tmp_path / "short.toml"
     good = recipe.read_text()
     recipe.write_text("stepss = 3\n")
     with pytest.raises(UsageError, match="stepss"):  # as it was raised on the cluster
-        run_on_ray(study, address=address)
-    recipe.write_text(good)
+        run_on_ray(study, address=address, num_cpus=2, num_gpus=0.5)
+    asked = [options for options in given if "max_retries" in options]
+    assert asked == [{"num_cpus": 2, "num_gpus": 0.5, "max_retries": 3}]
+    assert (study.result("synthetic") or {})["threads"] == 2  # done before the mistake was met
 
-    before = set(StudyStatus(study).finished())
-    assert run_on_ray(study, address=address, num_cpus=2)
-    after = StudyStatus(study).finished()
-    assert {after[name]["threads"] for name in set(after) - before} == {2}
-    asked = [(options["num_cpus"], options["num_gpus"]) for options in given if "max_retries" in options]
-    assert asked == [(1, 0.5), (1, 0), (2, 0)]
+    recipe.write_text(good)
+    assert not run_on_ray(study, address=address, budget=Budget.of(2))
+    assert StudyStatus(study).done() < 100
