@@ -194,6 +194,7 @@ def _spend(search: Search, mode: Mode, steps: int) -> None:
         if mode == "rank":
             search.distance[ahead] = rays.lengths(ahead)
             search.codes[ahead] = int(Status.ESTIMATED)
+            search.best = search.start.clone()  # a crossing that the look may have met is not what an estimate is about
         else:
             rays.tilt(ahead, effort.tilts[: steps - 1], effort.settled)
             rays.trim(ahead)
@@ -209,9 +210,9 @@ def _spend(search: Search, mode: Mode, steps: int) -> None:
 def _first_look(search: Search, candidates: int, rays: Rays | None, rank: bool) -> tuple[Tensor, Tensor, Tensor]:
     """One linearisation at the images themselves.
 
-    Returns the rows that have a ray to follow, those that one step of DeepFool led away (out of reach of the box, or
-    without rays), and the misclassified ones, which one step led towards their label; in ``rank`` these have got their
-    estimate instead.
+    Returns the rows that have a ray to follow, those for plain DeepFool (without ``rays`` all, taken a first step; else
+    those whose boundaries the box keeps out of reach), and the misclassified ones, a step nearer to their label; in
+    ``rank`` these have got their estimate instead.
     """
     everything = torch.arange(len(search.start), device=search.start.device)
     kinds = torch.zeros_like(everything)  # 1 ahead, 2 straight, 3 behind
@@ -227,12 +228,11 @@ def _first_look(search: Search, candidates: int, rays: Rays | None, rank: bool) 
                 search.distance[rows] = farthest(1 - search.start[rows], search.start[rows], w, b, search.norm)
                 continue
             if not back and rays is not None:
-                within = rays.offer(rows, w, b)
-                kinds[rows] = torch.where(within, 1, 2)
+                kinds[rows] = torch.where(rays.offer(rows, w, b), 1, 2)
+                continue
             move = search.shortest(search.start[rows], w, b, back)
             search.x[rows] = (search.start[rows] + move).clamp(0, 1)
-            if back or rays is None:
-                kinds[rows] = torch.where(move.abs().amax(1) > 0, 3 if back else 2, 0)
+            kinds[rows] = torch.where(move.abs().amax(1) > 0, 3 if back else 2, 0)
     search.steps += 1
     return tuple((kinds == kind).nonzero().squeeze(1) for kind in (1, 2, 3))  # type: ignore[return-value]
 

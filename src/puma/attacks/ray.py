@@ -86,6 +86,7 @@ class Rays:
             time = self._corrected(rows, self.second[rows], 1)
             nearer = time < self.time[rows]
             self.time[rows] = torch.where(nearer, time, self.time[rows])
+            self.gap[rows] = torch.where(nearer, self.choice[rows, 1, 1], self.gap[rows])
             self.normal[rows] = torch.where(nearer.unsqueeze(1), self.second[rows], self.normal[rows])
 
     def _corrected(self, rows: Tensor, normal: Tensor, which: int) -> Tensor:
