@@ -129,14 +129,17 @@ def test_a_full_disk_keeps_what_was_finished(weights, expected, tmp_path) -> Non
 
 
 @pytest.mark.dist
-def test_a_ray_cluster_survives_a_killed_worker(weights, expected, tmp_path) -> None:
-    """A real local cluster; the first worker process that runs a task is killed with its task."""
+def test_a_ray_cluster_survives_a_killed_worker(weights, tmp_path_factory, tmp_path) -> None:
+    """A real local cluster; the first worker process that runs a task is killed with its task, one of many."""
     pytest.importorskip("ray")
     import psutil
 
-    run = subprocess.Popen(
-        command(weights, tmp_path, "--engine", "ray"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    single = tmp_path_factory.mktemp("single")
+    model, pool = puma.load_model(weights).eval(), puma.load_dataset("digits")
+    score_margins(model, pool, out=single, part_rows=30, batch_size=30, mode="tight")
+    expected = part_bytes(single)
+    many = ["--engine", "ray", "--part-rows", "30", "--batch-size", "30", "--mode", "tight"]  # the last one counts
+    run = subprocess.Popen(command(weights, tmp_path, *many), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     killed = 0
     deadline = time.monotonic() + 240
     while run.poll() is None and not killed and time.monotonic() < deadline:
