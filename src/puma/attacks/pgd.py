@@ -21,6 +21,7 @@ Loss = Literal["ce", "cw", "kl"]
 Start = Literal["uniform", "gaussian", "none"]
 Rows = Tensor | slice
 _ALL = slice(None)
+_MULTIPLE = 8  # images: batches of ever new sizes would each cost a search for kernels
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": cross_entropy,
     "cw": carlini_wagner,
@@ -132,7 +133,8 @@ def ascend_in_proportion(
     """As `ascend`, but an image of radius eps_i takes ``ceil(steps * eps_i / threat.eps)`` steps, all of ``step_size``.
 
     The way an image can travel stays the same multiple of its radius. Images are sorted by their number of steps and
-    each step is computed for those that still take one, which asks the host once.
+    each step is computed for those that still take one (their number rounded up to a multiple of 8, whose gradients are
+    left unused), which asks the host once.
 
     Returns:
         Perturbed images, and how many gradients of one image were computed (at most ``steps`` times the batch).
@@ -143,37 +145,37 @@ def ascend_in_proportion(
     active = (wanted[:, None] > torch.arange(steps, device=eps.device)).sum(0).tolist()
     ball = _Ball(images[order], eps[order], threat)
     adversarial = ball.start(None if noise is None else noise[order])
-    for count in active:
+    if noise is None:
+        adversarial = adversarial.clone()  # it is written to
+    computed = [min(-(-count // _MULTIPLE) * _MULTIPLE, len(images)) for count in active]
+    for count, among in zip(active, computed, strict=True):
         if count == 0:
             break
-        way = _direction(_gradient(objective, adversarial[:count], order[:count]), threat.norm)
-        moved = ball.first(count).project_(way.mul_(step_size).add_(adversarial[:count]))
-        adversarial = torch.cat([moved, adversarial[count:]])
-    return torch.empty_like(adversarial).index_copy_(0, order, adversarial), sum(active)
+        way = _direction(_gradient(objective, adversarial[:among], order[:among]), threat.norm)[:count]
+        adversarial[:count] = ball.project_(way.mul_(step_size).add_(adversarial[:count]))
+    return torch.empty_like(adversarial).index_copy_(0, order, adversarial), sum(computed)
 
 
 class _Ball:
     """The allowed perturbations of each image."""
 
     def __init__(self, images: Tensor, eps: Tensor, threat: ThreatModel) -> None:
-        self.images, self.eps, self.threat = images, eps, threat
+        self.images, self.threat = images, threat
         self.radius = eps.to(images.dtype).view(-1, 1, 1, 1)
         self._lower = (images - self.radius).clamp_(min=0)
         self._upper = (images + self.radius).clamp_(max=1)
-
-    def first(self, count: int) -> _Ball:
-        return self if count == len(self.images) else _Ball(self.images[:count], self.eps[:count], self.threat)
 
     def start(self, noise: Tensor | None) -> Tensor:
         return self.images if noise is None else self.project_(self.images + noise.to(self.images.dtype) * self.radius)
 
     def project_(self, x: Tensor) -> Tensor:
-        """``x``, overwritten by the nearest allowed images (nearly so in L2: first the box, then the ball)."""
+        """``x``, of the first images, overwritten by what is allowed (in L2 by the box first, then by the ball)."""
+        first = slice(len(x))
         if self.threat.norm == "Linf":
-            return torch.clamp(x, self._lower, self._upper, out=x)
-        delta = x.clamp_(0, 1).sub_(self.images)
+            return torch.clamp(x, self._lower[first], self._upper[first], out=x)
+        delta, radius = x.clamp_(0, 1).sub_(self.images[first]), self.radius[first]
         length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        return delta.mul_(torch.where(length > self.radius, self.radius / length, 1.0)).add_(self.images)
+        return delta.mul_(torch.where(length > radius, radius / length, 1.0)).add_(self.images[first])
 
 
 def _gradient(objective: Callable[[Tensor, Rows], Tensor], at: Tensor, rows: Rows) -> Tensor:
