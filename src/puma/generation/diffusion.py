@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from puma.errors import ModelError
-from puma.files import atomic_path, read_json, write_json
+from puma.files import read_json, write_json
 from puma.generation.config import DiffusionConfig, checked
 from puma.generation.edm import Denoiser
 from puma.generation.networks import build_network
-from puma.models.weights import weights_sha256
+from puma.models.weights import weights_sha256, write_safetensors
 
 SCHEMA = "puma.diffusion/1"
 
@@ -59,12 +59,9 @@ class Diffusion:
 
     def save(self, folder: Path | str) -> None:
         """Write ``model.safetensors`` and ``config.json`` into ``folder``, each atomically."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         tensors = {name: tensor.contiguous() for name, tensor in self.denoiser.state_dict().items()}
-        with atomic_path(folder / "model.safetensors") as temporary:
-            save_file(tensors, temporary, metadata={"puma": json.dumps(self.describe())})
+        write_safetensors(tensors, folder / "model.safetensors", {"puma": json.dumps(self.describe())})
         write_json(folder / "config.json", self.describe() | {"sha256": self.weights_sha256()})
 
     @classmethod

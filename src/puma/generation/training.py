@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from puma._version import __version__
 from puma.data.source import Source
 from puma.errors import CheckError, ModelError, ResumeError
-from puma.files import atomic_path, lock, prepare_folder
+from puma.files import lock, prepare_folder
 from puma.generation.augment import augment
 from puma.generation.config import DiffusionConfig, differences
 from puma.generation.diffusion import Diffusion, build_denoiser
 from puma.generation.edm import Denoiser, draw_sigma, loss
 from puma.generation.noise import Stream, counter_generator, torch_seed
+from puma.models.weights import write_safetensors
 from puma.progress import Progress
 
 _IN_MEMORY = 2 << 30
@@ -202,18 +203,12 @@ class _State:
         return cls(denoiser, config, device)
 
     def save(self, path: Path, wanted: dict[str, Any]) -> None:
-        from safetensors.torch import save_file
-
         tensors = {f"model/{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
         tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.state_dict().items()}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{number}/{name}": tensor for name, tensor in moments.items()}
-        with atomic_path(path) as temporary:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                temporary,
-                metadata={"step": str(self.step), "wanted": json.dumps(wanted)},
-            )
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        write_safetensors(tensors, path, {"step": str(self.step), "wanted": json.dumps(wanted)})
 
     def restore(self, path: Path, wanted: dict[str, Any]) -> None:
         from safetensors import SafetensorError, safe_open
