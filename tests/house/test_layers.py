@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"objectives"},
     {"data", "models"},
     {"attacks"},
-    {"recipe", "distribute", "checkpoints"},
+    {"recipe", "distribute", "cluster", "checkpoints"},
     {"scoring", "training", "evaluation", "generation", "report", "export", "label_scores", "provenance"},
     {"study"},
     {"cli"},

@@ -17,8 +17,8 @@ from small_study import outcome, small_study
 
 from puma.errors import UsageError
 from puma.study.budget import Budget
-from puma.study.cluster import run_on_ray
 from puma.study.queue import work
+from puma.study.ray_engine import run_on_ray
 from puma.study.status import StudyStatus
 
 ray = pytest.importorskip("ray")

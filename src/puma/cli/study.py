@@ -82,7 +82,7 @@ def run(
         spec = StudySpec.read(study)
         folder = StudyFolder.create(spec, out or Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name))
     if engine == "ray":
-        from puma.study.cluster import run_on_ray
+        from puma.study.ray_engine import run_on_ray
 
         done = run_on_ray(folder, address=address, num_cpus=num_cpus, num_gpus=num_gpus, budget=budget, show=not quiet)
     elif join or num_workers > 1:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from puma.errors import StorageError
+from puma.cluster import Cluster, require_shared
 from puma.progress import Progress
-from puma.scoring.ray_engine import _cause, _cluster, _ray
 from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
 from puma.study.queue import forget_lost, run_when_free
@@ -49,37 +47,25 @@ def run_on_ray(
         StorageError: a machine of the cluster does not see the folder.
         PumaError: what a piece of work was refused for.
     """
-    ray, budget = _ray(), budget or Budget()
+    cluster, budget = Cluster(address), budget or Budget()
     tasks = study_tasks(study)
     forget_lost(study, tasks)
-    with _cluster(ray, address):
-        remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=_RETRIES)(run_piece)
+    with cluster:
+        hand_out = cluster.task(run_piece, cpus=num_cpus, gpus=num_gpus, retries=_RETRIES)
         references: dict[str, Any] = {}
         threads = max(1, int(num_cpus))
         left = [task for task in tasks if study.result(task.name) is None]
         for task in left:  # a task's needs come before it, and Ray holds it back until they are there
             needs = [references[name] for name in task.needs if name in references]
-            references[task.name] = remote.remote(str(study.path.absolute()), task.name, threads, budget.until, *needs)
+            references[task.name] = hand_out(str(study.path.absolute()), task.name, threads, budget.until, *needs)
         names = {reference: name for name, reference in references.items()}
         done = len(tasks) - len(left)
         with Progress(f"study {study.spec.name} on Ray", len(tasks), "pieces", show=show, done=done) as bar:
-            return _wait(ray, names, bar)
-
-
-def _wait(ray: Any, names: dict[Any, str], bar: Progress) -> bool:
-    """Wait for all tasks, or for the first that fails; whether all were finished."""
-    waiting, finished = list(names), True
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1)
-        for reference in ready:
-            try:
-                finished &= ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                for other in waiting:
-                    ray.cancel(other)
-                raise _cause(error) from error
-            bar.advance(1, names[reference])
-    return finished
+            finished = True
+            for reference, whole in cluster.results(names):
+                finished &= whole
+                bar.advance(1, names[reference])
+            return finished
 
 
 def run_piece(folder: str, name: str, threads: int, until: float | None, *needs: bool) -> bool:
@@ -88,12 +74,7 @@ def run_piece(folder: str, name: str, threads: int, until: float | None, *needs:
     budget = Budget(until)
     if budget.spent or not all(needs):
         return False
-    if not (Path(folder) / "study.toml").is_file():
-        raise StorageError(
-            f"{folder} on {os.uname().nodename} is not the folder of the study",
-            why="the workers of a cluster write into one common folder",
-            fix="choose --out on storage that every machine mounts at the same path",
-        )
+    require_shared(Path(folder) / "study.toml", folder)
     study = StudyFolder.open(folder)
     task = next(task for task in study_tasks(study) if task.name == name)
     with budget.held():
