@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format peers clean
 
 demo: .venv/user
 	$(BIN)/puma demo --out demo
@@ -20,6 +20,12 @@ check: .venv/dev
 format: .venv/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What benchmarks/margins.py compares with. adv-lib and torchattacks without what they ask for (an old requests,
+# torchvision, visdom, which no longer builds): the benchmark needs none of it.
+peers: .venv/dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	$(BIN)/pip install --quiet --no-deps 'adv-lib>=0.2,<1' 'torchattacks>=3.5,<4'
 
 clean:
 	rm -rf .venv demo

@@ -1,6 +1,6 @@
 """Margins: PUMA's modes against foolbox, adv-lib, torchattacks, ART and FAB. Quality is printed beside speed.
 
-    pip install -e .[peers]
+    make peers
     python benchmarks/margins.py ../shared/data/cifar10                    # compare with the stored baseline
     python benchmarks/margins.py ../shared/data/cifar10 --store            # and make it the baseline
 

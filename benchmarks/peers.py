@@ -1,6 +1,6 @@
 """The other implementations of minimal perturbations, behind one signature: ``attack(model, images, labels)``.
 
-They come with ``pip install -e .[peers]``; one that is missing is left out of the benchmark and named.
+They come with ``make peers``; one that is missing is left out of the benchmark and named.
 """
 
 from __future__ import annotations
