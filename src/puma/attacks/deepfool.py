@@ -38,6 +38,7 @@ class Effort:
 
     Args:
         candidates: classes linearised at the image.
+        doubtful: further ones, linearised only for the images to which they might be nearer.
         tilts: shares of the way that the ray to the boundary is turned towards the boundary's normal, one a round.
         settled: a ray is left alone when the boundary linearised where it crosses is at most this share nearer.
         walks: rounds along the boundary, at most, where it bends so that a ray's crossing is not near enough.
@@ -45,6 +46,7 @@ class Effort:
     """
 
     candidates: int
+    doubtful: int = 0
     tilts: tuple[float, ...] = ()
     settled: float = 0.0
     walks: int = 0
@@ -53,7 +55,7 @@ class Effort:
 
 EFFORTS: dict[Mode, Effort] = {
     "rank": Effort(candidates=3),
-    "parity": Effort(candidates=5),
+    "parity": Effort(candidates=2, doubtful=3),
     "margin": Effort(candidates=4, tilts=(0.7, 0.4, 0.3), settled=0.02, polishes=1),
     "tight": Effort(
         candidates=5, tilts=(0.7, 0.5, 0.4, 0.32, 0.26, 0.22, 0.2, 0.18), settled=0.01, walks=8, polishes=4
@@ -202,6 +204,7 @@ def _spend(search: Search, mode: Mode, steps: int) -> None:
             straight = torch.cat([straight, ahead[search.distance[ahead].isinf()]])
     if mode == "rank":
         return
+    search.reconsider(straight, effort.candidates, effort.candidates + effort.doubtful)
     search.approach(straight, 1, back=False, steps=steps)
     search.approach(behind, effort.candidates, back=True, steps=steps)
     polish(search, behind, 2 * effort.candidates + 1, effort.polishes, back=True)

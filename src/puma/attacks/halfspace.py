@@ -52,6 +52,12 @@ def displacement(room_up: Tensor, room_down: Tensor, normal: Tensor, time: Tenso
     return torch.maximum(torch.minimum(wanted, room_up), -room_down)
 
 
+def dual_length(normals: Tensor, norm: Norm) -> Tensor:
+    """The norm of normals ``[..., D]`` by which a gap is divided to give a distance."""
+    size = normals.abs().sum(-1) if norm == "Linf" else normals.square().sum(-1).sqrt()
+    return size.clamp_min(1e-30)
+
+
 def _times(weight: Tensor, speed: Tensor | None, room: Tensor, offsets: Tensor) -> Tensor:
     """Solve ``sum |w| min(t * speed, room) = b`` for t ``[B, m]``, by Newton's method.
 

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from puma.attacks.halfspace import displacement, distances
+from puma.attacks.halfspace import displacement, distances, dual_length
 from puma.attacks.search import FAR, Search
-from puma.norms import Norm
 
 _RIVAL = 1.25  # the second boundary is looked at where its distance is less than this times the first's
 _PAD = 0.1  # of the search's: a ray knows how to get across, so it aims closer to the boundary than DeepFool does
@@ -167,9 +166,3 @@ class Rays:
                 rows = rows[(high[rows] - self.time[rows]).abs() > _NEAR * self.time[rows]]
             else:
                 rows = rows[search.distance[rows].isinf() & level.isfinite()]
-
-
-def dual_length(normals: Tensor, norm: Norm) -> Tensor:
-    """The norm of normals ``[..., D]`` by which a gap is divided to give a distance."""
-    size = normals.abs().sum(-1) if norm == "Linf" else normals.square().sum(-1).sqrt()
-    return size.clamp_min(1e-30)

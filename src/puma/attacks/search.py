@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from puma.attacks.halfspace import displacement, distances
+from puma.attacks.halfspace import displacement, distances, dual_length
 from puma.attacks.network import Network
 from puma.attacks.region import intersection
 from puma.errors import DataError
@@ -26,6 +26,8 @@ _PAD = 0.005
 # A level counts as beyond the boundary from here on, as a share of the logits' size: float32 passes of the same image
 # in another batch or memory format differ by less.
 _FLOOR = 1e-6
+# How much steeper than the boundaries already linearised the others may be.
+_STEEPER = 1.3
 FAR = 1e30
 """A time at which every pixel has reached the end of its room."""
 
@@ -58,9 +60,12 @@ class Search:
         self.distance = start.new_full((len(start),), torch.inf)
         self.pad, self.floor, self.depth = (torch.zeros_like(self.distance) for _ in range(3))
         self.x = start.clone()
+        self.answer = start.new_zeros(len(start), self.classes)
+        self.steepest = torch.zeros_like(self.distance)
 
     def look(self, rows: Tensor, logits: Tensor) -> None:
         """Note the model's answer to the images ``rows`` themselves."""
+        self.answer[rows] = logits
         self.predicted[rows] = logits.argmax(1)
         self.wrong[rows] = self.predicted[rows] != self.labels[rows]
         scale = 1 + logits.abs().amax(1)
@@ -95,8 +100,8 @@ class Search:
         """Norm of differences ``[b, D]``."""
         return difference.abs().amax(1) if self.norm == "Linf" else difference.square().sum(1).sqrt()
 
-    def planes(self, rows: Tensor, x: Tensor, classes: int, first: bool = False) -> Iterator[Planes]:
-        """Linearise the boundaries to the ``classes`` strongest rivals at ``x``.
+    def planes(self, rows: Tensor, x: Tensor, classes: int, first: bool = False, beyond: int = 0) -> Iterator[Planes]:
+        """Linearise the boundaries to the ``classes`` strongest rivals at ``x``, without the ``beyond`` first of them.
 
         Yields chunk by chunk the slice of the rows, the levels ``[b]``, ``f_up - f_down`` ``[b, m]``, its gradients
         ``[b, m, D]``, and whether they lead anywhere ``[b]``; the status of a row says why they do not.
@@ -107,7 +112,7 @@ class Search:
             if first:
                 self.look(rows[here], self.network.exact(x[here], logits))
             own = self.labels[rows[here]].unsqueeze(1)
-            rivals = logits.scatter(1, own, -torch.inf).topk(count, dim=1).indices
+            rivals = logits.scatter(1, own, -torch.inf).topk(count, dim=1).indices[:, beyond:]
             own = own.expand_as(rivals)
             back = self.wrong[rows[here]].unsqueeze(1)
             return torch.where(back, own, rivals), torch.where(back, rivals, own)
@@ -122,7 +127,28 @@ class Search:
             blame = torch.where(healthy, int(Status.NO_GRADIENT), int(Status.NAN)).to(torch.int8)
             self.codes[at] = torch.where(unsettled & ~found, blame, self.codes[at])
             normals = torch.where(healthy.view(-1, 1, 1), normals, 0.0)
+            if first:
+                self.steepest[at] = dual_length(normals, self.norm).amax(1)
             yield here, level, torch.where(healthy.unsqueeze(1), difference, 0.0), normals, found
+
+    def reconsider(self, rows: Tensor, sure: int, candidates: int) -> None:
+        """Take the first step to one of the further rivals where that is shorter.
+
+        The first step knows the ``sure`` strongest rivals. The others, up to ``candidates``, are linearised only where
+        the next of them would be nearer if it changed `_STEEPER` times as fast as the fastest of those known.
+        """
+        if min(candidates, self.classes - 1) <= sure:
+            return
+        own = self.answer[rows].gather(1, self.labels[rows].unsqueeze(1))
+        rivals = self.answer[rows].scatter(1, self.labels[rows].unsqueeze(1), -torch.inf)
+        gap = own.squeeze(1) - rivals.topk(sure + 1, dim=1).values[:, sure]
+        taken = self.length(self.x[rows] - self.start[rows])
+        rows = rows[gap < _STEEPER * self.steepest[rows] * taken]
+        for here, _, difference, normals, found in self.planes(rows, self.start[rows], candidates, beyond=sure):
+            at = rows[here]
+            move = self.shortest(self.start[at], normals, self.pad[at].unsqueeze(1) - difference, back=False)
+            shorter = found & (self.length(move) < self.length(self.x[at] - self.start[at]))
+            self.x[at] = torch.where(shorter.unsqueeze(1), (self.start[at] + move).clamp(0, 1), self.x[at])
 
     def approach(self, rows: Tensor, classes: int, back: bool, steps: int) -> None:
         """DeepFool from where ``x`` is to beyond the boundary; ``back``: all of these rows are misclassified."""
