@@ -27,7 +27,7 @@ _PAD = 0.005
 # in another batch or memory format differ by less.
 _FLOOR = 1e-6
 # How much steeper than the boundaries already linearised the others may be.
-_STEEPER = 1.4
+_STEEPER = 1.6
 FAR = 1e30
 """A time at which every pixel has reached the end of its room."""
 
