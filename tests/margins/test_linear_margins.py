@@ -154,3 +154,23 @@ def test_misclassified_images_know_their_way_back(norm: Norm, mode, classes, pix
     assert ratio.max() <= 1.05
     back = hit.adversarial[torch.from_numpy(reachable)]
     assert (model(back).argmax(1) == labels[torch.from_numpy(reachable)]).all()
+
+
+@pytest.mark.parametrize(("steepness", "gradients", "margin"), [(1.5, 3, 0.16), (0.9, 2, 0.2)])
+def test_parity_looks_at_a_weaker_rival_only_where_it_may_be_nearer(
+    steepness: float, gradients: int, margin: float
+) -> None:
+    """Rivals one to three are 0.1, 0.11 and 0.12 behind; the first two have slope 0.5, the third ``steepness`` times it.
+
+    By the slopes known after two (0.5, 1.6 times that at most) the third may be as near as 0.15: it is looked at.
+    Where it stands 0.18 behind it cannot be nearer than 0.225, and two gradients do.
+    """
+    gap = 0.12 if steepness > 1 else 0.18
+    layer = nn.Linear(4, 4)
+    with torch.no_grad():
+        layer.weight.copy_(torch.diag(torch.tensor([0.0, 0.5, 0.5, 0.5 * steepness])))
+        layer.bias.copy_(-layer.weight @ torch.full((4,), 0.5) - torch.tensor([0.0, 0.1, 0.11, gap]))
+    model = nn.Sequential(nn.Flatten(), layer).eval()
+    hit = deepfool(model, torch.full((1, 1, 1, 4), 0.5), torch.tensor([0]), norm="L2", mode="parity")
+    assert (int(hit.steps[0]), hit.passes[1]) == (1, gradients)
+    assert float(hit.margin[0]) == pytest.approx(margin, rel=0.01)
