@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +131,17 @@ def test_settings_from_a_file_yield_to_flags(made: Path, monkeypatch: pytest.Mon
     assert (plan.strategy, plan.kept) == ("easy", 140)
     Path("odd.toml").write_text("prune_fractoin = 0.5\n")
     assert puma(monkeypatch, "plan", "--config", "odd.toml") == 2
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "puma", "train", "--real", "digits", "--model", "small-cnn", "--recipe", "digits"]
+    command += ["--threat", "Linf:0.1", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "run the same command again" in said
+    assert list((tmp_path / "run" / "checkpoints").iterdir())

@@ -58,6 +58,9 @@ for name, group in {"study": study_app, "data": data_app, "recipe": recipe_app, 
     app.add_typer(group, name=name)
 
 
+_INTERRUPTED = 130
+
+
 def main() -> NoReturn:
     """Run the command line; a user's mistake ends in two or three lines and its exit code, a bug in a traceback."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=os.environ.get("PUMA_LOG", "WARNING").upper())
@@ -69,9 +72,10 @@ def main() -> NoReturn:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("\nstopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:  # Typer has turned Ctrl-C into it
+            print("\nstopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
+        raise
     sys.exit(0)
 
 
