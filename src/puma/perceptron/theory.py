@@ -240,7 +240,7 @@ class _Saddle:
                 step = (low + high) / 2 if math.isfinite(low + high) else log_g - math.copysign(3.0, miss)
             log_g = step
         self.log_g = log_g
-        return gap, math.exp(-log_g)
+        return gap, math.exp(min(-log_g, 600.0))  # a root finder astray may ask where 1 / g has no float
 
     def _gap(self, q: Array, log_g: float) -> Array:
         """``z - q > 0`` with ``z - q = g sigmoid(-z)``, by Newton on its logarithm, convex and from the right."""
