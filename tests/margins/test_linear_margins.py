@@ -160,7 +160,7 @@ def test_misclassified_images_know_their_way_back(norm: Norm, mode, classes, pix
 def test_parity_looks_at_a_weaker_rival_only_where_it_may_be_nearer(
     steepness: float, gradients: int, margin: float
 ) -> None:
-    """Rivals one to three are 0.1, 0.11 and 0.12 behind; the first two have slope 0.5, the third ``steepness`` times it.
+    """Rivals are 0.1, 0.11 and 0.12 behind; the first two have slope 0.5, the third ``steepness`` times that.
 
     By the slopes known after two (0.5, 1.6 times that at most) the third may be as near as 0.15: it is looked at.
     Where it stands 0.18 behind it cannot be nearer than 0.225, and two gradients do.
