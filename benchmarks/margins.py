@@ -214,7 +214,7 @@ def main() -> None:
     if not options.cifar10.is_dir():
         print(f"{options.cifar10} is absent: nothing to measure on")
         return
-    cases = {"robust": (load_robust_cnn, 16, options.images[0], 64), "resnet18": (resnet18, 32, options.images[1], 16)}
+    cases = {"robust": (load_robust_cnn, 16, options.images[0], 64), "resnet18": (resnet18, 32, options.images[1], 32)}
     tables: dict[str, Any] = {}
     for name in options.models:
         build, side, count, chunk = cases[name]
