@@ -37,8 +37,10 @@ def forward_equivalents(recipe: Recipe, attack_cost: float) -> float:
     return 2 * 3 + attack_cost * recipe.attack_steps * 2
 
 
-def one_training(pool: puma.Pool, plan: puma.Plan, schedule: str, seed: int, images: int) -> dict[str, float]:
-    recipe = load_recipe("digits", attack_schedule=schedule)
+def one_training(
+    pool: puma.Pool, plan: puma.Plan, schedule: str, seed: int, images: int, clip: float | None
+) -> dict[str, float]:
+    recipe = load_recipe("digits", attack_schedule=schedule, clip_gradient=clip)
     began = time.process_time()
     run = puma.train("small-cnn", pool, threat=THREAT, plan=plan, recipe=recipe, seed=seed)
     seconds = time.process_time() - began
@@ -52,10 +54,12 @@ def one_training(pool: puma.Pool, plan: puma.Plan, schedule: str, seed: int, ima
     }
 
 
-def compare(strategy: str, pool: puma.Pool, table: puma.MarginTable, seeds: int, images: int) -> dict[str, object]:
+def compare(
+    strategy: str, pool: puma.Pool, table: puma.MarginTable, seeds: int, images: int, clip: float | None
+) -> dict[str, object]:
     plan = puma.make_plan(table, strategy=strategy, prune_fraction=PRUNE_FRACTION, threat=THREAT)
     rows = [
-        {"seed": seed, "schedule": schedule, **one_training(pool, plan, schedule, seed, images)}
+        {"seed": seed, "schedule": schedule, **one_training(pool, plan, schedule, seed, images, clip)}
         for seed in range(seeds)
         for schedule in SCHEDULES
     ]
@@ -83,6 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=899, help="Test images that are attacked.")
+    parser.add_argument("--strategies", nargs="*", default=STRATEGIES)
+    parser.add_argument("--clip-gradient", type=float, help="Clip gradients at this norm; the recipe does not.")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     pool = puma.Pool([puma.load_dataset("digits:train")])
@@ -96,7 +102,11 @@ def main() -> None:
         "prune_fraction": PRUNE_FRACTION,
         "seeds": options.seeds,
         "images": options.images,
-        "strategies": [compare(strategy, pool, table, options.seeds, options.images) for strategy in STRATEGIES],
+        "clip_gradient": options.clip_gradient,
+        "strategies": [
+            compare(strategy, pool, table, options.seeds, options.images, options.clip_gradient)
+            for strategy in options.strategies
+        ],
     }
     for row in report["strategies"]:
         print(f"{row['strategy']}: {row['kept']} images, mean eps {row['mean_eps_share']:.2f} of the full one")
