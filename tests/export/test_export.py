@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from randomised_model import randomised
 from safetensors.torch import load_file
 from torch import nn
 
@@ -24,16 +25,6 @@ PAPER = Paper(
     "Data pruning in adversarial training", authors="A. Author, B. Author", footnote="It uses 1M synthetic images."
 )
 NAME = "Author2026Data_WRN-10-1"
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """Running statistics and affine weights that a swapped key would show."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for value in model.state_dict().values():
-            if value.is_floating_point() and value.ndim == 1:
-                value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
-    return model.eval()
 
 
 def claim_for(model: nn.Module, **changes: Any) -> Claim:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from randomised_model import randomised
 from torch import nn
 
 from puma.models.build import build_model
@@ -37,16 +38,6 @@ def robustbench_file(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """Running statistics and affine weights that a swapped key would show."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for value in model.state_dict().values():
-            if value.is_floating_point() and value.ndim == 1:
-                value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
-    return model.eval()
 
 
 @pytest.mark.parametrize(("architecture", "name", "options"), CASES, ids=[f"{case[0]}-{case[1]}" for case in CASES])
