@@ -72,6 +72,6 @@ def test_stated_cpus_and_gpus_a_users_mistake_and_a_time_budget(
     assert asked == [{"num_cpus": 2, "num_gpus": 0.5, "max_retries": 3}]
     assert (study.result("synthetic") or {})["threads"] == 2  # done before the mistake was met
 
-    recipe.write_text(good)
+    recipe.write_text(good.replace("steps = 6\n", "steps = 1000000\n"))  # no machine finishes it in the time
     assert not run_on_ray(study, address=address, budget=Budget.of(2))
     assert StudyStatus(study).done() < 100

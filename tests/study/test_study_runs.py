@@ -40,6 +40,23 @@ def start(study: StudyFolder, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def at_work(study: StudyFolder, pid: int) -> bool:
+    """Whether a process holds one of the study's pieces."""
+    return any(path.read_text().startswith(f"pid {pid} ") for path in (study.path / "done").glob(".*.lock"))
+
+
+class UntilTheFirstPiece(Budget):
+    """A budget that is spent once something is finished: sooner than the whole study on every machine."""
+
+    def __init__(self, study: StudyFolder) -> None:
+        super().__init__()
+        self.study = study
+
+    @property
+    def spent(self) -> bool:
+        return any((self.study.path / "done").glob("*.json"))
+
+
 def test_every_piece_leaves_what_the_next_reads(finished: StudyFolder) -> None:
     rows = collect(finished)
     assert [row["strategy"] for row in rows] == ["none", "puma"]
@@ -115,10 +132,9 @@ def test_killed_ten_times_equals_uninterrupted(finished: StudyFolder, tmp_path: 
     while kills < 10:
         process = start(study)
         # Until it has begun to work; then at any moment. Imports alone are not worth killing.
-        deadline = time.monotonic() + 60
-        while not (study.path / "done").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(2 + draw.uniform(0, 2.5))
+        while not at_work(study, process.pid) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 2))
         if process.poll() is not None:  # finished before the kill: take away the last piece and go on killing
             for path in (study.path / "done").glob("*puma*.json"):
                 path.unlink()
@@ -131,12 +147,31 @@ def test_killed_ten_times_equals_uninterrupted(finished: StudyFolder, tmp_path: 
 
 
 @pytest.mark.dist
-def test_the_time_budget_stops_between_checkpoints_and_the_study_goes_on(finished: StudyFolder, tmp_path: Path) -> None:
+def test_the_time_budget_stops_between_checkpoints_and_the_study_goes_on(
+    finished: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puma.study.workers._POLL_S", 0.01)
     study = small_study(tmp_path)
-    assert not run_workers(study, jobs=1, budget=Budget.of(4), show=False)
-    assert StudyStatus(study).done() < 100
+    assert not run_workers(study, jobs=1, budget=UntilTheFirstPiece(study), show=False)
+    assert 0 < StudyStatus(study).done() < 100
     assert run_workers(study, jobs=1, show=False)
     assert outcome(study) == outcome(finished)
+
+
+def test_a_budget_ends_what_runs_when_its_time_has_come() -> None:
+    budget = Budget.of(0.2)
+    with budget.held():
+        time.sleep(60)
+        pytest.fail("nobody was stopped")
+    assert budget.spent
+
+
+def test_somebody_elses_sigterm_is_not_the_budgets_end() -> None:
+    budget = Budget.of(600)
+    with pytest.raises(SystemExit), budget.held():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    assert not budget.spent
 
 
 @pytest.mark.dist
