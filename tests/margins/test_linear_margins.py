@@ -162,13 +162,15 @@ def test_parity_looks_at_a_weaker_rival_only_where_it_may_be_nearer(
 ) -> None:
     """Rivals are 0.1, 0.11 and 0.12 behind; the first two have slope 0.5, the third ``steepness`` times that.
 
-    By the slopes known after two (0.5, 1.6 times that at most) the third may be as near as 0.15: it is looked at.
-    Where it stands 0.18 behind it cannot be nearer than 0.225, and two gradients do.
+    The first step goes 0.2, towards the first. On the way the rivals come nearer at speeds 0.5, 0.3 and 0.6, so the
+    third's slope is taken for 0.5 + 0.6 - 0.4, and with what it may be more it is as near as 0.12: it is looked at.
+    Where it stands 0.18 behind and comes at 0.36, it cannot be nearer than 0.28, and two gradients do.
     """
     gap = 0.12 if steepness > 1 else 0.18
     layer = nn.Linear(4, 4)
     with torch.no_grad():
-        layer.weight.copy_(torch.diag(torch.tensor([0.0, 0.5, 0.5, 0.5 * steepness])))
+        layer.weight.zero_()
+        layer.weight[1:, :2] = 0.5 * torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.8 * steepness, 0.6 * steepness]])
         layer.bias.copy_(-layer.weight @ torch.full((4,), 0.5) - torch.tensor([0.0, 0.1, 0.11, gap]))
     model = nn.Sequential(nn.Flatten(), layer).eval()
     hit = deepfool(model, torch.full((1, 1, 1, 4), 0.5), torch.tensor([0]), norm="L2", mode="parity")

@@ -55,7 +55,7 @@ class Effort:
 
 EFFORTS: dict[Mode, Effort] = {
     "rank": Effort(candidates=3),
-    "parity": Effort(candidates=2, doubtful=3),
+    "parity": Effort(candidates=2, doubtful=2),
     "margin": Effort(candidates=4, tilts=(0.7, 0.4, 0.3), settled=0.02, polishes=1),
     "tight": Effort(
         candidates=5, tilts=(0.7, 0.5, 0.4, 0.32, 0.26, 0.22, 0.2, 0.18), settled=0.01, walks=8, polishes=4
@@ -204,9 +204,9 @@ def _spend(search: Search, mode: Mode, steps: int) -> None:
             straight = torch.cat([straight, ahead[search.distance[ahead].isinf()]])
     if mode == "rank":
         return
-    search.reconsider(straight, effort.candidates, effort.candidates + effort.doubtful)
-    search.approach(straight, 1, back=False, steps=steps)
-    search.approach(behind, effort.candidates, back=True, steps=steps)
+    short = search.reconsider(straight, search.short(straight), effort.candidates, effort.doubtful)
+    search.approach(short, 1, back=False, steps=steps)
+    search.approach(search.short(behind), effort.candidates, back=True, steps=steps)
     polish(search, behind, 2 * effort.candidates + 1, effort.polishes, back=True)
 
 

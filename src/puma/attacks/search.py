@@ -26,8 +26,10 @@ _PAD = 0.005
 # A level counts as beyond the boundary from here on, as a share of the logits' size: float32 passes of the same image
 # in another batch or memory format differ by less.
 _FLOOR = 1e-6
-# How much steeper than the boundaries already linearised the others may be.
-_STEEPER = 1.6
+# How much steeper than estimated a boundary may be that has not been linearised.
+_STEEPER = 1.4
+# A step that falls short is stretched where less than this share of the way should do.
+_STRETCH = 0.04
 FAR = 1e30
 """A time at which every pixel has reached the end of its room."""
 
@@ -60,8 +62,10 @@ class Search:
         self.distance = start.new_full((len(start),), torch.inf)
         self.pad, self.floor, self.depth = (torch.zeros_like(self.distance) for _ in range(3))
         self.x = start.clone()
-        self.answer = start.new_zeros(len(start), self.classes)
-        self.steepest = torch.zeros_like(self.distance)
+        self.answer, self.latest = start.new_zeros(2, len(start), self.classes)
+        """Logits at the image and at the latest ``x`` looked at."""
+        self.steepness = torch.zeros_like(self.distance)
+        """Of the boundaries linearised at the image, on average."""
 
     def look(self, rows: Tensor, logits: Tensor) -> None:
         """Note the model's answer to the images ``rows`` themselves."""
@@ -100,19 +104,18 @@ class Search:
         """Norm of differences ``[b, D]``."""
         return difference.abs().amax(1) if self.norm == "Linf" else difference.square().sum(1).sqrt()
 
-    def planes(self, rows: Tensor, x: Tensor, classes: int, first: bool = False, beyond: int = 0) -> Iterator[Planes]:
-        """Linearise the boundaries to the ``classes`` strongest rivals at ``x``, without the ``beyond`` first of them.
+    def planes(self, rows: Tensor, x: Tensor, classes: int | Tensor, first: bool = False) -> Iterator[Planes]:
+        """Linearise at ``x`` the boundaries to ``classes``: the so many strongest rivals there, or those of ``[b, m]``.
 
         Yields chunk by chunk the slice of the rows, the levels ``[b]``, ``f_up - f_down`` ``[b, m]``, its gradients
         ``[b, m, D]``, and whether they lead anywhere ``[b]``; the status of a row says why they do not.
         """
-        count = min(classes, self.classes - 1)
 
         def choose(here: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
             if first:
                 self.look(rows[here], self.network.exact(x[here], logits))
             own = self.labels[rows[here]].unsqueeze(1)
-            rivals = logits.scatter(1, own, -torch.inf).topk(count, dim=1).indices[:, beyond:]
+            rivals = classes[here] if isinstance(classes, Tensor) else self.strongest(own, logits, classes)
             own = own.expand_as(rivals)
             back = self.wrong[rows[here]].unsqueeze(1)
             return torch.where(back, own, rivals), torch.where(back, rivals, own)
@@ -128,34 +131,84 @@ class Search:
             self.codes[at] = torch.where(unsettled & ~found, blame, self.codes[at])
             normals = torch.where(healthy.view(-1, 1, 1), normals, 0.0)
             if first:
-                self.steepest[at] = dual_length(normals, self.norm).amax(1)
+                self.steepness[at] = dual_length(normals, self.norm).mean(1)
             yield here, level, torch.where(healthy.unsqueeze(1), difference, 0.0), normals, found
 
-    def reconsider(self, rows: Tensor, sure: int, candidates: int) -> None:
-        """Take the first step to one of the further rivals where that is shorter.
+    def strongest(self, own: Tensor, logits: Tensor, count: int) -> Tensor:
+        """The ``count`` classes ``[b, m]`` of the largest logits ``[b, K]`` besides ``own`` ``[b, 1]``."""
+        return logits.scatter(1, own, -torch.inf).topk(min(count, self.classes - 1), dim=1).indices
 
-        The first step knows the ``sure`` strongest rivals. The others, up to ``candidates``, are linearised only where
-        the next of them would be nearer if it changed `_STEEPER` times as fast as the fastest of those known.
+    def short(self, rows: Tensor) -> Tensor:
+        """Look at ``x``; return those of the rows that fell short of the boundary.
+
+        Where a step falls short by little it is stretched. DeepFool stretches every step, by 2 % (arXiv 1511.04599,
+        section 2); here it is as far as it has to be, and only then.
         """
-        if min(candidates, self.classes - 1) <= sure:
-            return
-        own = self.answer[rows].gather(1, self.labels[rows].unsqueeze(1))
-        rivals = self.answer[rows].scatter(1, self.labels[rows].unsqueeze(1), -torch.inf)
-        gap = own.squeeze(1) - rivals.topk(sure + 1, dim=1).values[:, sure]
-        taken = self.length(self.x[rows] - self.start[rows])
-        rows = rows[gap < _STEEPER * self.steepest[rows] * taken]
-        for here, _, difference, normals, found in self.planes(rows, self.start[rows], candidates, beyond=sure):
+        rows = self._look(rows)
+        own = self.labels[rows].unsqueeze(1)
+        rival = self.strongest(own, self.latest[rows], 1)
+        gap, left = (
+            (to.gather(1, own) - to.gather(1, rival)).squeeze(1) for to in (self.answer[rows], self.latest[rows])
+        )
+        stretch = (left + self.pad[rows]) / (gap - left)
+        near = (stretch > 0) & (stretch < _STRETCH) & ~self.wrong[rows]
+        picked = near.nonzero().squeeze(1)
+        close, stretch = rows[picked], stretch[picked].unsqueeze(1)
+        self.x[close] = torch.lerp(self.start[close], self.x[close], 1 + stretch).clamp(0, 1)
+        return torch.cat([rows[~near], self._look(close)])
+
+    def _look(self, rows: Tensor) -> Tensor:
+        """Note the model's answer at ``x``; return the rows that are not beyond the boundary there."""
+        if not len(rows):
+            return rows
+        self.latest[rows] = self.network.logits(self.x[rows])
+        level = self.note(rows, self.x[rows], self.latest[rows])
+        broken = level.isnan()
+        self.codes[rows] = torch.where(broken & ~self.wrong[rows], int(Status.NAN), self.codes[rows]).to(torch.int8)
+        return rows[~(broken | (level > self.floor[rows]))]
+
+    def reconsider(self, rows: Tensor, short: Tensor, sure: int, doubtful: int) -> Tensor:
+        """Take the first step of ``rows`` to one of the further rivals where that is shorter; return who is short then.
+
+        The first step knows the ``sure`` strongest rivals. Where it ended all logits have been seen again, so how fast
+        every boundary came nearer on the way is known too. What one came faster than those known do on average is added
+        to their average steepness; where it would be nearer if it were `_STEEPER` times as steep as that, it and the
+        next, ``doubtful`` in all, are linearised.
+        """
+        doubtful = min(doubtful, self.classes - 1 - sure)
+        if doubtful <= 0 or not len(rows):
+            return short
+        own = self.labels[rows].unsqueeze(1)
+        known = self.strongest(own, self.answer[rows], sure)
+        gap, left = (logits.gather(1, own) - logits for logits in (self.answer[rows], self.latest[rows]))
+        taken = self.length(self.x[rows] - self.start[rows]).unsqueeze(1)
+        speed = (gap - left) / taken.clamp_min(1e-30)
+        usual = speed.gather(1, known).mean(1, keepdim=True)
+        steepness = (self.steepness[rows].unsqueeze(1) + speed - usual).clamp_min(1e-30)
+        reach = (gap / (_STEEPER * steepness)).scatter(1, torch.cat([own, known], 1), torch.inf)
+        reach, rivals = reach.topk(doubtful, dim=1, largest=False)
+        asked = reach[:, 0] < taken.squeeze(1)
+        rows, rivals = rows[asked], rivals[asked]
+        moved = torch.zeros_like(self.wrong)
+        for here, _, difference, normals, found in self.planes(rows, self.start[rows], rivals):
             at = rows[here]
             move = self.shortest(self.start[at], normals, self.pad[at].unsqueeze(1) - difference, back=False)
-            shorter = found & (self.length(move) < self.length(self.x[at] - self.start[at]))
-            self.x[at] = torch.where(shorter.unsqueeze(1), (self.start[at] + move).clamp(0, 1), self.x[at])
+            moved[at] = found & (self.length(move) < self.length(self.x[at] - self.start[at]))
+            self.x[at] = torch.where(moved[at].unsqueeze(1), (self.start[at] + move).clamp(0, 1), self.x[at])
+        return torch.cat([short[~moved[short]], self.short(moved.nonzero().squeeze(1))])
 
     def approach(self, rows: Tensor, classes: int, back: bool, steps: int) -> None:
-        """DeepFool from where ``x`` is to beyond the boundary; ``back``: all of these rows are misclassified."""
+        """DeepFool from where ``x`` is to beyond the boundary.
+
+        Args:
+            rows: those that are not there yet; ``back``: all of them are misclassified.
+            classes: rivals linearised at each step.
+            back: see ``rows``.
+            steps: how many steps there may have been at the end, the first included.
+        """
         x = self.x
-        for step in range(1, steps + 1):
-            rows = rows[~self._through(rows)] if len(rows) else rows
-            if not len(rows) or step == steps:
+        for step in range(1, steps):
+            if not len(rows):
                 return
             alive = torch.zeros_like(rows, dtype=torch.bool)
             pad = self.pad * 1.5 ** min(max(0, step - 4), 12)
@@ -165,14 +218,7 @@ class Search:
                 x[at] = (x[at] + move).clamp(0, 1)
                 alive[here] = found & (move.abs().amax(1) > 0)  # in a corner of the box there is nowhere left to go
             self.steps[rows] += 1
-            rows = rows[alive]
-
-    def _through(self, rows: Tensor) -> Tensor:
-        """bool ``[b]``: which rows are beyond the boundary, or ended in NaN."""
-        level = self.attempt(rows, self.x[rows])
-        broken = level.isnan()
-        self.codes[rows] = torch.where(broken & ~self.wrong[rows], int(Status.NAN), self.codes[rows]).to(torch.int8)
-        return (level > self.floor[rows]) | broken
+            rows = self.short(rows[alive])
 
     def shortest(self, base: Tensor, normals: Tensor, offsets: Tensor, back: bool) -> Tensor:
         """The move ``[b, D]`` onto the nearest half-space or, ``back``, into all of them."""
