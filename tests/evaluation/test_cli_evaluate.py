@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from puma.cli.app import app as puma_app
 from puma.cli.evaluate import _of_one_worker, evaluate
 from puma.cli.export import export_app
 from puma.errors import DataError, ModelError, UsageError
@@ -70,6 +71,28 @@ def test_factory_with_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     weights = ["--weights", run / "last.safetensors"]
     assert puma("evaluate", "my_nets:net", *weights, *COMMON).splitlines()[1:] == by_file
     assert puma("evaluate", "small-cnn", *weights, *COMMON).splitlines()[1:] == by_file
+
+
+def test_a_network_of_ones_own_is_trained_and_judged_as_the_command_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    typed = ["train", "--real", "digits:train", "--threat", "Linf:0.1", "--model", "plain:net", "--recipe", "digits"]
+    typed += ["--out", "r", "--accelerator", "cpu", "--quiet", "--set", "steps=3", "--set", "attack_steps=1"]
+    trained = CliRunner().invoke(puma_app, typed, catch_exceptions=False)
+    following = next(line for line in trained.output.splitlines() if line.startswith("next")).split()[2:]
+    assert following[:6] == ["evaluate", "plain:net", "--weights", "r", "--data", "TEST"]
+    text = puma(*following[:4], *COMMON)
+    assert "last:" in text
+    assert "best: the same weights as last, judged once" in text  # no validation images were held out
+    assert json.loads(Path("r/evaluation-pgd-2.json").read_text())["checkpoint"] == "last"
+    with pytest.raises(ModelError, match="that PUMA did not build") as refused:
+        puma("evaluate", "r", *COMMON)
+    assert "package.module:factory --weights r/last.safetensors" in str(refused.value.fix)
 
 
 def test_mistakes_are_told(run: Path) -> None:

@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import puma
 from puma.attacks.deepfool import deepfool
 from puma.errors import UsageError
+from puma.models.precision import true_float32
 
 NORMS = ["Linf", "L2"]
 MODES = ["parity", "margin", "tight"]
@@ -45,12 +46,30 @@ def test_bfloat16_gradients_give_nearly_the_same_margins_and_only_real_crossings
     exact = deepfool(model, x, labels, norm=norm, mode=mode)
     coarse = deepfool(model, x, labels, norm=norm, mode=mode, precision="bf16")
     assert_crossings_are_real(model, x, labels, coarse)
+    assert (coarse.status == exact.status).all()
     assert not torch.equal(coarse.margin, exact.margin)
     ratio = (coarse.margin / exact.margin)[coarse.margin.isfinite() & exact.margin.isfinite()]
     assert abs(ratio.median() - 1) < 0.005
     assert ratio.quantile(0.05) > 0.97
     assert ratio.quantile(0.9) < 1.05
     assert (coarse.predicted == exact.predicted).all()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_looks_are_in_float32_whatever_the_surroundings_say(precision) -> None:
+    model, x, labels = images_and_labels()
+    alone = deepfool(model, x, labels, precision=precision)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = deepfool(model, x, labels, precision=precision)
+        assert torch.is_autocast_enabled("cpu")
+    torch.testing.assert_close(inside.margin, alone.margin, rtol=0, atol=0, equal_nan=True)
+
+
+def test_true_float32_puts_back_what_it_finds(monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with true_float32("cpu"):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
 
 
 class Shifted(nn.Module):

@@ -24,6 +24,7 @@ from puma.attacks.region import farthest
 from puma.attacks.search import Search
 from puma.errors import DataError, UsageError, unknown
 from puma.margins import STATUS_NAMES, Status
+from puma.models.precision import true_float32
 from puma.norms import Norm, parse_norm
 
 Mode = Literal["rank", "parity", "margin", "tight"]
@@ -130,7 +131,7 @@ def deepfool(
         raise UsageError(f"steps and chunk have to be positive, not {steps} and {chunk}")
     check_images(images, labels)
     network = Network(model, tuple(images.shape[1:]), chunk, precision == "bf16", proxy)
-    with torch.no_grad(), network.compiling():
+    with torch.no_grad(), true_float32(images.device.type), network.compiling():
         search = Search(network, images.detach().flatten(1), labels.to(images.device), norm)
         if search.classes > 1 and len(images):
             _spend(search, mode, steps)
@@ -207,7 +208,20 @@ def _spend(search: Search, mode: Mode, steps: int) -> None:
     short = search.reconsider(straight, search.short(straight), effort.candidates, effort.doubtful)
     search.approach(short, 1, back=False, steps=steps)
     search.approach(search.short(behind), effort.candidates, back=True, steps=steps)
+    if search.network.coarse:
+        _search_again(search, effort.candidates, steps)
     polish(search, behind, 2 * effort.candidates + 1, effort.polishes, back=True)
+
+
+def _search_again(search: Search, candidates: int, steps: int) -> None:
+    """Look with exact gradients for the crossings that coarse ones missed: close to a boundary they lead nowhere."""
+    search.network.coarse = False
+    lost = search.distance.isinf() & ((search.codes == int(Status.UNCONVERGED)) | search.wrong)
+    for back in (False, True):
+        rows = (lost & (search.wrong == back)).nonzero().squeeze(1)
+        search.x[rows] = search.start[rows]
+        search.approach(rows, candidates, back=back, steps=steps)
+    search.network.coarse = True
 
 
 def _first_look(search: Search, candidates: int, rays: Rays | None, rank: bool) -> tuple[Tensor, Tensor, Tensor]:

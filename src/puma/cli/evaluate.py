@@ -24,7 +24,10 @@ def evaluate(
     ],
     data: Annotated[str, typer.Option("--data", help="Source of test images: digits:test, cifar10-test.parquet, ...")],
     threat: Threat,
-    weights: Annotated[Path | None, typer.Option(help="Safetensors weights for a factory or a name.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="For a factory or a name: safetensors weights, or the run folder that made them."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of evaluation.json; a run folder keeps its own by default.")
     ] = None,
@@ -54,7 +57,7 @@ def evaluate(
 
       puma evaluate runs/puma-30 --data digits:test --threat Linf:0.2
 
-      puma evaluate my_package.nets:wide --weights w.safetensors --data test.npz --threat Linf:8/255 --out judged
+      puma evaluate my_package.nets:wide --weights runs/mine --data test.npz --threat Linf:8/255
 
     Interrupted or killed, the same command goes on; a finished one only prints. Several processes may share --out:
     --worker i --num-workers n, or torchrun, srun, or --devices n. Weaker attacks (--attack pgd-20) give upper bounds
@@ -66,8 +69,10 @@ def evaluate(
         raise UsageError("--worker and --num-workers go together")
     if devices > 1 and worker is not None:
         raise UsageError("--devices numbers its workers itself", fix="leave out --worker and --num-workers")
-    is_run = (Path(model) / "last.safetensors").is_file()
-    folder = out or (Path(model) if is_run else None)
+    run = next(
+        (Path(place) for place in (model, weights) if place and (Path(place) / "last.safetensors").is_file()), None
+    )
+    folder = out or run
     if devices > 1:
         if folder is None:
             raise UsageError("--devices needs a folder to share", fix="give --out")
@@ -78,6 +83,7 @@ def evaluate(
 
     from puma.data.load import load_dataset
     from puma.evaluation import evaluate as judge
+    from puma.models.weights import weights_sha256
 
     if threads:
         torch.set_num_threads(threads)
@@ -87,10 +93,16 @@ def evaluate(
         place = f"cuda:{local}"
     test = load_dataset(data)
     names = [checkpoint] if checkpoint != "both" else ["last", "best"]
-    for name in names if is_run else ["last"]:
+    judged: dict[str, str] = {}
+    for name in names if run else ["last"]:
+        network = _model(model, weights, test, run and run / f"{name}.safetensors")
+        same = judged.setdefault(weights_sha256(network), name)
+        if same != name:  # without validation images the last model is the best one known
+            typer.echo(f"{name}: the same weights as {same}, judged once")
+            continue
         target = None if folder is None else folder / name if name == "best" else folder
         result = judge(
-            _model(Path(model) / f"{name}.safetensors" if is_run else model, weights, test).to(place),
+            network.to(place),
             test,
             threat,
             out=target,
@@ -104,19 +116,20 @@ def evaluate(
             num_workers=among or 1,
             progress=not quiet,
         )
-        _report(result, name if is_run else model, target)
+        _report(result, name if run else model, target)
 
 
-def _model(spec: str | Path, weights: Path | None, test: Source) -> nn.Module:
-    """The model; a bare name of a network takes its sizes from the test images."""
+def _model(spec: str, weights: Path | None, test: Source, checkpoint: Path | None) -> nn.Module:
+    """The model, or a run's ``checkpoint``; a bare name of a network takes its sizes from the test images."""
     from puma.models.resolve import resolve_model
 
-    text = str(spec)
-    if Path(text).exists() or ":" in text or weights is None:
-        return resolve_model(spec, weights)
+    if weights is None:
+        return resolve_model(checkpoint or spec)
+    if ":" in spec:
+        return resolve_model(spec, checkpoint or weights)
     height, _, channels = test.image_shape
-    classes = test.num_classes
-    return resolve_model(text, weights, num_classes=classes, in_channels=channels, image_size=height)
+    sizes = {"num_classes": test.num_classes, "in_channels": channels, "image_size": height}
+    return resolve_model(spec, checkpoint or weights, **sizes)
 
 
 def _device(device: str) -> str:

@@ -89,7 +89,8 @@ def train(
             raise
         raise typer.Exit(error.exit_code) from None  # one message is enough
     if leads:
-        _report(run.meta, out, threat)
+        built = getattr(run.model, "config", None)  # what PUMA built, it can build again from the file
+        _report(run.meta, out, f"{out}" if built else f"{model} --weights {out}", threat)
 
 
 def _leads() -> bool:
@@ -98,14 +99,14 @@ def _leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _report(meta: dict[str, Any], out: Path, threat: object) -> None:
+def _report(meta: dict[str, Any], out: Path, judged: str, threat: object) -> None:
     typer.echo(f"steps    {meta['steps']:,} in {meta['seconds'] / 60:.1f} min")
     typer.echo(f"images   {meta['unique_images']:,} of {meta['trained_on']:,} seen, in {meta['draws']:,} draws")
     if meta["best_validation"] is not None:
         found = f"{meta['best_validation']:.4f} under PGD (CW) on {meta['validation_images']:,} held-out real images"
         typer.echo(f"best     step {meta['best_step']:,}: {found}")
     typer.echo(f"models   {out / 'last.safetensors'}, {out / 'best.safetensors'}")
-    typer.echo(f"next     puma evaluate {out} --data TEST --threat {threat}")
+    typer.echo(f"next     puma evaluate {judged} --data TEST --threat {threat}")
 
 
 def _changes(pairs: list[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from puma.errors import ModelError
 from puma.models.batchnorm import attack_mode
+from puma.models.precision import true_float32
 
 
 class CountedNetwork(nn.Module):
@@ -67,13 +68,8 @@ def judged(model: nn.Module) -> Iterator[None]:
                 why="half precision hides gradients from the attacks; the verdict is in float32",
                 fix="judge model.float()",
             )
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with attack_mode(model, "eval"), torch.autocast(device_of(model).type, enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+    with attack_mode(model, "eval"), true_float32(device_of(model).type):
+        yield
 
 
 def check_logits(logits: Tensor, images: Tensor, highest_label: int) -> None:

@@ -20,7 +20,7 @@ def resolve_model(spec: str | Path, weights: str | Path | None = None, **options
     Args:
         spec: a weights file or run folder; ``"package.module:factory"`` (called without arguments); or a name of
             `build_model`.
-        weights: safetensors file for a factory or a name.
+        weights: for a factory or a name: safetensors file, or the folder of a run, which stands for its last model.
         **options: for `build_model`, with a name only.
 
     Raises:
@@ -43,7 +43,8 @@ def resolve_model(spec: str | Path, weights: str | Path | None = None, **options
     else:
         model = build_model(text, **options)
     if weights is not None:
-        load_weights(model, read_safetensors(weights)[0], weights)
+        file = Path(weights) / "last.safetensors" if Path(weights).is_dir() else weights
+        load_weights(model, read_safetensors(file)[0], file)
         model.eval()
     return model
 

@@ -135,7 +135,7 @@ def load_model(path: Path | str) -> nn.Module:
     if not config:
         raise ModelError(
             f"{path} holds the weights of a model that PUMA did not build",
-            fix="build it yourself, model.load_state_dict(...), or name its factory: --model package.module:factory",
+            fix=f"name what builds it: package.module:factory --weights {path} instead of the file",
         )
     model = build_model(**config)
     load_weights(model, tensors, path)
