@@ -103,6 +103,14 @@ class Devices:
                 buffer.copy_(self._fabric.broadcast(buffer, src=0))
 
 
+def processor(device: torch.device) -> str:
+    """A GPU's name, or the widest vector instructions that torch uses on this CPU.
+
+    Kernels differ with it, and with them the last bits of a result: what can be resumed records it.
+    """
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+
+
 def _leave() -> None:
     """Leave the group of processes in good order; without this some end with an error after their work is done."""
     if torch.distributed.is_initialized():

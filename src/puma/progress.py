@@ -25,14 +25,24 @@ class Progress:
         unit: what one unit is called ("images", "steps").
         show: False counts silently.
         done: units that an earlier run finished; they count as done but not towards the rate.
+        each: what one unit holds, a number and a name (128, "images"); their rate is shown with the note.
 
     >>> with Progress("scoring", total=2) as bar:
     ...     bar.advance(2)
     """
 
-    def __init__(self, label: str, total: int, unit: str = "", *, show: bool = False, done: int = 0) -> None:
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str = "",
+        *,
+        show: bool = False,
+        done: int = 0,
+        each: tuple[int, str] | None = None,
+    ) -> None:
         self.label, self.total, self.unit, self.show = label, total, unit, show
-        self.done, self._resumed = done, done
+        self.done, self._resumed, self._each = done, done, each
         self._bar: Any = None
         self._note = ""
         self._log_every = float(os.environ.get(LOG_EVERY_ENV, 30))
@@ -68,7 +78,7 @@ class Progress:
         if not self.show:
             return
         if self._bar is not None:
-            self._bar.update(self._task, advance=units, rate=self._rate(), note=self._note)
+            self._bar.update(self._task, advance=units, rate=f"{_text(self._rate())}/s", note=self._beside())
         elif time.monotonic() - self._logged >= self._log_every:
             self._log()
 
@@ -80,19 +90,29 @@ class Progress:
         elif self.show:
             self._log()
 
-    def _rate(self) -> str:
+    def _rate(self) -> float:
         elapsed = time.monotonic() - self._started
-        rate = (self.done - self._resumed) / elapsed if elapsed > 0 else 0.0
-        return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+        return (self.done - self._resumed) / elapsed if elapsed > 0 else 0.0
+
+    def _beside(self) -> str:
+        """The rate of what the units hold, and the note; by this machine's clock alone, so no device is waited for."""
+        if self._each is None:
+            return self._note
+        count, name = self._each
+        return ", ".join(filter(None, (f"{_text(self._rate() * count)} {name}/s", self._note)))
 
     def _log(self) -> None:
         self._logged = time.monotonic()
         fresh = self.done - self._resumed
         left = (self.total - self.done) * (self._logged - self._started) / fresh if fresh else float("nan")
         eta = f", ETA {left:.0f} s" if self.done < self.total and fresh else ""
-        note = f", {self._note}" if self._note else ""
-        line = f"{self.label}: {self.done}/{self.total} {self.unit} {self._rate()}{eta}{note}"
+        note = f", {beside}" if (beside := self._beside()) else ""
+        line = f"{self.label}: {self.done}/{self.total} {self.unit} {_text(self._rate())}/s{eta}{note}"
         print(" ".join(line.split()), file=sys.stderr, flush=True)
+
+
+def _text(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 class Lines:

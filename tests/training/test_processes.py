@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -33,11 +34,15 @@ def torchrun(out, *settings):
     )
 
 
-def finished(process):
+def messages(process):
     output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
-    messages = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    return [m for m in messages if "last" in m], [m["step"] for m in messages if m.get("rank") == 0]
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def finished(process):
+    said = messages(process)
+    return [m for m in said if "last" in m], [m["step"] for m in said if m.get("rank") == 0]
 
 
 NETWORK = """
@@ -98,6 +103,13 @@ def test_two_processes_train_as_one_does(tmp_path):
         models = [load_model(tmp_path / run / f"{which}.safetensors") for run in ("one", "two")]
         for (name, a), b in zip(models[0].state_dict().items(), models[1].state_dict().values(), strict=True):
             assert (a - b).abs().max() < 1e-6, name
+
+
+def test_every_process_validates_the_same_average(tmp_path):
+    """Averaged running statistics are each process's own until they are shared, as the network's are."""
+    said = messages(torchrun(tmp_path, "ema_batchnorm=average", "steps=6", "validation_every=3"))
+    validated = Counter(message["validated"] for message in said if "validated" in message)
+    assert list(validated.values()) == [2, 2]  # two validations, each of one network by two processes
 
 
 def test_a_killed_rank_ends_the_job_and_it_resumes(tmp_path):

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from puma.checkpoints import load_state, save_state
+from puma.cli.app import app
 from puma.data.load import load_dataset
 from puma.errors import ModelError, StorageError
 from puma.models.weights import weights_sha256
 from puma.recipe import load_recipe
 from puma.threat import ThreatModel
-from puma.training import train
+from puma.training import loop, train
 from puma.training.metrics import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))  # the forked processes import it by name
@@ -83,12 +85,45 @@ def test_a_damaged_state_is_passed_over_by_name(tmp_path, whole):
     assert (found, steps) == (whole[0], 24 - before)
 
 
-def test_a_change_of_threads_is_named(tmp_path):
+def test_a_change_of_threads_and_of_the_processor_is_named(tmp_path):
     Training(tmp_path, "slow=0.02").until_step(4).ended(signal.SIGKILL)
     settings = json.loads((tmp_path / "run.json").read_text())
-    settings["environment"]["threads"] = 64
+    here = settings["environment"]["processor"]
+    settings["environment"] |= {"threads": 64, "processor": "AVX9000"}
     (tmp_path / "run.json").write_text(json.dumps(settings))
-    assert "not bit-exact: threads 64 -> 1" in finish(tmp_path)[2]
+    assert f"not bit-exact: processor AVX9000 -> {here}, threads 64 -> 1" in finish(tmp_path)[2]
+
+
+def test_tensorboard_of_a_resumed_training_holds_every_step_once(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    given = ["train", "--real", "digits", "--threat", "Linf:0.2", "--model", "small-cnn", "--recipe", "digits"]
+    short = ("steps=6", "batch_size=32", "attack_steps=1", "log_every=1", "checkpoint_every=4", "validation_steps=1")
+    given += [word for pair in short for word in ("--set", pair)]
+    given += ["--validation", "40", "--tensorboard", "--quiet", "--accelerator", "cpu", "--out", str(tmp_path)]
+    take_step = loop.Training._take_step
+
+    def killed(training, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        take_step(training, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_take_step", killed)
+        assert CliRunner().invoke(app, given).exit_code != 0
+    lost = read_metrics(tmp_path / "metrics.csv")[4]  # step 5 is taken again, from the state of step 4
+    assert CliRunner().invoke(app, given).exit_code == 0
+    metrics = read_metrics(tmp_path / "metrics.csv")
+    assert lost["step"] == metrics[4]["step"] == 5
+    assert lost["seconds"] != metrics[4]["seconds"]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    names = {"train/loss": "loss", "train/seconds": "seconds", "validation/robust": "validation_robust"}
+    assert names.keys() <= set(events.Tags()["scalars"])
+    for tag, column in names.items():
+        rows = [row for row in metrics if column in row]
+        found = events.Scalars(tag)
+        assert [event.step for event in found] == [row["step"] for row in rows]
+        assert [event.value for event in found] == pytest.approx([row[column] for row in rows])
 
 
 def test_no_whole_state_is_an_error_and_not_a_fresh_start(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from puma.distribute import Devices
 from puma.models.build import build_model
 from puma.recipe import load_recipe
 from puma.training.averaging import Average
@@ -62,7 +63,7 @@ def test_ema_decay_as_the_published_code():
 def test_average_against_a_plain_loop(buffers):
     recipe = load_recipe("digits", ema=0.8, ema_batchnorm=buffers)
     model = build_model("small-cnn", 10, in_channels=1, image_size=8, norm="batch")
-    average = Average(model, recipe)
+    average = Average(model, recipe, Devices())
     slow = {name: value.clone() for name, value in model.state_dict().items()}
     for step in range(1, 6):
         with torch.no_grad():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -221,6 +224,37 @@ def test_the_clean_pass_is_not_shared_where_it_would_be_another(pool, changes):
     assert started(pool, SHORT).objective.clean_pass(batch.images, torch.zeros(32, dtype=torch.long)) is not None
     dropping = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(64, 10))
     assert started(pool, SHORT, dropping).objective.clean_pass(batch.images, batch.labels) is None
+
+
+def test_a_compiled_network_trains_to_the_same(pool, monkeypatch):
+    """Batch statistics, frozen parameters and eval mode come and go in a step: the graph has to follow all of them."""
+    recipe = SHORT.replace(validation_images=40, validation_every=3, validation_steps=2)
+    plain = train(network("batch"), pool, threat=THREAT, recipe=recipe)
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    compile_, backend = torch.compile, CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)  # else it would go on uncompiled
+    monkeypatch.setattr(torch, "compile", lambda module: compile_(module, backend=backend))
+    compiled = train(network("batch"), pool, threat=THREAT, recipe=recipe.replace(compile=True))
+    assert backend.frame_count >= 2  # in the attack and in the loss
+    for (name, fast), slow in zip(compiled.model.state_dict().items(), plain.model.state_dict().values(), strict=True):
+        assert torch.allclose(fast, slow, atol=1e-4, rtol=1e-3), name
+
+
+def test_a_step_costs_26_forward_passes_and_27_in_the_published_structure():
+    """1 + 10 * 2 + 2 * 3, of which we save a clean pass; less the gradient to the pixels, which no loss needs."""
+    place = Path(__file__).parents[2] / "benchmarks" / "training.py"
+    spec = importlib.util.spec_from_file_location("training_benchmark", place)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    pool, recipe = benchmark.random_pool(32), load_recipe("trades-edm", batch_size=8, steps=100)
+    ours = benchmark.Ours(build_model("small-cnn", 10, norm="batch"), pool, recipe)
+    plain = benchmark.PlainLoop(build_model("small-cnn", 10, norm="batch"), pool, 8)
+    first = 16 * 16**2 * 27  # multiplications of each convolution for one image of 32 pixels
+    pixels = 2 * first / (first + 32 * 8**2 * 16 * 9 + 32 * 4**2 * 32 * 9)
+    assert benchmark.work_of(ours, ours.training.network, 8)[1] == pytest.approx(26 - pixels)
+    assert benchmark.work_of(plain, plain.model, 8)[1] == pytest.approx(27 - pixels)
 
 
 def test_a_plan_may_set_the_trades_weight(pool):

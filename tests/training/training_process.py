@@ -21,10 +21,11 @@ from puma.models.weights import weights_sha256
 from puma.recipe import load_recipe
 from puma.threat import ThreatModel
 from puma.training import loop
+from puma.training.validation import Validation
 
 
 def work(say, out, *pairs):
-    """Train, telling ``say`` of every step and of the weights at the end."""
+    """Train, telling ``say`` of every step, of every network that is validated and of the weights at the end."""
     torch.set_num_threads(1)
     changes = _changes(list(pairs))
     norm, slow = changes.pop("norm", "batch"), changes.pop("slow", 0)
@@ -42,6 +43,13 @@ def work(say, out, *pairs):
         time.sleep(slow)
 
     loop.Training._take_step = reported
+    measure = Validation.measure
+
+    def telling(validation, model):
+        say({"validated": weights_sha256(model)})
+        return measure(validation, model)
+
+    Validation.measure = telling
     recipe = load_recipe("digits", **(settings | changes))
     run = loop.train(model, pool, threat=ThreatModel("Linf", 0.2), recipe=recipe, out=out, accelerator="cpu")
     say({"last": weights_sha256(run.model), "best": weights_sha256(run.best)})

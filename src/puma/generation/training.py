@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from puma._version import __version__
 from puma.data.source import Source
+from puma.distribute import processor
 from puma.errors import CheckError, ModelError, ResumeError
 from puma.files import lock, prepare_folder
 from puma.generation.augment import augment
@@ -32,7 +33,7 @@ from puma.progress import Progress
 
 _IN_MEMORY = 2 << 30
 _DECIDES = ("config", "fingerprint", "rows", "seed")
-_ROUNDS = ("torch", "machine", "device", "threads")
+_ROUNDS = ("torch", "machine", "device", "processor", "threads")
 
 _log = logging.getLogger("puma")
 
@@ -92,6 +93,7 @@ def provenance(real: Source, seed: int, device: torch.device | str) -> dict[str,
         "torch": torch.__version__,
         "machine": platform.machine(),
         "device": torch.device(device).type,
+        "processor": processor(torch.device(device)),
         "threads": torch.get_num_threads(),
     }
 
@@ -248,6 +250,7 @@ def _same(where: Path, found: dict[str, Any], wanted: dict[str, Any], *, roundin
             why="; ".join(told),
             fix="give another output path, or delete that folder to start anew",
         )
-    told = [line for name in _ROUNDS for line in differences(found.get(name), wanted[name], name)]
+    known = [name for name in _ROUNDS if name in found]  # an earlier version may have recorded less
+    told = [line for name in known for line in differences(found[name], wanted[name], name)]
     if told and rounding:
         _log.warning("%s: %s; the result will not be bit for bit that of one uninterrupted run", where, "; ".join(told))

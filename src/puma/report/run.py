@@ -34,15 +34,30 @@ def run_report(folder: Path | str) -> Report:
 
 
 def _judged(folder: Path) -> list[Item]:
-    found = [(name, folder / place / "evaluation.json") for name, place in (("last", "."), ("best", "best"))]
-    judged = [(name, dict(read_json(path))) for name, path in found if path.is_file()]
+    judged = [
+        (name, dict(read_json(path)))
+        for name, place in (("last", folder), ("best", folder / "best"))
+        for path in _evaluations(place)
+    ]
     if not judged:
         return [Note("info", "This run has not been judged yet: `puma evaluate` does it.")]
     rows = [[name, *_cells(evaluation)] for name, evaluation in judged]
     head = ["checkpoint", "attack", "clean accuracy", "accuracy under it", "images attacked", "images for clean"]
     items: list[Item] = [Table("evaluation", head, rows, "Accuracies with their 95 % intervals over test images.")]
-    items += [Settings(evaluation, f"Evaluation of the {name} checkpoint") for name, evaluation in judged]
+    if weaker := sorted({str(evaluation.get("attack")) for _, evaluation in judged} - {"standard", "clean"}):
+        text = "Weaker than AutoAttack standard, so that accuracy under it is an upper bound"
+        items.append(Note("info", f"{text}: {', '.join(weaker)}."))
+    items += [
+        Settings(evaluation, f"Evaluation of the {name} checkpoint ({evaluation.get('attack')})")
+        for name, evaluation in judged
+    ]
     return items
+
+
+def _evaluations(folder: Path) -> list[Path]:
+    """AutoAttack standard's file; where it was not run, those of the weaker attacks."""
+    standard = folder / "evaluation.json"
+    return [standard] if standard.is_file() else sorted(folder.glob("evaluation-*.json"))
 
 
 def _cells(evaluation: dict[str, Any]) -> list[Any]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from puma.attacks.deepfool import Mode, Precision, parse_mode, parse_precision
 from puma.data.pool import Pool
+from puma.distribute import processor
 from puma.errors import UsageError
 from puma.margins import PART_ROWS
 from puma.models.weights import weights_sha256
@@ -103,12 +104,11 @@ def sized(
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What may change the last bits of a margin: recorded beside the parts, and named where it differs."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {
         "puma": version("puma-robust"),
         "torch": torch.__version__,
         "machine": platform.machine(),
-        "device": f"{device.type} {name}",
+        "device": f"{device.type} {processor(device)}",
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cores": os.cpu_count(),

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from puma.distribute import Devices
 from puma.models.batchnorm import copy_buffers
 from puma.recipe import Recipe
 from puma.training.schedule import ema_decay
@@ -18,10 +19,11 @@ class Average:
     Args:
         model: the bare network; copied.
         recipe: fields ``ema*``.
+        devices: the processes that train together.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, model: nn.Module, recipe: Recipe, devices: Devices) -> None:
+        self.recipe, self._devices = recipe, devices
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._own: list[Tensor] = list(self.model.parameters())
 
@@ -35,7 +37,14 @@ class Average:
                 own.lerp_(live, share) if own.is_floating_point() else own.copy_(live)
 
     def sync(self, model: nn.Module) -> nn.Module:
-        """The averaged network with the running statistics that the recipe gives it, ready to be judged or saved."""
+        """The averaged network with the running statistics that the recipe gives it, ready to be judged or saved.
+
+        All processes call it together: statistics are each one's own until here, those of ``model`` and, where the
+        recipe averages them, the average's too. Then all have the first one's.
+        """
+        self._devices.share_buffers(model)
         if self.recipe.ema_batchnorm == "copy":
             copy_buffers(model, self.model)
+        else:
+            self._devices.share_buffers(self.model)
         return self.model

@@ -112,7 +112,7 @@ class Training:
         self.network = job.network
         self._sgd: Any = optimizer_of(self.network, self.recipe)
         self._broken = torch.zeros((), device=devices.device)
-        self.average, self.seen = Average(self.network, self.recipe), Seen(len(job.pool))
+        self.average, self.seen = Average(self.network, self.recipe, devices), Seen(len(job.pool))
         self.done, self.best_step, self.best_score = 0, 0, -1.0
         self.best: nn.Module | None = None
         self._seconds, sums, gradients = 0.0, [0.0] * 5, 0
@@ -133,12 +133,12 @@ class Training:
     def run(self, progress: bool = False) -> Run:
         """Train to the end."""
         recipe = self.recipe
-        tenth = max(recipe.steps // 10, 1)
+        tenth, drawn = max(recipe.steps // 10, 1), (recipe.batch_size, "images")
         snapshots = {recipe.steps * (k + 1) // recipe.snapshots for k in range(recipe.snapshots)}
         self.network.train()
         with (
             StopRequest(alone=self.devices.world == 1) as stop,
-            Progress("training", recipe.steps, "steps", show=progress, done=self.done) as bar,
+            Progress("training", recipe.steps, "steps", show=progress, done=self.done, each=drawn) as bar,
         ):
             for step in range(self.done, recipe.steps):
                 self._set_rates(step)
@@ -211,7 +211,6 @@ class Training:
 
     def _validate(self, validation: Validation) -> dict[str, float]:
         self._require_finite(self.done)
-        self.devices.share_buffers(self.network)
         judged = self.average.sync(self.network)
         clean, robust = validation.measure(judged)
         if robust >= self.best_score:  # of equals the latest, as in the reference code
@@ -248,9 +247,9 @@ class Training:
         self._require_finite(self.done)
         if self.folder is None:
             return
-        self.devices.share_buffers(self.network)
+        average = self.average.sync(self.network)
         if self.devices.leads:
-            tensors = pack(self.network, self.average.sync(self.network), self._sgd, self.seen)
+            tensors = pack(self.network, average, self._sgd, self.seen)
             best = {"best_step": self.best_step, "best_score": self.best_score}
             meta = {
                 **best,
@@ -263,13 +262,12 @@ class Training:
     def _snapshot(self) -> None:
         """Keep the averaged network of this step, for scores that need several stages of one training."""
         self._require_finite(self.done)
-        self.devices.share_buffers(self.network)
+        average = self.average.sync(self.network)
         if self.folder and self.devices.leads:
             path = self.folder / "snapshots" / f"step-{self.done:09d}.safetensors"
-            save_model(self.average.sync(self.network), path, step=self.done)
+            save_model(average, path, step=self.done)
 
     def _finish(self) -> Run:
-        self.devices.share_buffers(self.network)
         model, meta = self.average.sync(self.network), self._meta()
         if self.folder and self.devices.leads:
             if not self.best_step:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from puma._version import __version__
-from puma.distribute import Devices
+from puma.distribute import Devices, processor
 from puma.errors import ModelError, ResumeError
 from puma.files import prepare_folder, read_json, write_json, write_text
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
@@ -120,8 +120,8 @@ def open_folder(folder: Path, settings: Settings, environment: Mapping[str, Any]
                 why="; ".join(differing),
                 fix="choose another output folder",
             )
-        was = before["environment"]
-        return [f"{key} {was.get(key)} -> {value}" for key, value in environment.items() if was.get(key) != value]
+        was = before["environment"]  # an earlier version may have recorded less: what is not known is not named
+        return [f"{key} {was[key]} -> {value}" for key, value in environment.items() if was.get(key, value) != value]
     write_text(folder / "recipe.toml", settings.recipe.to_toml())
     write_json(path, {"schema": SCHEMA, "settings": settings.compared, "environment": dict(environment)})
     return []
@@ -134,6 +134,7 @@ def environment(devices: Devices) -> dict[str, Any]:
         "puma": __version__,
         "torch": torch.__version__,
         "machine": torch.cuda.get_device_name(devices.device) if cuda else platform.machine(),
+        "processor": processor(devices.device),
         "threads": torch.get_num_threads(),
         "processes": devices.world,
     }

@@ -1,0 +1,83 @@
+"""What a terminal and a log file show of a training: its rate in images too, and the device is not waited for."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from puma import progress
+from puma.data.load import load_dataset
+from puma.progress import Progress
+from puma.recipe import load_recipe
+from puma.threat import ThreatModel
+from puma.training import train
+
+
+class Clock:
+    """In place of the module ``time``."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setenv(progress.LOG_EVERY_ENV, "1")
+    return clock
+
+
+def test_a_line_says_the_rate_of_what_the_units_hold(clock, capsys):
+    with Progress("training", 20, "steps", show=True, done=10, each=(128, "images")) as bar:
+        clock.now = 2.0
+        bar.advance(1)
+        clock.now = 4.0
+        bar.advance(4, note="loss 0.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "training: 11/20 steps 0.5/s, ETA 18 s, 64 images/s"  # what was done before is not counted
+    assert lines[1] == "training: 15/20 steps 1.2/s, ETA 4 s, 160 images/s, loss 0.5"
+
+
+def test_the_bar_of_a_terminal_has_it_as_its_note(clock, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress("training", 20, "steps", show=True, each=(128, "images")) as bar:
+        clock.now = 0.5
+        bar.advance(1)
+        shown = bar._bar.tasks[0].fields
+    assert (shown["rate"], shown["note"]) == ("2/s", "256 images/s")
+
+
+class Waits(TorchDispatchMode):
+    """Counts the numbers that the host takes off the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_training_shows_images_a_second_without_waiting_for_the_device(monkeypatch, capsys):
+    monkeypatch.setenv(progress.LOG_EVERY_ENV, "0")
+    pool, threat = load_dataset("digits"), ThreatModel("Linf", 0.2)
+    recipe = load_recipe("digits", steps=6, batch_size=32, attack_steps=1, log_every=100)
+    waits = {}
+    for show in (False, True):
+        with Waits() as mode:
+            train("small-cnn", pool, threat=threat, recipe=recipe, progress=show)
+        waits[show] = mode.count
+    assert waits[True] == waits[False] > 0
+    found = re.findall(r"training: \d/6 steps ([\d.,]+)/s(?:, ETA \d+ s)?, ([\d,]+) images/s", capsys.readouterr().err)
+    assert len(found) == 7  # one a step and the last word
+    for steps, images in found:
+        assert float(images.replace(",", "")) == pytest.approx(32 * float(steps.replace(",", "")), rel=0.15)
