@@ -15,13 +15,11 @@ def true_float32(device: str) -> Iterator[None]:
     Args:
         device: type of the device that computes, such as ``"cuda"``.
     """
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = False
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
         with torch.autocast(device, enabled=False):
             yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        matmul.allow_tf32, cudnn.allow_tf32 = before
