@@ -197,6 +197,35 @@ def test_folder_of_images_of_several_sizes(tmp_path: Path) -> None:
         load_dataset(tmp_path / "d")
 
 
+@pytest.mark.parametrize("grey", [0, 4], ids=["grey first", "grey later"])
+@pytest.mark.parametrize("kind", ["folder", "parquet", "hub"])
+def test_grey_among_rgb_opens_with_three_channels(tmp_path: Path, kind: str, grey: int) -> None:
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    images = list(np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8))
+    images[grey] = images[grey][..., :1]
+    arrays = {"image": images, "label": labels}
+    if kind == "hub":
+        datasets = pytest.importorskip("datasets")
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list(NAMES))})
+        rows = {"img": [{"bytes": png(image), "path": None} for image in images], "label": labels}
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "d"))
+        place = f"hf:{tmp_path}/d:train"
+    else:
+        place = str((write_folder if kind == "folder" else write_parquet)(tmp_path / f"d.{kind}", arrays))
+    with pytest.raises(DataError, match=r"8x8x[13] among 8x8x[13]") as caught:
+        load_dataset(f"{place}?resize=8").read(slice(None))
+    assert "?channels=3" in caught.value.fix
+    read = load_dataset(f"{place}?resize=8&channels=3").read(slice(None))
+    assert read.shape == (6, 8, 8, 3)
+    assert (read[grey] == read[grey, ..., :1]).all()
+    alike = [np.broadcast_to(image, (16, 16, 3)).reshape(8, 2, 8, 2, 3).mean(axis=(1, 3)) for image in images]
+    assert np.abs(read - np.stack(alike)).max() <= 1
+    if kind != "hub":
+        assert load_dataset(f"{place}?resize=8&channels=3", verify="full").image_shape == (8, 8, 3)
+    with pytest.raises((DataError, UsageError)):  # colour is never thrown away
+        load_dataset(f"{place}?resize=8&channels=1").read(slice(None))
+
+
 def test_folder_of_parquet_splits(tmp_path: Path) -> None:
     for name, seed in (("train-00000-of-00002", 0), ("train-00001-of-00002", 1), ("test-00000-of-00001", 2)):
         write_parquet(tmp_path / f"{name}.parquet", edm_arrays(12, 3, (6, 6, 3), seed))

@@ -197,6 +197,47 @@ def test_launchers_say_who_does_which_part() -> None:
         place_from_environment({"RANK": "first", "WORLD_SIZE": "8"})
 
 
+class Slow(nn.Module):
+    """Another model that says it takes its time for every image, on a clock of its own."""
+
+    def __init__(self, inner: nn.Module, seconds: float) -> None:
+        super().__init__()
+        self.inner, self.seconds = inner, seconds
+        self.now, self.largest = 0.0, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.largest = max(self.largest, len(x))
+        self.now += self.seconds * len(x)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "probed"), [(0.01, 264), (0.1, 36), (0.5, 16), (50.0, 16)], ids=["slow", "slower", "glacial", "stuck"]
+)
+def test_an_estimate_of_a_slow_model_scores_few_images(model, pool, monkeypatch, seconds, probed) -> None:
+    """A handful to warm up and one to measure are the least; whatever is more fits into a few seconds."""
+    slow = Slow(model, seconds).eval()
+    monkeypatch.setattr("puma.scoring.estimate.perf_counter", lambda: slow.now)
+    chosen = sized("Linf", "rank", "cpu", batch_size=512)
+    cost = estimate(slow, pool, chosen, chosen.meta(slow, pool))
+    assert 16 <= cost.probed <= probed
+    assert slow.largest <= 64
+    assert not cost.whole_batch
+    assert slow.now < 10 or cost.probed == 16
+    assert cost.images_per_s == pytest.approx(cost.probed / slow.now, rel=0.2)
+
+
+def test_an_estimate_of_a_fast_model_reaches_whole_batches(model, pool, monkeypatch) -> None:
+    chosen = sized("Linf", "rank", "cpu", batch_size=128)
+    quick = Slow(model, 1e-9).eval()
+    monkeypatch.setattr("puma.scoring.estimate.perf_counter", lambda: quick.now)
+    cost = estimate(quick, pool, chosen, chosen.meta(quick, pool))
+    assert cost.whole_batch
+    assert cost.probed == 8 + 8 + 64 + 5 * 128
+    few = puma.Pool([puma.load_dataset("digits?subset=10")])
+    assert estimate(quick, few, chosen, chosen.meta(quick, few)).probed == 8 * 2 + 6 * 10
+
+
 def test_an_estimate_counts_what_is_left_and_writes_nothing(model, pool, tmp_path) -> None:
 
     out = tmp_path / "table"

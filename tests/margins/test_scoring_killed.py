@@ -70,28 +70,47 @@ def command(weights: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.mark.dist
 def test_kill_9_at_random_moments_changes_no_byte(weights, expected, tmp_path) -> None:
-    """A worker of three dies after a random number of parts; the work goes on with another number of workers."""
-    chance = random.Random(int(time.time()))
-    victim = subprocess.Popen(command(weights, tmp_path, "--worker", "1", "--num-workers", "3"))
-    wanted = chance.randrange(3)
-    deadline = time.monotonic() + 200
-    while victim.poll() is None and len(part_bytes(tmp_path)) < wanted and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(chance.random() * 0.2)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert set(part_bytes(tmp_path)) < set(expected)
-    done = subprocess.run(command(weights, tmp_path), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "898 margins (Linf, parity)" in done.stdout
+    """Workers die one after the other, each as one of another number of workers; one alone makes the rest."""
+    seed = 20
+    chance = random.Random(seed)
+    for workers in (3, 2, 4):
+        before = set(part_bytes(tmp_path))
+        worker, wanted, delay = chance.randrange(workers), chance.randrange(1, 3), chance.random() * 0.1
+        place = f"seed {seed}: worker {worker} of {workers}, killed {delay:.3f} s after {wanted} new parts"
+        print(place)  # pytest shows it where the test fails
+        victim = subprocess.Popen(
+            command(weights, tmp_path, "--worker", str(worker), "--num-workers", str(workers)),
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            deadline = time.monotonic() + 200
+            while victim.poll() is None and time.monotonic() < deadline:
+                if len(set(part_bytes(tmp_path)) - before) >= wanted:
+                    time.sleep(delay)
+                    break
+                time.sleep(0.005)
+        finally:
+            victim.kill()
+            victim.wait()
+        assert victim.returncode == -signal.SIGKILL, f"{place}: it ended before"
+        found = part_bytes(tmp_path)
+        assert before < set(found) < set(expected), place
+        assert all(expected[name] == data for name, data in found.items()), place
+    model, pool = puma.load_model(weights).eval(), puma.load_dataset("digits")
+    assert len(score_margins(model, pool, out=tmp_path, part_rows=100, batch_size=50, mode="parity")) == 898
     assert part_bytes(tmp_path) == expected
 
 
 @pytest.mark.dist
 def test_devices_share_the_work(weights, expected, tmp_path) -> None:
-    done = subprocess.run(command(weights, tmp_path, "--devices", "2"), capture_output=True, text=True, check=False)
+    """Every worker reads the config file again: what it says of devices must not start workers of workers, or fail."""
+    config, out = tmp_path / "score.toml", tmp_path / "table"
+    config.write_text("devices = 4\n")
+    there = command(weights, out, "--config", str(config), "--devices", "2")
+    done = subprocess.run(there, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert part_bytes(tmp_path) == expected
+    assert part_bytes(out) == expected
+    assert sorted(path.name for path in out.glob(".lock-*")) == [".lock-0-of-2", ".lock-1-of-2"]
 
 
 @pytest.mark.dist

@@ -15,6 +15,7 @@ from puma.cli.score import score
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.errors import DataError, ModelError, ResumeError, UsageError
+from puma.files import read_json, sha256_file, write_json
 from puma.margins import MarginTable, part_path
 from puma.models.build import build_model
 from puma.models.weights import load_model, weights_sha256
@@ -22,7 +23,7 @@ from puma.recipe import load_recipe
 from puma.scoring.embed import embed
 from puma.scoring.from_run import SCORES, load_snapshots, observe, score_run, threat_of
 from puma.strategies import make_plan
-from puma.strategies.features import read_features
+from puma.strategies.features import RECORD, read_features
 from puma.threat import ThreatModel
 from puma.training import train
 
@@ -176,6 +177,75 @@ def test_features_resume_and_refuse_another_network(run: Path, pool: Pool, tmp_p
         embed(models[0], pool, tmp_path, part_rows=700)
     with pytest.raises(ModelError, match="no linear layer"):
         embed(nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10)).eval(), pool, tmp_path / "other")
+
+
+def test_features_of_another_pool_or_with_a_flipped_byte_are_refused(run: Path, pool: Pool, tmp_path: Path) -> None:
+    table = score_run(run, pool, out=tmp_path / "scores", rows="real", steps=1)
+    model = load_snapshots(run)[-1]
+    folder = embed(model, pool, tmp_path / "features", part_rows=700)
+    record = read_json(folder / RECORD)
+    assert record["pool"] == pool.fingerprint
+    assert record["parts"] == {path.name: sha256_file(path) for path in sorted(folder.glob("*.npy"))}
+    plan = make_plan(table, "dedup", 0.5, threat=THREAT, features=folder)
+    as_array = make_plan(table, "dedup", 0.5, threat=THREAT, features=read_features(folder, len(pool)))
+    assert plan.meta["params"]["features"].startswith("sha256:")
+    assert plan.fingerprint == as_array.fingerprint  # the vectors count, not where they lie
+
+    swapped = Pool([load_dataset("digits:all")])  # as many images
+    other = embed(model, swapped, tmp_path / "other", part_rows=700)
+    for strategy in ("dedup", "dynamic-uncertainty"):
+        with pytest.raises(DataError, match=f"features of another pool\n.*{swapped.fingerprint[:12]}"):
+            make_plan(table, strategy, 0.5, threat=THREAT, features=str(other))
+
+    part = folder / "part-000001.npy"
+    before = part.read_bytes()
+    flipped = bytearray(before)
+    flipped[-5] ^= 1  # the array still loads, with another number in it
+    part.write_bytes(flipped)
+    with pytest.raises(DataError, match=r"part-000001\.npy is damaged"):
+        make_plan(table, "dedup", 0.5, threat=THREAT, features=folder)
+    with pytest.raises(DataError, match=r"part-000001\.npy is damaged"):
+        read_features(part, 700)
+    embed(model, pool, folder, part_rows=700)  # makes that part again
+    assert part.read_bytes() == before
+    assert make_plan(table, "dedup", 0.5, threat=THREAT, features=folder).fingerprint == plan.fingerprint
+
+
+def test_features_of_older_versions_are_refused_only_if_they_contradict(run: Path, pool: Pool, tmp_path: Path) -> None:
+    model = load_snapshots(run)[-1]
+    folder = embed(model, pool, tmp_path, part_rows=700)
+    record = read_json(folder / RECORD)
+    old = {key: value for key, value in record.items() if key != "parts"}
+    write_json(folder / RECORD, old)
+    assert len(read_features(folder, len(pool), pool.fingerprint)) == len(pool)
+    with pytest.raises(DataError, match="another pool"):
+        read_features(folder, len(pool), "0" * 64)
+    stamps = [path.stat().st_mtime_ns for path in sorted(folder.glob("*.npy"))]
+    embed(model, pool, folder, part_rows=700)  # takes them over as they are
+    assert [path.stat().st_mtime_ns for path in sorted(folder.glob("*.npy"))] == stamps
+    assert read_json(folder / RECORD) == record
+    (folder / RECORD).unlink()  # vectors that somebody else made
+    assert len(read_features(folder, len(pool), pool.fingerprint)) == len(pool)
+
+
+def test_an_embedding_killed_before_a_part_appears_goes_on(
+    run: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_snapshots(run)[-1]
+    replace = Path.replace
+
+    def dies(self: Path, target: Path) -> Path:
+        if Path(target).name == "part-000001.npy":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        embed(model, pool, tmp_path, part_rows=700)
+    monkeypatch.undo()
+    assert set(read_json(tmp_path / RECORD)["parts"]) == {"part-000000.npy", "part-000001.npy"}
+    assert not (tmp_path / "part-000001.npy").exists()
+    assert len(read_features(embed(model, pool, tmp_path, part_rows=700), len(pool))) == len(pool)
 
 
 def test_mistakes(run: Path, pool: Pool, tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ eps = 0.08, prune_fraction = 1/4: two rows of each class go.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from score_tables import make_table
@@ -13,9 +16,12 @@ from score_tables import make_table
 from puma.errors import DataError, UsageError
 from puma.margins import MarginTable, Status
 from puma.plan import Plan
-from puma.strategies import STRATEGIES, make_plan
+from puma.strategies import STRATEGIES, make_plan, registry
 from puma.strategies.dedup import duplicate_scores
 from puma.strategies.features import extrapolate, read_features
+from puma.strategies.problem import Choice, Problem
+from puma.study.cells import more_than_margins
+from puma.study.spec import Cell
 
 MARGIN = [0.20, 0.03, -0.05, 0.10]  # real
 MARGIN += [0.10, 0.02, -0.01, 0.06, 0.04, -0.03, 0.08, 0.03]  # class 0: rows 4-11
@@ -307,6 +313,19 @@ def test_collapse_and_reach_are_warned_about_with_numbers() -> None:
     assert not any("collapse" in warning for warning in plan("puma").warnings)
     near = make_table(np.full(20, 0.05), LABEL, real=4)
     assert any("reaches 100%" in warning for warning in plan("puma", near).warnings)
+
+
+@pytest.mark.parametrize("place", ["CONTRIBUTING.md", "docs/strategies.md", "src/puma/strategies/registry.py"])
+def test_the_example_of_a_new_strategy_works(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = registry.__doc__ if place.endswith(".py") else (Path(__file__).parents[2] / place).read_text()
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", text or "", re.DOTALL) if "@strategy" in code]
+    monkeypatch.setitem(STRATEGIES, "loudest", STRATEGIES["none"])  # so that it is taken off the list again
+    exec(example, {"strategy": registry.strategy, "Problem": Problem, "Choice": Choice})
+    made = plan("loudest", table(loudness=RANKS))
+    assert dropped(made) == {7, 9, 12, 13}
+    np.testing.assert_array_equal(made.eps, eps_of([0.08] * 20, {7, 9, 12, 13}))
+    # a study joins a table of scores only for a strategy that says it needs one
+    assert more_than_margins(Cell("loudest", (), 0.25, 0, "digits", None))
 
 
 def test_every_strategy_is_described() -> None:

@@ -13,6 +13,7 @@ from puma.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from puma.margins import MarginTable
+    from puma.scoring.cascade import Cascade
     from puma.scoring.estimate import Estimate
     from puma.scoring.job import ScoringJob
 
@@ -23,7 +24,10 @@ def score(
     model: Annotated[str, typer.Argument(help="Margin model: weights file, run folder, or package.module:factory.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the margin table; what is finished there is kept.")],
     sources: Annotated[list[str] | None, typer.Argument(help="The pool: data sources, real ones first.")] = None,
-    norm: Annotated[str, typer.Option(help='"Linf" or "L2"; it has to be that of the threat model.')] = "Linf",
+    norm: Annotated[
+        str | None,
+        typer.Option(help='"Linf" or "L2"; it has to be that of the threat model.', show_default="Linf"),
+    ] = None,
     mode: Annotated[str, typer.Option(help="rank (estimates), parity, margin, tight; cascade.")] = "margin",
     weights: Annotated[Path | None, typer.Option(help="Safetensors weights for a factory.")] = None,
     roles: Annotated[str | None, typer.Option(help="real,synthetic,... one for each source.")] = None,
@@ -46,7 +50,13 @@ def score(
     ] = None,
     rows: Annotated[str, typer.Option(help="With --from-run: all, or real (to be extrapolated).")] = "all",
     threat: Annotated[str | None, typer.Option(help="With --mode cascade: the plan's threat, as Linf:8/255.")] = None,
-    prune_fraction: Annotated[float, typer.Option(help="With --mode cascade: what the plan will prune.")] = 0.3,
+    prune_fraction: Annotated[
+        float | None, typer.Option(help="With --mode cascade: what the plan will prune.", show_default="0.3")
+    ] = None,
+    c: Annotated[
+        float | None,
+        typer.Option("--c", help="With --mode cascade: the plan's c, share of the margin.", show_default="0.5"),
+    ] = None,
     features: Annotated[Path | None, typer.Option(help="With --from-run: folder for feature vectors.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and stop.")] = False,
     config: Config = None,
@@ -58,8 +68,8 @@ def score(
     Interrupted or killed, the same command goes on. Several processes may share one --out: give each --worker i
     --num-workers n, or start them with torchrun or srun, or use --devices n on one machine, or --engine ray.
 
-    --mode cascade with --threat and --prune-fraction estimates every margin and measures only those that can change
-    that plan.
+    --mode cascade with --threat, --prune-fraction and --c estimates every margin and measures only those that can
+    change that plan. One process does it.
 
     With --from-run RUN four other scores are made (el2n-adv, robust-failure, dynamic-uncertainty, input-gradient), from
     the snapshots that RUN kept because its recipe says snapshots = K.
@@ -67,6 +77,13 @@ def score(
     from puma.scoring.job import ScoringJob
     from puma.scoring.workers import place_from_environment, run_on_devices
 
+    me, among, local = (worker, num_workers, 0) if worker is not None else place_from_environment()
+    cascade = None
+    if mode == "cascade":
+        _refuse_with_cascade(dry_run, from_run is not None, engine == "ray" or devices > 1 or (among or 1) > 1)
+        cascade = _cascade(norm, threat, prune_fraction, c)
+    elif (threat, prune_fraction, c) != (None, None, None):
+        raise UsageError("--threat, --prune-fraction and --c belong to --mode cascade", fix="leave them out")
     if engine not in ("process", "ray"):
         raise unknown("engine", engine, ("process", "ray"))
     if (worker is None) != (num_workers is None):
@@ -76,10 +93,9 @@ def score(
     if devices > 1 and worker is not None:
         raise UsageError("--devices numbers its workers itself", fix="leave out --worker and --num-workers")
     if devices > 1 and not dry_run:
-        sys.exit(run_on_devices(_without_devices(sys.argv[1:]), devices, _device_type(device)))
+        sys.exit(run_on_devices(sys.argv[1:], devices, _device_type(device)))
     if from_run is None and not sources:
         raise UsageError("no data source is given", fix="puma score MODEL SOURCE... --out FOLDER")
-    me, among, local = (worker, num_workers, 0) if worker is not None else place_from_environment()
     if device == "auto" and local and _device_type("auto") == "cuda":
         device = f"cuda:{local}"
     if from_run is not None:
@@ -115,12 +131,12 @@ def score(
     )
     sizes: Sizes = {"steps": steps, "batch_size": batch_size, "chunk": chunk, "part_rows": part_rows}
     sizes |= {"precision": precision, "compile": compile}
-    if mode == "cascade":
-        if dry_run or engine == "ray" or (among or 1) > 1:
-            raise UsageError("--mode cascade works in one process, without --dry-run", fix="--mode rank, then margin")
-        if threat is None:
-            raise UsageError("--mode cascade needs the plan it measures for", fix="--threat Linf:8/255")
-        _print_table(_cascade(job, threat, prune_fraction, sizes, out, quiet), out)
+    norm = norm or "Linf"
+    if cascade is not None:
+        from puma.scoring.cascade import score_cascade
+
+        net, pool = job.open()
+        _print_table(score_cascade(net, pool, cascade, out=out, progress=not quiet, **sizes), out)
     elif dry_run:
         _print_estimate(_estimated(job, norm, mode, sizes, out, devices if devices > 1 else among or 1))
     elif engine == "ray":
@@ -152,13 +168,41 @@ def _here(
     return table
 
 
-def _cascade(job: ScoringJob, threat: str, prune_fraction: float, sizes: Sizes, out: Path, quiet: bool) -> MarginTable:
-    from puma.scoring.cascade import Cascade, score_cascade
+def _refuse_with_cascade(dry_run: bool, from_run: bool, several: bool) -> None:
+    """Say what a cascade cannot do, before a model is opened or a process started."""
+    if from_run:
+        raise UsageError("--mode cascade measures margins, --from-run makes other scores", fix="leave one of them out")
+    if dry_run:
+        raise UsageError(
+            "--mode cascade cannot say what it will cost",
+            why="how many images are measured is known once all are estimated",
+            fix="--dry-run with --mode rank, and with --mode margin: it lies between the first and their sum",
+        )
+    if several:
+        raise UsageError(
+            "--mode cascade works in one process",
+            why="which images are measured is known once all are estimated",
+            fix="leave out --worker, --devices, --engine ray and launchers, or share out --mode margin",
+        )
+
+
+def _cascade(norm: str | None, threat: str | None, prune_fraction: float | None, c: float | None) -> Cascade:
+    """The plan that a cascade measures for."""
+    from puma.norms import parse_norm
+    from puma.scoring.cascade import Cascade
     from puma.threat import ThreatModel
 
-    plan = Cascade(ThreatModel.parse(threat), prune_fraction)
-    model, pool = job.open()
-    return score_cascade(model, pool, plan, out=out, progress=not quiet, **sizes)
+    if threat is None:
+        raise UsageError("--mode cascade needs the plan it measures for", fix="--threat Linf:8/255")
+    share = 0.3 if prune_fraction is None else prune_fraction
+    plan = Cascade(ThreatModel.parse(threat), share, 0.5 if c is None else c)
+    if norm is not None and parse_norm(norm) != plan.threat.norm:
+        raise UsageError(
+            f"--norm {norm} contradicts --threat {plan.threat}",
+            why="a cascade measures in the norm of its threat model",
+            fix="leave out --norm",
+        )
+    return plan
 
 
 def _on_ray(
@@ -189,17 +233,6 @@ def _device_type(device: str) -> str:
     return resolve_device(device).type
 
 
-def _without_devices(arguments: list[str]) -> list[str]:
-    """The command line of one worker: what was typed, less ``--devices`` and ``--device``."""
-    kept, skip = [], False
-    for text in arguments:
-        if skip or text in ("--devices", "--device"):
-            skip = not skip and text in ("--devices", "--device")
-        elif not text.startswith(("--devices=", "--device=")):
-            kept.append(text)
-    return kept
-
-
 def _print_table(table: MarginTable | None, out: Path) -> None:
     import numpy as np
 
@@ -209,6 +242,9 @@ def _print_table(table: MarginTable | None, out: Path) -> None:
         typer.echo(f"this worker's parts are in {out}; others are still missing")
         return
     typer.echo(f"{len(table):,} margins ({table.norm}, {table.meta['mode']}) in {out}")
+    if (measured := table.meta["settings"].get("measured")) is not None:
+        share = measured / len(table)
+        typer.echo(f"  stages: {len(table):,} estimated (rank), {measured:,} of them measured (margin), {share:.2%}")
     for status in Status:
         if count := int((table.status == status).sum()):
             typer.echo(f"  {status.text:14} {count:12,}  {count / len(table):7.2%}")
@@ -225,6 +261,6 @@ def _print_estimate(cost: Estimate) -> None:
         f"images   {cost.images:,} to score, {cost.finished:,} finished\n"
         f"speed    {cost.images_per_s:,.1f} images/s a worker (measured on {cost.probed:,})\n"
         f"time     {hours} h {rest // 60} min {rest % 60} s\n"
-        f"memory   {cost.memory_bytes / 1e9:,.2f} GB a worker\n"
+        f"memory   {'' if cost.whole_batch else 'at least '}{cost.memory_bytes / 1e9:,.2f} GB a worker\n"
         f"disk     {cost.disk_bytes / 1e6:,.1f} MB{free}"
     )

@@ -56,28 +56,46 @@ def resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(picture.resize((size, size), method)).reshape(size, size, channels)
 
 
+def fitted(data: Encoded, where: str, size: int | None = None, channels: int | None = None) -> NDArray[np.uint8]:
+    """Decode one image file and bring it to a side of ``size`` pixels; ``channels=3`` repeats a grey channel.
+
+    Colour is never thrown away, so ``channels=1`` changes nothing.
+
+    Raises:
+        DataError: as `decoded`.
+    """
+    image = decoded(data, where)
+    image = image if size is None else resized(image, size)
+    return np.repeat(image, 3, axis=2) if channels == 3 and image.shape[2] == 1 else image
+
+
 class EncodedImages:
     """Images that a function delivers as encoded files.
 
     Args:
         fetch: rows -> their bytes, in the same order.
-        shape: ``(N, H, W, C)`` after scaling.
+        shape: ``(N, H, W, C)`` after scaling and repeating channels.
         where: what to call the data in messages.
         size: scale each image to this side; None: images have to be of ``shape`` already.
+        channels: 3 makes RGB of the grey ones among them.
     """
 
     def __init__(
-        self, fetch: Callable[[Rows], Sequence[Encoded]], shape: Shape, where: str, size: int | None = None
+        self,
+        fetch: Callable[[Rows], Sequence[Encoded]],
+        shape: Shape,
+        where: str,
+        size: int | None = None,
+        channels: int | None = None,
     ) -> None:
         self.shape = shape
-        self._fetch, self._where, self._size = fetch, where, size
+        self._fetch, self._where, self._size, self._channels = fetch, where, size, channels
 
     def read(self, rows: Rows) -> NDArray[np.uint8]:
         """See `puma.data.images.Images.read`."""
         out = np.empty((len(rows), *self.shape[1:]), np.uint8)
         for place, (row, data) in enumerate(zip(rows, self._fetch(rows), strict=True)):
-            image = decoded(data, f"{self._where}, row {row:,}")
-            image = image if self._size is None else resized(image, self._size)
+            image = fitted(data, f"{self._where}, row {row:,}", self._size, self._channels)
             if image.shape != self.shape[1:]:
                 raise DataError(
                     f"{self._where}, row {row:,}: an image of {_text(image.shape)} among {_text(self.shape[1:])}",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from puma.data.encoded import EncodedImages, decoded, resized
+from puma.data.encoded import EncodedImages, fitted
 from puma.data.images import Rows, remembered
 from puma.data.layout import check_labels
 from puma.data.source import ImageSource
@@ -36,13 +36,16 @@ class FileBytes:
             raise DataError(f"cannot read {error.filename}", why=str(error.strerror)) from None
 
 
-def load_folder(root: Path | str, *, verify: str = "free", resize: int | None = None) -> ImageSource:
+def load_folder(
+    root: Path | str, *, verify: str = "free", resize: int | None = None, channels: int | None = None
+) -> ImageSource:
     """Open a folder of class folders; classes and files in the order of their names (hidden ones are left out).
 
     The free fingerprint covers the names and sizes of all files, that of ``verify="full"`` their bytes too.
 
     Raises:
-        DataError: no image, an image beside the class folders, images of several shapes without ``resize``.
+        DataError: no image, an image beside the class folders, images of several shapes without ``resize``, grey and
+            RGB ones without ``channels=3``.
     """
     root = Path(root)
     classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
@@ -60,9 +63,8 @@ def load_folder(root: Path | str, *, verify: str = "free", resize: int | None = 
     if not paths:
         raise DataError(f"{root} holds no images", fix="one folder for each class: root/cat/1.png")
     fetch = FileBytes(paths)
-    first = decoded(fetch(np.array([0]))[0], str(paths[0]))
-    first = first if resize is None else resized(first, resize)
-    images = EncodedImages(fetch, (len(paths), *first.shape), str(root), resize)
+    first = fitted(fetch(np.array([0]))[0], str(paths[0]), resize, channels)
+    images = EncodedImages(fetch, (len(paths), *first.shape), str(root), resize, channels)
     if verify == "full":
         for row in range(len(paths)):
             images.read(np.array([row]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from puma.data.encoded import EncodedImages, decoded, resized
+from puma.data.encoded import EncodedImages, fitted
 from puma.data.images import Rows, remembered
 from puma.data.layout import LABEL_NAMES, check_labels
 from puma.data.source import ImageSource
@@ -17,7 +17,9 @@ from puma.errors import DataError, UsageError, unknown
 _SAMPLED = 256
 
 
-def load_hub(name: str, split: str = "train", *, verify: str = "free", resize: int | None = None) -> ImageSource:
+def load_hub(
+    name: str, split: str = "train", *, verify: str = "free", resize: int | None = None, channels: int | None = None
+) -> ImageSource:
     """Open a data set of the Hugging Face hub (from its cache when offline), or one that ``save_to_disk`` wrote.
 
     Args:
@@ -25,6 +27,7 @@ def load_hub(name: str, split: str = "train", *, verify: str = "free", resize: i
         split: ``"train"``, ``"test"``, ...
         verify: ``"full"`` fingerprints every image rather than 256 of them.
         resize: scale each image to this side.
+        channels: 3 makes RGB of grey images.
 
     Raises:
         UsageError: ``datasets`` is not installed, or there is no such split.
@@ -43,8 +46,7 @@ def load_hub(name: str, split: str = "train", *, verify: str = "free", resize: i
     labels = np.asarray(table.select_columns([label]).with_format("numpy")[:][label])
     values = check_labels(labels, len(table), f"hf:{name}:{split}: {label}", names)
     fetch = HubBytes(table.select_columns([image]).cast_column(image, Image(decode=False)), image)
-    first = decoded(fetch(np.array([0]))[0], f"hf:{name}:{split}, row 0")
-    first = first if resize is None else resized(first, resize)
+    first = fitted(fetch(np.array([0]))[0], f"hf:{name}:{split}, row 0", resize, channels)
     sampled = (
         np.arange(len(table)) if verify == "full" else np.unique(np.linspace(0, len(table) - 1, _SAMPLED).astype(int))
     )
@@ -52,7 +54,7 @@ def load_hub(name: str, split: str = "train", *, verify: str = "free", resize: i
     for row in sampled:
         digest.update(fetch(np.array([row]))[0])
     return ImageSource(
-        remembered(EncodedImages(fetch, (len(table), *first.shape), f"hf:{name}:{split}", resize)),
+        remembered(EncodedImages(fetch, (len(table), *first.shape), f"hf:{name}:{split}", resize, channels)),
         values,
         name=f"{Path(name).name}-{split}",
         fingerprint=digest.hexdigest(),

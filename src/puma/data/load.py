@@ -94,13 +94,15 @@ def _options(written: dict[str, Any], given: dict[str, Any]) -> Options:
 def _opened(place: str, options: Options) -> ImageSource:
     kind, _, rest = place.partition(":")
     path = Path(place)
+    # encoded images may differ in these before they are converted, so their decoders have to know
+    shape = {"resize": options.resize, "channels": options.channels}
     if kind == "digits" and not path.exists():
         return load_digits(rest or "train")
     if kind == "hf":
         from puma.data.hub import load_hub
 
         name, _, split = rest.partition(":")
-        return load_hub(name, split or options.split or "train", verify=options.verify, resize=options.resize)
+        return load_hub(name, split or options.split or "train", verify=options.verify, **shape)
     if path.suffix == ".npz":
         from puma.data.npz import load_npz
 
@@ -112,13 +114,13 @@ def _opened(place: str, options: Options) -> ImageSource:
     if path.suffix in (".parquet", ".pq"):
         from puma.data.parquet import load_parquet
 
-        return load_parquet(path, verify=options.verify, resize=options.resize)
+        return load_parquet(path, verify=options.verify, **shape)
     if not path.exists():
         raise DataError(f"{place} does not exist", fix=_KINDS)
     if path.is_dir():
         from puma.data.folder import load_folder
 
-        return load_folder(path / (options.split or ""), verify=options.verify, resize=options.resize)
+        return load_folder(path / (options.split or ""), verify=options.verify, **shape)
     raise UsageError(f"{place} is of no known kind", fix=_KINDS)
 
 

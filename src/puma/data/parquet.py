@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from puma.data.encoded import EncodedImages, decoded, resized
+from puma.data.encoded import EncodedImages, fitted
 from puma.data.images import ArrayImages, Images, Rows, Shape, blocks, remembered
 from puma.data.layout import LABEL_NAMES, check_image_layout, check_labels
 from puma.data.rowgroups import ColumnBytes
@@ -30,13 +30,16 @@ _BOMB_RATIO, _BOMB_SIZE = 100, 64 << 20
 _LABELS_SIZE = 8
 
 
-def load_parquet(path: Path | str, *, verify: str = "free", resize: int | None = None) -> ImageSource:
+def load_parquet(
+    path: Path | str, *, verify: str = "free", resize: int | None = None, channels: int | None = None
+) -> ImageSource:
     """Open one Parquet file of images and labels. Images are decoded when they are read, up to 1 GiB of them only once.
 
     Args:
         path: the file.
         verify: ``"full"`` compares page checksums, decodes every image and fingerprints every byte.
         resize: scale each encoded image to this side.
+        channels: 3 makes RGB of encoded grey images.
 
     Raises:
         DataError: damaged file, missing column, wrong types or labels, an image that cannot be decoded.
@@ -69,7 +72,7 @@ def load_parquet(path: Path | str, *, verify: str = "free", resize: int | None =
     images = (
         _raw_images(fetch, len(values), kind.byte_width, schema.metadata or {}, where)
         if pa.types.is_fixed_size_binary(kind)
-        else _encoded_images(fetch, kind, len(values), where, resize)
+        else _encoded_images(fetch, kind, len(values), where, resize, channels)
     )
     if verify == "full":
         for block in blocks(len(values), images.shape[1:]):
@@ -94,16 +97,17 @@ class RawImages:
         return out
 
 
-def _encoded_images(fetch: ColumnBytes, kind: pa.DataType, rows: int, where: str, resize: int | None) -> Images:
+def _encoded_images(
+    fetch: ColumnBytes, kind: pa.DataType, rows: int, where: str, resize: int | None, channels: int | None
+) -> Images:
     if pa.types.is_struct(kind):
         kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise DataError(
             f"{where} is {kind}", why="images are encoded files (binary, or a struct with bytes) or raw pixels"
         )
-    first = decoded(fetch(np.array([0]))[0], f"{where}, row 0")
-    first = first if resize is None else resized(first, resize)
-    return remembered(EncodedImages(fetch, (rows, *first.shape), where, resize))
+    first = fitted(fetch(np.array([0]))[0], f"{where}, row 0", resize, channels)
+    return remembered(EncodedImages(fetch, (rows, *first.shape), where, resize, channels))
 
 
 def _raw_images(fetch: ColumnBytes, rows: int, width: int, metadata: dict[bytes, bytes], where: str) -> Images:

@@ -36,11 +36,11 @@ class Cascade:
     Args:
         threat: threat model of the training to come; its norm is that of the margins.
         prune_fraction: share of the prunable rows that the plan will remove.
-        c: the cap lets an image be attacked up to ``c * margin``; its reach is ``eps / c``.
+        c: as in the plan: the cap lets an image be attacked up to ``c * margin``; its reach is ``eps / c``.
         band: images whose estimate is within this share of a cut or of the reach are measured.
 
     Raises:
-        UsageError: ``c`` or ``band`` out of range.
+        UsageError: ``prune_fraction``, ``c`` or ``band`` out of range.
     """
 
     threat: ThreatModel
@@ -49,6 +49,8 @@ class Cascade:
     band: float = 0.25
 
     def __post_init__(self) -> None:
+        if not 0 <= self.prune_fraction < 1:  # here, not after hours, when the estimates become a plan
+            raise UsageError(f"prune_fraction {self.prune_fraction} is not in [0, 1)", fix="30 % is written 0.3")
         if not 0 < self.c <= 1 or not 0 <= self.band < 1:
             raise UsageError(f"c={self.c} and band={self.band}: 0 < c <= 1 and 0 <= band < 1 are needed")
 
@@ -109,7 +111,7 @@ def score_cascade(
 
     Returns:
         A table in which measured rows are ``crossed`` and the others ``estimated``; ``meta["settings"]["cascade"]``
-        names the plan. Only this plan, or one that prunes and caps less, should be made from it.
+        names the plan. `make_plan` warns where another plan needs margins that were not measured for this one.
 
     Raises:
         ModelError, ResumeError, StorageError: as `score_margins`.

@@ -16,14 +16,13 @@ from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import read_batch
 from puma.errors import ModelError, ResumeError
-from puma.files import atomic_path, lock, read_json, write_json
+from puma.files import atomic_path, lock, read_json, sha256_file, write_json
 from puma.margins import PART_ROWS, differences
 from puma.models.weights import weights_sha256
 from puma.progress import Progress
 from puma.scoring.health import check_model, device_of
 from puma.scoring.score import as_pool
-
-RECORD = "features.json"
+from puma.strategies.features import RECORD
 
 
 def embed(
@@ -37,8 +36,8 @@ def embed(
 ) -> Path:
     """Write the features of every image to ``out``, as ``part-000000.npy``, ... float32 ``[rows, D]``.
 
-    Finished parts are not made again. The folder is what the strategies ``dedup`` and ``dynamic-uncertainty`` take as
-    ``features``.
+    Finished parts whose SHA-256 is that of the record (``features.json``) are not made again. The folder is what the
+    strategies ``dedup`` and ``dynamic-uncertainty`` take as ``features``.
 
     Args:
         model: a network with a linear layer at its end, in eval mode on its device.
@@ -57,19 +56,28 @@ def embed(
     meta = {"model": weights_sha256(model), "pool": whole.describe()["fingerprint"], "part_rows": part_rows}
     with lock(folder):
         record = folder / RECORD
-        if record.exists() and (changed := list(differences(read_json(record), meta))):
+        known = read_json(record) if record.exists() else dict(meta)
+        digests = known.pop("parts", {})
+        if changed := list(differences(known, meta)):
             raise ResumeError(
                 f"{folder} holds other features", why="; ".join(changed), fix="choose another output folder"
             )
-        write_json(record, meta)
+        write_json(record, meta | {"parts": digests})
         starts = range(0, len(whole), part_rows)
         with Progress("features", len(whole), "images", show=progress) as bar, _watched(model) as seen:
             for part, start in enumerate(starts):
                 rows = min(part_rows, len(whole) - start)
                 path = folder / f"part-{part:06d}.npy"
-                if not _whole_part(path, rows):
-                    with atomic_path(path) as temporary, temporary.open("wb") as file:
-                        np.save(file, _features(model, whole, start, start + rows, batch_size, seen))
+                if not _whole_part(path, rows, digests.get(path.name)):
+                    with atomic_path(path) as temporary:
+                        with temporary.open("wb") as file:
+                            np.save(file, _features(model, whole, start, start + rows, batch_size, seen))
+                        # before the part appears: killed in between, a part never lies there without its digest
+                        digests[path.name] = sha256_file(temporary)
+                        write_json(record, meta | {"parts": digests})
+                elif path.name not in digests:  # of a version that kept no digests
+                    digests[path.name] = sha256_file(path)
+                    write_json(record, meta | {"parts": digests})
                 bar.advance(rows)
     return folder
 
@@ -105,8 +113,9 @@ def _watched(model: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _whole_part(path: Path, rows: int) -> bool:
+def _whole_part(path: Path, rows: int, digest: str | None) -> bool:
     try:
-        return len(np.load(path, mmap_mode="r", allow_pickle=False)) == rows
+        whole = len(np.load(path, mmap_mode="r", allow_pickle=False)) == rows
+        return whole and digest in (None, sha256_file(path))
     except (OSError, ValueError, EOFError):
         return False

@@ -5,13 +5,14 @@ from __future__ import annotations
 import resource
 import shutil
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from puma.data.pool import Pool
@@ -21,8 +22,9 @@ from puma.scoring.parts import PartFolder
 from puma.scoring.settings import ScoringSettings, environment
 from puma.scoring.stream import score_batch, synchronise
 
-_PROBE_S = 10.0
-_PROBE_BATCHES = 8
+_PROBE_S = 5.0
+_PROBES = 8
+_FIRST, _GROWTH = 8, 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Estimate:
         disk_free: on the file system of the output folder; None without a folder.
         memory_bytes: peak of one worker: resident memory, or the GPU's.
         probed: images that were scored to find out.
+        whole_batch: a batch of full size was among them; if not, ``memory_bytes`` is a lower bound.
     """
 
     images: int
@@ -48,6 +51,7 @@ class Estimate:
     disk_free: int | None
     memory_bytes: int
     probed: int
+    whole_batch: bool
 
 
 def estimate(
@@ -58,24 +62,30 @@ def estimate(
     out: Path | None = None,
     num_workers: int = 1,
 ) -> Estimate:
-    """Score a few batches spread over the pool, for ten seconds at most beyond the first, and extrapolate."""
+    """Score a handful of images twice and then, for some seconds, growing numbers from all over the pool."""
     device = device_of(model)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    size = min(settings.batch_size, len(pool))
-    starts = np.unique(np.linspace(0, len(pool) - size, _PROBE_BATCHES).astype(int))
-    began = time.perf_counter()
-    spent: list[float] = []
+    most = min(settings.batch_size, len(pool))
+    # compiled graphs come in sizes up to one pass: the first probe has to make them all
+    size = min(settings.chunk if settings.compile else _FIRST, most)
+    probes: list[tuple[int, float]] = []
+    began = 0.0
     rows: list[dict[str, Any]] = []
-    for start in starts:
-        before = time.perf_counter()
-        rows.append(score_batch(model, pool, np.arange(start, start + size), settings))
+    while len(probes) < _PROBES:
+        before = perf_counter()
+        if len(probes) == 1:  # the first pays for allocations and for choosing kernels, and is not counted
+            began = before
+        rows.append(score_batch(model, pool, _spread(len(pool), size, len(probes)), settings))
         synchronise(device)
-        spent.append(time.perf_counter() - before)
-        if time.perf_counter() - began > _PROBE_S:
-            break
-    steady = spent[1:] or spent  # the first batch pays for allocations and for choosing kernels
-    rate = size * len(steady) / sum(steady)
+        now = perf_counter()
+        probes.append((size, now - before))
+        if len(probes) > 1:
+            affordable = int((_PROBE_S - (now - began)) / (now - before) * size)
+            if affordable < size:
+                break
+            size = min(affordable, size * _GROWTH, most)
+    rate = _rate(probes)
     columns = {name: np.concatenate([batch[name] for batch in rows]) for name in rows[0]}
     done = _finished(out, meta) if out else 0
     left = len(pool) - done
@@ -88,8 +98,22 @@ def estimate(
         disk_bytes=round(per_row * left),
         disk_free=_free(out) if out else None,
         memory_bytes=_peak_memory(device),
-        probed=size * len(spent),
+        probed=sum(count for count, _ in probes),
+        whole_batch=max(count for count, _ in probes) == most,
     )
+
+
+def _spread(rows: int, size: int, probe: int) -> NDArray[np.int64]:
+    """``size`` rows all over a pool, which may be sorted by class; others for every probe."""
+    return (np.arange(size) * rows // size + probe * rows // (size * _PROBES)) % rows
+
+
+def _rate(probes: list[tuple[int, float]]) -> float:
+    """Images per second in the largest probes but the first: small ones leave a GPU idle."""
+    counted = probes[1:]
+    largest = max(size for size, _ in counted)
+    counted = [(size, spent) for size, spent in counted if 2 * size >= largest]
+    return sum(size for size, _ in counted) / sum(spent for _, spent in counted)
 
 
 def _finished(out: Path, meta: dict[str, Any]) -> int:

@@ -46,12 +46,14 @@ def run_on_devices(arguments: Sequence[str], devices: int, device: str) -> int:
 
     Every process is one worker; on GPUs process i sees GPU i. One that fails does not stop the others: what they
     finish is kept, and running the same command again makes the rest.
+
+    What is appended wins over what was typed, and over a ``--config`` file that every process reads again.
     """
     processes = []
     try:
         for worker in range(devices):
-            place = ["--worker", str(worker), "--num-workers", str(devices)]
-            where = ["--device", f"cuda:{worker}"] if device.startswith("cuda") else []
+            place = ["--devices", "1", "--worker", str(worker), "--num-workers", str(devices)]
+            where = ["--device", f"cuda:{worker}" if device.startswith("cuda") else device]
             quiet = ["--quiet"] if worker and "--quiet" not in arguments else []
             command = [sys.executable, "-m", "puma", *arguments, *place, *where, *quiet]
             processes.append(subprocess.Popen(command))

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from puma.margins import Status
 from puma.strategies.problem import Choice, Problem
+from puma.strategies.quotas import make_quotas
 from puma.strategies.registry import Strategy
 
 NO_MARGIN_LIMIT = 0.01
@@ -74,6 +76,11 @@ def doubts(problem: Problem, choice: Choice, counts: dict[str, Any], rule: Strat
         found.append(f"{missing} rows fewer than asked could be removed: the others have no score")
     if rule.compares and problem.table.meta.get("mode") == "rank":
         found.append("the margins are linearised estimates (mode rank), which order images but do not measure them")
+    if reasons := _beyond_cascade(problem, choice, counts, rule):
+        found.append(
+            "the margins were measured for another plan (mode cascade) and are estimates elsewhere: "
+            + "; ".join(reasons)
+        )
     share, eps, margin = counts.get("mislabelled_after", 0.0), counts["mean_eps"], counts.get("mean_margin", np.inf)
     if share > COLLAPSE_SHARE:
         found.append(
@@ -92,3 +99,33 @@ def doubts(problem: Problem, choice: Choice, counts: dict[str, Any], rule: Strat
             "(compare with uniform-eps)"
         )
     return found
+
+
+def _beyond_cascade(problem: Problem, choice: Choice, counts: dict[str, Any], rule: Strategy) -> list[str]:
+    """Where a plan rests on margins that a cascade only estimated, because it was told of another plan."""
+    table, threat = problem.table, problem.threat
+    told = (table.meta.get("settings") or {}).get("cascade")
+    if told is None:
+        return []
+    reasons = []
+    if "high margin" in rule.prunes:
+        cut = make_quotas(table, told["prune_fraction"], protect_real=True, class_balanced=True)
+        mine = problem.quotas
+        if not (np.array_equal(cut.codes, mine.codes) and np.array_equal(cut.remove, mine.remove)):
+            share = counts["to_remove"] / max(counts["prunable"], 1)
+            reasons.append(
+                f"it prunes {share:.4g} of the prunable images, that one {told['prune_fraction']:g} of each source and "
+                "class, and margins were measured near that cut"
+            )
+    if rule.prunes.startswith("low") and counts["misclassified"]:
+        reasons.append("it removes low margins, and how far misclassified images lie beyond the boundary is estimated")
+    c = choice.derived.get("c", choice.derived.get("puma_c"))
+    if c is not None and table.norm == threat.norm:
+        reach = max(threat.eps, float(choice.eps.max(initial=0))) / c  # beyond eps where a rule goes there
+        guessed = choice.keep & (table.status == Status.ESTIMATED) & (table.margin < np.float32(reach))
+        if number := int(np.count_nonzero(guessed)):
+            reasons.append(
+                f"its cap reaches margins below {reach:.4g}, that one's below {told['threat']['eps'] / told['c']:.4g}, "
+                f"and {number} of the {counts['kept']} kept images in its reach were not measured"
+            )
+    return reasons

@@ -1,4 +1,9 @@
-"""Feature vectors of a pool's images, and scores carried along them to rows that have none."""
+"""Feature vectors of a pool's images, and scores carried along them to rows that have none.
+
+A folder of vectors holds ``part-000000.npy``, ... and a record ``features.json``: whose they are (``pool``, its
+fingerprint, and ``model``, the SHA-256 of its weights) and the SHA-256 of each part (``parts``; folders of older
+versions lack it).
+"""
 
 from __future__ import annotations
 
@@ -9,21 +14,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import DataError
+from puma.files import read_json, sha256_file
 
 Features = NDArray[np.floating[Any]] | str | Path
 BLOCK = 8_192
+RECORD = "features.json"
 
 
-def read_features(features: Features, rows: int) -> NDArray[np.floating[Any]]:
+def read_features(features: Features, rows: int, pool: str | None = None) -> NDArray[np.floating[Any]]:
     """Feature vectors ``[rows, D]``, from an array, a .npy file (mapped, not loaded) or a folder of .npy parts.
 
+    Args:
+        features: where they are.
+        rows: images of the pool.
+        pool: fingerprint of the pool, held against the folder's record.
+
     Raises:
-        DataError: the file is missing or broken, or the array has another shape or kind.
+        DataError: the file is missing or broken, the folder's record names another pool or other bytes, or the array
+            has another shape or kind.
     """
     array: Any = features
     if isinstance(features, (str, Path)):
         path = Path(features)
         parts = sorted(path.glob("part-*.npy")) if path.is_dir() else [path]
+        if pool is not None and path.is_dir():
+            _refuse_other_pool(path, pool)
+        for part in parts:
+            check_part(part)
         arrays = [_load(part) for part in parts or [path]]
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     array = np.asanyarray(array)
@@ -33,6 +50,38 @@ def read_features(features: Features, rows: int) -> NDArray[np.floating[Any]]:
             why=f"they have to be float, one vector for each of the pool's {rows} images",
         )
     return array  # type: ignore[no-any-return]
+
+
+def check_part(path: Path) -> bool:
+    """Compare a part with its SHA-256 in the record beside it; False where there is none to compare.
+
+    Raises:
+        DataError: the bytes are others.
+    """
+    if not path.is_file() or (expected := _record(path.parent).get("parts", {}).get(path.name)) is None:
+        return False
+    if (digest := sha256_file(path)) != expected:
+        raise DataError(
+            f"{path} is damaged, or was made again: its checksum does not fit {RECORD} beside it",
+            why=f"sha256 {digest[:12]} now, {expected[:12]} then",
+            fix="run `puma score --from-run RUN --features DIR` again: it makes only what does not fit",
+        )
+    return True
+
+
+def _refuse_other_pool(folder: Path, pool: str) -> None:
+    if (theirs := _record(folder).get("pool", pool)) != pool:
+        raise DataError(
+            f"{folder} holds features of another pool",
+            why=f"they are of the pool {theirs[:12]}, the table of {pool[:12]}",
+            fix="embed the table's own pool with `puma score --from-run RUN --features DIR`",
+        )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What is written beside the parts; nothing where the vectors were not made here."""
+    path = folder / RECORD
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 def _load(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from puma.errors import DataError, UsageError
 from puma.margins import MarginTable
 from puma.plan import Plan
 from puma.strategies.describe import count, doubts
+from puma.strategies.features import read_features
 from puma.strategies.problem import Choice, Problem
 from puma.strategies.quotas import make_quotas
 from puma.strategies.registry import Strategy, get_strategy
@@ -49,13 +51,16 @@ def make_plan(
     Raises:
         UsageError: unknown strategy or parameter, or a value out of its range.
         DataError: the table is in another norm than the threat model and the strategy compares the two, the table lacks
-            the strategy's scores, labels are out of range, or the plan would empty a class.
+            the strategy's scores, features are damaged or of another pool, labels are out of range, or the plan would
+            empty a class.
     """
     if isinstance(threat, str):
         threat = ThreatModel.parse(threat)
     rule = get_strategy(strategy)
     resolved = rule.resolve(params)
     _check(table, rule, prune_fraction, threat, seed)
+    if isinstance(resolved.get("features"), (str, Path)):  # the vectors count, not where they lie
+        resolved["features"] = read_features(resolved["features"], len(table), table.meta["pool"]["fingerprint"])
     share = prune_fraction if rule.prunes else 0.0
     quotas = make_quotas(table, share, protect_real=protect_real, class_balanced=class_balanced)
     problem = Problem(table, threat, quotas, seed)
@@ -126,5 +131,5 @@ def _recorded(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         import hashlib
 
-        return "sha256:" + hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()
+        return "sha256:" + hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()  # a mapped file stays mapped
     return value
