@@ -3,10 +3,12 @@
 python examples/own_model.py
 """
 
+import numpy as np
 import torch
 from torch import nn
 
 import puma
+from puma.margins import Status
 from puma.recipe import load_recipe
 
 
@@ -26,5 +28,7 @@ pool = puma.Pool([puma.load_dataset("digits")])
 run = puma.train(Perceptron(), pool, threat=threat, recipe=load_recipe("digits", steps=100), seed=0)
 table = puma.score_margins(run.model, pool, norm="L2")
 plan = puma.make_plan(table, strategy="puma-plus", prune_fraction=0.3, threat=threat)
-print(table.to_pandas().groupby("status", observed=True).margin.describe())
+for status in np.unique(table.status):
+    margins = table.margin[table.status == status]
+    print(f"{len(margins)} {Status(status).text}, median margin {np.median(margins):.3f}")
 print(f"puma-plus keeps {plan.kept} images, mean eps {plan.mean_eps:.3f} of {threat.eps}")

@@ -1,4 +1,4 @@
-"""The diffusers backend. The stand-in pipelines have the calls of real ones; a tiny real one runs where it can."""
+"""The diffusers backend. The stand-in pipelines have the calls of real ones; a tiny real one needs the library."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from puma.data.load import load_dataset
 from puma.errors import CheckError, ModelError, UsageError
 from puma.generation import SamplerConfig, generate_from
 from puma.generation.pipelines import PipelineDrawer, load_pipeline
+
+INSTALLED = importlib.util.find_spec("diffusers") is not None
 
 
 class Pipeline:
@@ -65,7 +67,7 @@ class Unconditional(Pipeline):
 @pytest.fixture(autouse=True)
 def diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module of that name, where the library itself is not installed."""
-    if importlib.util.find_spec("diffusers") is None:
+    if not INSTALLED:
         module = ModuleType("diffusers")
         module.__version__ = "0"
         monkeypatch.setitem(sys.modules, "diffusers", module)
@@ -155,32 +157,31 @@ def test_torchvision_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) 
         load_pipeline("somewhere")
 
 
-if importlib.util.find_spec("diffusers") is not None:  # the extra is optional: without it there is nothing to test
+@pytest.mark.skipif(not INSTALLED, reason="diffusers is not installed")
+def test_a_real_pipeline_from_a_folder(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
-    def test_a_real_pipeline_from_a_folder(tmp_path: Path) -> None:
-        from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    pipeline = DiTPipeline(
+        DiTTransformer2DModel(2, 8, 4, out_channels=8, num_layers=1, sample_size=8, patch_size=2,
+                              num_embeds_ada_norm=1000, norm_num_groups=4),
+        AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, **blocks),
+        DDIMScheduler(),
+    )  # fmt: skip
+    pipeline.save_pretrained(tmp_path / "pipeline", safe_serialization=True)
 
-        torch.manual_seed(0)
-        blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
-        pipeline = DiTPipeline(
-            DiTTransformer2DModel(2, 8, 4, out_channels=8, num_layers=1, sample_size=8, patch_size=2,
-                                  num_embeds_ada_norm=1000, norm_num_groups=4),
-            AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, **blocks),
-            DDIMScheduler(),
-        )  # fmt: skip
-        pipeline.save_pretrained(tmp_path / "pipeline", safe_serialization=True)
+    def made(batch_size: int) -> NDArray[np.uint8]:
+        loaded = load_pipeline(str(tmp_path / "pipeline"))
+        drawer = PipelineDrawer(loaded, ["cat", "dog"], options={"num_inference_steps": 2})
+        out = tmp_path / f"{batch_size}.npz"
+        path = generate_from(drawer, 6, out=out, sampler=SamplerConfig(batch_size=batch_size))
+        return load_dataset(path).read(slice(None))
 
-        def made(batch_size: int) -> NDArray[np.uint8]:
-            loaded = load_pipeline(str(tmp_path / "pipeline"))
-            drawer = PipelineDrawer(loaded, ["cat", "dog"], options={"num_inference_steps": 2})
-            out = tmp_path / f"{batch_size}.npz"
-            path = generate_from(drawer, 6, out=out, sampler=SamplerConfig(batch_size=batch_size))
-            return load_dataset(path).read(slice(None))
-
-        first = made(3)
-        assert first.shape == (6, 8, 8, 3)
-        assert np.abs(first[0].astype(int) - first[2]).max() > 5
-        assert np.abs(made(2).astype(int) - first).max() <= 1
-        with pytest.raises(ModelError, match="cannot open") as error:
-            load_pipeline(str(tmp_path / "nowhere"))
-        assert error.value.why == "there is no such folder"
+    first = made(3)
+    assert first.shape == (6, 8, 8, 3)
+    assert np.abs(first[0].astype(int) - first[2]).max() > 5
+    assert np.abs(made(2).astype(int) - first).max() <= 1
+    with pytest.raises(ModelError, match="cannot open") as error:
+        load_pipeline(str(tmp_path / "nowhere"))
+    assert error.value.why == "there is no such folder"

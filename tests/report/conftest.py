@@ -1,67 +1,12 @@
-"""Headless Chromium for the tests of pages: opens a file and notes whatever went wrong."""
+"""A made-up study for the tests of reports."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from made_up_study import write_study
-
-CHROMIUM = "/usr/bin/chromium"
-
-
-class Opened:
-    """A page that is open, with the console errors and the requests it caused."""
-
-    def __init__(self, page: Any) -> None:
-        self.page = page
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("dialog", lambda dialog: (self.errors.append(f"dialog {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: self.requests.append(request.url))
-
-    def outside(self) -> list[str]:
-        """Requests other than the file itself and what lies inside it."""
-        return [url for url in self.requests if not url.startswith(("file:", "data:"))]
-
-    def overflow(self) -> int:
-        """Pixels by which the page is wider than the window."""
-        return int(self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A headless browser; a test that wants it is skipped where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not Path(CHROMIUM).is_file():
-        pytest.skip(f"no Chromium at {CHROMIUM} (apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(chromium: Any) -> Iterator[Callable[..., Opened]]:
-    """Open a file: ``open_page(path, width=1200, dark=False)``; the network is off."""
-    contexts = []
-
-    def opener(path: Path, width: int = 1200, dark: bool = False) -> Opened:
-        scheme = "dark" if dark else "light"
-        contexts.append(
-            chromium.new_context(offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme)
-        )
-        seen = Opened(contexts[-1].new_page())
-        seen.page.goto(path.resolve().as_uri())
-        return seen
-
-    yield opener
-    for context in contexts:
-        context.close()
 
 
 @pytest.fixture
