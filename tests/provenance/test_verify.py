@@ -24,6 +24,7 @@ from puma.models.build import build_model
 from puma.models.weights import load_model, save_model, weights_sha256
 from puma.provenance import verify
 from puma.recipe import load_recipe
+from puma.scoring.embed import embed
 from puma.strategies import make_plan
 from puma.threat import ThreatModel
 from puma.training import train
@@ -218,6 +219,25 @@ def test_a_plan_from_joined_tables_finds_them(copy: Path) -> None:
     assert verify(copy).notes == []
     shutil.rmtree(copy / "quiet")
     assert any("other.parquet was made from the table" in note for note in verify(copy).notes)
+
+
+def test_features_are_held_against_their_record(tmp_path: Path) -> None:
+    pool = Pool([load_dataset("digits?subset=200")])
+    model = build_model("small-cnn", 10, in_channels=1, image_size=8, seed=0).eval()
+    folder = embed(model, pool, tmp_path / "features", part_rows=80)
+    np.save(tmp_path / "features" / "notes.npy", np.zeros(3))  # none of its parts
+    found = verify(tmp_path)
+    assert not found.problems
+    assert found.counts == {"features": 3, "record": 1, "other": 1}
+    part = folder / "part-000002.npy"
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    (folder / "part-000000.npy").unlink()
+    told = [error.what for error in verify(tmp_path).problems]
+    assert len(told) == 2
+    assert "lacks 1 parts of its features, the first is part-000000.npy" in told[0]
+    assert "part-000002.npy is damaged" in told[1]
 
 
 def test_broken_images_in_parquet_are_found(tmp_path: Path) -> None:

@@ -44,10 +44,10 @@ ARMS = {
 }
 
 
-def key_of(strategy: str, params: str, prune: float, seed: int) -> str:
+def key_of(strategy: str, params: str, prune: float, seed: int, recipe: str = "digits") -> str:
     """Name of a cell's files."""
     parts = [f"{name}-{value}" for name, value in json.loads(params).items()]
-    return "-".join([strategy, *parts, f"p{prune * 100:g}", f"s{seed}", "digits"])
+    return "-".join([strategy, *parts, f"p{prune * 100:g}", f"s{seed}", recipe])
 
 
 def draw_flags(strategy: str, params: str, prune: float, seed: int, lower: float) -> tuple[np.ndarray, np.ndarray]:
@@ -96,6 +96,17 @@ def write_rows(folder: Path, rows: list[dict]) -> None:
     """``results.parquet`` with these rows, perhaps none."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), folder / "results.parquet")
+
+
+def write_records(folder: Path) -> None:
+    """``done/CELL.json`` for each cell of ``results.parquet``: its rows, as a study records them."""
+    cells: dict[str, list[dict]] = {}
+    for row in pq.read_table(folder / "results.parquet").to_pylist():
+        key = key_of(row["strategy"], row["params"], row["prune_fraction"], row["seed"], row["recipe"])
+        cells.setdefault(key, []).append(row)
+    (folder / "done").mkdir(exist_ok=True)
+    for key, rows in cells.items():
+        (folder / "done" / f"{key}.json").write_text(json.dumps({"rows": rows}))
 
 
 def write_run(folder: Path, strategy: str, params: str, prune: float, seed: int) -> None:
@@ -184,6 +195,7 @@ def write_study(folder: Path, name: str = "made up", seeds: int = 2, companions:
     pool = Pool([load_dataset("digits:train"), load_dataset(str(folder / "synthetic" / "images.npz"))])
     table = _table(pool)
     table.write(folder / "margins")
+    write_records(folder)
     shares = []
     for arm in ARMS:
         for seed in range(seeds):
@@ -193,6 +205,7 @@ def write_study(folder: Path, name: str = "made up", seeds: int = 2, companions:
             inner = ", ".join(f"{k}={v}" for k, v in json.loads(arm[1]).items())
             label = f"{arm[0]}({inner})" if inner else arm[0]
             share = 0.05 + 0.1 * ARMS[arm][1] + 0.004 * seed
-            shares.append({"strategy": label, "pool": POOL, "prune_fraction": arm[2], "seed": seed, "share": share})
+            where = {"strategy": label, "pool": POOL, "recipe": "digits", "prune_fraction": arm[2], "seed": seed}
+            shares.append(where | {"share": share})
     pq.write_table(pa.Table.from_pylist(shares), folder / "mislabelled.parquet")
     return folder

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from made_up_study import ARMS, REAL, SYNTHETIC, write_results, write_rows, write_run
+from made_up_study import ARMS, REAL, SYNTHETIC, write_records, write_results, write_rows, write_run
 from matplotlib.text import Text
+from typer import Typer
+from typer.testing import CliRunner
 
+from puma.cli.report import report as verb
 from puma.errors import DataError
 from puma.report import write_report
+from puma.report.content import Code
 from puma.report.evaluations import evaluation_file, read_evaluation, write_flags_file
 from puma.report.folder import make_report
 from puma.report.materials import Materials
@@ -265,6 +271,76 @@ def test_intervals_need_the_small_flags_file_only(tmp_path, make_study):
     assert table_of(after, "gap") == table_of(before, "gap")
     (folder / "flags.parquet").unlink()
     assert table_of(study_report(folder), "gap") != table_of(before, "gap")  # without the images' share
+
+
+def test_a_page_is_not_replaced_by_one_made_from_less(tmp_path, make_study, caplog):
+    folder = make_study(tmp_path / "study")
+    page = write_report(folder)
+    whole = page.read_bytes()
+    for name in ("plans", "runs", "margins", "synthetic"):
+        shutil.rmtree(folder / name)
+    assert write_report(folder) == page
+    assert page.read_bytes() == whole
+    assert "it shows Training, Margins, Attack norms, Images" in caplog.text
+    assert "--out" in caplog.text
+    less = write_report(folder, tmp_path / "less.html").read_text()
+    assert "<h2>Training</h2>" not in less
+    assert page.read_bytes() == whole
+    page.unlink()
+    assert write_report(folder).read_text() == less  # nothing is lost where nothing was
+    assert write_report(folder).read_text() == less
+
+
+def test_exporting_keeps_a_page_made_from_more(tmp_path, make_study):
+    folder = make_study(tmp_path / "study")
+    whole = write_report(folder).read_bytes()
+    shutil.rmtree(folder / "runs")
+    make_report(folder)
+    app = Typer()
+    app.command()(verb)
+    told = CliRunner().invoke(app, [str(folder), "--export", "csv", "--export-out", str(tmp_path / "csv")])
+    assert told.exit_code == 0, told.output
+    assert (folder / "report.html").read_bytes() == whole
+    assert (tmp_path / "csv" / "arms.csv").is_file()
+
+
+def test_the_way_to_repeat_it_is_that_of_the_code_that_ran(tmp_path):
+    folder = write_results(tmp_path / "study")
+    (folder / "study.toml").write_text('name = "made up"\nthreat = "Linf:0.2"\n')
+    write_records(folder)
+    commit, records = "0123456789abcdef0123456789abcdef01234567", sorted((folder / "done").glob("*.json"))
+
+    def commands(**first):
+        for path in records:
+            told = {"torch": "2.13.0+cpu", "numpy": "2.4.6", "puma": "0.2.0", "commit": commit}
+            path.write_text(json.dumps(json.loads(path.read_text()) | told | (first if path == records[0] else {})))
+        items = study_report(folder).sections[-1].items
+        return next(item.text for item in items if isinstance(item, Code))
+
+    assert commands() == (
+        f"git checkout {commit}\npip install torch==2.13.0 numpy==2.4.6 .\n"
+        "puma study run study.toml --out repeated/\npuma report repeated/"
+    )
+    assert commands(numpy="2.4.7").splitlines()[1] == "pip install torch==2.13.0 ."
+    several = commands(commit=f"{commit}-dirty")
+    assert f"\n#   {commit}-dirty\n#   {commit}\n" in several
+    assert "git checkout" not in several
+    for path in records:
+        path.write_text(json.dumps({"rows": json.loads(path.read_text())["rows"]}))
+    text = study_report(folder).page().html()
+    assert "the commit that ran was not recorded; this page was made by PUMA" in text
+
+
+def test_the_program_on_the_statistics_page_gives_the_intervals_of_the_report(tmp_path, monkeypatch, capsys):
+    root = Path(__file__).parents[2]
+    program = re.search(r"```python\n(.*?)```", (root / "docs" / "statistics.md").read_text(), re.S)[1]
+    monkeypatch.chdir(root)
+    exec(program, {})
+    line = next(line for line in capsys.readouterr().out.splitlines() if "(10000) puma 60% " in line)
+    shown = [float(number) for number in re.findall(r"-?\d\.\d{3}", line)]
+    row = next(row for row in table_of(study_report("results/digits"), "arms") if row["strategy"] == "puma")
+    robust = row["robust accuracy (AutoAttack standard)"]
+    assert shown[3:6] == pytest.approx([robust.number, robust.low, robust.high], abs=3e-3)  # other resamples
 
 
 def test_flags_of_another_result_are_not_used(tmp_path, make_study):

@@ -79,3 +79,21 @@ def test_a_folder_takes_more_cells_but_no_other_settings(tmp_path: Any) -> None:
     assert StudyFolder.create(StudySpec.parse(more), tmp_path).spec.cells()[0].strategy == "easy"
     with pytest.raises(ResumeError, match=r"Linf:0\.1.*Linf:0\.2"):
         StudyFolder.create(StudySpec.parse(settings(threat="Linf:0.2")), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"grid": [{"strategies": ["none"], "recipes": ["a/mine.toml", "b/mine.toml"]}]},
+            "a/mine.toml and b/mine.toml",
+        ),
+        ({"grid": [{"strategies": ["none"], "recipes": ["mine.toml", "./mine.toml"]}]}, "two recipes called 'mine'"),
+        ({"grid": [{"strategies": ["none"], "recipes": ["b/digits.toml"]}]}, "digits and b/digits.toml"),
+        ({"grid": [{"strategies": ["puma"], "prune_fractions": [0.33333333, 0.33333334]}]}, "two cells called"),
+    ],
+)
+def test_names_that_would_share_a_result_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        StudySpec.parse(settings(**changes))
+    assert words in str(caught.value)

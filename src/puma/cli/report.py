@@ -25,19 +25,20 @@ def report(
 
     A study's page holds the trade-off with the control frontiers, the gap of every strategy to them, margins, attack
     norms, images, training curves, and every setting needed to repeat it. Only results.parquet has to be there; all
-    else in the folder adds its section. Of a study that still runs, the cells finished so far.
+    else in the folder adds its section. Of a study that still runs, the cells finished so far. A page that was made
+    from more than is left in the folder is kept; --out writes another.
 
         puma report results/digits
         puma report results/digits --export pdf --export latex
     """
     from puma.report.export import check_formats
     from puma.report.export import export as write_files
-    from puma.report.folder import make_report
+    from puma.report.folder import make_report, write_page
 
     formats = check_formats(export or [])
     _refresh(folder)
     made = make_report(folder)
-    typer.echo(made.page().write(out or folder / "report.html"))
+    typer.echo(write_page(made, folder, out))
     for path in write_files(made, formats, export_out or folder / "export") if formats else []:
         typer.echo(path)
 

@@ -78,6 +78,7 @@ def run(
     budget = Budget.of(parse_time(time_budget) if time_budget else None)
     if study.is_dir():
         folder = StudyFolder.open(study)
+        folder.freeze_recipes()
     else:
         spec = StudySpec.read(study)
         folder = StudyFolder.create(spec, out or Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name))

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 from puma.errors import DataError, ModelError
 from puma.files import read_json
 from puma.provenance.rewriting import check_rewritten
+from puma.strategies.features import RECORD, check_part
 
 _PUMA, _SCHEMA = b"puma", b"schema"
+_OF_STUDIES = ("puma.results/", "puma.flags/", "puma.mislabelled/")
 _BATCH = 65_536
 
 
@@ -74,12 +76,24 @@ def _parquet(path: Path) -> Artefact:
         return Artefact(path, "plan", {"fingerprint": plan.fingerprint, **made})
     if name.startswith("puma.evaluation/"):
         return Artefact(path, "flags", {"identity": told.get("identity")})
+    # A study's table; when they had no checksums, they had no metadata but their schema's name.
+    if "fingerprints" in told or (name.startswith(_OF_STUDIES) and len(metadata) > 1):
+        check_rewritten(path, lambda empty: _write_again(path, empty / path.name))
     if {"img", "image"} & set(schema.names):
         from puma.data.parquet import load_parquet
 
         load_parquet(path, verify="full")
         return Artefact(path, "data", _drawn_by(told))
     return Artefact(path, name.partition("/")[0].removeprefix("puma.") or "table")
+
+
+def _write_again(path: Path, target: Path) -> Path:
+    """A study's table as `puma.report.evaluations.write_table` writes it."""
+    try:
+        pq.write_table(pq.read_table(path), target, compression="zstd", write_page_checksum=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} is broken", why=str(error).strip()[:200]) from None
+    return target
 
 
 def _npz(path: Path) -> Artefact:
@@ -91,6 +105,10 @@ def _npz(path: Path) -> Artefact:
         check_not_bomb(member)
         check_crc(member)
     return Artefact(path, "data", _drawn_by(read_comment(path)))
+
+
+def _npy(path: Path) -> Artefact:
+    return Artefact(path, "features") if check_part(path) else _unknown(path)
 
 
 def _drawn_by(told: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +139,14 @@ def _weights(path: Path) -> Artefact:
 def _json(path: Path) -> Artefact:
     value = read_json(path)
     if not isinstance(value, dict):
+        return Artefact(path, "record")
+    if path.name == RECORD:
+        missing = [name for name in value.get("parts", {}) if not path.with_name(name).exists()]
+        if missing:
+            raise DataError(
+                f"{path.parent} lacks {len(missing)} parts of its features, the first is {missing[0]}",
+                why="embedding has not finished, or a part was removed",
+            )
         return Artefact(path, "record")
     schema = str(value.get("schema", ""))
     if schema.startswith("puma.run/"):
@@ -158,6 +184,7 @@ def _unknown(path: Path) -> Artefact:
 
 _READERS: dict[str, Callable[[Path], Artefact]] = {
     ".parquet": _parquet,
+    ".npy": _npy,
     ".npz": _npz,
     ".safetensors": _weights,
     ".json": _json,

@@ -23,7 +23,10 @@ def check_rewritten(path: Path, write: Callable[[Path], Path]) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="puma-verify-") as folder:
         again = write(Path(folder))
-        same_writer = pq.read_metadata(again).created_by == pq.read_metadata(path).created_by
+        try:
+            same_writer = pq.read_metadata(again).created_by == pq.read_metadata(path).created_by
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is broken", why=f"its writer's name: {error}") from None
         if same_writer and again.read_bytes() != path.read_bytes():
             raise DataError(
                 f"{path} is broken",

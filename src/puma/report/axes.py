@@ -81,14 +81,16 @@ def pool_section(materials: Materials, main: Sequence[Arm]) -> Section:
 
 def mislabelled_section(materials: Materials, main: Sequence[Arm]) -> Section:
     """Share of kept training images whose perturbation an independent judge gives another class."""
-    shares_of: dict[tuple[str, str, float], list[float]] = {}
+    shares_of: dict[tuple[str, str, str, float], list[float]] = {}
     for row in materials.mislabelled:
-        shares_of.setdefault((row["strategy"], row["pool"], row["prune_fraction"]), []).append(row["share"])
+        key = row["strategy"], row["pool"], row["recipe"], row["prune_fraction"]
+        shares_of.setdefault(key, []).append(row["share"])
     looked = materials.settings.get("evaluation", {}).get("mislabelled", 2000)
     entries: list[tuple[str, str, Interval]] = []
     rows: list[list[object]] = []
     for arm in main:
-        shares = shares_of.get((_cell_label(arm), arm.first.pool, arm.first.prune_fraction))
+        first = arm.first
+        shares = shares_of.get((_cell_label(arm), first.pool, first.recipe, first.prune_fraction))
         if shares is None:
             continue
         estimate = mean_interval(shares)

@@ -26,7 +26,8 @@ FLAGS_FILE = "flags.parquet"
 Judged = tuple[Flags, str]
 """Flags, and the attack that gave the robust ones."""
 
-_TEXT, _LIST = pa.string(), pa.list_(pa.bool_())
+# "element": as it is read back, so that `puma verify` writes the same bytes again
+_TEXT, _LIST = pa.string(), pa.list_(pa.field("element", pa.bool_()))
 _SCHEMA = pa.schema(
     {
         "study": _TEXT,
@@ -71,7 +72,7 @@ def read_flags_file(path: Path) -> dict[CellKey, Judged]:
         OSError, ValueError, KeyError, pyarrow.ArrowException: it is broken.
     """
     found: dict[CellKey, Judged] = {}
-    for row in pq.read_table(path).to_pylist():
+    for row in pq.read_table(path, page_checksum_verification=True).to_pylist():
         setting = Setting(row["study"], row["pool"], row["recipe"], row["checkpoint"])
         key = setting, Arm(row["strategy"], row["params"], row["prune_fraction"]), row["seed"]
         clean, robust = (np.array(row[name], dtype=np.float64) for name in ("clean", "robust"))
@@ -79,14 +80,23 @@ def read_flags_file(path: Path) -> dict[CellKey, Judged]:
     return found
 
 
-def write_flags_file(path: Path, judged: Mapping[CellKey, Judged]) -> None:
-    """Write a study's flags to one file."""
+def write_flags_file(path: Path, judged: Mapping[CellKey, Judged], made: Mapping[str, Any] | None = None) -> None:
+    """Write a study's flags to one file; ``made`` says what they were made by and from."""
     rows = []
     for (setting, arm, seed), (flags, attack) in judged.items():
         judged_images = {"attack": attack, "clean": _listed(flags.clean), "robust": _listed(flags.robust)}
         rows.append(asdict(setting) | asdict(arm) | {"seed": seed} | judged_images)
+    write_table(path, pa.Table.from_pylist(rows, schema=_SCHEMA), made or {})
+
+
+def write_table(path: Path, table: pa.Table, made: Mapping[str, Any]) -> None:
+    """Write one of a study's tables with a checksum on every page; ``made`` goes into its metadata, as JSON.
+
+    Equal tables give equal bytes.
+    """
+    told = {**(table.schema.metadata or {}), b"puma": json.dumps(made, sort_keys=True).encode()}
     with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), temporary, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(told), temporary, compression="zstd", write_page_checksum=True)
 
 
 def _listed(flags: Any) -> list[bool | None]:

@@ -19,11 +19,11 @@ from puma.data.source import Source
 from puma.errors import DataError, PumaError
 from puma.files import read_json
 from puma.margins import MarginTable
-from puma.plan import Plan, read_meta
+from puma.plan import Plan
 from puma.report.evaluations import FLAGS_FILE, Judged, read_flags_file
 from puma.report.results import Result, read_results
 from puma.threat import ThreatModel
-from puma.tradeoff import CellKey
+from puma.tradeoff import CellKey, read_cells
 
 T = TypeVar("T")
 
@@ -70,33 +70,35 @@ class Materials:
         return self._try("margins", lambda: MarginTable.read(path)) if path.is_dir() else None
 
     @cached_property
-    def plan_files(self) -> list[tuple[Path, dict[str, Any]]]:
-        """The plans and what they say about themselves, by file name."""
-        paths = sorted((self.folder / "plans").glob("*.parquet"))
-        metas = [(path, self._try("plan", lambda path=path: read_meta(path))) for path in paths]  # type: ignore[misc]
-        return [(path, meta) for path, meta in metas if meta is not None]
+    def records(self) -> dict[str, dict[str, Any]]:
+        """What each finished task recorded, by the task's name."""
+        paths = sorted((self.folder / "done").glob("[!.]*.json"))
+        found = {path.stem: self._try("record", read_json, path) for path in paths}
+        return {name: record for name, record in found.items() if isinstance(record, dict)}
 
-    def plan_file(self, row: Result) -> Path | None:
-        """The plan behind a row of the results, found by what both say about themselves."""
-        paths = [path for path, meta in self.plan_files if _same_choice(meta, row)]
-        recipe = re.sub(r"[^A-Za-z0-9._-]+", "_", row.recipe)
-        return next((path for path in paths if recipe in path.stem), paths[0] if paths else None)
+    @cached_property
+    def cell_names(self) -> dict[CellKey, str]:
+        """Names of the finished cells, by what names their rows.
+
+        A cell's record, plan and run share its name. Only the record has its rows as well: a plan holds resolved
+        parameters, which those of another variant may equal, and no recipe.
+        """
+        found: dict[CellKey, str] = {}
+        for name, record in self.records.items():
+            cells = self._try(f"record {name}", read_cells, record.get("rows", []))
+            found |= {cell.key: name for cell in cells or []}
+        return found
 
     def plan(self, row: Result) -> Plan | None:
         """The plan behind a row of the results."""
-        path = self.plan_file(row)
-        return self._try("plan", lambda: Plan.read(path)) if path else None
+        path = self.folder / "plans" / f"{self.cell_names.get(row.key)}.parquet"
+        return self._try("plan", lambda: Plan.read(path)) if path.is_file() else None
 
     def run_folder(self, row: Result) -> Path | None:
-        """The run behind a row of the results: it has the name of its plan."""
-        path = self.plan_file(row)
-        folder = self.folder / "runs" / path.stem if path else None
+        """The run behind a row of the results."""
+        name = self.cell_names.get(row.key)
+        folder = self.folder / "runs" / name if name else None
         return folder if folder and folder.is_dir() else None
-
-    def done(self, task: str) -> dict[str, Any]:
-        """What a finished task recorded."""
-        path = self.folder / "done" / f"{task}.json"
-        return dict(self._try("record", lambda: read_json(path)) or {}) if path.is_file() else {}
 
     @cached_property
     def flags(self) -> dict[CellKey, Judged]:
@@ -110,14 +112,22 @@ class Materials:
         path = self.folder / "synthetic" / "quality.json"
         if path.is_file():
             return dict(self._try("synthetic quality", lambda: read_json(path)) or {})
-        return dict(self.done("synthetic").get("quality") or {})
+        return dict(self.records.get("synthetic", {}).get("quality") or {})
 
     @cached_property
     def mislabelled(self) -> list[dict[str, Any]]:
-        """Rows of ``mislabelled.parquet``: ``strategy, pool, prune_fraction, seed, share``."""
+        """Rows of ``mislabelled.parquet``: ``strategy, pool, recipe, prune_fraction, seed, share``."""
         path = self.folder / "mislabelled.parquet"
-        rows = self._try("mislabelled shares", lambda: pq.read_table(path).to_pylist()) if path.is_file() else None
-        return [row for row in rows or [] if row.get("share") is not None]
+        return (self._try("mislabelled shares", lambda: self._shares(path)) or []) if path.is_file() else []
+
+    def _shares(self, path: Path) -> list[dict[str, Any]]:
+        rows = pq.read_table(path, page_checksum_verification=True).to_pylist()
+        if rows and "recipe" not in rows[0]:  # as written before shares named their recipe
+            recipes = {result.recipe for result in self.results}
+            if len(recipes) > 1:
+                raise DataError(f"{path} does not say which of {len(recipes)} recipes a share belongs to")
+            rows = [row | {"recipe": recipe} for row in rows for recipe in recipes]
+        return [row for row in rows if row.get("share") is not None]
 
     @cached_property
     def pool(self) -> Pool | None:
@@ -138,9 +148,9 @@ class Materials:
             )
         return pool
 
-    def _try(self, what: str, read: Callable[[], T]) -> T | None:
+    def _try(self, what: str, read: Callable[..., T], *arguments: Any) -> T | None:
         try:
-            return read()
+            return read(*arguments)
         except (PumaError, OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             message = error.what if isinstance(error, PumaError) else str(error)
             self.problems.append(f"{what}: {message}")
@@ -155,16 +165,3 @@ def pool_rows(pool: str) -> int | None:
     """
     counts = re.findall(r"\((\d+)\)", pool)
     return sum(map(int, counts)) if counts else None
-
-
-def _same_choice(meta: dict[str, Any], row: Result) -> bool:
-    """Whether a plan is the one of this row; a plan names all parameters of its strategy, a row those that were set."""
-    rows = sum(source["rows"] for source in meta["pool"]["sources"])
-    params = dict(meta.get("params", {}))
-    return (
-        meta.get("strategy") == row.strategy
-        and meta.get("seed") == row.seed
-        and abs(float(meta.get("prune_fraction", 0)) - row.prune_fraction) < 1e-9
-        and (pool_rows(row.pool) or rows) == rows
-        and {**params, **row.parameters} == params
-    )

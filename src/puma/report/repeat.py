@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from puma.report.choices import Choice
 from puma.report.content import Code, Heading, Item, Note, Section, Settings, Table
 from puma.report.materials import Materials
 
+_WHERE = ("host", "threads", "torch", "numpy", "puma")
 _FIRST_SEED = "What identifies the artefacts; of the plans, those of the first seed."
-_COMMAND = "pip install puma-robust=={version}\npuma study run study.toml --out repeated/\npuma report repeated/"
+_COMMAND = "{checkout}\npip install {versions}.\npuma study run study.toml --out repeated/\npuma report repeated/"
 
 
 def repeat_section(materials: Materials, choices: Sequence[Choice]) -> Section:
@@ -23,9 +24,10 @@ def repeat_section(materials: Materials, choices: Sequence[Choice]) -> Section:
     path = materials.folder / "study.toml"
     if materials.settings:
         items += [
-            "Save the settings below as `study.toml` and run the commands. The same machine type, thread count and "
-            "library versions give the same bytes; others differ by rounding that training amplifies.",
-            Code(_COMMAND.format(version=__version__)),
+            "Save the settings below as `study.toml` and run the commands in a clone of PUMA's repository. The same "
+            "machine type, thread count and library versions give the same bytes; others differ by rounding that "
+            "training amplifies.",
+            Code(_COMMAND.format(checkout=_checkout(materials), versions=_versions(materials))),
             Heading("The study"),
             Code(path.read_text()),
         ]
@@ -41,15 +43,42 @@ def repeat_section(materials: Materials, choices: Sequence[Choice]) -> Section:
     return Section("To repeat it", items)
 
 
+def _checkout(materials: Materials) -> str:
+    """How to come to the code that ran; a comment where that was not recorded or is more than one commit."""
+    commits, versions = _recorded(materials, "commit"), _recorded(materials, "puma")
+    if len(commits) == 1 and not commits[0].endswith("-dirty"):
+        return f"git checkout {commits[0]}"
+    if commits:
+        return "\n".join(["# ran from, with uncommitted changes where it says dirty:", *(f"#   {c}" for c in commits)])
+    ran = f"ran with PUMA {', '.join(versions)}" if versions else f"this page was made by PUMA {__version__}"
+    return f"# the commit that ran was not recorded; {ran}"
+
+
+def _versions(materials: Materials) -> str:
+    """The libraries that ran, as pip takes them, where every piece had the same; a build's name is not part of it."""
+    found = {name: _recorded(materials, name) for name in ("torch", "numpy")}
+    return "".join(f"{name}=={seen[0].partition('+')[0]} " for name, seen in found.items() if len(seen) == 1)
+
+
+def _recorded(materials: Materials, name: str) -> list[str]:
+    """The values that the finished pieces recorded under a name, each once."""
+    values: Iterable[Any] = (record.get(name) for record in materials.records.values())
+    return list(dict.fromkeys(str(value) for value in values if value))
+
+
 def _recipes(materials: Materials) -> list[tuple[str, dict[str, Any]]]:
-    """The settings of each recipe, from the first run that used it."""
+    """The settings of each recipe: the study's own copy, or that of the first run that used it."""
     found: dict[str, dict[str, Any]] = {}
     for row in materials.results:
         if row.recipe in found:
             continue
-        folder = materials.run_folder(row)
-        if folder and (folder / "recipe.toml").is_file():
-            found[row.recipe] = tomllib.loads((folder / "recipe.toml").read_text())
+        run = materials.run_folder(row)
+        copies = [
+            materials.folder / "recipes" / f"{Path(row.recipe).stem}.toml",
+            *([run / "recipe.toml"] if run else []),
+        ]
+        if path := next((path for path in copies if path.is_file()), None):
+            found[row.recipe] = tomllib.loads(path.read_text())
     return list(found.items())
 
 
@@ -82,16 +111,15 @@ def _file(path: Path) -> str | None:
 
 def _machines(materials: Materials) -> list[Item]:
     """Where the tasks ran and how long they took, as the study recorded them."""
-    records = [materials.done(path.stem) for path in sorted((materials.folder / "done").glob("[!.]*.json"))]
     groups: dict[tuple[str, ...], list[float]] = {}
-    for record in records:
+    for record in materials.records.values():
         if "seconds" in record:
-            key = tuple(str(record.get(name, "unknown")) for name in ("host", "threads", "torch"))
+            key = tuple(str(record.get(name) or "unknown") for name in _WHERE)
             groups.setdefault(key, []).append(float(record["seconds"]))
     if not groups:
         return []
     rows = [[*key, len(seconds), sum(seconds) / 3600] for key, seconds in groups.items()]
-    head = ["host", "threads", "torch", "tasks", "hours"]
+    head = [*_WHERE, "tasks", "hours"]
     return [
         Heading("Where it ran"),
         Table("machines", head, rows, "Hours are the sum over tasks, some of which ran side by side."),

@@ -109,7 +109,7 @@ def read_results(path: Path | str) -> list[Result]:
             f"{path} does not exist", fix="`puma study run` makes it; `puma study status` shows how far it is"
         )
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"cannot read {path}", why=str(error).strip()) from None
     missing = [name for name in COLUMNS if name not in table.column_names]

@@ -15,6 +15,9 @@ from puma.report.results import Arm
 from puma.report.statistics import make_statistics
 from puma.report.training import training_section
 
+FROM_LARGE_FILES = ("Training", "Margins", "Attack norms", "Images")
+"""Sections that need more of a study than its small files."""
+
 
 def study_report(folder: Path | str) -> Report:
     """What the report of a study says, for a page or for export.

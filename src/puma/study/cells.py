@@ -14,10 +14,9 @@ from puma.models.weights import load_model
 from puma.plan import Plan
 from puma.recipe import load_recipe
 from puma.strategies import get_strategy, make_plan
-from puma.strategies.features import read_features
 from puma.study.folder import StudyFolder
 from puma.study.margins import load_judge
-from puma.study.materials import load_pool, load_test, new_network
+from puma.study.materials import load_pool, load_test, new_network, on_device, study_device
 from puma.study.spec import Cell
 from puma.training import Run, train
 
@@ -35,7 +34,7 @@ def run_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
     if more_than_margins(cell):
         table = table.join(MarginTable.read(study.scores_folder(cell.synthetic)))
         if "features" in get_strategy(cell.strategy).parameters:
-            params["features"] = read_features(study.features_folder(cell.synthetic), len(table))
+            params["features"] = study.features_folder(cell.synthetic)
     plan = make_plan(
         table,
         strategy=cell.strategy,
@@ -50,9 +49,11 @@ def run_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
     run = train(network, pool, threat=threat, plan=plan, recipe=cell.recipe, out=out, seed=cell.seed, progress=show)
     rows = []
     for checkpoint in settings.checkpoints:
-        model = run.model if checkpoint == "last" else run.best
+        model = on_device(run.model if checkpoint == "last" else run.best)
+        if study_device().type == "cpu":
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster there
         judged = evaluate(
-            model.to(memory_format=torch.channels_last),  # type: ignore[call-overload]  # a fifth faster on a CPU
+            model,
             load_test(study),
             threat,
             out=out if checkpoint == "last" else out / checkpoint,
@@ -94,8 +95,8 @@ def _row(
 def judge_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
     """Share of a cell's kept training images whose perturbation the judge gives another class."""
     share = mislabelled_share(
-        load_model(study.run_folder(cell)),
-        load_judge(study),
+        on_device(load_model(study.run_folder(cell))),
+        on_device(load_judge(study)),
         load_pool(study, cell.synthetic),
         Plan.read(study.plan_file(cell)),
         study.spec.threat_model,

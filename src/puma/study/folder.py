@@ -2,6 +2,7 @@
 
 ```
 study.toml             the settings
+recipes/NAME.toml      each recipe as it was when the study took it up
 synthetic/             images.npz and quality.json, where the study makes its own images
 margin-model-0/ ...    runs of the margin models (one, or one per fold)
 margins/               the margin table
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from puma.errors import DataError, ResumeError
-from puma.files import prepare_folder, read_json, write_json, write_text
+from puma.files import fingerprint, prepare_folder, read_json, sha256_file, write_json, write_text
+from puma.recipe import Recipe, load_recipe
 from puma.study.spec import Cell, StudySpec
 
 
@@ -39,25 +41,23 @@ class StudyFolder:
         """Begin a study in ``path``, or go on with the one there.
 
         Cells may have been added or taken away since; what the cells share (pool, network, margins, evaluation,
-        threat, recipe) must be the same.
+        threat, recipes) must be the same.
 
         Raises:
-            ResumeError: the folder holds a study with other shared settings; both values are named.
+            ResumeError: the folder holds a study with other shared settings or recipes; both values are named.
+            UsageError: a recipe that cannot be used.
             StorageError: the folder cannot be written.
         """
         folder = cls(spec, prepare_folder(path))
         if folder.settings_file.exists():
             before = cls.open(path).spec.model_dump(exclude={"grid"})
-            after = spec.model_dump(exclude={"grid"})
-            changed = [
-                f"{key}: {before[key]!r} there, {after[key]!r} now" for key in after if before[key] != after[key]
-            ]
-            if changed:
+            if changed := _changes(before, spec.model_dump(exclude={"grid"})):
                 raise ResumeError(
                     f"{path} holds a study with other settings",
                     why="; ".join(changed),
                     fix="choose another --out, or delete the folder",
                 )
+        folder.freeze_recipes()
         write_text(folder.settings_file, to_toml(spec))
         return folder
 
@@ -82,6 +82,46 @@ class StudyFolder:
     def synthetic_file(self) -> Path:
         """The images the study makes for itself."""
         return self.path / "synthetic" / "images.npz"
+
+    def recipe_file(self, recipe: str) -> Path:
+        """The study's own copy of a recipe; no two of its recipes share a stem."""
+        return self.path / "recipes" / f"{Path(recipe).stem}.toml"
+
+    def freeze_recipes(self) -> None:
+        """Keep a copy of each recipe that has none yet, and hold the others against theirs.
+
+        A file may be edited while a study runs or lie elsewhere on another machine, so that its name alone freezes
+        nothing. A study begun before there were copies takes its recipes as they are now.
+
+        Raises:
+            ResumeError: a recipe is no longer what it was; both values are named.
+            UsageError: a recipe that cannot be used.
+        """
+        for recipe in self.spec.recipes:
+            now, copy = load_recipe(recipe), self.recipe_file(recipe)
+            if not copy.is_file():
+                write_text(copy, now.to_toml())
+                continue
+            if changed := _changes(_substance(load_recipe(copy)), _substance(now)):
+                raise ResumeError(
+                    f"recipe {recipe} is not the one that {self.path} was begun with ({copy})",
+                    why="; ".join(changed),
+                    fix="restore the recipe, give the other one a name of its own, or choose another --out",
+                )
+
+    @property
+    def fingerprints(self) -> dict[str, Any]:
+        """What tells studies of one name apart: settings, recipes, pools and margin tables, where known."""
+        copies = {recipe: self.recipe_file(recipe) for recipe in self.spec.recipes}
+        recipes = {name: _substance(load_recipe(copy)) for name, copy in copies.items() if copy.is_file()}
+        found: dict[str, Any] = {
+            "study.toml": sha256_file(self.settings_file),
+            "recipes": {name: fingerprint(values) for name, values in recipes.items()},
+        }
+        for path in sorted((self.path / "done").glob("margins*.json")):
+            if prints := read_json(path).get("fingerprints"):  # studies begun before they were recorded have none
+                found[path.stem] = prints
+        return found
 
     def pool_folder(self, synthetic: int | None) -> Path:
         """Where margin models and margins of the pool with this many synthetic images lie."""
@@ -122,6 +162,16 @@ class StudyFolder:
 
     def _done_file(self, task: str) -> Path:
         return self.path / "done" / f"{task}.json"
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Both values of every setting that is not what it was."""
+    return [f"{key}: {before[key]!r} there, {after[key]!r} now" for key in after if before[key] != after[key]]
+
+
+def _substance(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe does; not what it is called."""
+    return recipe.model_dump(mode="json", exclude={"name", "source"})
 
 
 def to_toml(spec: StudySpec) -> str:

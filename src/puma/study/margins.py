@@ -19,7 +19,7 @@ from puma.scoring import score_margins
 from puma.scoring.embed import embed
 from puma.scoring.from_run import load_snapshots, score_run
 from puma.study.folder import StudyFolder
-from puma.study.materials import load_pool, new_network
+from puma.study.materials import load_pool, new_network, on_device, study_device
 from puma.training import train
 
 _JUDGE_SEED = 2000
@@ -38,21 +38,26 @@ def score_pool(study: StudyFolder, synthetic: int | None, show: bool) -> dict[st
         model = _train(study, pool, ~unseen, folder / f"margin-model-{number}", seed, label, show)
         out = folder / ("margins" if count == 1 else f"margins-fold-{number}")
         norm = study.spec.threat_model.norm
-        tables.append(score_margins(model, pool, norm=norm, mode=settings.mode, out=out, progress=show))
+        tables.append(score_margins(on_device(model), pool, norm=norm, mode=settings.mode, out=out, progress=show))
         scores.append(unseen | pool.synthetic if settings.folds > 1 else ~unseen)
+    whole = tables[0]
     if count > 1:
         kind = "cross_fitted" if settings.folds > 1 else "ensemble"
-        average(tables, np.stack(scores), kind).write(folder / "margins")
+        whole = average(tables, np.stack(scores), kind)
+        whole.write(folder / "margins")
     known = tables[0].margin[np.isfinite(tables[0].margin)]
-    return {"images": len(pool), "misclassified": float((known < 0).mean()) if len(known) else None}
+    wrong = float((known < 0).mean()) if len(known) else None
+    prints = {"pool": pool.fingerprint, "table": whole.fingerprint}
+    return {"images": len(pool), "misclassified": wrong, "fingerprints": prints}
 
 
 def score_run_of(study: StudyFolder, synthetic: int | None, show: bool) -> dict[str, Any]:
     """Compute the scores that need a training run, and the features, from the first margin model's snapshots."""
     folder, pool = study.pool_folder(synthetic), load_pool(study, synthetic)
     run = folder / "margin-model-0"
-    score_run(run, pool, out=study.scores_folder(synthetic), threat=study.spec.threat_model, progress=show)
-    embed(load_snapshots(run)[-1], pool, study.features_folder(synthetic), progress=show)
+    threat, device = study.spec.threat_model, study_device()
+    score_run(run, pool, out=study.scores_folder(synthetic), threat=threat, device=device, progress=show)
+    embed(on_device(load_snapshots(run)[-1]), pool, study.features_folder(synthetic), progress=show)
     return {}
 
 

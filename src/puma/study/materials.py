@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from puma.data.load import load_dataset
@@ -13,6 +14,7 @@ from puma.generation.config import checked
 from puma.generation.quality import measure
 from puma.generation.synthesis import preset_for
 from puma.models.build import build_model
+from puma.scoring.job import resolve_device
 from puma.study.folder import StudyFolder
 
 
@@ -23,10 +25,22 @@ def make_synthetic(study: StudyFolder, show: bool) -> dict[str, object]:
         return {}
     real, test = load_dataset(pool.real), load_dataset(pool.test)
     config = checked(DiffusionConfig, preset_for(real.image_shape).model_dump() | pool.diffusion)
-    generate(real, pool.synthetic, out=study.synthetic_file, config=config, seed=0, progress=show)
+    generate(
+        real, pool.synthetic, out=study.synthetic_file, config=config, seed=0, device=study_device(), progress=show
+    )
     quality = measure(real, test, load_dataset(study.synthetic_file))
     write_json(study.path / "synthetic" / "quality.json", quality)
     return {"quality": quality}
+
+
+def study_device() -> torch.device:
+    """Where a study computes: on a GPU if one is visible, as training does by itself."""
+    return resolve_device("auto")
+
+
+def on_device(model: nn.Module) -> nn.Module:
+    """A model moved to where the study computes; training and files leave it on the CPU."""
+    return model.to(study_device())
 
 
 def load_pool(study: StudyFolder, synthetic: int | None) -> Pool:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import time
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from puma._version import __version__
 from puma.errors import BusyError
 from puma.files import lock
 from puma.study.budget import Budget
@@ -64,13 +69,33 @@ def forget_lost(study: StudyFolder, tasks: list[Task]) -> None:
 
 
 def run_task(study: StudyFolder, task: Task, show: bool) -> dict[str, Any]:
-    """Run one task now and record what it gave and where."""
+    """Run one task now and record what it gave, where and by which code.
+
+    Raises:
+        ResumeError: a recipe of the study has changed since it began; a file can be edited at any time.
+    """
+    study.freeze_recipes()
     started = time.monotonic()
     result = task.work(show)
     seconds = time.monotonic() - started
-    where = {"host": socket.gethostname(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    study.finish(task.name, {**result, "seconds": seconds, **where})
+    where = {"host": socket.gethostname(), "threads": torch.get_num_threads()}
+    code = {"torch": torch.__version__, "numpy": np.__version__, "puma": __version__, "commit": commit()}
+    study.finish(task.name, {**result, "seconds": seconds, **where, **code})
     return result
+
+
+@cache
+def commit(package: Path = Path(__file__).parents[1]) -> str | None:
+    """The commit of the checkout that a package runs from, with ``-dirty`` if files differ from it; None elsewhere."""
+    checkout = package.parents[1]
+    if package.parent.name != "src" or not (checkout / ".git").exists():
+        return None  # installed; a repository that only holds the environment is not ours
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        told = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or it does not trust the folder: not worth a study
+    return told.stdout.strip() or None
 
 
 def run_when_free(study: StudyFolder, task: Task) -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from puma.files import atomic_path
+from puma._version import __version__
 from puma.report.evaluations import (
     FLAGS_FILE,
     Judged,
@@ -16,12 +15,13 @@ from puma.report.evaluations import (
     read_evaluation,
     read_flags_file,
     write_flags_file,
+    write_table,
 )
 from puma.study.folder import StudyFolder
 from puma.tradeoff import CellKey, read_cells
 
 SCHEMA_VERSION = "puma.results/1"
-_JUDGED = ("pool", "prune_fraction", "seed")
+MISLABELLED_VERSION = "puma.mislabelled/1"
 _TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
 SCHEMA = pa.schema(
     {
@@ -45,6 +45,18 @@ SCHEMA = pa.schema(
     },
     metadata={"schema": SCHEMA_VERSION},
 )
+_MISLABELLED = pa.schema(
+    {
+        "pool": _TEXT,
+        "recipe": _TEXT,
+        "prune_fraction": _REAL,
+        "seed": _WHOLE,
+        "strategy": _TEXT,
+        "share": _REAL,
+    },
+    metadata={"schema": MISLABELLED_VERSION},
+)
+_JUDGED = ("pool", "recipe", "prune_fraction", "seed")
 
 
 def collect(study: StudyFolder) -> list[dict[str, Any]]:
@@ -59,18 +71,20 @@ def write_results(study: StudyFolder) -> Path:
     """Write ``results.parquet``, ``mislabelled.parquet`` and ``flags.parquet`` from the finished cells.
 
     These three, ``study.toml`` and ``done/`` are the small files: they are all that a study needs to go on elsewhere,
-    and all that its report needs for every figure and interval.
+    and all that its report needs for every figure and interval. Each says which version of PUMA wrote it and from
+    which settings, recipes and margins, as far as they are known.
     """
-    _write(study.path / "results.parquet", pa.Table.from_pylist(collect(study), schema=SCHEMA))
+    made = {"puma": __version__, "study": study.spec.name, "fingerprints": study.fingerprints}
+    write_table(study.path / "results.parquet", pa.Table.from_pylist(collect(study), schema=SCHEMA), made)
     shares = []
     for cell in study.spec.cells():
         judged, rows = study.result(f"judged-{cell.key}"), (study.result(cell.key) or {}).get("rows", [])
         if judged and rows:
             shares.append({key: rows[0][key] for key in _JUDGED} | {"strategy": cell.label, "share": judged["share"]})
     if shares:
-        _write(study.path / "mislabelled.parquet", pa.Table.from_pylist(shares))
+        write_table(study.path / "mislabelled.parquet", pa.Table.from_pylist(shares, schema=_MISLABELLED), made)
     if judged_images := _flags(study):
-        write_flags_file(study.path / FLAGS_FILE, judged_images)
+        write_flags_file(study.path / FLAGS_FILE, judged_images, made)
     return study.path / "results.parquet"
 
 
@@ -87,8 +101,3 @@ def _flags(study: StudyFolder) -> dict[CellKey, Judged]:
             elif entry.key in kept:
                 found[entry.key] = kept[entry.key]
     return found
-
-
-def _write(target: Path, table: pa.Table) -> None:
-    with atomic_path(target) as temporary:
-        pq.write_table(table, temporary)

@@ -134,7 +134,7 @@ class StudySpec(_Settings):
         """Check settings, strategies and threat model.
 
         Raises:
-            UsageError: all problems with the settings, in one message.
+            UsageError: all problems with the settings, in one message; two recipes or cells of one name.
         """
         try:
             spec = cls.model_validate(values)
@@ -146,7 +146,32 @@ class StudySpec(_Settings):
             rule = get_strategy(cell.strategy)
             made = {name: None for name in rule.parameters if name == "features"}  # the study makes those itself
             rule.resolve(made | dict(cell.params))
+        spec._refuse_equal_names(origin)
         return spec
+
+    @property
+    def recipes(self) -> list[str]:
+        """The recipes of margin models and cells, each once."""
+        return list(dict.fromkeys([self.recipe, *(cell.recipe for cell in self.cells())]))
+
+    def _refuse_equal_names(self, origin: str) -> None:
+        """Two recipes or cells of one name would share one folder, and the second take the first's result."""
+        recipes: dict[str, str] = {}
+        for recipe in self.recipes:
+            if (other := recipes.setdefault(Path(recipe).stem, recipe)) != recipe:
+                raise UsageError(
+                    f"{origin} has two recipes called {Path(recipe).stem!r}",
+                    why=f"{other} and {recipe}: a cell's name, and so its result, holds only that part of a recipe's",
+                    fix="rename one of the files; write one and the same file in one way",
+                )
+        cells: dict[str, Cell] = {}
+        for cell in self.cells():
+            if (twin := cells.setdefault(cell.key, cell)) != cell:
+                raise UsageError(
+                    f"{origin} has two cells called {cell.key!r}",
+                    why=f"{twin} and {cell}",
+                    fix="give them values that differ in more than their last digits or their punctuation",
+                )
 
     def cells(self) -> list[Cell]:
         """All cells, each once, in the order they are run: seed by seed, so that a stopped study is still balanced."""

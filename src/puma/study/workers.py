@@ -11,6 +11,8 @@ import time
 from collections import deque
 from contextlib import suppress
 
+import torch
+
 from puma.errors import PumaError
 from puma.progress import LOG_EVERY_ENV, Lines
 from puma.study.budget import Budget
@@ -19,6 +21,7 @@ from puma.study.status import StudyStatus
 
 _POLL_S = 0.5
 _GRACE_S = 30.0
+_VISIBLE_ENV = "CUDA_VISIBLE_DEVICES"
 
 
 class WorkerFailed(PumaError):
@@ -32,9 +35,11 @@ class WorkerFailed(PumaError):
 class _Worker:
     """One ``puma study run FOLDER --join`` and the last lines it wrote."""
 
-    def __init__(self, study: StudyFolder, threads: int) -> None:
+    def __init__(self, study: StudyFolder, threads: int, gpu: str | None) -> None:
         command = [sys.executable, "-m", "puma", "study", "run", str(study.path), "--join"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), LOG_EVERY_ENV: "1"}
+        if gpu is not None:
+            environment[_VISIBLE_ENV] = gpu
         self.process = subprocess.Popen(
             command,
             env=environment,
@@ -61,7 +66,7 @@ def run_workers(study: StudyFolder, *, jobs: int, budget: Budget | None = None, 
 
     Args:
         study: the study.
-        jobs: processes; each gets an equal share of the cores as threads.
+        jobs: processes; each gets an equal share of the cores as threads, and one of the GPUs where there are several.
         budget: when the workers are told to checkpoint and stop.
         show: draw progress.
 
@@ -72,7 +77,9 @@ def run_workers(study: StudyFolder, *, jobs: int, budget: Budget | None = None, 
         WorkerFailed: a worker ended with an error; the others are stopped, what was finished is kept.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    workers = [_Worker(study, threads) for _ in range(jobs)]
+    gpus = visible_gpus()
+    several = len(gpus) > 1  # one or none: every worker finds it by itself
+    workers = [_Worker(study, threads, gpus[i % len(gpus)] if several else None) for i in range(jobs)]
     budget = budget or Budget()
     status = StudyStatus(study, jobs)
     try:
@@ -91,6 +98,13 @@ def run_workers(study: StudyFolder, *, jobs: int, budget: Budget | None = None, 
     if failed is not None:
         raise WorkerFailed([line.removeprefix("error: ") for line in failed.lines], failed.process.returncode)
     return True
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them: numbers, UUIDs."""
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get(_VISIBLE_ENV, "").split(",") if name.strip()]
+    return named[:count] or [str(number) for number in range(count)]
 
 
 def _stop(workers: list[_Worker]) -> None:

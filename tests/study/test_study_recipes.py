@@ -1,0 +1,170 @@
+"""Recipes of a study: frozen by what they say, told apart in every table and in the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from small_study import small_study
+
+from puma._version import __version__
+from puma.errors import ResumeError
+from puma.files import sha256_file
+from puma.plan import Plan
+from puma.provenance import verify
+from puma.recipe import load_recipe
+from puma.report.materials import Materials
+from puma.report.study import study_report
+from puma.study.folder import StudyFolder
+from puma.study.queue import commit, run_task, work
+from puma.study.results import collect, write_results
+from puma.study.tasks import study_tasks
+
+TABLES = ("results.parquet", "flags.parquet", "mislabelled.parquet")
+
+
+@pytest.fixture(scope="module")
+def two_recipes(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """A study of one strategy with two recipes, and another variant of it with one; one name holds the other."""
+    folder = tmp_path_factory.mktemp("recipes")
+    longer = folder / "short-longer.toml"
+    short = load_recipe("digits").replace(name="other", steps=8, batch_size=32, attack_steps=2, log_every=2)
+    longer.write_text(short.to_toml())
+    grid = [
+        {"strategies": ["puma"], "prune_fractions": [0.5], "recipes": [str(folder / "short.toml"), str(longer)]},
+        {"strategies": [{"name": "puma", "c": 0.25}], "prune_fractions": [0.5]},
+    ]
+    study = small_study(folder, grid=grid)
+    work(study)
+    write_results(study)
+    return study
+
+
+def test_the_report_pairs_each_row_with_its_own_plan_and_run(two_recipes: StudyFolder) -> None:
+    materials = Materials(two_recipes.path)
+    found = [
+        (materials.plan(row).meta["params"]["c"], materials.run_folder(row).name)  # type: ignore[union-attr]
+        for row in materials.results
+    ]
+    assert found == [
+        (0.5, "puma-p50-s0-short"), (0.5, "puma-p50-s0-short-longer"), (0.25, "puma-c-0.25-p50-s0-short"),
+    ]  # fmt: skip
+    assert [row["steps"] for row in collect(two_recipes)] == [6, 8, 6]
+    assert isinstance(materials.plan(materials.results[0]), Plan)
+    assert materials.problems == []
+
+
+def test_mislabelled_shares_are_not_pooled_over_recipes(two_recipes: StudyFolder) -> None:
+    rows = pq.read_table(two_recipes.path / "mislabelled.parquet").to_pylist()
+    shares = [two_recipes.result(f"judged-{cell.key}")["share"] for cell in two_recipes.spec.cells()]  # type: ignore[index]
+    assert [row["share"] for row in rows] == shares
+    assert [Path(row["recipe"]).stem for row in rows] == ["short", "short-longer", "short"]
+    report = study_report(two_recipes.path)  # of the recipe with most arms
+    table = next(table for table in report.tables if table.name == "mislabelled")
+    assert [(row[1], row[2].number) for row in table.rows] == [(1, shares[0]), (1, shares[2])]
+
+
+def test_shares_that_name_no_recipe_are_read_where_there_is_one_only(two_recipes: StudyFolder, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(two_recipes.path, old, ignore=shutil.ignore_patterns("runs"))
+    table = pq.read_table(old / "mislabelled.parquet")
+    pq.write_table(table.drop_columns("recipe"), old / "mislabelled.parquet")
+    materials = Materials(old)
+    assert materials.mislabelled == []
+    assert "does not say which of 2 recipes" in materials.problems[0]
+    results = pq.read_table(old / "results.parquet")
+    keep = [Path(recipe).stem == "short" for recipe in results["recipe"].to_pylist()]
+    pq.write_table(results.filter(keep), old / "results.parquet")
+    assert {Path(row["recipe"]).stem for row in Materials(old).mislabelled} == {"short"}
+
+
+def test_a_study_holds_on_to_the_recipe_it_began_with(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    recipe = Path(study.spec.recipe)
+    shorter = load_recipe(recipe).replace(steps=5)
+    recipe.write_text(shorter.to_toml())
+    for go_on in (
+        lambda: StudyFolder.create(study.spec, study.path),
+        lambda: run_task(study, study_tasks(study)[0], show=False),  # edited while the study runs
+    ):
+        with pytest.raises(ResumeError, match="steps: 6 there, 5 now"):
+            go_on()
+    recipe.write_text(shorter.replace(steps=6, name="renamed", source="elsewhere").to_toml())
+    study.freeze_recipes()  # another name or comment is the same recipe
+    (study.path / "recipes" / "short.toml").unlink()  # begun before there were copies
+    recipe.write_text(shorter.to_toml())
+    StudyFolder.create(study.spec, study.path)
+    assert load_recipe(study.recipe_file(study.spec.recipe)).steps == 5
+
+
+def test_tables_say_who_wrote_them_and_from_what(two_recipes: StudyFolder) -> None:
+    margins = two_recipes.result("margins")
+    assert margins is not None
+    for name in TABLES:
+        metadata = pq.read_schema(two_recipes.path / name).metadata
+        assert metadata[b"schema"] == f"puma.{Path(name).stem}/1".encode()
+        told = json.loads(metadata[b"puma"])
+        assert (told["puma"], told["study"]) == (__version__, "small")
+        assert told["fingerprints"]["study.toml"] == sha256_file(two_recipes.path / "study.toml")
+        assert len(set(told["fingerprints"]["recipes"].values())) == 2
+        assert told["fingerprints"]["margins"] == margins["fingerprints"]
+    cell = two_recipes.spec.cells()[0]
+    plan = Plan.read(two_recipes.plan_file(cell)).meta
+    assert margins["fingerprints"] == {"pool": plan["pool"]["fingerprint"], "table": plan["table"]}
+
+
+def test_a_flipped_bit_in_a_table_is_found_wherever_it_is(two_recipes: StudyFolder, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in TABLES:
+        path = tmp_path / name
+        data = (two_recipes.path / name).read_bytes()
+        path.write_bytes(data)
+        assert verify(path).problems == []
+        writer = data.rindex(b"parquet-cpp-arrow")  # the one thing whose change would be another writer's right
+        for place in rng.integers(writer - 5, size=60):
+            damaged = bytearray(data)
+            damaged[place] ^= 1 << int(rng.integers(8))
+            path.write_bytes(bytes(damaged))
+            assert verify(path).problems, (name, place, len(data))
+
+
+def test_a_whole_study_verifies(two_recipes: StudyFolder) -> None:
+    assert verify(two_recipes.path).problems == []
+
+
+def test_a_piece_records_the_code_that_ran(two_recipes: StudyFolder) -> None:
+    record = two_recipes.result("margins")
+    assert record is not None
+    assert (record["puma"], record["numpy"], record["commit"]) == (__version__, np.__version__, commit())
+
+
+def test_the_commit_is_that_of_the_packages_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "src" / "puma"
+    package.mkdir(parents=True)
+    (package / "a.py").write_text("1\n")
+    assert commit(package) is None  # no repository
+
+    def git(*arguments: str) -> str:
+        named = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        command = ["git", *named, *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    commit.cache_clear()
+    assert commit(package) == head
+    assert commit(tmp_path / "lib" / "puma") is None  # an environment inside somebody's repository
+    (package / "a.py").write_text("2\n")
+    commit.cache_clear()
+    assert commit(package) == f"{head}-dirty"
+    commit.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    assert commit(package) is None  # no git
+    commit.cache_clear()
