@@ -96,8 +96,14 @@ def run_workers(study: StudyFolder, *, jobs: int, budget: Budget | None = None, 
         _stop(workers)
     failed = next((worker for worker in workers if worker.process.returncode not in (0, -signal.SIGTERM, 143)), None)
     if failed is not None:
-        raise WorkerFailed([line.removeprefix("error: ") for line in failed.lines], failed.process.returncode)
+        raise WorkerFailed(_told(list(failed.lines)), failed.process.returncode)
     return True
+
+
+def _told(lines: list[str]) -> list[str]:
+    """What a worker said of its error: from there on; all its last lines where it did not get to say it."""
+    start = next((place for place, line in enumerate(lines) if line.startswith("error: ")), 0)
+    return [line.removeprefix("error: ") for line in lines[start:]]
 
 
 def visible_gpus() -> list[str]:
