@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from puma.cli.app import app as puma_app
-from puma.cli.evaluate import _of_one_worker, evaluate
+from puma.cli.evaluate import evaluate
 from puma.cli.export import export_app
 from puma.errors import DataError, ModelError, UsageError
 from puma.models.build import build_model
@@ -121,12 +121,6 @@ def test_help_teaches() -> None:
     text = puma("evaluate", "--help")
     for word in ("robust overfitting", "--subset", "goes on"):
         assert word in " ".join(text.split())
-
-
-def test_command_line_of_a_worker() -> None:
-    typed = ["evaluate", "run", "--devices", "2", "--threat", "Linf:0.1", "--device=cuda", "--quiet"]
-    assert _of_one_worker(typed) == ["evaluate", "run", "--threat", "Linf:0.1", "--quiet"]
-    assert _of_one_worker(["--device", "cpu", "--devices", "2", "x"]) == ["x"]
 
 
 @pytest.mark.dist

@@ -76,7 +76,7 @@ def evaluate(
     if devices > 1:
         if folder is None:
             raise UsageError("--devices needs a folder to share", fix="give --out")
-        sys.exit(run_on_devices(_of_one_worker(sys.argv[1:]), devices, _device(device)))
+        sys.exit(run_on_devices(sys.argv[1:], devices, _device(device)))
     if checkpoint not in ("both", "last", "best"):
         raise UsageError(f"unknown checkpoint {checkpoint!r}", fix="both, last or best")
     import torch
@@ -136,17 +136,6 @@ def _device(device: str) -> str:
     from puma.scoring.job import resolve_device
 
     return str(resolve_device(device))
-
-
-def _of_one_worker(arguments: list[str]) -> list[str]:
-    """The command line of one worker: what was typed, less ``--devices`` and ``--device``."""
-    kept, skip = [], False
-    for text in arguments:
-        if skip or text in ("--devices", "--device"):
-            skip = not skip
-        elif not text.startswith(("--devices=", "--device=")):
-            kept.append(text)
-    return kept
 
 
 def _report(result: Evaluation, name: str, folder: Path | None) -> None:
