@@ -89,6 +89,7 @@ def test_cascade_on_the_command_line(pool, tmp_path, monkeypatch, capsys) -> Non
         assert "works in one process" in refused(*several)
     assert "cannot say what it will cost" in refused("--dry-run")
     assert "makes other scores" in refused("--from-run", tmp_path)
+    assert "did you mean 'cascade'" in refused("--mode", "cascde")
     assert "c=2.0" in refused("--c", 2)
     with monkeypatch.context() as launched:
         launched.setenv("RANK", "0")

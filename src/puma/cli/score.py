@@ -74,11 +74,14 @@ def score(
     With --from-run RUN four other scores are made (el2n-adv, robust-failure, dynamic-uncertainty, input-gradient), from
     the snapshots that RUN kept because its recipe says snapshots = K.
     """
+    from puma.attacks.deepfool import MODES
     from puma.scoring.job import ScoringJob
     from puma.scoring.workers import place_from_environment, run_on_devices
 
     me, among, local = (worker, num_workers, 0) if worker is not None else place_from_environment()
     cascade = None
+    if mode not in (*MODES, "cascade"):
+        raise unknown("mode", mode, (*MODES, "cascade"))
     if mode == "cascade":
         _refuse_with_cascade(dry_run, from_run is not None, engine == "ray" or devices > 1 or (among or 1) > 1)
         cascade = _cascade(norm, threat, prune_fraction, c)
