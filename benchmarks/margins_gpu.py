@@ -106,7 +106,7 @@ def main() -> None:
     }
     for name in options.models:
         built = puma.load_model(options.run) if options.run else puma.build_model(name, 10, seed=0)
-        model = built.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = built.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         images, labels = inputs(options, model, device)
         compiled = torch.compile(model, dynamic=False)
         for mode in options.modes:

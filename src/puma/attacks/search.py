@@ -201,10 +201,10 @@ class Search:
         """DeepFool from where ``x`` is to beyond the boundary.
 
         Args:
-            rows: those that are not there yet; ``back``: all of them are misclassified.
+            rows: those that are not there yet.
             classes: rivals linearised at each step.
-            back: see ``rows``.
-            steps: how many steps there may have been at the end, the first included.
+            back: whether all of these rows are misclassified, or none.
+            steps: linearisations at most, the one at the image included.
         """
         x = self.x
         for step in range(1, steps):
