@@ -182,3 +182,25 @@ def test_steps_reach_their_half_space_inside_the_box(rows, pixels, seed, norm) -
 
 def test_front_door() -> None:
     assert puma.deepfool is deepfool
+
+
+class Bent(nn.Module):
+    """Two classes and one pixel, whose boundary lies farther out than it looks from 0.5, the more so the more bent."""
+
+    def __init__(self, bend: float) -> None:
+        super().__init__()
+        self.bend = bend
+
+    def forward(self, x: Tensor) -> Tensor:
+        gone = x.flatten(1) - 0.5
+        return torch.cat([torch.zeros_like(gone), gone - 0.1 - self.bend * gone**2], 1)
+
+
+@pytest.mark.parametrize(("bend", "linearised"), [(0.0, 1), (0.15, 1), (1.0, 2)])
+def test_a_step_that_falls_short_by_little_is_stretched_and_by_more_is_followed_by_another(bend, linearised) -> None:
+    """The first step ends 1 % short with the small bend and 10 % short with the great one."""
+    model = Bent(bend).eval()
+    hit = deepfool(model, torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), norm="L2", mode="parity")
+    exact = 0.1 if bend == 0 else (1 - (1 - 0.4 * bend) ** 0.5) / (2 * bend)
+    assert (hit.status[0], int(hit.steps[0]), hit.passes[1]) == ("crossed", linearised, linearised)
+    assert exact < float(hit.margin[0]) < 1.01 * exact
