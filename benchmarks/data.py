@@ -200,7 +200,7 @@ def share_of_a_step(pool: Pool, steps: int = 6) -> dict[str, float]:
     from training import THREAT, Ours  # benchmarks/training.py
 
     from puma.models.build import build_model
-    from puma.recipe import load_recipe
+    from puma.training.recipe import load_recipe
 
     recipe = load_recipe("trades-edm", batch_size=256, steps=100_000)
     loop = Ours(build_model("small-cnn", 10, norm="batch"), pool, recipe)

@@ -19,10 +19,10 @@ import torch
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.label_scores import score_labels
-from puma.recipe import load_recipe
 from puma.strategies.suspects import suspects
 from puma.threat import ThreatModel
-from puma.training import train
+from puma.training.loop import train
+from puma.training.recipe import load_recipe
 
 RULES = {"confident-learning": None, "agreement < 0": 0.0, "agreement < -0.5": -0.5}
 

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 import puma
-from puma.recipe import Recipe, load_recipe
 from puma.tradeoff import mean_interval
+from puma.training.recipe import Recipe, load_recipe
 
 THREAT = puma.ThreatModel("Linf", 0.2)
 PRUNE_FRACTION = 0.3

@@ -36,10 +36,10 @@ from puma.data.pool import Pool
 from puma.data.source import ImageSource
 from puma.distribute import Devices
 from puma.models.build import build_model
-from puma.recipe import Recipe, load_recipe
 from puma.threat import ThreatModel
 from puma.training.loop import Training
 from puma.training.prepare import prepare
+from puma.training.recipe import Recipe, load_recipe
 
 THREAT = ThreatModel("Linf", 8 / 255)
 CUDA = torch.cuda.is_available()

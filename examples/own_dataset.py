@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 import puma
-from puma.recipe import load_recipe
+from puma.training.recipe import load_recipe
 
 
 class Digits:

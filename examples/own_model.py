@@ -9,7 +9,7 @@ from torch import nn
 
 import puma
 from puma.margins import Status
-from puma.recipe import load_recipe
+from puma.training.recipe import load_recipe
 
 
 class Perceptron(nn.Module):

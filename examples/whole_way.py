@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import puma
-from puma.recipe import load_recipe
+from puma.training.recipe import load_recipe
 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/whole-way")
 threat = puma.ThreatModel("Linf", eps=0.1)

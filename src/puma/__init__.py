@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from puma.scoring import score_margins as score_margins
     from puma.strategies import make_plan as make_plan
     from puma.threat import ThreatModel as ThreatModel
-    from puma.training import train as train
+    from puma.training.loop import train as train
 
 _FRONT_DOOR = {
     "MarginTable": "puma.margins",
@@ -42,7 +42,7 @@ _FRONT_DOOR = {
     "make_plan": "puma.strategies",
     "pgd": "puma.attacks.pgd",
     "score_margins": "puma.scoring",
-    "train": "puma.training",
+    "train": "puma.training.loop",
 }
 __all__ = [*_FRONT_DOOR, "__version__"]
 

@@ -16,10 +16,10 @@ import pytest
 from pyautoattack import AutoAttack
 
 from puma.cli.app import main
-from puma.recipe import load_recipe
 from puma.study.folder import to_toml
 from puma.study.queue import work
 from puma.study.spec import StudySpec
+from puma.training.recipe import load_recipe
 
 
 def shrink(folder: Path) -> None:

@@ -20,11 +20,11 @@ from puma.errors import DataError, ModelError
 from puma.evaluation import evaluate
 from puma.label_scores import score_labels
 from puma.models.weights import save_model
-from puma.recipe import load_recipe
 from puma.report.evaluations import write_flags_file
 from puma.threat import ThreatModel
 from puma.tradeoff import Arm, Flags, Setting
-from puma.training import train
+from puma.training.loop import train
+from puma.training.recipe import load_recipe
 
 THREAT = ThreatModel("Linf", 0.1)
 STUDY = """

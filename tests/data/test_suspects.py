@@ -19,11 +19,11 @@ from puma.margins import MarginTable
 from puma.models.build import build_model
 from puma.models.weights import save_model
 from puma.plan import Plan
-from puma.recipe import load_recipe
 from puma.strategies import make_plan
 from puma.strategies.suspects import drop_suspects, suspects
 from puma.threat import ThreatModel
-from puma.training import train
+from puma.training.loop import train
+from puma.training.recipe import load_recipe
 
 THREAT = ThreatModel("Linf", 0.1)
 

@@ -20,9 +20,9 @@ LAYERS: list[set[str]] = [
     {"objectives"},
     {"data", "models"},
     {"attacks"},
-    {"recipe", "distribute", "cluster", "checkpoints"},
-    {"scoring", "training", "evaluation", "generation", "report", "export", "label_scores", "provenance"},
-    {"study"},
+    {"distribute", "cluster", "checkpoints"},
+    {"scoring", "training", "evaluation", "generation", "report", "export", "label_scores"},
+    {"study", "provenance"},
     {"cli"},
     {"__main__"},
 ]

@@ -16,8 +16,8 @@ from puma.distribute import Devices, processor
 from puma.generation import DiffusionConfig
 from puma.generation import training as diffusion_training
 from puma.generation.training import provenance, train_diffusion
-from puma.recipe import load_recipe
 from puma.scoring.settings import environment as of_scoring
+from puma.training.recipe import load_recipe
 from puma.training.run import Settings, open_folder
 from puma.training.run import environment as of_training
 

@@ -23,11 +23,11 @@ from puma.margins import MarginTable
 from puma.models.build import build_model
 from puma.models.weights import load_model, save_model, weights_sha256
 from puma.provenance import verify
-from puma.recipe import load_recipe
 from puma.scoring.embed import embed
 from puma.strategies import make_plan
 from puma.threat import ThreatModel
-from puma.training import train
+from puma.training.loop import train
+from puma.training.recipe import load_recipe
 
 THREAT = ThreatModel("Linf", 0.2)
 

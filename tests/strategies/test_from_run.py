@@ -19,13 +19,13 @@ from puma.files import read_json, sha256_file, write_json
 from puma.margins import MarginTable, part_path
 from puma.models.build import build_model
 from puma.models.weights import load_model, weights_sha256
-from puma.recipe import load_recipe
 from puma.scoring.embed import embed
 from puma.scoring.from_run import SCORES, load_snapshots, observe, score_run, threat_of
 from puma.strategies import make_plan
 from puma.strategies.features import RECORD, read_features
 from puma.threat import ThreatModel
-from puma.training import train
+from puma.training.loop import train
+from puma.training.recipe import load_recipe
 
 THREAT = ThreatModel("Linf", 0.1)
 

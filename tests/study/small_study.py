@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from puma.margins import MarginTable
-from puma.recipe import load_recipe
 from puma.study.folder import StudyFolder
 from puma.study.results import collect
 from puma.study.spec import StudySpec
+from puma.training.recipe import load_recipe
 
 
 def small_study(folder: Path, **changes: Any) -> StudyFolder:

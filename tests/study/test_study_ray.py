@@ -16,11 +16,11 @@ import pytest
 from small_study import outcome, small_study
 
 from puma.errors import UsageError
-from puma.recipe import load_recipe
 from puma.study.budget import Budget
 from puma.study.queue import work
 from puma.study.ray_engine import run_on_ray
 from puma.study.status import StudyStatus
+from puma.training.recipe import load_recipe
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]

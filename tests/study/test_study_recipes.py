@@ -17,13 +17,13 @@ from puma.errors import ResumeError
 from puma.files import sha256_file
 from puma.plan import Plan
 from puma.provenance import verify
-from puma.recipe import load_recipe
 from puma.report.materials import Materials
 from puma.report.study import study_report
 from puma.study.folder import StudyFolder
 from puma.study.queue import commit, run_task, work
 from puma.study.results import collect, write_results
 from puma.study.tasks import study_tasks
+from puma.training.recipe import load_recipe
 
 TABLES = ("results.parquet", "flags.parquet", "mislabelled.parquet")
 

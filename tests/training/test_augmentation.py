@@ -9,10 +9,10 @@ import torch
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.errors import UsageError
-from puma.recipe import load_recipe
 from puma.threat import ThreatModel
 from puma.training.augment import Shifts, draw_patches, draw_shifts, paste, shift
 from puma.training.batches import Batches
+from puma.training.recipe import load_recipe
 
 THREAT = ThreatModel("Linf", 0.2)
 

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from puma import progress
 from puma.data.load import load_dataset
 from puma.progress import Progress
-from puma.recipe import load_recipe
 from puma.threat import ThreatModel
-from puma.training import train
+from puma.training.loop import train
+from puma.training.recipe import load_recipe
 
 
 class Clock:

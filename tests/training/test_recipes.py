@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from puma.cli.recipe import recipe_app
 from puma.errors import UsageError
-from puma.recipe import Recipe, load_recipe, parse_recipe, recipe_names
+from puma.training.recipe import Recipe, load_recipe, parse_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -17,10 +17,11 @@ from puma.cli.app import app
 from puma.data.load import load_dataset
 from puma.errors import ModelError, StorageError
 from puma.models.weights import weights_sha256
-from puma.recipe import load_recipe
 from puma.threat import ThreatModel
-from puma.training import loop, train
+from puma.training import loop
+from puma.training.loop import train
 from puma.training.metrics import read_metrics
+from puma.training.recipe import load_recipe
 
 sys.path.insert(0, str(Path(__file__).parent))  # the forked processes import it by name
 

@@ -7,9 +7,9 @@ import torch
 
 from puma.distribute import Devices
 from puma.models.build import build_model
-from puma.recipe import load_recipe
 from puma.training.averaging import Average
 from puma.training.prepare import optimizer_of
+from puma.training.recipe import load_recipe
 from puma.training.schedule import ema_decay, learning_rate, momentum
 
 

@@ -19,12 +19,11 @@ from puma.files import lock
 from puma.models.build import build_model
 from puma.models.weights import load_model, weights_sha256
 from puma.plan import Plan
-from puma.recipe import load_recipe
 from puma.threat import ThreatModel
-from puma.training import train
-from puma.training.loop import Training
+from puma.training.loop import Training, train
 from puma.training.metrics import read_metrics
 from puma.training.prepare import prepare
+from puma.training.recipe import load_recipe
 from puma.training.step import Objective
 
 THREAT = ThreatModel("Linf", 0.2)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from puma.cli.app import app
 from puma.errors import DataError, ModelError, PumaError, UsageError
 from puma.models.weights import load_model
-from puma.recipe import load_recipe
+from puma.training.recipe import load_recipe
 
 GIVEN = [
     "train",

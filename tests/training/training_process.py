@@ -18,9 +18,9 @@ from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.models.build import build_model
 from puma.models.weights import weights_sha256
-from puma.recipe import load_recipe
 from puma.threat import ThreatModel
 from puma.training import loop
+from puma.training.recipe import load_recipe
 from puma.training.validation import Validation
 
 

@@ -12,7 +12,7 @@ recipe_app = typer.Typer(help="Recipes: the frozen settings of training.", no_ar
 @recipe_app.command("list")
 def list_recipes() -> None:
     """List the packaged recipes, with where their settings come from."""
-    from puma.recipe import load_recipe, recipe_names
+    from puma.training.recipe import load_recipe, recipe_names
 
     for name in recipe_names():
         recipe = load_recipe(name)
@@ -25,6 +25,6 @@ def show_recipe(
     plain: Annotated[bool, typer.Option("--plain", help="Without the explanations.")] = False,
 ) -> None:
     """Print every field of a recipe with its meaning, as TOML: save it, change it, and train with the file."""
-    from puma.recipe import load_recipe
+    from puma.training.recipe import load_recipe
 
     typer.echo(load_recipe(name).to_toml(documented=not plain), nl=False)

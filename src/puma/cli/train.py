@@ -59,8 +59,8 @@ def train(
     from puma.data.load import load_dataset
     from puma.data.pool import Pool
     from puma.models.resolve import resolve_model
-    from puma.recipe import load_recipe
-    from puma.training import train as train_model
+    from puma.training.loop import train as train_model
+    from puma.training.recipe import load_recipe
 
     leads = _leads()
     try:

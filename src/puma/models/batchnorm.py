@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -66,10 +65,3 @@ def set_momentum(model: nn.Module, momentum: float) -> None:
     """Give every batch-normalisation layer the weight ``momentum`` of the newest batch in its running statistics."""
     for layer in batchnorm_layers(model):
         layer.momentum = momentum
-
-
-@torch.no_grad()
-def copy_buffers(source: nn.Module, target: nn.Module) -> None:
-    """Copy running statistics (all buffers) from ``source`` to ``target``, which has the same layout."""
-    for buffer, into in zip(source.buffers(), target.buffers(), strict=True):
-        into.copy_(buffer)

@@ -9,7 +9,7 @@ from typing import Any
 from puma.errors import DataError, PumaError
 from puma.provenance.artefacts import Artefact
 from puma.provenance.tables import joined_fingerprints
-from puma.recipe import load_recipe
+from puma.training.recipe import load_recipe
 
 
 def contradictions(artefacts: Mapping[Path, Artefact], tables: Mapping[Path, dict[str, Any]]) -> Iterator[PumaError]:

@@ -12,13 +12,14 @@ from puma.evaluation import Evaluation, evaluate, mislabelled_share
 from puma.margins import MarginTable
 from puma.models.weights import load_model
 from puma.plan import Plan
-from puma.recipe import load_recipe
 from puma.strategies import get_strategy, make_plan
 from puma.study.folder import StudyFolder
 from puma.study.margins import load_judge
 from puma.study.materials import load_pool, load_test, new_network, on_device, study_device
 from puma.study.spec import Cell
-from puma.training import Run, train
+from puma.training.loop import train
+from puma.training.recipe import load_recipe
+from puma.training.run import Run
 
 
 def more_than_margins(cell: Cell) -> bool:

@@ -14,13 +14,13 @@ from puma.data.pool import Pool
 from puma.margins import MarginTable, Status
 from puma.models.weights import load_model
 from puma.plan import Plan
-from puma.recipe import load_recipe
 from puma.scoring import score_margins
 from puma.scoring.embed import embed
 from puma.scoring.from_run import load_snapshots, score_run
 from puma.study.folder import StudyFolder
 from puma.study.materials import load_pool, new_network, on_device, study_device
-from puma.training import train
+from puma.training.loop import train
+from puma.training.recipe import load_recipe
 
 _JUDGE_SEED = 2000
 _SNAPSHOTS = 10

@@ -1,6 +1,1 @@
-"""Adversarial training on a plan: `train` and what it returns."""
-
-from puma.training.loop import train
-from puma.training.run import Run
-
-__all__ = ["Run", "train"]
+"""Adversarial training on a plan: recipe, batches, optimiser, loop and the folder of a run."""

@@ -21,9 +21,9 @@ from puma.data.permutation import mixed_key
 from puma.data.pool import Pool
 from puma.data.sampler import BatchSampler
 from puma.errors import UsageError
-from puma.recipe import Recipe
 from puma.threat import ThreatModel
 from puma.training.augment import Patches, Shifts, draw_patches, draw_shifts, paste, shift
+from puma.training.recipe import Recipe
 
 _AUGMENT, _START = 11, 12
 _Draws = TypeVar("_Draws", Shifts, Patches)

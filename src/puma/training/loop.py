@@ -22,11 +22,11 @@ from puma.models.batchnorm import set_momentum
 from puma.models.weights import save_model
 from puma.plan import Plan
 from puma.progress import Progress
-from puma.recipe import Recipe, load_recipe
 from puma.threat import ThreatModel
 from puma.training.averaging import Average
 from puma.training.metrics import Metrics
 from puma.training.prepare import Job, optimizer_of, prepare
+from puma.training.recipe import Recipe, load_recipe
 from puma.training.run import Run, environment, open_folder
 from puma.training.schedule import learning_rate, momentum
 from puma.training.signals import StopRequest

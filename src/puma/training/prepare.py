@@ -19,9 +19,9 @@ from puma.distribute import Devices
 from puma.errors import DataError, ModelError
 from puma.models.build import build_model
 from puma.plan import Plan
-from puma.recipe import Recipe
 from puma.threat import ThreatModel
 from puma.training.batches import Batches
+from puma.training.recipe import Recipe
 from puma.training.run import Settings
 from puma.training.validation import Validation, held_out
 

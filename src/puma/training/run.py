@@ -18,8 +18,8 @@ from puma.errors import ModelError, ResumeError
 from puma.files import prepare_folder, read_json, write_json, write_text
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
 from puma.models.weights import load_model, load_tensors, load_weights
-from puma.recipe import Recipe
 from puma.training.metrics import read_metrics
+from puma.training.recipe import Recipe
 
 SCHEMA = "puma.run/1"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from puma.recipe import Recipe
+from puma.models.ema import ramped_decay
+from puma.training.recipe import Recipe
 
 _LOW, _HIGH = 0.85, 0.95  # what torch's OneCycleLR cycles the momentum between unless told otherwise
 _START, _END = 25.0, 1e4  # and its div_factor and final_div_factor
@@ -30,7 +31,7 @@ def ema_decay(recipe: Recipe, step: int) -> float:
     since = step - recipe.ema_warmup * recipe.steps
     if since < 0:
         return 0.0
-    return min(recipe.ema, (1 + since) / (10 + since)) if recipe.ema_ramp else recipe.ema
+    return ramped_decay(recipe.ema, since) if recipe.ema_ramp else recipe.ema
 
 
 def _one_cycle(recipe: Recipe, step: int, start: float, peak: float, end: float) -> float:

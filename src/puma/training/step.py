@@ -13,8 +13,8 @@ from puma import objectives
 from puma.attacks.pgd import Rows, ascend, ascend_in_proportion
 from puma.distribute import Devices
 from puma.models.batchnorm import attack_mode, kept_statistics
-from puma.recipe import Recipe
 from puma.threat import ThreatModel
+from puma.training.recipe import Recipe
 
 
 class Both(nn.Module):

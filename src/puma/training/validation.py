@@ -16,8 +16,8 @@ from puma.distribute import Devices
 from puma.errors import UsageError
 from puma.models.batchnorm import attack_mode
 from puma.objectives import carlini_wagner
-from puma.recipe import Recipe
 from puma.threat import ThreatModel
+from puma.training.recipe import Recipe
 
 _SPLIT = 21
 

@@ -241,7 +241,7 @@ def _contradictions(r: Recipe) -> list[str]:
 
 
 def _folder() -> Any:
-    return files("puma") / "recipes"
+    return files("puma.training") / "recipes"
 
 
 def _toml(value: object) -> str:
