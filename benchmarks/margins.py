@@ -137,15 +137,15 @@ def summary(results: dict[str, Result], chunks: int) -> dict[str, dict[str, floa
     margins = {name: torch.cat(result.margins).numpy() for name, result in results.items() if name != "unit"}
     crossed = {name: torch.cat(result.crossed).numpy() for name, result in results.items() if name != "unit"}
     seconds = {name: float(np.median(result.seconds)) for name, result in results.items()}
-    reference = next((name for name in ("foolbox", "adv-lib") if name in margins), "puma parity")
-    known = [np.where(crossed[name], margins[name], np.inf) for name in margins if name != "puma rank"]
+    reference = next((name for name in ("foolbox", "adv-lib") if name in margins), "puma deepfool")
+    known = [np.where(crossed[name], margins[name], np.inf) for name in margins if name != "puma fast"]
     tightest = np.minimum.reduce(known) if known else None
     table = {}
     for name, values in margins.items():
         row = {"images_per_s": 1 / seconds[name], "units": seconds[name] / seconds["unit"]}
         row |= {f"times_{peer}": seconds[peer] / seconds[name] for peer in peers.PEERS if peer in seconds}
-        both = (crossed[name] & crossed[reference]) if name != "puma rank" else crossed[reference]
-        if name != "puma rank":
+        both = (crossed[name] & crossed[reference]) if name != "puma fast" else crossed[reference]
+        if name != "puma fast":
             row["crossed"] = float(crossed[name].mean())
         ratio = values[both] / margins[reference][both]
         row |= {"median": float(np.median(ratio)), "mean": float(values[both].mean() / margins[reference][both].mean())}

@@ -1,10 +1,10 @@
-"""What `cascade` saves, and how far its plan is from the plan of a full `margin` pass.
+"""What `cascade` saves, and how far its plan is from the plan of a full `refined` pass.
 
     python benchmarks/margins_cascade.py ../shared/data/cifar10           # half a minute on one core
     python benchmarks/margins_cascade.py ../shared/data/cifar10 --store   # and keep it with the baseline
 
 The pool is images of CIFAR-10's test set at 16x16, the margin model the robust CNN, which is wrong about half of them
-(those rows are never measured). The plan that `rank` alone would give stands beside it.
+(those rows are never measured). The plan that `fast` alone would give stands beside it.
 """
 
 from __future__ import annotations
@@ -62,17 +62,17 @@ def main() -> None:
     pool = puma.Pool([puma.load_dataset(f"{options.cifar10}/test-*.parquet?resize=16&subset={options.images}")])
     model = load_robust_cnn()
     full, whole_s = timed(lambda: puma.score_margins(model, pool))
-    rank, rank_s = timed(lambda: puma.score_margins(model, pool, mode="rank"))
+    fast, fast_s = timed(lambda: puma.score_margins(model, pool, mode="fast"))
     wrong = float((full.status == Status.MISCLASSIFIED).mean())
     print(f"{processor()}, one thread, torch {torch.__version__}: {len(pool):,} images, {wrong:.1%} misclassified")
-    print(f"margin {whole_s:.1f} s CPU, rank {rank_s:.1f} s")
-    record: dict[str, Any] = {"images": len(pool), "misclassified": wrong, "margin_s": whole_s, "rank_s": rank_s}
+    print(f"refined {whole_s:.1f} s CPU, fast {fast_s:.1f} s")
+    record: dict[str, Any] = {"images": len(pool), "misclassified": wrong, "refined_s": whole_s, "fast_s": fast_s}
     for eps in options.eps:
         threat = puma.ThreatModel("Linf", eps / 255)
         table, seconds = timed(lambda threat=threat: score_cascade(model, pool, Cascade(threat, PRUNE)))
         result = {"seconds": seconds, "measured": int(table.meta["settings"]["measured"])}
         result |= against(table, full, threat)
-        record[f"eps {eps:g}/255"] = result | {"rank alone": against(rank, full, threat)}
+        record[f"eps {eps:g}/255"] = result | {"fast alone": against(fast, full, threat)}
         print(f"eps {eps:g}/255, prune {PRUNE}: {json.dumps(record[f'eps {eps:g}/255'], indent=1)}")
     if options.store:
         stored = json.loads(BASELINE.read_text())

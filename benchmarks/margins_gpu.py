@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["preactresnet-18", "wrn-28-10"])
     parser.add_argument("--run", type=Path, help="run folder: its last model instead of a fresh one")
     parser.add_argument("--data", help="source of images; without it, noise")
-    parser.add_argument("--modes", nargs="+", default=["rank", "margin"])
+    parser.add_argument("--modes", nargs="+", default=["fast", "refined"])
     parser.add_argument("--norm", default="Linf")
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--chunk", type=int, default=1024)

@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cifar10", type=Path, help="folder with test-*.parquet")
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--mode", default="margin")
+    parser.add_argument("--mode", default="refined")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.cifar10.is_dir():

@@ -41,7 +41,7 @@ def synthetic_table(rows: int, seed: int) -> MarginTable:
         source=(np.arange(rows) >= real).astype(np.int16),
         meta={
             "norm": "Linf",
-            "mode": "margin",
+            "mode": "refined",
             "settings": {"seed": seed, "part_rows": 65_536},
             "model": {"name": "none", "sha256": "0" * 64},
             "pool": {"fingerprint": f"synthetic-{rows}-{seed}", "num_classes": 10, "sources": sources},

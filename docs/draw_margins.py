@@ -73,7 +73,7 @@ def main() -> None:
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="pixel 1", ylabel="pixel 2", title=title, aspect="equal")
     label = int(model(image).argmax())
     labels = torch.tensor([label])
-    plain = puma.deepfool(model, image, labels, norm="L2", mode="parity")
+    plain = puma.deepfool(model, image, labels, norm="L2", mode="deepfool")
     polished = puma.deepfool(model, image, labels, norm="L2", mode="tight")
     normal, offset = first_boundary(model, image, label)
     xs = torch.linspace(0, 1, 50)

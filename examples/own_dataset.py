@@ -30,7 +30,7 @@ class Digits:
 pool = puma.Pool([Digits(), Digits(noise=20)], roles=["real", "synthetic"])
 threat = puma.ThreatModel("Linf", 0.1)
 run = puma.train("small-cnn", pool, threat=threat, recipe=load_recipe("digits", steps=40, attack_steps=3))
-table = puma.score_margins(run.model, pool, norm="Linf", mode="rank")  # estimates are enough to look at a pool
+table = puma.score_margins(run.model, pool, norm="Linf", mode="fast")  # estimates are enough to look at a pool
 plan = puma.make_plan(table, strategy="easy", prune_fraction=0.5, threat=threat)
 planned = puma.PlannedDataset(pool, plan)
 image, label, eps = planned[0]

@@ -71,7 +71,7 @@ def test_each_verb_leaves_its_artefact(made: Path) -> None:
         ("score nowhere digits --out m2", 4, "nowhere"),
         ("score model digits --out images.npz", 6, "images.npz"),
         ("score model digits --out margins", 5, "other settings"),
-        ("score model digits --out m2 --mode fast", 2, "fast"),
+        ("score model digits --out m2 --mode fst", 2, "fast"),
         (
             "train --real digits --threat Linf:0.1 --model small-cnn --recipe digits --plan plan.parquet --out r",
             3,

@@ -122,7 +122,7 @@ def test_scores_of_a_pool_equal_those_of_its_probabilities(tmp_path: Path, pool:
         status=np.zeros(280),
         steps=np.ones(280),
         source=pool.source.codes,
-        meta={"norm": "Linf", "mode": "margin", "settings": {}, "model": {}, "pool": pool.describe()},
+        meta={"norm": "Linf", "mode": "refined", "settings": {}, "model": {}, "pool": pool.describe()},
     )
     joined = margins.join(table)
     assert set(joined.scores) == {"agreement", "confident-learning"}

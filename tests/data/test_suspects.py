@@ -69,7 +69,7 @@ def scored(mislabelled: tuple[Path, np.ndarray], tmp_path_factory: pytest.TempPa
         status=np.where(labels.predicted == pool.labels, 0, 1),
         steps=np.ones(len(pool)),
         source=pool.source.codes,
-        meta={**labels.meta, "mode": "margin"},
+        meta={**labels.meta, "mode": "refined"},
     )
     return margins.join(labels)
 

@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"margins", "perceptron"},
     {"plan", "tradeoff", "label_quality"},
     {"strategies"},
-    {"objectives"},
+    {"losses"},
     {"data", "models"},
     {"attacks"},
     {"distribute", "cluster", "checkpoints"},

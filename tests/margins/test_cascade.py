@@ -95,7 +95,7 @@ def test_cascade_on_the_command_line(pool, tmp_path, monkeypatch, capsys) -> Non
         launched.setenv("RANK", "0")
         launched.setenv("WORLD_SIZE", "2")
         assert "works in one process" in refused()
-    assert "belong to --mode cascade" in refused("--mode", "margin")  # the last --mode counts
+    assert "belong to --mode cascade" in refused("--mode", "refined")  # the last --mode counts
     assert cli(monkeypatch, *words) == 0
     table = puma.MarginTable.read(out)
     assert table.meta["settings"]["cascade"] == {
@@ -108,5 +108,5 @@ def test_cascade_on_the_command_line(pool, tmp_path, monkeypatch, capsys) -> Non
     assert 0 < measured < 300
     said = capsys.readouterr().out
     assert "300 margins (Linf, cascade)" in said
-    assert f"stages: 300 estimated (rank), {measured} of them measured (margin)" in said
+    assert f"stages: 300 estimated (fast), {measured} of them measured (refined)" in said
     assert cli(monkeypatch, *words, "--norm", "Linf") == 0  # says the same: the finished table is read

@@ -55,7 +55,7 @@ def batch(count: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("mode", ["rank", "parity", "margin", "tight"])
+@pytest.mark.parametrize("mode", ["fast", "deepfool", "refined", "tight"])
 def test_batch_equals_loop_of_one_in_any_order_and_chunk(norm, mode) -> None:
     model, x = Curved().eval(), batch(24)
     labels = model(x).argmax(1)
@@ -73,7 +73,7 @@ def test_batch_equals_loop_of_one_in_any_order_and_chunk(norm, mode) -> None:
 def test_every_crossing_is_real_and_modes_are_ordered(norm) -> None:
     model, x = Curved().eval(), batch(60, 5)
     labels = model(x).argmax(1)
-    hits = {mode: deepfool(model, x, labels, norm=norm, mode=mode) for mode in ("parity", "margin", "tight")}
+    hits = {mode: deepfool(model, x, labels, norm=norm, mode=mode) for mode in ("deepfool", "refined", "tight")}
     for hit in hits.values():
         crossed = torch.from_numpy(hit.status == "crossed")
         assert crossed.float().mean() > 0.9
@@ -84,19 +84,19 @@ def test_every_crossing_is_real_and_modes_are_ordered(norm) -> None:
         length = difference.abs().amax(1) if norm == "Linf" else difference.norm(dim=1)
         torch.testing.assert_close(length, hit.margin[crossed])
         assert (hit.margin[crossed] > 0).all()
-    both = torch.from_numpy((hits["parity"].status == "crossed") & (hits["margin"].status == "crossed"))
-    parity, margin, tight = (hits[mode].margin[both] for mode in ("parity", "margin", "tight"))
+    both = torch.from_numpy((hits["deepfool"].status == "crossed") & (hits["refined"].status == "crossed"))
+    plain, refined, tight = (hits[mode].margin[both] for mode in ("deepfool", "refined", "tight"))
     assert (
-        margin <= parity * (1 + 1e-5)
+        refined <= plain * (1 + 1e-5)
     ).float().mean() >= 0.9  # another path may end at another point of the boundary
-    assert margin.mean() < parity.mean()
-    assert tight.mean() <= margin.mean() * 1.001
+    assert refined.mean() < plain.mean()
+    assert tight.mean() <= refined.mean() * 1.001
 
 
 def test_broken_models_end_with_a_status() -> None:
     x = batch(4)
     right, wrong = torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)
-    for mode in ("rank", "parity", "margin", "tight"):
+    for mode in ("fast", "deepfool", "refined", "tight"):
         constant = deepfool(Constant().eval(), x, right, mode=mode)
         assert (constant.status == "no-gradient").all()
         assert constant.margin.isnan().all()
@@ -109,14 +109,14 @@ def test_broken_models_end_with_a_status() -> None:
         single = deepfool(Single().eval(), x, right, mode=mode)
         assert (single.status == "unconverged").all()
         assert single.margin.isnan().all()
-    beyond = deepfool(NaNBeyond().eval(), torch.full((3, 3, 2, 2), 0.6), right[:3], mode="parity")
+    beyond = deepfool(NaNBeyond().eval(), torch.full((3, 3, 2, 2), 0.6), right[:3], mode="deepfool")
     assert (beyond.status == "nan").all()
 
 
 def test_too_few_steps_is_unconverged_not_zero() -> None:
     model, x = Curved(seed=8).eval(), batch(60, 2)
     labels = model(x).argmax(1)
-    short, long = (deepfool(model, x, labels, mode="parity", steps=steps) for steps in (1, 50))
+    short, long = (deepfool(model, x, labels, mode="deepfool", steps=steps) for steps in (1, 50))
     gave_up = short.status == "unconverged"
     assert gave_up.sum() > (long.status == "unconverged").sum()
     assert np.isnan(short.margin.numpy()[gave_up]).all()
@@ -143,8 +143,8 @@ def test_what_cannot_be_scored_is_refused() -> None:
         deepfool(model, x, labels + 5)
     with pytest.raises(DataError, match=r"\[B\] int is needed"):
         deepfool(model, x, labels[:2])
-    with pytest.raises(UsageError, match="did you mean 'margin'"):
-        deepfool(model, x, labels, mode="margins")
+    with pytest.raises(UsageError, match="did you mean 'refined'"):
+        deepfool(model, x, labels, mode="refine")
     with pytest.raises(ModelError, match="training mode"):
         deepfool(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3)).train(), x, labels)
     with pytest.raises(ModelError, match="logits of shape"):
@@ -154,9 +154,9 @@ def test_what_cannot_be_scored_is_refused() -> None:
 def test_cost_follows_the_candidates_not_the_classes() -> None:
     x = batch(16)
     few, many = Curved(classes=6).eval(), Curved(classes=500).eval()
-    cost = [deepfool(m, x, m(x).argmax(1), mode="rank").passes for m in (few, many)]
+    cost = [deepfool(m, x, m(x).argmax(1), mode="fast").passes for m in (few, many)]
     assert cost[0] == cost[1] == (1 + 16 + 16, 3 * 16)  # classes counted once; the images; one look each; 3 candidates
-    for mode, candidates in (("margin", 4), ("tight", 5)):
+    for mode, candidates in (("refined", 4), ("tight", 5)):
         passes = deepfool(many, x, many(x).argmax(1), mode=mode).passes
         assert passes[1] <= 16 * (candidates + len(EFFORTS[mode].tilts) + 2)
 
@@ -200,7 +200,7 @@ class Bent(nn.Module):
 def test_a_step_that_falls_short_by_little_is_stretched_and_by_more_is_followed_by_another(bend, linearised) -> None:
     """The first step ends 1 % short with the small bend and 10 % short with the great one."""
     model = Bent(bend).eval()
-    hit = deepfool(model, torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), norm="L2", mode="parity")
+    hit = deepfool(model, torch.full((1, 1, 1, 1), 0.5), torch.tensor([0]), norm="L2", mode="deepfool")
     exact = 0.1 if bend == 0 else (1 - (1 - 0.4 * bend) ** 0.5) / (2 * bend)
     assert (hit.status[0], int(hit.steps[0]), hit.passes[1]) == ("crossed", linearised, linearised)
     assert exact < float(hit.margin[0]) < 1.01 * exact

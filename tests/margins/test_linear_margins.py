@@ -65,7 +65,7 @@ def exact_margins(model: nn.Sequential, x: Tensor, labels: Tensor, norm: Norm) -
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("mode", ["parity", "margin", "tight"])
+@pytest.mark.parametrize("mode", ["deepfool", "refined", "tight"])
 @pytest.mark.parametrize(
     ("classes", "pixels", "low", "high"), [(2, 5, 0, 1), (4, 30, 0.3, 0.7), (12, 60, 0, 1), (3, 8, 0, 0.05)]
 )
@@ -94,7 +94,7 @@ def test_estimates_of_linear_models_are_their_margins(norm: Norm) -> None:
     x = images_for(30, 40, 4)
     labels = model(x).argmax(1)
     labels[::8] = (labels[::8] + 1) % 4
-    hit = deepfool(model, x, labels, norm=norm, mode="rank")
+    hit = deepfool(model, x, labels, norm=norm, mode="fast")
     right = hit.status == "estimated"
     exact = exact_margins(model, x, labels, norm)
     np.testing.assert_allclose(hit.margin.numpy()[right], exact[right], rtol=0.02)
@@ -135,7 +135,7 @@ def way_back(model: nn.Sequential, x: np.ndarray, own: int, norm: Norm) -> float
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("mode", ["margin", "tight"])
+@pytest.mark.parametrize("mode", ["refined", "tight"])
 @pytest.mark.parametrize(("classes", "pixels"), [(2, 10), (3, 12), (5, 30), (10, 40)])
 def test_misclassified_images_know_their_way_back(norm: Norm, mode, classes, pixels) -> None:
     model = linear(classes, pixels, seed=classes + 7)
@@ -173,6 +173,6 @@ def test_parity_looks_at_a_weaker_rival_only_where_it_may_be_nearer(
         layer.weight[1:, :2] = 0.5 * torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.8 * steepness, 0.6 * steepness]])
         layer.bias.copy_(-layer.weight @ torch.full((4,), 0.5) - torch.tensor([0.0, 0.1, 0.11, gap]))
     model = nn.Sequential(nn.Flatten(), layer).eval()
-    hit = deepfool(model, torch.full((1, 1, 1, 4), 0.5), torch.tensor([0]), norm="L2", mode="parity")
+    hit = deepfool(model, torch.full((1, 1, 1, 4), 0.5), torch.tensor([0]), norm="L2", mode="deepfool")
     assert (int(hit.steps[0]), hit.passes[1]) == (1, gradients)
     assert float(hit.margin[0]) == pytest.approx(margin, rel=0.01)

@@ -54,7 +54,7 @@ def model(pool: puma.Pool) -> nn.Module:
 
 
 def score(model: nn.Module, pool: puma.Pool, out: Path | None, **options) -> puma.MarginTable:
-    return score_margins(model, pool, out=out, part_rows=200, batch_size=64, mode="parity", **options)
+    return score_margins(model, pool, out=out, part_rows=200, batch_size=64, mode="deepfool", **options)
 
 
 def part_bytes(folder: Path) -> dict[str, bytes]:
@@ -64,7 +64,7 @@ def part_bytes(folder: Path) -> dict[str, bytes]:
 def test_table_holds_the_margins_of_the_pool(model, pool) -> None:
     table = score(model, pool, None)
     images, labels = read_batch(pool, np.arange(100))
-    hit = deepfool(model, images, labels, mode="parity")
+    hit = deepfool(model, images, labels, mode="deepfool")
     np.testing.assert_allclose(table.margin[:100], hit.margin.numpy(), rtol=2e-3)
     assert (table.label == pool.labels).all()
     assert set(table.to_pandas()["status"].unique()) <= {"crossed", "misclassified"}
@@ -166,7 +166,7 @@ def test_dry_run_verify_and_redo_on_the_command_line(pool, tmp_path, monkeypatch
     torch.manual_seed(0)
     weights, out = tmp_path / "model.safetensors", tmp_path / "table"
     save_model(puma.build_model("small-cnn", 10, in_channels=1, image_size=8).eval(), weights)
-    words = ["score", weights, "digits?subset=300", "--out", out, "--mode", "rank", "--part-rows", 100, "--batch-size"]
+    words = ["score", weights, "digits?subset=300", "--out", out, "--mode", "fast", "--part-rows", 100, "--batch-size"]
     words += [100, "--device", "cpu", "--quiet"]
     assert cli(monkeypatch, *words, "--dry-run", "--precision", "bf16") == 0
     said = capsys.readouterr().out
@@ -218,7 +218,7 @@ def test_an_estimate_of_a_slow_model_scores_few_images(model, pool, monkeypatch,
     """A handful to warm up and one to measure are the least; whatever is more fits into a few seconds."""
     slow = Slow(model, seconds).eval()
     monkeypatch.setattr("puma.scoring.estimate.perf_counter", lambda: slow.now)
-    chosen = sized("Linf", "rank", "cpu", batch_size=512)
+    chosen = sized("Linf", "fast", "cpu", batch_size=512)
     cost = estimate(slow, pool, chosen, chosen.meta(slow, pool))
     assert 16 <= cost.probed <= probed
     assert slow.largest <= 64
@@ -228,7 +228,7 @@ def test_an_estimate_of_a_slow_model_scores_few_images(model, pool, monkeypatch,
 
 
 def test_an_estimate_of_a_fast_model_reaches_whole_batches(model, pool, monkeypatch) -> None:
-    chosen = sized("Linf", "rank", "cpu", batch_size=128)
+    chosen = sized("Linf", "fast", "cpu", batch_size=128)
     quick = Slow(model, 1e-9).eval()
     monkeypatch.setattr("puma.scoring.estimate.perf_counter", lambda: quick.now)
     cost = estimate(quick, pool, chosen, chosen.meta(quick, pool))
@@ -241,7 +241,7 @@ def test_an_estimate_of_a_fast_model_reaches_whole_batches(model, pool, monkeypa
 def test_an_estimate_counts_what_is_left_and_writes_nothing(model, pool, tmp_path) -> None:
 
     out = tmp_path / "table"
-    chosen = sized("Linf", "parity", "cpu", batch_size=64, part_rows=200)
+    chosen = sized("Linf", "deepfool", "cpu", batch_size=64, part_rows=200)
     before = estimate(model, pool, chosen, chosen.meta(model, pool), out, num_workers=2)
     assert not out.exists()
     assert (before.images, before.finished) == (898, 0)

@@ -27,7 +27,7 @@ OPTIONS = [
     "--batch-size",
     "50",
     "--mode",
-    "parity",
+    "deepfool",
     "--threads",
     "1",
     "--device",
@@ -56,7 +56,7 @@ def weights(tmp_path_factory) -> Path:
 def expected(weights: Path, tmp_path_factory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("expected")
     model, pool = puma.load_model(weights).eval(), puma.load_dataset("digits")
-    score_margins(model, pool, out=out, part_rows=100, batch_size=50, mode="parity")
+    score_margins(model, pool, out=out, part_rows=100, batch_size=50, mode="deepfool")
     return part_bytes(out)
 
 
@@ -97,7 +97,7 @@ def test_kill_9_at_random_moments_changes_no_byte(weights, expected, tmp_path) -
         assert before < set(found) < set(expected), place
         assert all(expected[name] == data for name, data in found.items()), place
     model, pool = puma.load_model(weights).eval(), puma.load_dataset("digits")
-    assert len(score_margins(model, pool, out=tmp_path, part_rows=100, batch_size=50, mode="parity")) == 898
+    assert len(score_margins(model, pool, out=tmp_path, part_rows=100, batch_size=50, mode="deepfool")) == 898
     assert part_bytes(tmp_path) == expected
 
 
@@ -135,7 +135,7 @@ def test_a_full_disk_keeps_what_was_finished(weights, expected, tmp_path) -> Non
     model, pool = puma.load_model(weights).eval(), puma.load_dataset("digits")
     try:
         with pytest.raises(StorageError, match="no space left") as caught:
-            score_margins(model, pool, out=small / "t", part_rows=100, batch_size=50, mode="parity")
+            score_margins(model, pool, out=small / "t", part_rows=100, batch_size=50, mode="deepfool")
         assert caught.value.exit_code == 6
         finished = part_bytes(small / "t")
         assert finished
@@ -143,7 +143,7 @@ def test_a_full_disk_keeps_what_was_finished(weights, expected, tmp_path) -> Non
         shutil.copytree(small / "t", tmp_path / "moved")
     finally:
         subprocess.run(["umount", "--lazy", str(small)], check=True)  # the error still holds its file open
-    score_margins(model, pool, out=tmp_path / "moved", part_rows=100, batch_size=50, mode="parity")
+    score_margins(model, pool, out=tmp_path / "moved", part_rows=100, batch_size=50, mode="deepfool")
     assert part_bytes(tmp_path / "moved") == expected
 
 

@@ -18,7 +18,7 @@ from puma.errors import UsageError
 from puma.models.precision import true_float32
 
 NORMS = ["Linf", "L2"]
-MODES = ["parity", "margin", "tight"]
+MODES = ["deepfool", "refined", "tight"]
 
 
 def images_and_labels(count: int = 90) -> tuple[nn.Module, Tensor, Tensor]:
@@ -98,7 +98,7 @@ def test_crossings_of_a_wrong_proxy_are_confirmed_by_the_model(norm, mode) -> No
     assert far.margin[torch.from_numpy(far.status == "unconverged")].isnan().all()
 
 
-@pytest.mark.parametrize("mode", ["rank", *MODES])
+@pytest.mark.parametrize("mode", ["fast", *MODES])
 def test_filling_batches_up_changes_nothing_but_their_sizes(mode) -> None:
     model, x, labels = images_and_labels()
     proxy = Shifted(model, 0.0)
@@ -117,7 +117,7 @@ def test_shrinking_batches_do_not_recompile() -> None:
     proxy = torch.compile(model, backend=counter, dynamic=False)
     hits = [deepfool(model, x[:count], labels[:count], mode="tight", chunk=32, proxy=proxy) for count in (90, 77)]
     assert 2 <= counter.frame_count <= 2 * 4  # four sizes, with a graph and without
-    deepfool(model, x[:50], labels[:50], norm="L2", mode="margin", chunk=32, proxy=proxy)
+    deepfool(model, x[:50], labels[:50], norm="L2", mode="refined", chunk=32, proxy=proxy)
     assert counter.frame_count <= 2 * 4
     plain = deepfool(model, x, labels, mode="tight", chunk=32)
     torch.testing.assert_close(hits[0].margin, plain.margin, rtol=1e-2, atol=1e-5, equal_nan=True)

@@ -51,7 +51,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source=pool.source.codes,
         meta={
             "norm": "Linf",
-            "mode": "margin",
+            "mode": "refined",
             "settings": {"part_rows": 50},
             "model": {"name": "small-cnn", "sha256": weights_sha256(model)},
             "pool": pool.describe(),

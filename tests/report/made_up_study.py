@@ -149,7 +149,7 @@ def _table(pool: Pool) -> MarginTable:
     status = np.where(margin < 0, Status.MISCLASSIFIED.value, Status.CROSSED.value).astype(np.int8)
     status[5], margin[5] = Status.UNCONVERGED.value, np.nan
     source = np.repeat([0, 1], [REAL, SYNTHETIC])
-    meta = {"norm": "Linf", "mode": "margin", "settings": {"steps": 50}, "model": "0" * 64, "pool": pool.describe()}
+    meta = {"norm": "Linf", "mode": "refined", "settings": {"steps": 50}, "model": "0" * 64, "pool": pool.describe()}
     label = pool.labels
     return MarginTable(
         label, np.where(margin < 0, (label + 1) % 10, label), margin, status, np.full(n, 3), source, meta

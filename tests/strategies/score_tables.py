@@ -42,7 +42,7 @@ def make_table(
         status=status,
         steps=np.ones(rows),
         source=(np.arange(rows) >= real).astype(int),
-        meta={"norm": norm, "mode": "margin", "settings": {}, "model": "m", "pool": pool},
+        meta={"norm": norm, "mode": "refined", "settings": {}, "model": "m", "pool": pool},
         scores={name.replace("_", "-"): np.asarray(column, np.float32) for name, column in scores.items()},
     )
 

@@ -31,7 +31,7 @@ def small_study(folder: Path, **changes: Any) -> StudyFolder:
             "diffusion": {"steps": 20, "warmup": 5, "width": 32, "blocks": 1},
         },
         "network": {"name": "small-cnn"},
-        "margins": {"mode": "rank"},
+        "margins": {"mode": "fast"},
         "evaluation": {"attack": "pgd-2", "mislabelled": 20},
         "grid": [{"strategies": ["none", "puma"], "prune_fractions": [0.5]}],
     }

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from puma import objectives
+from puma import losses
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def slow_trades(clean, adversarial, label, weight, smoothing, smooth_both=False)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_trades(logits, smoothing, smooth_both):
     clean, adversarial, labels = logits
-    fast = objectives.trades(clean, adversarial, labels, weight=5.0, smoothing=smoothing, smooth_both=smooth_both)
+    fast = losses.trades(clean, adversarial, labels, weight=5.0, smoothing=smoothing, smooth_both=smooth_both)
     slow = [
         slow_trades(c, a, y, 5.0, smoothing, smooth_both and smoothing > 0)
         for c, a, y in zip(clean.tolist(), adversarial.tolist(), labels.tolist(), strict=True)
@@ -48,30 +48,30 @@ def test_trades_gradient_flows_through_the_clean_softmax_unless_switched_off(log
     clean, adversarial, labels = logits
     gradients = {}
     for detach in (False, True):
-        loss = objectives.trades(clean, adversarial, labels, weight=5.0, detach_clean=detach).sum()
+        loss = losses.trades(clean, adversarial, labels, weight=5.0, detach_clean=detach).sum()
         gradients[detach], _ = torch.autograd.grad(loss, (clean, adversarial))
-    (plain,) = torch.autograd.grad(objectives.cross_entropy(clean, labels).sum(), clean)
+    (plain,) = torch.autograd.grad(losses.cross_entropy(clean, labels).sum(), clean)
     assert torch.allclose(gradients[True], plain)
     # d KL(p || q) / d clean_j = p_j * (log p_j - log q_j - KL)
     log_p, log_q = clean.log_softmax(1), adversarial.log_softmax(1)
-    kl = objectives.kl_divergence(adversarial, clean)[:, None]
+    kl = losses.kl_divergence(adversarial, clean)[:, None]
     assert torch.allclose(gradients[False] - plain, 5 * log_p.exp() * (log_p - log_q - kl), atol=1e-10)
 
 
 def test_equal_logits_have_no_divergence_at_all():
     logits = torch.randn(50, 10)
-    assert torch.equal(objectives.kl_divergence(logits, logits.clone()), torch.zeros(50))
+    assert torch.equal(losses.kl_divergence(logits, logits.clone()), torch.zeros(50))
 
 
 def test_unattacked_images_have_no_adversarial_term(logits):
     clean, adversarial, labels = logits
     attacked = torch.arange(9) % 2 == 0
-    loss = objectives.trades(clean, adversarial, labels, weight=5.0, attacked=attacked)
-    assert torch.equal(loss[~attacked], objectives.cross_entropy(clean, labels)[~attacked])
+    loss = losses.trades(clean, adversarial, labels, weight=5.0, attacked=attacked)
+    assert torch.equal(loss[~attacked], losses.cross_entropy(clean, labels)[~attacked])
     (gradient,) = torch.autograd.grad(loss.sum(), adversarial)
     assert torch.equal(gradient[~attacked], torch.zeros(4, 5, dtype=torch.float64))
-    mart = objectives.mart(clean, adversarial, labels, weight=5.0, attacked=attacked)
-    unweighted = objectives.mart(clean, adversarial, labels, weight=0.0)
+    mart = losses.mart(clean, adversarial, labels, weight=5.0, attacked=attacked)
+    unweighted = losses.mart(clean, adversarial, labels, weight=0.0)
     assert torch.equal(mart[~attacked], unweighted[~attacked])
     assert torch.all(mart[attacked] > unweighted[attacked])
 
@@ -85,16 +85,16 @@ def test_mart(logits):
         kl = sum(pi * math.log(pi / qi) for pi, qi in zip(p, q, strict=True))
         slow.append(-math.log(q[y]) - math.log(1.0001 - other) + 4.0 * kl * (1.0000001 - p[y]))
     assert torch.allclose(
-        objectives.mart(clean, adversarial, labels, weight=4.0), torch.tensor(slow, dtype=torch.float64), atol=1e-8
+        losses.mart(clean, adversarial, labels, weight=4.0), torch.tensor(slow, dtype=torch.float64), atol=1e-8
     )
 
 
 def test_cw_and_mixed_labels(logits):
     clean, _, labels = logits
     for value, row, label in zip(
-        objectives.carlini_wagner(clean, labels).tolist(), clean.tolist(), labels, strict=True
+        losses.carlini_wagner(clean, labels).tolist(), clean.tolist(), labels, strict=True
     ):
         assert value == max(v for i, v in enumerate(row) if i != label) - row[label]
     shares = torch.nn.functional.one_hot(labels, 5).double() * 0.7 + 0.3 / 5
-    assert torch.allclose(objectives.cross_entropy(clean, shares), -(shares * clean.log_softmax(1)).sum(1), atol=1e-12)
-    assert torch.allclose(objectives.cross_entropy(clean, shares), objectives.cross_entropy(clean, labels, 0.3))
+    assert torch.allclose(losses.cross_entropy(clean, shares), -(shares * clean.log_softmax(1)).sum(1), atol=1e-12)
+    assert torch.allclose(losses.cross_entropy(clean, shares), losses.cross_entropy(clean, labels, 0.3))

@@ -27,7 +27,7 @@ from puma.margins import STATUS_NAMES, Status
 from puma.models.precision import true_float32
 from puma.norms import Norm, parse_norm
 
-Mode = Literal["rank", "parity", "margin", "tight"]
+Mode = Literal["fast", "deepfool", "refined", "tight"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -55,9 +55,9 @@ class Effort:
 
 
 EFFORTS: dict[Mode, Effort] = {
-    "rank": Effort(candidates=3),
-    "parity": Effort(candidates=2, doubtful=2),
-    "margin": Effort(candidates=4, tilts=(0.7, 0.4, 0.3), settled=0.02, polishes=1),
+    "fast": Effort(candidates=3),
+    "deepfool": Effort(candidates=2, doubtful=2),
+    "refined": Effort(candidates=4, tilts=(0.7, 0.4, 0.3), settled=0.02, polishes=1),
     "tight": Effort(
         candidates=5, tilts=(0.7, 0.5, 0.4, 0.32, 0.26, 0.22, 0.2, 0.18), settled=0.01, walks=8, polishes=4
     ),
@@ -98,7 +98,7 @@ def deepfool(
     labels: Tensor,
     *,
     norm: Norm = "Linf",
-    mode: Mode = "margin",
+    mode: Mode = "refined",
     steps: int = 50,
     chunk: int = 64,
     precision: Precision = "float32",
@@ -111,7 +111,7 @@ def deepfool(
         images: float32 ``[B, ...]`` in [0, 1].
         labels: int64 ``[B]``.
         norm: ``"Linf"`` or ``"L2"``.
-        mode: ``"rank"`` estimates from one linearisation and one look; ``"parity"`` is plain DeepFool; ``"margin"``
+        mode: ``"fast"`` estimates from one linearisation and one look; ``"deepfool"`` is plain DeepFool; ``"refined"``
             finds a nearby point of the boundary, ``"tight"`` looks longer for a nearer one.
         steps: linearisations at most before an image counts as unconverged.
         chunk: images per pass through the model.
@@ -137,7 +137,7 @@ def deepfool(
             _spend(search, mode, steps)
         elif len(images):
             search.look(torch.arange(len(images), device=images.device), network.exact(search.start))
-        if proxy is not None and mode != "rank":
+        if proxy is not None and mode != "fast":
             search.confirm()
     return _result(search, images)
 
@@ -190,11 +190,11 @@ def check_images(images: Tensor, labels: Tensor) -> None:
 def _spend(search: Search, mode: Mode, steps: int) -> None:
     """Run the search of a mode."""
     effort = EFFORTS[mode]
-    rays = None if mode == "parity" else Rays(search)
-    ahead, straight, behind = _first_look(search, effort.candidates, rays, mode == "rank")
+    rays = None if mode == "deepfool" else Rays(search)
+    ahead, straight, behind = _first_look(search, effort.candidates, rays, mode == "fast")
     if rays is not None and len(ahead):
-        rays.probe(ahead, both=mode != "rank")
-        if mode == "rank":
+        rays.probe(ahead, both=mode != "fast")
+        if mode == "fast":
             search.distance[ahead] = rays.lengths(ahead)
             search.codes[ahead] = int(Status.ESTIMATED)
             search.best = search.start.clone()  # a crossing that the look may have met is not what an estimate is about
@@ -203,7 +203,7 @@ def _spend(search: Search, mode: Mode, steps: int) -> None:
             rays.trim(ahead)
             polish(search, ahead, 1, effort.walks, back=False)
             straight = torch.cat([straight, ahead[search.distance[ahead].isinf()]])
-    if mode == "rank":
+    if mode == "fast":
         return
     short = search.reconsider(straight, search.short(straight), effort.candidates, effort.doubtful)
     search.approach(short, 1, back=False, steps=steps)
@@ -229,7 +229,7 @@ def _first_look(search: Search, candidates: int, rays: Rays | None, rank: bool) 
 
     Returns the rows that have a ray to follow, those for plain DeepFool (without ``rays`` all, taken a first step; else
     those whose boundaries the box keeps out of reach), and the misclassified ones, a step nearer to their label; in
-    ``rank`` these have got their estimate instead.
+    ``fast`` these have got their estimate instead.
     """
     everything = torch.arange(len(search.start), device=search.start.device)
     kinds = torch.zeros_like(everything)  # 1 ahead, 2 straight, 3 behind

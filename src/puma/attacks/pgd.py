@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from puma.errors import DataError, UsageError, unknown
+from puma.losses import carlini_wagner, cross_entropy, kl_divergence
 from puma.models.batchnorm import attack_mode
 from puma.norms import Norm
-from puma.objectives import carlini_wagner, cross_entropy, kl_divergence
 from puma.threat import ThreatModel
 
 Loss = Literal["ce", "cw", "kl"]

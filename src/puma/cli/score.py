@@ -28,7 +28,7 @@ def score(
         str | None,
         typer.Option(help='"Linf" or "L2"; it has to be that of the threat model.', show_default="Linf"),
     ] = None,
-    mode: Annotated[str, typer.Option(help="rank (estimates), parity, margin, tight; cascade.")] = "margin",
+    mode: Annotated[str, typer.Option(help="fast (estimates), deepfool, refined, tight; cascade.")] = "refined",
     weights: Annotated[Path | None, typer.Option(help="Safetensors weights for a factory.")] = None,
     roles: Annotated[str | None, typer.Option(help="real,synthetic,... one for each source.")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Linearisations at most for one image.")] = 50,
@@ -179,13 +179,13 @@ def _refuse_with_cascade(dry_run: bool, from_run: bool, several: bool) -> None:
         raise UsageError(
             "--mode cascade cannot say what it will cost",
             why="how many images are measured is known once all are estimated",
-            fix="--dry-run with --mode rank, and with --mode margin: it lies between the first and their sum",
+            fix="--dry-run with --mode fast, and with --mode refined: it lies between the first and their sum",
         )
     if several:
         raise UsageError(
             "--mode cascade works in one process",
             why="which images are measured is known once all are estimated",
-            fix="leave out --worker, --devices, --engine ray and launchers, or share out --mode margin",
+            fix="leave out --worker, --devices, --engine ray and launchers, or share out --mode refined",
         )
 
 
@@ -247,7 +247,7 @@ def _print_table(table: MarginTable | None, out: Path) -> None:
     typer.echo(f"{len(table):,} margins ({table.norm}, {table.meta['mode']}) in {out}")
     if (measured := table.meta["settings"].get("measured")) is not None:
         share = measured / len(table)
-        typer.echo(f"  stages: {len(table):,} estimated (rank), {measured:,} of them measured (margin), {share:.2%}")
+        typer.echo(f"  stages: {len(table):,} estimated (fast), {measured:,} of them measured (refined), {share:.2%}")
     for status in Status:
         if count := int((table.status == status).sum()):
             typer.echo(f"  {status.text:14} {count:12,}  {count / len(table):7.2%}")

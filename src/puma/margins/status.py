@@ -13,7 +13,7 @@ class Status(IntEnum):
     MISCLASSIFIED = 1
     """Wrong from the start: the margin is minus the distance back to the label, -inf where no way back was found."""
     ESTIMATED = 2
-    """A linearised estimate (rank mode); no crossing was claimed."""
+    """A linearised estimate (mode fast); no crossing was claimed."""
     UNCONVERGED = 3
     NO_GRADIENT = 4
     NAN = 5

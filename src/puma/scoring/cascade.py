@@ -1,7 +1,7 @@
 """Margins for one stated plan: estimates for every image, DeepFool only where it can change the plan.
 
 What a plan needs from a margin is which side of the prune cut an image lies on, and, below the reach of the cap on the
-attack norm, how far exactly. Everywhere else the estimate of ``rank`` says enough.
+attack norm, how far exactly. Everywhere else the estimate of ``fast`` says enough.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Cascade:
             raise UsageError(f"c={self.c} and band={self.band}: 0 < c <= 1 and 0 <= band < 1 are needed")
 
     def wanted(self, estimates: MarginTable) -> NDArray[np.bool_]:
-        """bool ``[N]``: rows whose margin has to be measured, given the table of `rank`.
+        """bool ``[N]``: rows whose margin has to be measured, given the table of `fast`.
 
         Those near the cut of their source and class, those below the reach of the cap, and those without an estimate.
         A misclassified image trains clean whatever its distance, so it is not measured.
@@ -100,7 +100,7 @@ def score_cascade(
         model: the margin model, in eval mode.
         pool: a `Pool`, or one source.
         cascade: the plan.
-        out: folder of the table; the estimates lie in its subfolder ``rank``. Both stages resume.
+        out: folder of the table; the estimates lie in its subfolder ``fast``. Both stages resume.
         steps: linearisations at most for one image.
         batch_size: images searched together.
         chunk: images per pass.
@@ -120,7 +120,7 @@ def score_cascade(
     check_model(model, whole)
     settings = sized(
         cascade.threat.norm,
-        "margin",
+        "refined",
         device_of(model).type,
         steps=steps,
         batch_size=batch_size,
@@ -129,13 +129,13 @@ def score_cascade(
         precision=precision,
         compile=compile,
     )
-    rank_out = None if out is None else Path(out) / "rank"
+    fast_out = None if out is None else Path(out) / "fast"
     estimates = score_margins(
         model,
         whole,
         norm=cascade.threat.norm,
-        mode="rank",
-        out=rank_out,
+        mode="fast",
+        out=fast_out,
         steps=steps,
         batch_size=settings.batch_size,
         chunk=settings.chunk,

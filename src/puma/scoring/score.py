@@ -64,7 +64,7 @@ def score_margins(
     pool: Pool | Source,
     *,
     norm: Norm = "Linf",
-    mode: Mode = "margin",
+    mode: Mode = "refined",
     out: Path | str | None = None,
     steps: int = 50,
     batch_size: int | None = None,

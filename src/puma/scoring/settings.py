@@ -39,7 +39,7 @@ class ScoringSettings:
     """
 
     norm: Norm = "Linf"
-    mode: Mode = "margin"
+    mode: Mode = "refined"
     steps: int = 50
     batch_size: int = 512
     chunk: int = 64

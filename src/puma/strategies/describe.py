@@ -74,8 +74,8 @@ def doubts(problem: Problem, choice: Choice, counts: dict[str, Any], rule: Strat
     missing = counts["to_remove"] - counts["removed"]
     if missing > 0:
         found.append(f"{missing} rows fewer than asked could be removed: the others have no score")
-    if rule.compares and problem.table.meta.get("mode") == "rank":
-        found.append("the margins are linearised estimates (mode rank), which order images but do not measure them")
+    if rule.compares and problem.table.meta.get("mode") == "fast":
+        found.append("the margins are linearised estimates (mode fast), which order images but do not measure them")
     if reasons := _beyond_cascade(problem, choice, counts, rule):
         found.append(
             "the margins were measured for another plan (mode cascade) and are estimates elsewhere: "

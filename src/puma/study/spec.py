@@ -45,7 +45,7 @@ class NetworkSettings(_Settings):
 class MarginSettings(_Settings):
     """How margins are measured."""
 
-    mode: Mode = Field(default="margin", description="DeepFool mode.")
+    mode: Mode = Field(default="refined", description="DeepFool mode.")
     folds: int = Field(
         default=2,
         ge=1,

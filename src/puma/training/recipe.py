@@ -25,7 +25,7 @@ class Recipe(BaseModel):
     name: str = Field(description="Short name.", pattern=r"^[\w.+-]{1,80}$")
     source: str = Field("", description="Where the settings come from.")
 
-    objective: Literal["trades", "pgd-at", "mart"] = Field("trades", description="Loss (puma.objectives).")
+    objective: Literal["trades", "pgd-at", "mart"] = Field("trades", description="Loss (puma.losses).")
     trades_weight: float = Field(
         5.0, ge=0, description="Weight (beta) of the adversarial term of trades and mart; a plan may override it."
     )

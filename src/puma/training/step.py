@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from puma import objectives
+from puma import losses
 from puma.attacks.pgd import Rows, ascend, ascend_in_proportion
 from puma.distribute import Devices
 from puma.models.batchnorm import attack_mode, kept_statistics
@@ -132,11 +132,11 @@ class Objective:
     def _combined(self, clean: Tensor | None, attacked: Tensor, labels: Tensor, eps: Tensor) -> Losses:
         recipe = self.recipe
         if clean is None:
-            loss = objectives.pgd_at(attacked, labels, smoothing=recipe.label_smoothing)
+            loss = losses.pgd_at(attacked, labels, smoothing=recipe.label_smoothing)
         elif recipe.objective == "mart":
-            loss = objectives.mart(clean, attacked, labels, weight=self.weight, attacked=eps > 0)
+            loss = losses.mart(clean, attacked, labels, weight=self.weight, attacked=eps > 0)
         else:
-            loss = objectives.trades(
+            loss = losses.trades(
                 clean,
                 attacked,
                 labels,
@@ -150,7 +150,7 @@ class Objective:
 
     def _ascended(self, images: Tensor, labels: Tensor, clean: Tensor | None) -> Callable[[Tensor, Rows], Tensor]:
         if self.recipe.objective != "trades" or labels.is_floating_point():
-            return lambda x, rows: objectives.cross_entropy(self.bare(x).float(), labels[rows])
+            return lambda x, rows: losses.cross_entropy(self.bare(x).float(), labels[rows])
         with torch.no_grad():
             reference = self.bare(images).float() if clean is None else clean.detach()
-        return lambda x, rows: objectives.kl_divergence(self.bare(x).float(), reference[rows])
+        return lambda x, rows: losses.kl_divergence(self.bare(x).float(), reference[rows])

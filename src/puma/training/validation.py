@@ -14,8 +14,8 @@ from puma.data.stratified import stratified_rows
 from puma.data.tensors import to_tensor
 from puma.distribute import Devices
 from puma.errors import UsageError
+from puma.losses import carlini_wagner
 from puma.models.batchnorm import attack_mode
-from puma.objectives import carlini_wagner
 from puma.threat import ThreatModel
 from puma.training.recipe import Recipe
 
