@@ -91,9 +91,7 @@ def test_mart(logits):
 
 def test_cw_and_mixed_labels(logits):
     clean, _, labels = logits
-    for value, row, label in zip(
-        losses.carlini_wagner(clean, labels).tolist(), clean.tolist(), labels, strict=True
-    ):
+    for value, row, label in zip(losses.carlini_wagner(clean, labels).tolist(), clean.tolist(), labels, strict=True):
         assert value == max(v for i, v in enumerate(row) if i != label) - row[label]
     shares = torch.nn.functional.one_hot(labels, 5).double() * 0.7 + 0.3 / 5
     assert torch.allclose(losses.cross_entropy(clean, shares), -(shares * clean.log_softmax(1)).sum(1), atol=1e-12)
