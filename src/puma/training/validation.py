@@ -16,7 +16,6 @@ from puma.distribute import Devices
 from puma.errors import UsageError
 from puma.losses import carlini_wagner
 from puma.models.batchnorm import attack_mode
-from puma.recipe import Recipe
 from puma.threat import ThreatModel
 from puma.training.recipe import Recipe
 
