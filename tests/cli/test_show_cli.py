@@ -22,7 +22,7 @@ from puma.label_scores import score_labels
 from puma.models.weights import save_model
 from puma.report.evaluations import write_flags_file
 from puma.threat import ThreatModel
-from puma.tradeoff import Arm, Flags, Setting
+from puma.tradeoff import Flags, Group, Setting
 from puma.training.loop import train
 from puma.training.recipe import load_recipe
 
@@ -133,7 +133,7 @@ def test_settings(run: Path, tmp_path: Path) -> None:
 def test_tables_of_a_study_tell_its_cells_apart(tmp_path: Path) -> None:
     clean, robust = np.array([1, 1, 0, 1.0]), np.array([1, 0, np.nan, np.nan])
     judged = {
-        (Setting("small", "digits", "digits", checkpoint), Arm("uniform-eps", params, 0.0), 0): (
+        (Group("small", "digits", "digits", checkpoint), Setting("uniform-eps", params, 0.0), 0): (
             Flags(clean, robust if checkpoint == "last" else clean),
             "cw-20",
         )

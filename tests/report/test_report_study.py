@@ -60,7 +60,7 @@ def test_every_arm_shows_the_means_of_results_parquet(study, report):
 
 def test_gaps_are_those_of_tradeoff_with_the_flags_of_the_runs(study, report):
     rows = [row for row in pq.read_table(study / "results.parquet").to_pylist() if row["checkpoint"] == "last"]
-    expected = {entry.arm.strategy: entry for entry in compare(rows) if not entry.arm.control}
+    expected = {entry.setting.strategy: entry for entry in compare(rows) if not entry.setting.is_control}
     shown = {row["strategy"]: row for row in table_of(report, "gap")}
     assert set(shown) == set(expected)
     for strategy, entry in expected.items():
@@ -224,7 +224,7 @@ def test_prune_fractions_and_pools_become_curves(tmp_path):
     assert {row["images trained on"] for row in needed} >= {REAL + 40, REAL + 240}
     last = [row for row in pq.read_table(folder / "results.parquet").to_pylist() if row["checkpoint"] == "last"]
     expected = {
-        (need.arm.label, need.kept, need.axis): None if need.images is None else need.images.value
+        (need.setting.label, need.kept, need.axis): None if need.images is None else need.images.value
         for need in random_images_needed(last, ["puma"])
     }
     shown = {

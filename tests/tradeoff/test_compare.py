@@ -11,19 +11,19 @@ import pytest
 
 from puma.errors import DataError, UsageError
 from puma.tradeoff import (
-    Arm,
     Comparison,
     Estimate,
     Flags,
     Frontier,
-    by_setting,
+    Setting,
+    by_group,
     compare,
     dominance,
     gap,
     images_needed,
     mean_interval,
     random_images_needed,
-    read_cells,
+    read_runs,
     redundant,
     resample,
 )
@@ -35,7 +35,7 @@ def row(strategy: str, seed: int, robust: float | None, clean: float, **more: ob
 
 
 def study(seeds: int = 3) -> list[dict[str, object]]:
-    """In seed s: eps dial (0.3, 0.9), (0.4, 0.8), none (0.5, 0.7); weight dial (0.35, 0.9); puma (0.4, 0.9+s/100)."""
+    """In seed s: eps (0.3, 0.9), (0.4, 0.8), none (0.5, 0.7); beta (0.35, 0.9); puma (0.4, 0.9+s/100)."""
     rows = []
     for seed in range(seeds):
         rows += [
@@ -49,12 +49,12 @@ def study(seeds: int = 3) -> list[dict[str, object]]:
 
 
 def pick(found: list[Comparison], strategy: str) -> Comparison:
-    return next(comparison for comparison in found if comparison.arm.strategy == strategy)
+    return next(comparison for comparison in found if comparison.setting.strategy == strategy)
 
 
 def test_gap_per_seed_then_mean() -> None:
     puma = pick(compare(study()), "puma")
-    # at robust 0.4 the eps dial has 0.8, the weight dial (0.35, 0.9)-(0.5, 0.7) has 0.9 - 0.2 / 3
+    # at robust 0.4 the eps control has 0.8, the weight control (0.35, 0.9)-(0.5, 0.7) has 0.9 - 0.2 / 3
     reached = 0.9 - 0.2 / 3
     expected = mean_interval([0.9 + seed / 100 - reached for seed in range(3)])
     assert puma.clean_gap.estimate is not None
@@ -68,7 +68,7 @@ def test_gap_per_seed_then_mean() -> None:
     assert puma.robust_gap.estimate.value == pytest.approx(0.4 - 0.35)
     assert puma.robust_gap.note.startswith("1 of 3 seeds; for the others not comparable: clean accuracy 0.910 is above")
     assert puma.kept == 70
-    assert puma.arm.label == "puma c=0.5 30%"
+    assert puma.setting.label == "puma c=0.5 30%"
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -106,11 +106,11 @@ def test_without_controls_or_robust_accuracy() -> None:
     assert difference.low is None
 
 
-def test_settings_are_never_mixed() -> None:
+def test_groups_are_never_mixed() -> None:
     rows = [*study(1), *(dict(entry, pool="q", clean_accuracy=0.1) for entry in study(1))]
     found = compare(rows)
     assert len(found) == 10
-    first = next(c for c in found if c.setting.pool == "p" and c.arm.strategy == "puma")
+    first = next(c for c in found if c.group.pool == "p" and c.setting.strategy == "puma")
     assert first.clean_gap.estimate is not None
     assert first.clean_gap.estimate.value == pytest.approx(0.2 / 3)
 
@@ -119,29 +119,29 @@ def test_table_forms_read_alike() -> None:
     rows = study(2)
     columns = {name: np.array([entry.get(name) for entry in rows], dtype=object) for name in rows[0]}
     arrow = pa.Table.from_pylist(rows)
-    assert read_cells(rows) != []
-    assert read_cells(arrow)[:4] == read_cells(arrow.to_pandas())[:4]
-    assert [cell.key for cell in read_cells(columns)] == [cell.key for cell in read_cells(rows)]
+    assert read_runs(rows) != []
+    assert read_runs(arrow)[:4] == read_runs(arrow.to_pandas())[:4]
+    assert [run.key for run in read_runs(columns)] == [run.key for run in read_runs(rows)]
 
 
 def test_broken_tables_are_refused() -> None:
     with pytest.raises(DataError, match="twice"):
-        read_cells([row("none", 0, 0.5, 0.7), row("none", 0, 0.5, 0.7)])
+        read_runs([row("none", 0, 0.5, 0.7), row("none", 0, 0.5, 0.7)])
     with pytest.raises(DataError, match="clean_accuracy"):
-        read_cells([{"strategy": "none", "seed": 0}])
+        read_runs([{"strategy": "none", "seed": 0}])
     with pytest.raises(DataError, match=r"not in \[0, 1\]"):
-        read_cells([row("none", 0, 50.0, 0.7)])
+        read_runs([row("none", 0, 50.0, 0.7)])
     with pytest.raises(UsageError, match="did you mean 'apgd_accuracy'"):
-        read_cells([], robust="apgd_acuracy")
+        read_runs([], robust="apgd_acuracy")
 
 
 def flags_for(rows: list[dict[str, object]], images: int = 500) -> tuple[list[dict[str, object]], dict[object, Flags]]:
     """Per-image flags that agree with the rows: an image of difficulty d is right where d < accuracy."""
     difficulty = (np.random.default_rng(0).permutation(images) + 0.5) / images
     flags = {}
-    for cell in read_cells(rows):
-        robust = np.where(np.arange(images) < images, difficulty < cell.robust, np.nan)
-        flags[cell.key] = Flags(difficulty < cell.clean, robust)
+    for run in read_runs(rows):
+        robust = np.where(np.arange(images) < images, difficulty < run.robust, np.nan)
+        flags[run.key] = Flags(difficulty < run.clean, robust)
     return rows, flags
 
 
@@ -158,8 +158,8 @@ def test_images_widen_the_interval_and_move_together() -> None:
     assert with_images.clean_gap.estimate.image_error > 0
 
 
-def test_resamples_are_the_same_for_all_cells_and_follow_the_binomial() -> None:
-    key_a, key_b = (cell.key for cell in read_cells([row("none", 0, 0.5, 0.7), row("puma", 0, 0.5, 0.7)]))
+def test_resamples_are_the_same_for_all_runs_and_follow_the_binomial() -> None:
+    key_a, key_b = (run.key for run in read_runs([row("none", 0, 0.5, 0.7), row("puma", 0, 0.5, 0.7)]))
     hits = (np.arange(400) < 300).astype(float)
     attacked = np.where(np.arange(400) % 2 == 0, hits, np.nan)
     drawn = resample({key_a: Flags(hits, attacked), key_b: Flags(hits, attacked)}, draws=2_000)
@@ -176,7 +176,7 @@ def test_gap_interval_covers_the_gap_of_whole_studies() -> None:
     """2,000 simulated studies: seeds and test images drawn anew, the frontier estimated from each study's own cells."""
     rng = np.random.default_rng(5)
     covered, studies, seeds, images = 0, 2_000, 3, 300
-    arms = [
+    settings = [
         ("uniform-eps", {"scale": 0.5}, 0.30, 0.90),
         ("none", {}, 0.50, 0.70),
         ("puma", {"c": 0.5}, 0.40, 0.84),
@@ -188,7 +188,7 @@ def test_gap_interval_covers_the_gap_of_whole_studies() -> None:
         for _ in range(seeds):
             hits = [
                 [difficulty[axis] + rng.normal(0, 0.02) < level for axis, level in enumerate(levels)]
-                for *_, r, c in arms
+                for *_, r, c in settings
                 for levels in [(c, r)]
             ]
             points = np.array([[h.mean() for h in pair] for pair in hits])
@@ -200,14 +200,14 @@ def test_gap_interval_covers_the_gap_of_whole_studies() -> None:
 
 
 def _linear_gap(points: np.ndarray) -> np.ndarray:
-    """Gap of the third arm to the line through the first two; ``[B, (clean, robust), arm]``."""
+    """Gap of the third setting to the line through the first two; ``[B, (clean, robust), arm]``."""
     clean, robust = points[:, 0], points[:, 1]
     share = (robust[:, 2] - robust[:, 0]) / (robust[:, 1] - robust[:, 0])
     return clean[:, 2] - (clean[:, 0] + share * (clean[:, 1] - clean[:, 0]))
 
 
 def test_dominance_by_means_and_by_seeds() -> None:
-    cells = read_cells(
+    runs = read_runs(
         [
             *(row("none", seed, 0.5, 0.7) for seed in range(3)),
             *(
@@ -217,14 +217,14 @@ def test_dominance_by_means_and_by_seeds() -> None:
             row("random", 0, 0.5, 0.7),
         ]
     )
-    table = dominance(next(iter(by_setting(cells).values())))
-    place = {arm.strategy: i for i, arm in enumerate(table.arms)}
+    table = dominance(next(iter(by_group(runs).values())))
+    place = {setting.strategy: i for i, setting in enumerate(table.settings)}
     assert table.by_mean[place["puma"], place["none"]]
     assert table.seeds[place["puma"], place["none"]] == 2
     assert not table.by_mean[place["none"]].any()  # equal to random, incomparable to easy
     assert not table.by_mean[place["random"], place["none"]]
     assert table.common[place["easy"], place["none"]] == 2
-    assert {arm.strategy for arm in table.undominated} == {"puma", "easy", "random"}
+    assert {setting.strategy for setting in table.undominated} == {"puma", "easy", "random"}
 
 
 def test_images_needed_on_a_known_curve() -> None:
@@ -253,7 +253,7 @@ def test_random_images_needed_over_pools() -> None:
     assert clean.images is not None
     assert clean.images.value == pytest.approx(10**3.5)
     assert clean.kept == 700
-    assert clean.arm == Arm("puma", '{"c": 0.5}', 0.0)
+    assert clean.setting == Setting("puma", '{"c": 0.5}', 0.0)
     assert robust.images is None
     assert "3 of 3 seeds: more than 10000" in robust.note
 
@@ -269,14 +269,17 @@ def test_images_part_of_a_gap_is_that_of_every_resample_done_by_hand() -> None:
     rows, flags = flags_for(study(1))
     estimate = pick(compare(rows, flags, draws=50), "puma").clean_gap.estimate
     drawn = resample(flags, draws=50)  # type: ignore[arg-type]
-    arms = {cell.arm.strategy + cell.arm.params: drawn[cell.key] for cell in read_cells(rows)}
-    eps = [arms[name] for name in ('uniform-eps{"scale": 0.5}', 'uniform-eps{"scale": 0.75}', "none{}")]
-    weight = [arms[name] for name in ('trades-weight{"beta": 2}', "none{}")]
-    puma = arms['puma{"c": 0.5}']
+    settings = {run.setting.strategy + run.setting.params: drawn[run.key] for run in read_runs(rows)}
+    eps = [settings[name] for name in ('uniform-eps{"scale": 0.5}', 'uniform-eps{"scale": 0.75}', "none{}")]
+    weight = [settings[name] for name in ('trades-weight{"beta": 2}', "none{}")]
+    puma = settings['puma{"c": 0.5}']
     by_hand = []
     for b in range(50):
-        dials = [Frontier("dial", [p.robust[b] for p in dial], [p.clean[b] for p in dial]) for dial in (eps, weight)]
-        by_hand.append(gap(puma.robust[b], puma.clean[b], dials))
+        controls = [
+            Frontier("control", [p.robust[b] for p in control], [p.clean[b] for p in control])
+            for control in (eps, weight)
+        ]
+        by_hand.append(gap(puma.robust[b], puma.clean[b], controls))
     assert estimate is not None
     assert estimate.image_error == pytest.approx(np.std(by_hand, ddof=1))
     assert estimate.low is not None  # one seed: the interval shows the images only

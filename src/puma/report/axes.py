@@ -12,8 +12,7 @@ from puma.report.materials import Materials, pool_rows
 from puma.report.results import Arm, Result, arms
 from puma.report.statistics import Compared, Statistics, make_statistics
 from puma.report.style import house_style
-from puma.tradeoff import mean_interval, random_images_needed, redundant, wilson_interval
-from puma.tradeoff.arms import BASELINE, CONTROLS
+from puma.tradeoff import BASELINE, CONTROLS, mean_interval, random_images_needed, redundant, wilson_interval
 from puma.tradeoff.needed import RANDOM, REDUNDANT, Needed
 
 Family = tuple[str, str]
@@ -154,7 +153,7 @@ def _needed_items(rows: Sequence[Result], families: dict[Family, list[Compared]]
     found = random_images_needed([row.to_dict() for row in rows], sorted(on_axis - {*RANDOM, *CONTROLS}), robust=column)
     pairs: dict[tuple[str, str], dict[str, Needed]] = {}
     for need in found:
-        pairs.setdefault((need.arm.label, need.setting.pool), {})[need.axis] = need
+        pairs.setdefault((need.setting.label, need.group.pool), {})[need.axis] = need
     if not pairs:
         return []
     table: list[list[object]] = [

@@ -15,8 +15,7 @@ from puma.report.page import Value
 from puma.report.results import Arm, Result, arms
 from puma.report.statistics import DIALS, Statistics
 from puma.report.style import house_style
-from puma.tradeoff import Estimate, dominance, read_cells, wilson_interval
-from puma.tradeoff.arms import BASELINE
+from puma.tradeoff import BASELINE, Estimate, dominance, read_runs, wilson_interval
 
 NAMES = {"robust_accuracy": "robust accuracy (AutoAttack standard)", "apgd_accuracy": "accuracy under APGD-CE"}
 
@@ -172,15 +171,15 @@ def _difference_items(statistics: Statistics) -> list[Item]:
 
 
 def _dominance_items(statistics: Statistics) -> list[Item]:
-    cells = read_cells([row.to_dict() for entry in statistics.arms for row in entry.arm.rows], statistics.column)
-    found = dominance(cells)
-    labels = {entry.found.arm: entry.arm.label for entry in statistics.arms}
+    runs = read_runs([row.to_dict() for entry in statistics.arms for row in entry.arm.rows], statistics.column)
+    found = dominance(runs)
+    labels = {entry.found.setting: entry.arm.label for entry in statistics.arms}
     rows = []
-    for column, arm in enumerate(found.arms):
-        beaten = [labels[other] for row, other in enumerate(found.arms) if found.by_mean[row, column]]
+    for column, arm in enumerate(found.settings):
+        beaten = [labels[other] for row, other in enumerate(found.settings) if found.by_mean[row, column]]
         always = [
             labels[other]
-            for row, other in enumerate(found.arms)
+            for row, other in enumerate(found.settings)
             if found.common[row, column] and found.seeds[row, column] == found.common[row, column]
         ]
         rows.append([labels[arm], "no" if beaten else "yes", ", ".join(beaten) or "–", ", ".join(always) or "–"])

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from puma.files import atomic_path
-from puma.tradeoff import Arm, CellKey, Flags, Setting
+from puma.tradeoff import Flags, Group, RunKey, Setting
 
 FLAGS_FILE = "flags.parquet"
 
@@ -65,27 +65,27 @@ def read_evaluation(path: Path) -> Judged:
     return Flags(clean, robust), str(meta.get("attack"))
 
 
-def read_flags_file(path: Path) -> dict[CellKey, Judged]:
+def read_flags_file(path: Path) -> dict[RunKey, Judged]:
     """A study's ``flags.parquet``, by cell.
 
     Raises:
         OSError, ValueError, KeyError, pyarrow.ArrowException: it is broken.
     """
-    found: dict[CellKey, Judged] = {}
+    found: dict[RunKey, Judged] = {}
     for row in pq.read_table(path, page_checksum_verification=True).to_pylist():
-        setting = Setting(row["study"], row["pool"], row["recipe"], row["checkpoint"])
-        key = setting, Arm(row["strategy"], row["params"], row["prune_fraction"]), row["seed"]
+        group = Group(row["study"], row["pool"], row["recipe"], row["checkpoint"])
+        key = group, Setting(row["strategy"], row["params"], row["prune_fraction"]), row["seed"]
         clean, robust = (np.array(row[name], dtype=np.float64) for name in ("clean", "robust"))
         found[key] = Flags(clean, robust), row["attack"]
     return found
 
 
-def write_flags_file(path: Path, judged: Mapping[CellKey, Judged], made: Mapping[str, Any] | None = None) -> None:
+def write_flags_file(path: Path, judged: Mapping[RunKey, Judged], made: Mapping[str, Any] | None = None) -> None:
     """Write a study's flags to one file; ``made`` says what they were made by and from."""
     rows = []
-    for (setting, arm, seed), (flags, attack) in judged.items():
+    for (group, setting, seed), (flags, attack) in judged.items():
         judged_images = {"attack": attack, "clean": _listed(flags.clean), "robust": _listed(flags.robust)}
-        rows.append(asdict(setting) | asdict(arm) | {"seed": seed} | judged_images)
+        rows.append(asdict(group) | asdict(setting) | {"seed": seed} | judged_images)
     write_table(path, pa.Table.from_pylist(rows, schema=_SCHEMA), made or {})
 
 

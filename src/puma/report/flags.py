@@ -10,12 +10,12 @@ import pyarrow as pa
 from puma.report.evaluations import evaluation_file, read_evaluation
 from puma.report.materials import Materials
 from puma.report.results import Result
-from puma.tradeoff import CellKey, Flags
+from puma.tradeoff import Flags, RunKey
 
 _ATTACK_OF_COLUMN = {"robust_accuracy": "standard", "apgd_accuracy": "apgd-ce"}
 
 
-def read_flags(materials: Materials, rows: Iterable[Result], column: str) -> dict[CellKey, Flags]:
+def read_flags(materials: Materials, rows: Iterable[Result], column: str) -> dict[RunKey, Flags]:
     """The flags of all rows, or of none where one is missing: intervals have to be of one kind.
 
     Flags that do not give the accuracies in the results are named among the problems and not used.
@@ -25,7 +25,7 @@ def read_flags(materials: Materials, rows: Iterable[Result], column: str) -> dic
         rows: rows of the results.
         column: the robust accuracy that is compared.
     """
-    found: dict[CellKey, Flags] = {}
+    found: dict[RunKey, Flags] = {}
     for row in rows:
         flags = _flags(materials, row, column)
         if flags is None:

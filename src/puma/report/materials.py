@@ -23,7 +23,7 @@ from puma.plan import Plan
 from puma.report.evaluations import FLAGS_FILE, Judged, read_flags_file
 from puma.report.results import Result, read_results
 from puma.threat import ThreatModel
-from puma.tradeoff import CellKey, read_cells
+from puma.tradeoff import RunKey, read_runs
 
 T = TypeVar("T")
 
@@ -77,15 +77,15 @@ class Materials:
         return {name: record for name, record in found.items() if isinstance(record, dict)}
 
     @cached_property
-    def cell_names(self) -> dict[CellKey, str]:
+    def cell_names(self) -> dict[RunKey, str]:
         """Names of the finished cells, by what names their rows.
 
         A cell's record, plan and run share its name. Only the record has its rows as well: a plan holds resolved
         parameters, which those of another variant may equal, and no recipe.
         """
-        found: dict[CellKey, str] = {}
+        found: dict[RunKey, str] = {}
         for name, record in self.records.items():
-            cells = self._try(f"record {name}", read_cells, record.get("rows", []))
+            cells = self._try(f"record {name}", read_runs, record.get("rows", []))
             found |= {cell.key: name for cell in cells or []}
         return found
 
@@ -101,7 +101,7 @@ class Materials:
         return folder if folder and folder.is_dir() else None
 
     @cached_property
-    def flags(self) -> dict[CellKey, Judged]:
+    def flags(self) -> dict[RunKey, Judged]:
         """Flags of single test images by cell, from the study's ``flags.parquet``."""
         path = self.folder / FLAGS_FILE
         return (self._try("flags", lambda: read_flags_file(path)) or {}) if path.is_file() else {}

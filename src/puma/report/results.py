@@ -12,9 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from puma import tradeoff
 from puma.errors import DataError
-from puma.tradeoff import CellKey, Setting
+from puma.tradeoff import Group, RunKey, Setting
 
 _TEXT = ("study", "pool", "strategy", "params", "recipe", "checkpoint")
 _WHOLE = ("seed", "n_test", "kept", "steps")
@@ -50,10 +49,10 @@ class Result:
     steps: int
 
     @property
-    def key(self) -> CellKey:
+    def key(self) -> RunKey:
         """The row as `puma.tradeoff` names it."""
-        setting = Setting(self.study, self.pool, self.recipe, self.checkpoint)
-        return setting, tradeoff.Arm(self.strategy, self.params, self.prune_fraction), self.seed
+        group = Group(self.study, self.pool, self.recipe, self.checkpoint)
+        return group, Setting(self.strategy, self.params, self.prune_fraction), self.seed
 
     def to_dict(self) -> dict[str, Any]:
         """The row as a mapping of the columns."""

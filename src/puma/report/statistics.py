@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from puma.report.flags import read_flags
 from puma.report.materials import Materials
 from puma.report.results import Arm
-from puma.tradeoff import Comparison, Estimate, Frontier, Gap, compare, wilson_interval
-from puma.tradeoff.arms import BASELINE, CONTROLS
+from puma.tradeoff import BASELINE, CONTROLS, Comparison, Estimate, Frontier, Gap, compare, wilson_interval
 
 DIALS = dict(zip(CONTROLS, ("scale", "beta"), strict=True))
 """The parameter that each control's dial turns."""
@@ -63,7 +62,7 @@ class Statistics:
     @property
     def judged(self) -> list[Compared]:
         """The arms that are compared with the control frontiers."""
-        return [entry for entry in self.arms if not entry.found.arm.control]
+        return [entry for entry in self.arms if not entry.found.setting.is_control]
 
     @property
     def controls(self) -> list[str]:
@@ -85,7 +84,7 @@ def make_statistics(materials: Materials, arms: Sequence[Arm], column: str) -> S
     rows = [row for arm in attacked for row in arm.rows]
     flags = read_flags(materials, rows, column)
     found = compare([row.to_dict() for row in rows], flags, robust=column, draws=DRAWS)
-    by_key = {(entry.setting, entry.arm): entry for entry in found}
+    by_key = {(entry.group, entry.setting): entry for entry in found}
     return Statistics(column, [Compared(arm, by_key[arm.first.key[:2]]) for arm in attacked], bool(flags))
 
 

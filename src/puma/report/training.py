@@ -14,7 +14,7 @@ from puma.report.distributions import training_curves
 from puma.report.materials import Materials
 from puma.report.results import Arm
 from puma.report.style import house_style
-from puma.tradeoff.arms import BASELINE, CONTROLS
+from puma.tradeoff import BASELINE, CONTROLS
 
 STEP = "step"
 _SHOWN = {

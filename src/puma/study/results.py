@@ -18,7 +18,7 @@ from puma.report.evaluations import (
     write_table,
 )
 from puma.study.folder import StudyFolder
-from puma.tradeoff import CellKey, read_cells
+from puma.tradeoff import RunKey, read_runs
 
 SCHEMA_VERSION = "puma.results/1"
 MISLABELLED_VERSION = "puma.mislabelled/1"
@@ -88,14 +88,14 @@ def write_results(study: StudyFolder) -> Path:
     return study.path / "results.parquet"
 
 
-def _flags(study: StudyFolder) -> dict[CellKey, Judged]:
+def _flags(study: StudyFolder) -> dict[RunKey, Judged]:
     """Flags of every finished cell: from its run, or, where that stayed elsewhere, from the file written before."""
     path = study.path / FLAGS_FILE
     kept = read_flags_file(path) if path.is_file() else {}
-    found: dict[CellKey, Judged] = {}
+    found: dict[RunKey, Judged] = {}
     for cell in study.spec.cells():
-        for entry in read_cells((study.result(cell.key) or {}).get("rows", [])):
-            file = evaluation_file(study.run_folder(cell), entry.setting.checkpoint)
+        for entry in read_runs((study.result(cell.key) or {}).get("rows", [])):
+            file = evaluation_file(study.run_folder(cell), entry.group.checkpoint)
             if file.is_file():
                 found[entry.key] = read_evaluation(file)
             elif entry.key in kept:

@@ -1,32 +1,29 @@
 """Statistics of the trade-off between clean and robust accuracy; numpy and scipy only.
 
-`compare` takes a study's results table to gaps, differences and intervals; the parts it is made of stand alone.
+`compare` takes a study's results table to gaps, differences and intervals; its parts can be used alone.
 """
 
-from __future__ import annotations
-
-from puma.tradeoff.arms import Arm, Cell, CellKey, Setting, by_arm, by_setting, read_cells
-from puma.tradeoff.bootstrap import Flags, resample
-from puma.tradeoff.compare import Comparison, Gap, compare, frontiers
-from puma.tradeoff.dominance import Dominance, dominance
-from puma.tradeoff.frontier import Frontier
-from puma.tradeoff.gap import gap, why_not
-from puma.tradeoff.intervals import Estimate, mean_interval, wilson_interval
+from puma.tradeoff.compare import Comparison, Dominance, Gap, compare, dominance, frontiers
+from puma.tradeoff.frontier import Frontier, gap, why_not
+from puma.tradeoff.intervals import Estimate, Flags, mean_interval, resample, wilson_interval
 from puma.tradeoff.needed import Needed, images_needed, random_images_needed, redundant
+from puma.tradeoff.results import BASELINE, CONTROLS, Group, RunKey, RunResult, Setting, by_group, by_setting, read_runs
 
 __all__ = [
-    "Arm",
-    "Cell",
-    "CellKey",
+    "BASELINE",
+    "CONTROLS",
     "Comparison",
     "Dominance",
     "Estimate",
     "Flags",
     "Frontier",
     "Gap",
+    "Group",
     "Needed",
+    "RunKey",
+    "RunResult",
     "Setting",
-    "by_arm",
+    "by_group",
     "by_setting",
     "compare",
     "dominance",
@@ -35,7 +32,7 @@ __all__ = [
     "images_needed",
     "mean_interval",
     "random_images_needed",
-    "read_cells",
+    "read_runs",
     "redundant",
     "resample",
     "why_not",

@@ -1,41 +1,42 @@
-"""From a study's results to its statistics: each arm's accuracies, gap to the controls, difference to the baseline."""
+"""Statistics of a study: each setting's accuracies, gap to the controls, difference to the baseline, dominance."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.tradeoff.arms import (
+from puma.tradeoff.frontier import Axis, Frontier, gap, why_not
+from puma.tradeoff.intervals import DRAWS, LEVEL, Estimate, Flags, Resampled, mean_interval, resample
+from puma.tradeoff.results import (
     BASELINE,
     CONTROLS,
-    Arm,
-    Cell,
-    CellKey,
+    Group,
     Results,
+    RunKey,
+    RunResult,
     Setting,
-    by_arm,
+    by_group,
     by_setting,
-    read_cells,
+    read_runs,
 )
-from puma.tradeoff.bootstrap import DRAWS, Flags, Resampled, resample
-from puma.tradeoff.frontier import Frontier
-from puma.tradeoff.gap import Axis, gap, why_not
-from puma.tradeoff.intervals import LEVEL, Estimate, mean_interval
+
+Runs = Mapping[int, RunResult]
+"""Runs of one setting by seed."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """An arm's mean distance above the higher control frontier.
+    """A setting's mean distance above the higher control frontier.
 
     Args:
         estimate: mean over the seeds that could be compared, None if none could.
-        seeds: how many of the arm's seeds could be compared.
-        of: how many seeds the arm has.
+        seeds: how many of the setting's seeds could be compared.
+        of: how many seeds the setting has.
         decided_by: names of the frontiers that were the higher one, most frequent first.
         note: why a seed (or all) could not be compared; empty if all could.
     """
@@ -49,11 +50,11 @@ class Gap:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm of one setting.
+    """The statistics of one setting.
 
     Args:
-        setting: what was held fixed.
-        arm: strategy, parameters, prune fraction.
+        group: study, pool, recipe and checkpoint, the same for all that is compared.
+        setting: strategy, parameters, prune fraction.
         seeds: the seeds that have finished.
         clean: clean accuracy.
         robust: robust accuracy, None where it was not measured.
@@ -62,12 +63,12 @@ class Comparison:
         clean_difference: clean accuracy minus that of the baseline, paired by seed; None without common seeds.
         robust_difference: the same for robust accuracy.
         kept: mean number of images trained on.
-        mean_eps: mean attack radius over the kept images.
+        mean_eps: mean eps of the training attack over the kept images.
         attack_cost: mean cost of the attacks in training, in forward-equivalents.
     """
 
+    group: Group
     setting: Setting
-    arm: Arm
     seeds: tuple[int, ...]
     clean: Estimate
     robust: Estimate | None
@@ -82,7 +83,7 @@ class Comparison:
 
 def compare(
     results: Results,
-    flags: Mapping[CellKey, Flags] | None = None,
+    flags: Mapping[RunKey, Flags] | None = None,
     *,
     robust: str = "robust_accuracy",
     baseline: str = BASELINE,
@@ -90,13 +91,13 @@ def compare(
     seed: int = 0,
     level: float = LEVEL,
 ) -> list[Comparison]:
-    """All arms of a results table, compared inside each setting (study, pool, recipe, checkpoint).
+    """Compare all settings of a results table, inside each group (study, pool, recipe, checkpoint).
 
     Gaps are taken seed by seed against the frontiers of the same seed, then averaged.
 
     Args:
-        results: the table, see `puma.tradeoff.arms.read_cells`.
-        flags: per-image flags by `Cell.key`; adds the variance of the test images to every interval.
+        results: the table, see `puma.tradeoff.results.read_runs`.
+        flags: per-image flags by `RunResult.key`; adds the variance of the test images to every interval.
         robust: which column is the robust accuracy.
         baseline: the strategy that differences are taken to.
         draws: bootstrap resamples of the test images.
@@ -104,126 +105,172 @@ def compare(
         level: nominal coverage of the intervals.
 
     Raises:
-        DataError: the table is broken, see `read_cells` and `resample`.
+        DataError: the table is broken, see `read_runs` and `resample`.
     """
-    found = []
-    for setting, cells in by_setting(read_cells(results, robust)).items():
-        arms = by_arm(cells)
-        mine = {cell.key: flags[cell.key] for cell in cells if cell.key in flags} if flags else {}
-        table = _Setting(arms, resample(mine, draws, seed), level)
-        base = next((runs for arm, runs in arms.items() if arm.strategy == baseline), {})
-        for arm, runs in arms.items():
-            found.append(
+    comparisons = []
+    for group, members in by_group(read_runs(results, robust)).items():
+        settings = by_setting(members)
+        again = resample({run.key: flags[run.key] for run in members if run.key in flags} if flags else {}, draws, seed)
+        base: Runs = next((runs for setting, runs in settings.items() if setting.strategy == baseline), {})
+        gaps: dict[Axis, dict[Setting, Gap]] = {a: _gaps(settings, again, a, level) for a in ("clean", "robust")}
+        for setting, runs in settings.items():
+            other = base if setting.strategy != baseline else {}
+            comparisons.append(
                 Comparison(
+                    group,
                     setting,
-                    arm,
                     tuple(sorted(runs)),
-                    table.mean(runs, "clean") or Estimate(math.nan, None, None, len(runs)),
-                    table.mean(runs, "robust"),
-                    table.gap(arm, "clean"),
-                    table.gap(arm, "robust"),
-                    table.mean(runs, "clean", base) if arm.strategy != baseline else None,
-                    table.mean(runs, "robust", base) if arm.strategy != baseline else None,
+                    _mean(runs, "clean", again, level) or Estimate(math.nan, None, None, len(runs)),
+                    _mean(runs, "robust", again, level),
+                    gaps["clean"][setting],
+                    gaps["robust"][setting],
+                    _mean(runs, "clean", again, level, other),
+                    _mean(runs, "robust", again, level, other),
                     *(
-                        _mean([getattr(run, fact) for run in runs.values()])
-                        for fact in ("kept", "mean_eps", "attack_cost")
+                        _finite_mean([getattr(r, f) for r in runs.values()])
+                        for f in ("kept", "mean_eps", "attack_cost")
                     ),
                 )
             )
-    return found
+    return comparisons
 
 
-def frontiers(runs: Sequence[Cell]) -> list[Frontier]:
-    """The control frontiers of some cells of one setting and seed; the baseline is a point of both."""
-    found = []
+def frontiers(points: Iterable[tuple[Setting, float, float]]) -> list[Frontier]:
+    """The control frontiers of one group and seed; the baseline is a point of each.
+
+    Args:
+        points: setting, robust accuracy, clean accuracy; other settings than controls are passed over.
+    """
+    points = [point for point in points if math.isfinite(point[1])]
+    lines = []
     for name in CONTROLS:
-        points = [cell for cell in runs if cell.arm.strategy in (name, BASELINE) and math.isfinite(cell.robust)]
-        found.append(Frontier(name, [cell.robust for cell in points], [cell.clean for cell in points]))
-    return found
+        own = [(robust, clean) for setting, robust, clean in points if setting.strategy in (name, BASELINE)]
+        lines.append(Frontier(name, [robust for robust, _ in own], [clean for _, clean in own]))
+    return lines
+
+
+def _mean(
+    runs: Runs, axis: Axis, resampled: Mapping[RunKey, Resampled], level: float, minus: Runs | None = None
+) -> Estimate | None:
+    """Mean accuracy over the seeds, or mean difference to another setting over their common seeds."""
+    values, again = [], []
+    for seed, run in sorted(runs.items()):
+        other = None if minus is None else minus.get(seed)
+        if minus is not None and other is None:
+            continue
+        value = getattr(run, axis) - (getattr(other, axis) if other else 0)
+        if not math.isfinite(value):
+            continue
+        values.append(value)
+        if run.key in resampled and (other is None or other.key in resampled):
+            drawn = getattr(resampled[run.key], axis)
+            again.append(drawn - getattr(resampled[other.key], axis) if other else drawn)
+    return _interval(values, again, level)
+
+
+def _gaps(
+    settings: Mapping[Setting, Runs], resampled: Mapping[RunKey, Resampled], axis: Axis, level: float
+) -> dict[Setting, Gap]:
+    """Mean gap of each setting over the seeds that can be compared."""
+    values: dict[Setting, list[float]] = {setting: [] for setting in settings}
+    again: dict[Setting, list[NDArray[np.float64]]] = {setting: [] for setting in settings}
+    notes: dict[Setting, list[str]] = {setting: [] for setting in settings}
+    deciders: dict[Setting, Counter[str]] = {setting: Counter() for setting in settings}
+    for seed in sorted({seed for runs in settings.values() for seed in runs}):
+        runs = {setting: by_seed[seed] for setting, by_seed in settings.items() if seed in by_seed}
+        controls = frontiers((setting, run.robust, run.clean) for setting, run in runs.items())
+        gaps_again = _resampled_gaps(runs, resampled, axis)
+        for setting, run in runs.items():
+            value = float(gap(run.robust, run.clean, controls, axis))
+            if math.isnan(value):
+                notes[setting].append(why_not(run.robust, run.clean, controls, axis))
+                continue
+            values[setting].append(value)
+            deciders[setting].update(c.name for c in controls if gap(run.robust, run.clean, [c], axis) == value)
+            if setting in gaps_again:
+                again[setting].append(gaps_again[setting])
+    summary = {}
+    for setting, by_seed in settings.items():
+        count, note = len(values[setting]), (notes[setting] or [""])[0]
+        if setting.is_control:
+            summary[setting] = Gap(None, 0, len(by_seed), note="is itself a point of the control frontiers")
+            continue
+        if note and count:
+            note = f"{count} of {len(by_seed)} seeds; for the others {note}"
+        names = tuple(name for name, _ in deciders[setting].most_common())
+        summary[setting] = Gap(_interval(values[setting], again[setting], level), count, len(by_seed), names, note)
+    return summary
+
+
+def _resampled_gaps(
+    runs: Mapping[Setting, RunResult], resampled: Mapping[RunKey, Resampled], axis: Axis
+) -> dict[Setting, NDArray[np.float64]]:
+    """Gaps of one seed's runs under every resample of the test images, float64 ``[B]``; frontiers are built once.
+
+    Empty where a control has no flags: its frontier would stand still while the others move.
+    """
+    drawn = {setting: resampled[run.key] for setting, run in runs.items() if run.key in resampled}
+    compared = [setting for setting in drawn if not setting.is_control]
+    if not compared or any(setting.is_control and setting not in drawn for setting in runs):
+        return {}
+    points = [s for s, again in drawn.items() if s.is_control and np.isfinite(again.robust).all()]
+    robust, clean = (np.stack([getattr(drawn[s], a) for s in compared], axis=1) for a in ("robust", "clean"))
+    gaps = np.empty_like(clean)
+    for b in range(len(gaps)):
+        controls = frontiers((s, drawn[s].robust[b], drawn[s].clean[b]) for s in points)
+        gaps[b] = gap(robust[b], clean[b], controls, axis)
+    return {setting: gaps[:, column] for column, setting in enumerate(compared)}
+
+
+def _interval(values: Sequence[float], again: Sequence[NDArray[np.float64]], level: float) -> Estimate | None:
+    """Mean over seeds; with the variance of the test images where every seed has resamples."""
+    if not values:
+        return None
+    return mean_interval(values, np.stack(again, axis=1) if len(again) == len(values) else None, level)
+
+
+def _finite_mean(values: Sequence[float]) -> float:
+    known = [value for value in values if math.isfinite(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 @dataclass(frozen=True)
-class _Setting:
-    """The arms of one setting with their resampled accuracies, and the three means that are taken over their seeds."""
+class Dominance:
+    """Pareto dominance between the settings of one group.
 
-    arms: dict[Arm, dict[int, Cell]]
-    resampled: dict[CellKey, Resampled]
-    level: float
-    cache: dict[tuple[int, Axis], dict[Arm, NDArray[np.float64]]] = field(default_factory=dict)
+    Args:
+        settings: in the order of rows and columns.
+        by_mean: bool ``[A, A]``: the row's mean accuracies are both at least the column's and one is higher; over the
+            seeds the two have in common.
+        seeds: int ``[A, A]``, in how many common seeds the row dominates the column.
+        common: int ``[A, A]``, how many seeds the two have in common with both accuracies measured.
+    """
 
-    def mean(self, runs: Mapping[int, Cell], axis: Axis, minus: Mapping[int, Cell] | None = None) -> Estimate | None:
-        """Mean accuracy over the seeds, or mean difference to another arm over their common seeds."""
-        pairs = [(run, None if minus is None else minus.get(seed)) for seed, run in sorted(runs.items())]
-        pairs = [(run, other) for run, other in pairs if minus is None or other is not None]
-        values = [getattr(run, axis) - (getattr(other, axis) if other else 0) for run, other in pairs]
-        usable = [i for i, value in enumerate(values) if math.isfinite(value)]
-        if not usable:
-            return None
-        again = None
-        if all(cell.key in self.resampled for i in usable for cell in pairs[i] if cell):
-            again = np.stack([self._again(*pairs[i], axis) for i in usable], axis=1)
-        return mean_interval([values[i] for i in usable], again, self.level)
+    settings: tuple[Setting, ...]
+    by_mean: NDArray[np.bool_]
+    seeds: NDArray[np.int64]
+    common: NDArray[np.int64]
 
-    def gap(self, arm: Arm, axis: Axis) -> Gap:
-        """Mean gap over the seeds that can be compared."""
-        runs = self.arms[arm]
-        if arm.control:
-            return Gap(None, 0, len(runs), note="is itself a point of the control frontiers")
-        values, again, notes, deciders = [], [], [], Counter[str]()
-        for seed, run in sorted(runs.items()):
-            controls = [cells[seed] for other, cells in self.arms.items() if other.control and seed in cells]
-            dials = frontiers(controls)
-            value = float(gap(run.robust, run.clean, dials, axis))
-            if math.isnan(value):
-                notes.append(why_not(run.robust, run.clean, dials, axis))
+    @property
+    def undominated(self) -> list[Setting]:
+        """Settings that no other beats by its means."""
+        return [setting for column, setting in enumerate(self.settings) if not self.by_mean[:, column].any()]
+
+
+def dominance(runs: Sequence[RunResult]) -> Dominance:
+    """Compare every setting with every other, paired by seed; the runs have to be of one group."""
+    settings = by_setting(runs)
+    shape = len(settings), len(settings)
+    by_mean, seeds, common = np.zeros(shape, bool), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for i, one in enumerate(settings.values()):
+        for j, two in enumerate(settings.values()):
+            pairs = [(one[seed], two[seed]) for seed in one if seed in two and i != j]
+            deltas = np.array([[a.clean - b.clean, a.robust - b.robust] for a, b in pairs]).reshape(-1, 2)
+            deltas = deltas[np.isfinite(deltas).all(axis=1)]
+            if not len(deltas):
                 continue
-            values.append(value)
-            deciders.update(dial.name for dial in dials if gap(run.robust, run.clean, [dial], axis) == value)
-            if (drawn := self._gaps_again(seed, axis).get(arm)) is not None:
-                again.append(drawn)
-        note = ""
-        if notes:
-            note = notes[0] if not values else f"{len(values)} of {len(runs)} seeds; for the others {notes[0]}"
-        if not values:
-            return Gap(None, 0, len(runs), note=note)
-        images = np.stack(again, axis=1) if len(again) == len(values) else None
-        estimate = mean_interval(values, images, self.level)
-        return Gap(estimate, len(values), len(runs), tuple(name for name, _ in deciders.most_common()), note)
-
-    def _again(self, run: Cell, other: Cell | None, axis: Axis) -> NDArray[np.float64]:
-        drawn: NDArray[np.float64] = getattr(self.resampled[run.key], axis)
-        return drawn if other is None else drawn - getattr(self.resampled[other.key], axis)
-
-    def _gaps_again(self, seed: int, axis: Axis) -> dict[Arm, NDArray[np.float64]]:
-        """Gaps of all arms under every resample of the test images, float64 ``[B]``; frontiers are built once."""
-        if (seed, axis) not in self.cache:
-            runs = {arm: cells[seed] for arm, cells in self.arms.items() if seed in cells}
-            drawn = {arm: self.resampled[run.key] for arm, run in runs.items() if run.key in self.resampled}
-            missing = any(arm.control and arm not in drawn for arm in runs)
-            judged = [arm for arm in drawn if not arm.control]
-            self.cache[seed, axis] = {} if missing or not judged else self._gaps_of(drawn, judged, axis)
-        return self.cache[seed, axis]
-
-    def _gaps_of(
-        self, drawn: Mapping[Arm, Resampled], judged: Sequence[Arm], axis: Axis
-    ) -> dict[Arm, NDArray[np.float64]]:
-        dials = []
-        for name in CONTROLS:
-            points = [drawn[arm] for arm in drawn if arm.strategy in (name, BASELINE)]
-            if points := [point for point in points if np.isfinite(point.robust).all()]:
-                dials.append((name, _columns(points, "robust"), _columns(points, "clean")))
-        robust, clean = (_columns([drawn[arm] for arm in judged], accuracy) for accuracy in ("robust", "clean"))
-        gaps = np.empty_like(clean)
-        for b in range(len(gaps)):
-            gaps[b] = gap(robust[b], clean[b], [Frontier(name, r[b], c[b]) for name, r, c in dials], axis)
-        return {arm: gaps[:, column] for column, arm in enumerate(judged)}
-
-
-def _columns(points: Sequence[Resampled], accuracy: str) -> NDArray[np.float64]:
-    """One accuracy of several cells side by side, ``[B, P]``."""
-    return np.stack([getattr(point, accuracy) for point in points], axis=1)
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if math.isfinite(value)]
-    return float(np.mean(known)) if known else math.nan
+            mean = deltas.mean(axis=0)
+            common[i, j] = len(deltas)
+            seeds[i, j] = int(np.count_nonzero((deltas >= 0).all(axis=1) & (deltas > 0).any(axis=1)))
+            by_mean[i, j] = bool((mean >= 0).all() and (mean > 0).any())
+    return Dominance(tuple(settings), by_mean, seeds, common)

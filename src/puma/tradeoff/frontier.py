@@ -1,19 +1,20 @@
-"""What a free dial reaches in the plane of robust and clean accuracy.
+"""Control frontiers in the plane of robust and clean accuracy, and the gap of a point above the higher of them.
 
-A control dial (a smaller uniform eps, another TRADES weight) gives a few measured points. Its **frontier** is made of
-those that no other of them beats in both accuracies, joined by straight lines: nobody would choose a dominated setting
-of a dial, and a setting between two neighbours reaches about what lies between them. Measured points are noisy, so
-that in the order of the dial they need not be monotone; leaving out the dominated ones makes the frontier falling, and
-errs on the side of the control.
+A control (a smaller uniform eps, another TRADES beta, each on all data) gives a few measured points. Its **frontier**
+consists of those that no other of its points beats in both accuracies, joined by straight lines: a dominated setting
+would not be chosen, and a setting between two neighbours reaches about what lies between them. Measured points are
+noisy and need not be monotone in the control; leaving out the dominated ones errs on the side of the control.
 
-At a robust accuracy below that of the least robust undominated point the frontier is flat (the dial reaches that clean
-accuracy with robustness to spare), as far down as a point was measured. Beyond the measured range it says nothing.
+At robust accuracies below that of the least robust undominated point the frontier is flat, as far down as a point was
+measured. Beyond the measured range it is undefined (NaN).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,21 +22,22 @@ from numpy.typing import ArrayLike, NDArray
 from puma.errors import UsageError
 
 MIN_POINTS = 2
+Axis = Literal["clean", "robust"]
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """The measured points of one dial.
+    """The measured points of one control.
 
     Args:
         name: ``"uniform-eps"`` or ``"trades-weight"``.
         robust: robust accuracies ``[P]``, in any order.
         clean: clean accuracies ``[P]`` of the same runs.
 
-    >>> dial = Frontier("uniform-eps", [0.2, 0.4, 0.3], [0.9, 0.7, 0.6])
-    >>> dial.corners
+    >>> control = Frontier("uniform-eps", [0.2, 0.4, 0.3], [0.9, 0.7, 0.6])
+    >>> control.corners
     (array([0.2, 0.4]), array([0.9, 0.7]))
-    >>> dial.clean_at([0.3, 0.5])
+    >>> control.clean_at([0.3, 0.5])
     array([0.8, nan])
 
     Raises:
@@ -64,11 +66,11 @@ class Frontier:
         return robust[free][::-1], clean[free][::-1]
 
     def clean_at(self, robust: ArrayLike) -> NDArray[np.float64]:
-        """The clean accuracy the dial reaches at these robust accuracies; NaN outside the measured range."""
+        """The clean accuracy the control reaches at these robust accuracies; NaN outside the measured range."""
         return self._at(robust, self.robust, *self.corners)
 
     def robust_at(self, clean: ArrayLike) -> NDArray[np.float64]:
-        """The robust accuracy the dial reaches at these clean accuracies; NaN outside the measured range."""
+        """The robust accuracy the control reaches at these clean accuracies; NaN outside the measured range."""
         corners = self.corners
         return self._at(clean, self.clean, corners[1][::-1], corners[0][::-1])
 
@@ -80,3 +82,53 @@ class Frontier:
             return np.full(wanted.shape, np.nan)
         inside = (wanted >= measured.min()) & (wanted <= measured.max())
         return np.where(inside, np.interp(wanted, x, y), np.nan)
+
+
+def gap(
+    robust: ArrayLike, clean: ArrayLike, frontiers: Sequence[Frontier], axis: Axis = "clean"
+) -> NDArray[np.float64]:
+    """Distance above the higher frontier: clean accuracy at equal robust (the headline), or the other way round.
+
+    Args:
+        robust: robust accuracies ``[P]`` of the points that are compared.
+        clean: their clean accuracies ``[P]``.
+        frontiers: the controls; at each point those whose measured range covers it count, the highest of them decides.
+        axis: ``"clean"`` (clean accuracy at equal robust accuracy) or ``"robust"`` (robust at equal clean).
+
+    Returns:
+        float64 ``[P]``, positive = better than the controls; NaN where no frontier reaches (not comparable).
+
+    >>> control = Frontier("uniform-eps", [0.2, 0.4], [0.9, 0.7])
+    >>> gap([0.3, 0.5], [0.85, 0.85], [control]).round(3)
+    array([0.05,  nan])
+    >>> gap(0.3, 0.85, [control], "robust").round(3).item()
+    0.05
+    """
+    robust, clean = np.asarray(robust, np.float64), np.asarray(clean, np.float64)
+    if axis == "clean":
+        return clean - _highest([frontier.clean_at(robust) for frontier in frontiers], robust.shape)
+    return robust - _highest([frontier.robust_at(clean) for frontier in frontiers], clean.shape)
+
+
+def why_not(robust: float, clean: float, frontiers: Sequence[Frontier], axis: Axis = "clean") -> str:
+    """The reason a point cannot be compared; empty if it can."""
+    if not np.isnan(gap(robust, clean, frontiers, axis)):
+        return ""
+    usable = [frontier for frontier in frontiers if len(frontier.robust) >= MIN_POINTS]
+    if not usable:
+        return f"not comparable: no control frontier of at least {MIN_POINTS} points"
+    other: Axis = "robust" if axis == "clean" else "clean"
+    value = robust if axis == "clean" else clean
+    if np.isnan(value):
+        return f"not comparable: no {other} accuracy"
+    ranges = [getattr(frontier, other) for frontier in usable]
+    low, high = min(points.min() for points in ranges), max(points.max() for points in ranges)
+    side = "above" if value > high else "below" if value < low else "between"
+    return f"not comparable: {other} accuracy {value:.3f} is {side} what the controls reach ({low:.3f} to {high:.3f})"
+
+
+def _highest(reached: Sequence[NDArray[np.float64]], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    best = np.full(shape, np.nan)
+    for value in reached:
+        best = np.fmax(best, value)
+    return best

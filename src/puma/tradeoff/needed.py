@@ -1,4 +1,4 @@
-"""Less data: how many random images give the accuracy that a strategy reaches with fewer."""
+"""Data saving: how many random images give the accuracy that a strategy reaches with fewer."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import isotonic_regression
 
-from puma.tradeoff.arms import BASELINE, Arm, Cell, Results, Setting, read_cells
-from puma.tradeoff.gap import Axis
+from puma.tradeoff.frontier import Axis
 from puma.tradeoff.intervals import LEVEL, Estimate, mean_interval
+from puma.tradeoff.results import BASELINE, Group, Results, RunResult, Setting, read_runs
 
 REDUNDANT = 0.01
-"""Random pruning that surely loses less accuracy than this shows that a pool is redundant."""
+"""A pool is redundant where random pruning loses less accuracy than this, with 95 % confidence."""
 
 RANDOM = ("random", BASELINE)
-"""Arms whose images are a random draw: random subsets, and whole pools of each size."""
+"""Strategies whose images are a random sample: random subsets, and whole pools of each size."""
 
 
 @dataclass(frozen=True)
 class Needed:
-    """Random images needed to equal one arm.
+    """Random images needed to equal one setting.
 
     Args:
-        setting: study, pool, recipe and checkpoint of the arm.
-        arm: the arm that is to be equalled.
+        group: study, pool, recipe and checkpoint of the setting.
+        setting: the setting that is to be equalled.
         axis: the accuracy that is to be equalled, ``"clean"`` or ``"robust"``.
-        kept: images the arm was trained on.
+        kept: images the setting was trained on.
         images: geometric mean over seeds with its interval; None unless every seed lies inside the measured curve.
         note: why there is none.
     """
 
+    group: Group
     setting: Setting
-    arm: Arm
     axis: Axis
     kept: float
     images: Estimate | None
@@ -54,13 +53,15 @@ def images_needed(images: ArrayLike, accuracy: ArrayLike, target: float) -> tupl
         target: the accuracy to reach.
 
     Returns:
-        The number, and an empty text; or NaN and why the measured curve does not say.
+        The number and an empty text; or NaN and why the measured curve does not contain it.
 
     >>> round(images_needed([100, 1000, 10_000], [0.5, 0.7, 0.9], 0.8)[0])
     3162
     >>> images_needed([100, 1000], [0.5, 0.7], 0.8)
     (nan, 'more than 1000: beyond the measured curve')
     """
+    from scipy.optimize import isotonic_regression  # 0.5 s to import
+
     counts, accuracies = np.asarray(images, np.float64), np.asarray(accuracy, np.float64)
     measured = np.isfinite(accuracies) & (counts > 0)
     sizes, place = np.unique(counts[measured], return_inverse=True)
@@ -89,48 +90,43 @@ def random_images_needed(
     robust: str = "robust_accuracy",
     level: float = LEVEL,
 ) -> list[Needed]:
-    """Random images needed to equal each arm of ``strategies``, for clean and for robust accuracy.
+    """Random images needed to equal each setting of ``strategies``, for clean and for robust accuracy.
 
-    The curve of random data goes through the arms ``random`` and ``none`` of all pools of the same study, recipe and
-    checkpoint, seed by seed.
+    The curve of random data goes through the settings ``random`` and ``none`` of all pools of the same study, recipe
+    and checkpoint, seed by seed.
 
     Raises:
-        DataError: the table is broken, see `puma.tradeoff.arms.read_cells`.
+        DataError: the table is broken, see `puma.tradeoff.results.read_runs`.
     """
-    cells = read_cells(results, robust)
-    groups: dict[tuple[Setting, Arm], list[Cell]] = {}
-    for cell in cells:
-        if cell.arm.strategy in strategies:
-            groups.setdefault((cell.setting, cell.arm), []).append(cell)
-    axes: tuple[Axis, ...] = ("clean", "robust")
-    return [_needed(runs, cells, axis, level) for runs in groups.values() for axis in axes]
-
-
-def _needed(runs: Sequence[Cell], cells: Sequence[Cell], axis: Axis, level: float) -> Needed:
-    logs, notes = [], []
+    runs = read_runs(results, robust)
+    chosen: dict[tuple[Group, Setting], list[RunResult]] = {}
     for run in runs:
-        curve = [
-            cell
-            for cell in cells
-            if cell.arm.strategy in RANDOM
-            and cell.seed == run.seed
-            and (cell.setting.study, cell.setting.recipe, cell.setting.checkpoint)
-            == (run.setting.study, run.setting.recipe, run.setting.checkpoint)
-        ]
-        count, note = images_needed([c.kept for c in curve], [getattr(c, axis) for c in curve], getattr(run, axis))
+        if run.setting.strategy in strategies:
+            chosen.setdefault((run.group, run.setting), []).append(run)
+    axes: tuple[Axis, ...] = ("clean", "robust")
+    return [_needed(own, runs, axis, level) for own in chosen.values() for axis in axes]
+
+
+def _needed(own: Sequence[RunResult], runs: Sequence[RunResult], axis: Axis, level: float) -> Needed:
+    def curve_of(run: RunResult) -> tuple[Group, int]:
+        return Group(run.group.study, "", run.group.recipe, run.group.checkpoint), run.seed
+
+    logs, notes = [], []
+    for run in own:
+        curve = [r for r in runs if r.setting.strategy in RANDOM and curve_of(r) == curve_of(run)]
+        count, note = images_needed([r.kept for r in curve], [getattr(r, axis) for r in curve], getattr(run, axis))
         logs.append(math.log(count)) if not note else notes.append(note)
     images = None
     if not notes:
         mean = mean_interval(logs, level=level)
         low, high = (None if end is None else math.exp(end) for end in (mean.low, mean.high))
         images = Estimate(math.exp(mean.value), low, high, mean.seeds)
-    kept = float(np.mean([run.kept for run in runs]))
-    note = f"{len(notes)} of {len(runs)} seeds: {notes[0]}" if notes else ""
-    return Needed(runs[0].setting, runs[0].arm, axis, kept, images, note)
+    note = f"{len(notes)} of {len(own)} seeds: {notes[0]}" if notes else ""
+    return Needed(own[0].group, own[0].setting, axis, float(np.mean([run.kept for run in own])), images, note)
 
 
 def redundant(difference: Estimate | None, tolerance: float = REDUNDANT) -> bool:
-    """Whether random pruning surely loses less than ``tolerance``, so that no saving of data can be shown on the pool.
+    """Whether random pruning loses less than ``tolerance`` (lower end of its interval): no data saving can be shown.
 
     Args:
         difference: accuracy of ``random`` minus that of ``none``, paired by seed.
