@@ -5,9 +5,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal, get_args
 
 from puma.errors import UsageError
-from puma.norms import Norm, parse_norm
+
+Norm = Literal["Linf", "L2"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+
+
+def parse_norm(text: str) -> Norm:
+    """Return the norm called ``text``.
+
+    >>> parse_norm("Linf")
+    'Linf'
+
+    Raises:
+        UsageError: any other spelling.
+    """
+    if text not in NORMS:
+        raise UsageError(f"unknown norm {text!r}", fix='use "Linf" or "L2"')
+    return text
 
 
 @dataclass(frozen=True)

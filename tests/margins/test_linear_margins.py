@@ -9,7 +9,7 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
 from puma.attacks.deepfool import deepfool
-from puma.norms import Norm
+from puma.threat import Norm
 
 NORMS: list[Norm] = ["Linf", "L2"]
 

@@ -25,7 +25,7 @@ from puma.attacks.search import Search
 from puma.errors import DataError, UsageError, unknown
 from puma.margins import STATUS_NAMES, Status
 from puma.models.precision import true_float32
-from puma.norms import Norm, parse_norm
+from puma.threat import Norm, parse_norm
 
 Mode = Literal["fast", "deepfool", "refined", "tight"]
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from puma.norms import Norm
+from puma.threat import Norm
 
 _NEWTON_STEPS = 6
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from puma.errors import DataError, UsageError, unknown
 from puma.losses import carlini_wagner, cross_entropy, kl_divergence
 from puma.models.batchnorm import attack_mode
-from puma.norms import Norm
-from puma.threat import ThreatModel
+from puma.threat import Norm, ThreatModel
 
 Loss = Literal["ce", "cw", "kl"]
 Start = Literal["uniform", "gaussian", "none"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from puma.attacks.halfspace import displacement, distances
-from puma.norms import Norm
+from puma.threat import Norm
 
 _ITERATIONS = 12
 _CENTRING = 0.1

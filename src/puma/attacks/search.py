@@ -16,7 +16,7 @@ from puma.attacks.network import Network
 from puma.attacks.region import intersection
 from puma.errors import DataError
 from puma.margins import Status
-from puma.norms import Norm
+from puma.threat import Norm
 
 Planes = tuple[slice, Tensor, Tensor, Tensor, Tensor]
 

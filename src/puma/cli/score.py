@@ -152,8 +152,8 @@ def _here(
     job: ScoringJob, norm: str, mode: str, sizes: Sizes, out: Path, worker: int, workers: int, quiet: bool
 ) -> MarginTable | None:
     from puma.attacks.deepfool import parse_mode
-    from puma.norms import parse_norm
     from puma.scoring import score_margins
+    from puma.threat import parse_norm
 
     distance, effort = parse_norm(norm), parse_mode(mode)
     model, pool = job.open()
@@ -191,9 +191,8 @@ def _refuse_with_cascade(dry_run: bool, from_run: bool, several: bool) -> None:
 
 def _cascade(norm: str | None, threat: str | None, prune_fraction: float | None, c: float | None) -> Cascade:
     """The plan that a cascade measures for."""
-    from puma.norms import parse_norm
     from puma.scoring.cascade import Cascade
-    from puma.threat import ThreatModel
+    from puma.threat import ThreatModel, parse_norm
 
     if threat is None:
         raise UsageError("--mode cascade needs the plan it measures for", fix="--threat Linf:8/255")

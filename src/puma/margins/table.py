@@ -16,7 +16,7 @@ from puma.errors import DataError
 from puma.files import fingerprint
 from puma.margins.parts import PART_ROWS, differences, part_paths, read_meta, read_part, write_part
 from puma.margins.status import STATUS_NAMES
-from puma.norms import Norm, parse_norm
+from puma.threat import Norm, parse_norm
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from puma.margins import STATUS_NAMES, MarginTable
-from puma.norms import Norm
 from puma.report.style import BLUE, GREEN, INK, MUTED, ORANGE, RED, mark, new_figure
-from puma.threat import ThreatModel
+from puma.threat import Norm, ThreatModel
 
 STATUS_COLOURS = {"crossed": BLUE, "misclassified": RED, "estimated": GREEN}
 _BINS = 60

@@ -14,13 +14,13 @@ from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.errors import UsageError
 from puma.margins import PART_ROWS, MarginTable
-from puma.norms import Norm
 from puma.progress import Progress
 from puma.scoring.health import check_model, device_of
 from puma.scoring.parts import PartFolder
 from puma.scoring.settings import ScoringSettings, environment, sized
 from puma.scoring.stream import Columns, score_rows
 from puma.scoring.workers import share
+from puma.threat import Norm
 
 
 @overload

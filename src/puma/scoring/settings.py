@@ -17,7 +17,7 @@ from puma.distribute import processor
 from puma.errors import UsageError
 from puma.margins import PART_ROWS
 from puma.models.weights import weights_sha256
-from puma.norms import Norm, parse_norm
+from puma.threat import Norm, parse_norm
 
 
 @dataclass(frozen=True)
