@@ -1,0 +1,365 @@
+"""Figures of the report pages, each from plain values; call them inside `puma.plots.figure_style`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+
+from puma.margins import STATUS_NAMES, MarginTable
+from puma.plots import BLUE, GREEN, INK, MUTED, ORANGE, RED, mark, new_figure
+from puma.threat import Norm, ThreatModel
+from puma.tradeoff import Estimate, Frontier
+
+STATUS_COLOURS = {"crossed": BLUE, "misclassified": RED, "estimated": GREEN}
+_BINS = 60
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting in the plane of the trade-off; ``label`` is empty where the legend alone names it."""
+
+    strategy: str
+    label: str
+    robust: Estimate
+    clean: Estimate
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One strategy along an axis."""
+
+    strategy: str
+    x: Sequence[float]
+    y: Sequence[Estimate]
+
+
+def tradeoff_figure(points: Sequence[Point], controls: Sequence[Frontier], robust_name: str) -> Figure:
+    """Robust accuracy to the right, clean accuracy upwards, in percent; lines are the free controls."""
+    figure, (axes,) = new_figure(5.6, 4.6)
+    lines = []
+    for control in controls:
+        robust, clean = (axis.tolist() for axis in control.corners)
+        # level beyond the undominated points, as far as the control was run
+        x = [float(control.robust.min()), *robust, robust[-1]]
+        y = [clean[0], *clean, float(control.clean.min())]
+        look = mark(control.name)
+        axes.plot(_percent(x), _percent(y), look.line, color=look.colour, zorder=2)
+        lines.append(np.column_stack([_percent(x), _percent(y)]))
+    for point in points:
+        _draw(axes, point.strategy, point.robust, point.clean)
+    axes.set_xlabel(f"{robust_name}, % →")
+    axes.set_ylabel("clean accuracy, % →")
+    for axis, values in ((axes.xaxis, [p.robust.value for p in points]), (axes.yaxis, [p.clean.value for p in points])):
+        axis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
+        if values:  # around the points themselves: long intervals are cut rather than squeeze the points together
+            room = max(0.15 * (max(values) - min(values)), 0.01)
+            axis.set_view_interval(100 * (min(values) - room), 100 * (max(values) + room), ignore=True)
+    names = list(dict.fromkeys(point.strategy for point in points))
+    handles = [_handle(axes, name, line=any(name == control.name for control in controls)) for name in names]
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.0, fontsize=7.5
+    )
+    named = [point for point in points if point.label]
+    places = np.array([[100 * p.robust.value, 100 * p.clean.value] for p in points]).reshape(-1, 2)
+    colours = [INK if mark(p.strategy).colour == MUTED else mark(p.strategy).colour for p in named]
+    at = [place for place, point in zip(places, points, strict=True) if point.label]
+    place_labels(axes, np.array(at).reshape(-1, 2), [p.label for p in named], colours, [*lines, places])
+    return figure
+
+
+def curves_figure(panels: Mapping[str, Sequence[Curve]], xlabel: str, log: bool = False) -> Figure:
+    """One panel per accuracy over a shared axis, one line per strategy, in percent."""
+    figure, axes_list = new_figure(5.0, 0.9 + 2.3 * len(panels), rows=len(panels), sharex=True)
+    for axes, (title, curves) in zip(axes_list, panels.items(), strict=True):
+        for curve in curves:
+            look = mark(curve.strategy)
+            axes.plot(curve.x, _percent([y.value for y in curve.y]), color=look.colour, linestyle=look.line, zorder=2)
+            for x, y in zip(curve.x, curve.y, strict=True):
+                _draw(axes, curve.strategy, x, y)
+        axes.set_title(f"{title}, %")
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+    axes_list[-1].set_xlabel(xlabel)
+    names = list(dict.fromkeys(curve.strategy for curves in panels.values() for curve in curves))
+    handles = [_handle(axes_list[0], name, line=True) for name in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=3)
+    return figure
+
+
+def dots_figure(rows: Sequence[tuple[str, str, Estimate]], xlabel: str) -> Figure:
+    """One line per (strategy, label, share) with its interval, in percent."""
+    figure, (axes,) = new_figure(5.0, 0.8 + 0.24 * max(len(rows), 1))
+    for place, (strategy, _, share) in enumerate(rows):
+        _draw(axes, strategy, share, place)
+    axes.set_yticks(range(len(rows)), [label for _, label, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"{xlabel}, %")
+    return figure
+
+
+def matrix_figure(values: NDArray[np.float64], names: Sequence[str], columns: Sequence[str], colour: str) -> Figure:
+    """Shares in [0, 1] as tinted cells with their percentage; NaN stays empty."""
+    rows, cols = values.shape
+    figure, (axes,) = new_figure(min(6.4, 1.8 + 0.42 * cols), 1.1 + 0.26 * rows)
+    for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
+        tint = 0.6 * float(np.clip(values[i, j], 0, 1))
+        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=tint, edgecolor="none"))
+        axes.text(j, i, f"{100 * values[i, j]:.0f}", ha="center", va="center", fontsize=7.5)
+    axes.set_xlim(-0.5, cols - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.set_xticks(range(cols), list(columns), rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(rows), list(names))
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    return figure
+
+
+def margin_figure(table: MarginTable, threat: ThreatModel | None = None) -> Figure:
+    """Histogram of the margins of each kind of image, stacked by status; the dashed lines are 0 and eps."""
+    kinds = image_kinds(table)
+    figure, panels = new_figure(5.0, 0.9 + 1.5 * len(kinds), rows=len(kinds), sharex=True)
+    factor, words = unit(table.norm)
+    finite = np.isfinite(table.margin)
+    values = table.margin[finite] * factor
+    low, high = np.quantile(values, [0.001, 0.999]) if len(values) else (-1.0, 1.0)
+    room = (high - low) * 0.02 or 1.0  # the outermost thousandth is counted in the end bins
+    edges = np.linspace(min(low - room, 0.0), high + room, _BINS + 1)
+    for axes, (kind, rows) in zip(panels, kinds.items(), strict=True):
+        base, total = np.zeros(_BINS), max(int(rows.sum()), 1)
+        for name, colour in STATUS_COLOURS.items():
+            of_status = rows & finite & (table.status == STATUS_NAMES.index(name))
+            counts = np.histogram(np.clip(table.margin[of_status] * factor, edges[0], edges[-1]), edges)[0]
+            if counts.any():
+                top = base + 100 * counts / total
+                axes.stairs(top, edges, baseline=base, fill=True, color=colour, label=name)
+                base = top
+        axes.axvline(0, color=INK, linewidth=0.9, linestyle="--")
+        if threat is not None and threat.norm == table.norm:
+            axes.axvline(threat.eps * factor, color=MUTED, linewidth=0.9, linestyle="--")
+            axes.annotate("eps", (threat.eps * factor, 1), (3, -2), xycoords=("data", "axes fraction"),
+                          textcoords="offset points", va="top", fontsize=7.5, color=MUTED)  # fmt: skip
+        axes.set_title(f"{kind}: {int(rows.sum()):,} images")
+        axes.set_ylabel("% of images")
+        axes.set_ylim(bottom=0)
+    panels[0].legend(loc="upper right")
+    panels[-1].set_xlabel(f"margin ({words}); higher is easier")
+    return figure
+
+
+def class_figure(table: MarginTable, names: Sequence[str]) -> Figure:
+    """Margins by class: the middle half (thick), the range of 5 to 95 % (thin) and the median."""
+    factor, words = unit(table.norm)
+    figure, (axes,) = new_figure(5.0, 0.9 + 0.26 * len(names))
+    kinds = image_kinds(table)
+    for offset, ((kind, rows), colour) in enumerate(zip(kinds.items(), (BLUE, ORANGE), strict=False)):
+        shift = (offset - (len(kinds) - 1) / 2) * 0.34
+        for code in range(len(names)):
+            margins = table.margin[rows & (table.label == code) & np.isfinite(table.margin)] * factor
+            if len(margins):
+                low, quarter, middle, three, high = np.quantile(margins, [0.05, 0.25, 0.5, 0.75, 0.95])
+                axes.plot([low, high], [code + shift] * 2, color=colour, linewidth=1)
+                axes.plot([quarter, three], [code + shift] * 2, color=colour, linewidth=4, solid_capstyle="butt")
+                axes.plot(middle, code + shift, "o", color=INK, markersize=3)
+        axes.plot([], [], color=colour, linewidth=4, label=kind)
+    axes.axvline(0, color=INK, linewidth=0.9, linestyle="--")
+    axes.set_yticks(range(len(names)), list(names))
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"margin ({words}); higher is easier")
+    figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
+def eps_figure(epsilons: Mapping[str, tuple[str, NDArray[np.float32]]], norm: Norm) -> Figure:
+    """A histogram of the eps of kept images for each label -> (strategy, float32 ``[kept]``)."""
+    rows = -(-len(epsilons) // 2)
+    figure, panels = new_figure(5.0, 0.6 + 1.1 * rows, rows=rows, columns=2, sharex=True, sharey=True)
+    factor, words = unit(norm)
+    top = max((float(values.max()) for _, values in epsilons.values() if len(values)), default=1.0) * factor
+    edges = np.linspace(0, top * 1.0001 or 1.0, 41)
+    for axes, (label, (strategy, values)) in zip(panels, epsilons.items(), strict=False):
+        share = 100 * np.histogram(values * factor, edges)[0] / max(len(values), 1)
+        axes.stairs(share, edges, fill=True, color=mark(strategy).colour, alpha=0.85)
+        axes.set_title(label, fontsize=8.5)
+        if len(values):
+            axes.axvline(float(values.mean()) * factor, color=INK, linewidth=0.9, linestyle="--")
+    for axes in panels[len(epsilons) :]:
+        axes.set_visible(False)
+    figure.supxlabel(f"eps of kept images ({words}); dashed: mean", fontsize=9)
+    figure.supylabel("% of kept images", fontsize=9)
+    return figure
+
+
+def training_figure(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], best: Mapping[str, float]) -> Figure:
+    """One panel per quantity over the step, one line per label -> (steps, values); a dot marks the best checkpoint."""
+    figure, axes_list = new_figure(5.0, 0.9 + 1.5 * len(panels), rows=len(panels), sharex=True)
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    looks: dict[str, tuple[str, str]] = {}
+    for place, label in enumerate(labels):
+        colour = mark(label.split()[0]).colour if len(labels) > 2 else (BLUE, RED)[place]
+        looks[label] = colour, mark(label.split()[0]).line if len(labels) > 2 else "-"
+    for axes, (title, lines) in zip(axes_list, panels.items(), strict=True):
+        for label, (steps, values) in lines.items():
+            colour, style = looks[label]
+            axes.plot(steps, values, color=colour, linestyle=style, label=label)
+            if label in best and len(steps):
+                axes.plot(best[label], np.interp(best[label], steps, values), "o", color=colour, zorder=4)
+        axes.set_title(title)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        if len(lines) <= 2 < len(labels) or len(labels) == 2:
+            axes.legend(loc="best")
+    axes_list[-1].set_xlabel("step")
+    if len(labels) > 2:
+        figure.legend(*axes_list[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def image_kinds(table: MarginTable) -> dict[str, NDArray[np.bool_]]:
+    """Rows of the real and of the synthetic images, or of all where there is one kind only."""
+    if not table.synthetic.any() or table.synthetic.all():
+        return {"synthetic" if len(table) and table.synthetic.all() else "real": np.ones(len(table), dtype=bool)}
+    return {"real": ~table.synthetic, "synthetic": table.synthetic}
+
+
+def unit(norm: Norm) -> tuple[float, str]:
+    """Factor and words in which margins and eps are shown: 1/255 in Linf, plain pixel units in L2."""
+    return (255.0, f"{norm}, in 1/255") if norm == "Linf" else (1.0, norm)
+
+
+def _percent(values: Sequence[float]) -> NDArray[np.float64]:
+    return 100 * np.asarray(values, dtype=np.float64)
+
+
+def _draw(axes: Axes, strategy: str, x: Estimate | float, y: Estimate | float) -> None:
+    """A marker with error bars where a coordinate is an estimate; estimates are drawn in percent."""
+    look = mark(strategy)
+    at: list[float] = []
+    bars: list[list[list[float]] | None] = []
+    for value in (x, y):
+        if not isinstance(value, Estimate):
+            at.append(float(value))
+            bars.append(None)
+            continue
+        at.append(100 * value.value)
+        ends = (value.low, value.high) if value.low is not None and value.high is not None else (value.value,) * 2
+        bars.append([[max(100 * (value.value - ends[0]), 0.0)], [max(100 * (ends[1] - value.value), 0.0)]])
+    axes.errorbar(at[0], at[1], bars[1], bars[0], "none", ecolor=look.colour, elinewidth=0.8, alpha=0.35, zorder=3)
+    axes.plot(*at, look.marker, color=look.colour, markerfacecolor=look.face, markersize=5.5, linestyle="none", zorder=4)
+
+
+def _handle(axes: Axes, strategy: str, line: bool) -> Any:
+    look = mark(strategy)
+    style = look.line if line else "none"
+    return axes.plot(
+        [], [], look.marker, color=look.colour, markerfacecolor=look.face, markersize=5.5, linestyle=style
+    )[0]
+
+
+# Labels beside points that cover neither each other nor the points: greedy and deterministic.
+_RADII = (7, 12, 18, 26, 36, 48, 62)
+_ANGLES = (0, 45, -45, 180, 135, -135, 90, -90, 22, -22, 158, -158)
+
+
+def place_labels(
+    axes: Axes,
+    points: NDArray[np.float64],
+    labels: Sequence[str],
+    colours: Sequence[str] | None = None,
+    obstacles: Sequence[NDArray[np.float64]] = (),
+    size: float = 7.5,
+) -> list[Bbox]:
+    """Write ``labels`` beside ``points``, each in the nearest free place; a thin line leads to one that is further off.
+
+    Call it when everything else is drawn: the figure's layout is fixed here.
+
+    Args:
+        axes: where the points are drawn.
+        points: float64 ``[N, 2]`` in data coordinates, finite.
+        labels: N texts.
+        colours: N colours of the texts; ink for all where left out.
+        obstacles: polylines ``[M, 2]`` in data coordinates that labels should not cover; the last one only by its
+            corners (other points).
+        size: font size in points.
+
+    Returns:
+        The N boxes the labels take, in pixels.
+    """
+    figure = axes.figure
+    canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]
+    canvas.draw()  # type: ignore[no-untyped-call]
+    figure.set_layout_engine("none")  # type: ignore[union-attr]
+    scale, frame = figure.dpi / 72, axes.get_window_extent()
+    taken: list[Bbox] = []
+    for i, line in enumerate(obstacles):
+        corners = axes.transData.transform(line) if len(line) else np.empty((0, 2))
+        last = i == len(obstacles) - 1
+        half = 8.0 if last else 3.0
+        for x, y in corners if last else _along(corners, 4 * scale):
+            taken.append(Bbox.from_bounds(x - half * scale / 2, y - half * scale / 2, half * scale, half * scale))
+    boxes: list[Bbox] = []
+    for point, label, colour in zip(points, labels, colours or [INK] * len(labels), strict=True):
+        x, y = axes.transData.transform(point)
+        probe = axes.text(0, 0, label, fontsize=size)
+        extent = probe.get_window_extent(canvas.get_renderer())  # type: ignore[no-untyped-call]
+        probe.remove()
+        width, height = extent.width + 3, extent.height + 2
+
+        def cost(box: Bbox, x: float = x, y: float = y) -> float:  # overlaps weigh far more than any distance
+            outside = box.width * box.height - _overlap(box, frame)
+            return 1000 * (sum(_overlap(box, other) for other in [*taken, *boxes]) + outside) + _distance(box, x, y)
+
+        candidates = [
+            Bbox.from_bounds(
+                x + math.cos(math.radians(angle)) * (radius * scale + width / 2) - width / 2,
+                y + math.sin(math.radians(angle)) * (radius * scale + height / 2) - height / 2,
+                width,
+                height,
+            )
+            for radius in _RADII
+            for angle in _ANGLES
+        ]
+        best = min(candidates, key=cost)
+        boxes.append(best)
+        far = _distance(best, x, y) > 1.6 * _RADII[0] * scale
+        arrow = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3} if far else None
+        at = axes.transData.inverted().transform(((best.x0 + best.x1) / 2, (best.y0 + best.y1) / 2))
+        text = axes.annotate(label, tuple(point), tuple(at), ha="center", va="center", fontsize=size, color=colour,
+                             arrowprops=arrow, zorder=6)  # fmt: skip
+        text.set_in_layout(False)
+    return boxes
+
+
+def _along(corners: NDArray[np.float64], step: float) -> NDArray[np.float64]:
+    """Points every ``step`` pixels along a polyline."""
+    parts = [
+        start + (end - start) * np.linspace(0, 1, max(2, int(np.hypot(*(end - start)) / step)))[:, None]
+        for start, end in itertools.pairwise(corners)
+    ]
+    return np.concatenate(parts) if parts else np.empty((0, 2))
+
+
+def _overlap(a: Bbox, b: Bbox) -> float:
+    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+    return float(width * height) if width > 0 and height > 0 else 0.0
+
+
+def _distance(box: Bbox, x: float, y: float) -> float:
+    return math.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1))
