@@ -262,7 +262,7 @@ def _draw(axes: Axes, strategy: str, x: Estimate | float, y: Estimate | float) -
         ends = (value.low, value.high) if value.low is not None and value.high is not None else (value.value,) * 2
         bars.append([[max(100 * (value.value - ends[0]), 0.0)], [max(100 * (ends[1] - value.value), 0.0)]])
     axes.errorbar(at[0], at[1], bars[1], bars[0], "none", ecolor=look.colour, elinewidth=0.8, alpha=0.35, zorder=3)
-    axes.plot(*at, look.marker, color=look.colour, markerfacecolor=look.face, markersize=5.5, linestyle="none", zorder=4)
+    axes.plot(*at, look.marker, color=look.colour, markerfacecolor=look.face, markersize=5.5, ls="none", zorder=4)
 
 
 def _handle(axes: Axes, strategy: str, line: bool) -> Any:

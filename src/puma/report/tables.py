@@ -91,7 +91,7 @@ class Table:
                     columns[f"{head}, {end}"] = [
                         getattr(cell, end) if isinstance(cell, Estimate) else None for cell in cells
                     ]
-        return pd.DataFrame(columns)
+        return pd.DataFrame(columns, dtype=object)
 
     def csv(self) -> str:
         """The table as CSV, numbers at full precision."""
@@ -166,7 +166,7 @@ def _plain(cell: Any) -> Any:
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r" $\pm$ ", "×": r"$\times$", "–": "--", "−": "$-$",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "−": "$-$",
         "→": r"$\rightarrow$", "<": r"\textless{}", ">": r"\textgreater{}",
     }
 )  # fmt: skip
