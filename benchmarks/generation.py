@@ -30,7 +30,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from puma.data.load import load_dataset
 from puma.data.source import Source
-from puma.files import write_json
 from puma.generation import Diffusion, SamplerConfig, generate_from
 from puma.generation.augment import AUGMENT_DIM
 from puma.generation.config import preset
@@ -38,6 +37,7 @@ from puma.generation.diffusion import build_denoiser
 from puma.generation.edm import loss
 from puma.generation.quality import measure
 from puma.generation.training import train_diffusion
+from puma.io import write_json
 
 PER_CLASS = 2
 

@@ -21,7 +21,7 @@ from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import read_batch
 from puma.errors import ModelError, ResumeError
-from puma.files import atomic_path, lock, prepare_folder, read_json, write_json
+from puma.io import atomic_path, lock, prepare_folder, read_json, write_json
 from puma.label_quality import (
     AGREEMENT,
     CONFIDENT_LEARNING,

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from puma.errors import DataError
-from puma.files import atomic_path, fingerprint
+from puma.io import atomic_path, fingerprint
 from puma.threat import ThreatModel
 
 if TYPE_CHECKING:

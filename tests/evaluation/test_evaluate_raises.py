@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from puma.errors import CheckError, DataError, ModelError, ResumeError, StorageError, UsageError
 from puma.evaluation import evaluate
 from puma.evaluation.attacks import Attacker
-from puma.files import lock
+from puma.io import lock
 from puma.threat import ThreatModel
 
 LINF = ThreatModel("Linf", 0.02)

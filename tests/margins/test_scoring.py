@@ -16,7 +16,7 @@ from puma.attacks.deepfool import deepfool
 from puma.cli.app import main
 from puma.data.tensors import read_batch
 from puma.errors import ModelError, ResumeError, UsageError
-from puma.files import lock
+from puma.io import lock
 from puma.margins import part_path
 from puma.models.weights import save_model
 from puma.scoring import score_margins

@@ -15,7 +15,7 @@ from puma.cli.score import score
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.errors import DataError, ModelError, ResumeError, UsageError
-from puma.files import read_json, sha256_file, write_json
+from puma.io import read_json, sha256_file, write_json
 from puma.margins import MarginTable, part_path
 from puma.models.build import build_model
 from puma.models.weights import load_model, weights_sha256

@@ -14,7 +14,7 @@ from small_study import small_study
 
 from puma._version import __version__
 from puma.errors import ResumeError
-from puma.files import sha256_file
+from puma.io import sha256_file
 from puma.plan import Plan
 from puma.provenance import verify
 from puma.report.materials import Materials

@@ -47,7 +47,7 @@ def show(
 
     from puma.data.load import load_dataset
     from puma.data.sheet import contact_sheet
-    from puma.files import prepare_folder, write_bytes
+    from puma.io import prepare_folder, write_bytes
 
     if sheet is not None:
         prepare_folder(sheet.parent)
@@ -79,7 +79,7 @@ def unpack(
     from puma.data.load import load_dataset
     from puma.data.unpack import unpack_npz, write_npz
     from puma.errors import UsageError
-    from puma.files import prepare_folder
+    from puma.io import prepare_folder
 
     path = Path(source)
     if out is None:

@@ -59,7 +59,7 @@ def plan(path: Path) -> Facts:
 
 def run(path: Path) -> Facts:
     """Of a run's folder, with every evaluation of its last model."""
-    from puma.files import read_json
+    from puma.io import read_json
 
     lines = (path / "metrics.csv").read_text().splitlines() if (path / "metrics.csv").exists() else []
     facts: Facts = {"steps logged": max(0, len(lines) - 1)}
@@ -118,7 +118,7 @@ def evaluation_flags(path: Path) -> Facts:
 
 def record(path: Path) -> tuple[str, Facts]:
     """A JSON file: evaluations, the settings of runs and tables; each says what it is."""
-    from puma.files import read_json
+    from puma.io import read_json
 
     value = read_json(path)
     if not isinstance(value, dict):

@@ -207,8 +207,8 @@ def _pipeline(
 
 def _judge(real: Source, test: Source, out: Path) -> None:
     from puma.data.load import load_dataset
-    from puma.files import write_json
     from puma.generation.quality import measure
+    from puma.io import write_json
 
     found = measure(real, test, load_dataset(out))
     target = out.with_suffix(".quality.json")

@@ -71,7 +71,7 @@ def drop_suspects(
     Example: puma data drop-suspects plan.parquet --table margins --table label-quality --out trusted.parquet
     """
     from puma.errors import UsageError
-    from puma.files import prepare_folder
+    from puma.io import prepare_folder
     from puma.margins import MarginTable
     from puma.plan import Plan
     from puma.strategies.suspects import drop_suspects as without_suspects
@@ -93,7 +93,7 @@ def drop_suspects(
 
 def _trained_on(run: Path, pool: Pool) -> bool:
     """Whether the model is that of a run on this pool, its synthetic rows included."""
-    from puma.files import read_json
+    from puma.io import read_json
 
     record = run / "run.json"
     return record.is_file() and read_json(record).get("settings", {}).get("pool") == pool.fingerprint

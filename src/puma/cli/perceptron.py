@@ -27,7 +27,7 @@ def perceptron(
     high-dimensional theory through the points, the collapse of pruning easy examples, its recovery by gentler attacks,
     and the trade-off against the free control (all data, smaller eps). Stop it and run it again: it goes on.
     """
-    from puma.files import prepare_folder
+    from puma.io import prepare_folder
     from puma.perceptron.experiments import DEFAULT, FULL
     from puma.report.perceptron import run_laboratory, write_laboratory
 

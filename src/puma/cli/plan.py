@@ -64,7 +64,7 @@ def plan(
     Example: puma plan --table margins --threat Linf:8/255 --prune-fraction 0.3 --explain --out plan.parquet
     """
     from puma.cli.explain import explanation, summary
-    from puma.files import prepare_folder
+    from puma.io import prepare_folder
     from puma.strategies import get_strategy, make_plan
 
     params = _params(param or [], {"c": c, "spend": spend, "features": features})

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.files import atomic_path
+from puma.io import atomic_path
 
 
 def write_edm(

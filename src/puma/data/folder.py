@@ -13,7 +13,7 @@ from puma.data.images import Rows, remembered
 from puma.data.layout import check_labels
 from puma.data.source import ImageSource
 from puma.errors import DataError
-from puma.files import fingerprint, sha256_file
+from puma.io import fingerprint, sha256_file
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"}
 

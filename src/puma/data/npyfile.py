@@ -14,7 +14,7 @@ from puma.data.mapped import MappedImages
 from puma.data.npy import Header, read_header
 from puma.data.source import ImageSource
 from puma.errors import DataError
-from puma.files import fingerprint, sha256_file
+from puma.io import fingerprint, sha256_file
 
 _BLOCKS, _BLOCK = 256, 4096
 _LABEL_ENDINGS = ("_labels", "_label", "-labels", "-label", ".labels")

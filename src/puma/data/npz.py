@@ -21,7 +21,7 @@ from puma.data.mapped import MappedImages
 from puma.data.npy import Header, read_header
 from puma.data.source import ImageSource
 from puma.errors import DataError
-from puma.files import fingerprint
+from puma.io import fingerprint
 
 IMAGE_NAMES = ("image", "images", "img")
 _CLASS_NAMES = ("classes", "class_names")

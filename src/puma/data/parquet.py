@@ -23,7 +23,7 @@ from puma.data.layout import LABEL_NAMES, check_image_layout, check_labels
 from puma.data.rowgroups import ColumnBytes
 from puma.data.source import ImageSource
 from puma.errors import DataError
-from puma.files import sha256_file
+from puma.io import sha256_file
 
 _IMAGE_COLUMNS = ("img", "image", "images")
 _BOMB_RATIO, _BOMB_SIZE = 100, 64 << 20

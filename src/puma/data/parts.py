@@ -16,7 +16,7 @@ from puma.data.duplicates import image_hashes, shared
 from puma.data.images import JoinedImages
 from puma.data.source import ImageSource
 from puma.errors import DataError, UsageError
-from puma.files import fingerprint
+from puma.io import fingerprint
 
 logger = logging.getLogger("puma")
 

@@ -14,7 +14,7 @@ from puma.data.load import as_source
 from puma.data.mapstyle import MapStyle
 from puma.data.source import Source, checked_row, checked_rows
 from puma.errors import DataError, UsageError
-from puma.files import fingerprint
+from puma.io import fingerprint
 
 ROLES = ("real", "synthetic")
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from puma import files
 from puma.data.images import Images, ResizedImages, RgbImages, SelectedImages, remembered
 from puma.data.layout import check_classes
 from puma.data.source import ImageSource
 from puma.data.spec import Options
 from puma.data.stratified import stratified_rows
 from puma.errors import UsageError, unknown
+from puma.io import fingerprint as fingerprint_of
 
 
 def prepared(source: ImageSource, options: Options) -> ImageSource:
@@ -52,7 +52,7 @@ def prepared(source: ImageSource, options: Options) -> ImageSource:
 
 def _changed_fingerprint(fingerprint: str, changes: str) -> str:
     """The fingerprint of data made from other data by ``changes``; unchanged data keeps its own."""
-    return files.fingerprint({"of": fingerprint, "options": changes}) if changes else fingerprint
+    return fingerprint_of({"of": fingerprint, "options": changes}) if changes else fingerprint
 
 
 def _with_channels(images: Images, channels: int | None, name: str) -> Images:

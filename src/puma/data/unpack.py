@@ -15,7 +15,7 @@ from puma.data.images import blocks
 from puma.data.inflate import MemberReader
 from puma.data.source import Source
 from puma.errors import UsageError
-from puma.files import atomic_path
+from puma.io import atomic_path
 from puma.progress import Progress
 
 _CHUNK = 1 << 22

@@ -18,7 +18,7 @@ from puma.evaluation.job import Job
 from puma.evaluation.network import judged
 from puma.evaluation.result import Evaluation
 from puma.evaluation.testset import open_test_set
-from puma.files import lock, prepare_folder, read_json, write_json
+from puma.io import lock, prepare_folder, read_json, write_json
 from puma.models.weights import weights_sha256
 from puma.threat import ThreatModel
 

@@ -24,7 +24,7 @@ from puma.evaluation.network import CountedNetwork, check_alone_equals_batch, ch
 from puma.evaluation.pieces import CLEAN, Piece, read_piece, split_rows, write_piece
 from puma.evaluation.result import Evaluation
 from puma.evaluation.testset import TestSet
-from puma.files import fingerprint
+from puma.io import fingerprint
 from puma.progress import Progress
 from puma.threat import ThreatModel
 

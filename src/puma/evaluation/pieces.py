@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from puma.errors import DataError
-from puma.files import atomic_path
+from puma.io import atomic_path
 
 SCHEMA = "puma.evaluation.piece/1"
 METADATA_KEY = b"puma"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from puma.errors import DataError
 from puma.evaluation.pieces import CLEAN, METADATA_KEY, flag_columns
-from puma.files import atomic_path, read_json, write_json
+from puma.io import atomic_path, read_json, write_json
 from puma.threat import ThreatModel
 from puma.tradeoff import wilson_interval
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from puma.errors import DataError
-from puma.files import read_json
+from puma.io import read_json
 from puma.threat import ThreatModel, format_eps
 
 Interval = tuple[float, float]

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from puma.errors import StorageError
-from puma.files import prepare_folder, read_json, storage_errors, write_json, write_text
+from puma.io import prepare_folder, read_json, storage_errors, write_json, write_text
 from puma.models.weights import weights_sha256
 
 

@@ -11,7 +11,7 @@ from puma.export.claim import Claim
 from puma.export.folder import run_facts, whole_folder, write_network
 from puma.export.network import standalone_config
 from puma.export.proof import prove
-from puma.files import write_text
+from puma.io import write_text
 from puma.models.weights import weights_sha256, write_safetensors
 
 

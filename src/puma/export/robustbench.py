@@ -17,7 +17,7 @@ from puma.export.claim import Claim
 from puma.export.folder import run_facts, whole_folder, write_network
 from puma.export.network import robustbench_config
 from puma.export.proof import prove
-from puma.files import atomic_path, write_json, write_text
+from puma.io import atomic_path, write_json, write_text
 from puma.models.weights import weights_sha256
 
 _LISTED = {("cifar10", "Linf", "8/255"), ("cifar10", "L2", "0.5"), ("cifar100", "Linf", "8/255")}

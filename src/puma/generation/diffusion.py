@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from puma.errors import ModelError
-from puma.files import read_json, write_json
 from puma.generation.config import DiffusionConfig, checked
 from puma.generation.edm import Denoiser
 from puma.generation.networks import build_network
+from puma.io import read_json, write_json
 from puma.models.weights import weights_sha256, write_safetensors
 
 SCHEMA = "puma.diffusion/1"

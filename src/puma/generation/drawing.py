@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from puma.data.edmfile import write_edm
 from puma.errors import UsageError
-from puma.files import fingerprint
 from puma.generation.noise import Stream, counter_generator
 from puma.generation.output import read_part
+from puma.io import fingerprint
 from puma.progress import Progress
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.data import edmfile
-from puma.files import atomic_path
+from puma.io import atomic_path
 
 FORMATS = (".npz", ".parquet")
 

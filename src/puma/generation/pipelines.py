@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from puma.errors import CheckError, ModelError, UsageError
-from puma.files import fingerprint
 from puma.generation.noise import Stream, torch_seed
+from puma.io import fingerprint
 from puma.models.weights import weights_sha256
 
 

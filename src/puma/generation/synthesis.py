@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from puma.data.edmfile import write_edm
 from puma.data.source import Source
 from puma.errors import DataError, ResumeError, UsageError
-from puma.files import lock, prepare_folder, write_json
 from puma.generation.config import PRESETS, DiffusionConfig, SamplerConfig, differences
 from puma.generation.diffusion import Diffusion
 from puma.generation.drawing import Drawer, draw_parts
@@ -21,6 +20,7 @@ from puma.generation.networks import check_size
 from puma.generation.output import FORMATS, read_comment, write_parquet
 from puma.generation.sampling import DiffusionDrawer, check_sampler
 from puma.generation.training import train_diffusion
+from puma.io import lock, prepare_folder, write_json
 
 SCHEMA = "puma.generated/1"
 

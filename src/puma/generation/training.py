@@ -22,12 +22,12 @@ from puma._version import __version__
 from puma.data.source import Source
 from puma.distribute import processor
 from puma.errors import CheckError, ModelError, ResumeError
-from puma.files import lock, prepare_folder
 from puma.generation.augment import augment
 from puma.generation.config import DiffusionConfig, differences
 from puma.generation.diffusion import Diffusion, build_denoiser
 from puma.generation.edm import Denoiser, draw_sigma, loss
 from puma.generation.noise import Stream, counter_generator, torch_seed
+from puma.io import lock, prepare_folder
 from puma.models.weights import write_safetensors
 from puma.progress import Progress
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from puma.errors import DataError
-from puma.files import atomic_path
+from puma.io import atomic_path
 from puma.margins.status import STATUS_NAMES
 
 SCHEMA_VERSION = "puma.margins/1"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import DataError
-from puma.files import fingerprint
+from puma.io import fingerprint
 from puma.margins.parts import PART_ROWS, differences, part_paths, read_meta, read_part, write_part
 from puma.margins.status import STATUS_NAMES
 from puma.threat import Norm, parse_norm

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from puma.errors import ModelError
-from puma.files import atomic_path
+from puma.io import atomic_path
 from puma.models.build import build_model
 
 SCHEMA = "puma.model/1"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from puma.errors import ResumeError, UsageError
-from puma.files import fingerprint, lock, prepare_folder, read_json, write_json
+from puma.io import fingerprint, lock, prepare_folder, read_json, write_json
 from puma.perceptron.fit import fit
 from puma.perceptron.gaussian import Array
 from puma.perceptron.selection import WHOLE, Strategy

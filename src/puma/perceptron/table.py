@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import DataError
-from puma.files import write_text
+from puma.io import write_text
 
 if TYPE_CHECKING:
     import pandas as pd

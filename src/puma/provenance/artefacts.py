@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from puma.errors import DataError, ModelError
-from puma.files import read_json
+from puma.io import read_json
 from puma.provenance.rewriting import check_rewritten
 from puma.strategies.features import RECORD, check_part
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import DataError, PumaError
-from puma.files import fingerprint, read_json
+from puma.io import fingerprint, read_json
 from puma.margins import MarginTable, differences, part_paths, read_meta, read_part, write_part
 from puma.provenance.rewriting import check_rewritten
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from puma.files import atomic_path
+from puma.io import atomic_path
 from puma.tradeoff import Flags, Group, RunKey, Setting
 
 FLAGS_FILE = "flags.parquet"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from puma.errors import unknown
-from puma.files import prepare_folder, write_bytes, write_text
+from puma.io import prepare_folder, write_bytes, write_text
 from puma.report.cells import Value, format_number, is_numeric
 from puma.report.content import Picture, Report, Table
 from puma.report.style import house_style

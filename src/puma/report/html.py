@@ -26,7 +26,7 @@ from PIL import Image
 
 from puma._version import __version__
 from puma.errors import UsageError
-from puma.files import write_text
+from puma.io import write_text
 from puma.plots import svg_text
 from puma.report.tables import show
 

@@ -17,7 +17,7 @@ from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.errors import DataError, PumaError
-from puma.files import read_json
+from puma.io import read_json
 from puma.margins import MarginTable
 from puma.plan import Plan
 from puma.report.evaluations import FLAGS_FILE, Judged, read_flags_file

@@ -19,7 +19,7 @@ from PIL import Image
 
 from puma._version import __version__
 from puma.errors import UsageError
-from puma.files import write_text
+from puma.io import write_text
 from puma.report.cells import Value, cell_html, decimals_of, escape, inline, is_numeric
 from puma.report.style import DARK
 from puma.report.svg import inline_svg, variable

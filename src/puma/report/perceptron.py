@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from puma.files import write_text
+from puma.io import write_text
 from puma.perceptron import collapse_fraction
 from puma.perceptron.experiments import COLLAPSE, DIALS, ENDS, FRAGILE, LEARNING, TRADEOFF, Experiment, theory
 from puma.perceptron.table import Table

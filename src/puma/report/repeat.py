@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from puma._version import __version__
-from puma.files import sha256_file
+from puma.io import sha256_file
 from puma.report.choices import Choice
 from puma.report.content import Code, Heading, Item, Note, Section, Settings, Table
 from puma.report.materials import Materials

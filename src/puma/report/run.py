@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from puma.errors import DataError
-from puma.files import read_json
+from puma.io import read_json
 from puma.report.content import Item, Note, Report, Section, Settings, Table
 from puma.report.page import Value
 from puma.report.training import curve_items, read_curves

@@ -16,7 +16,7 @@ from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import read_batch
 from puma.errors import ModelError, ResumeError
-from puma.files import atomic_path, lock, read_json, sha256_file, write_json
+from puma.io import atomic_path, lock, read_json, sha256_file, write_json
 from puma.margins import PART_ROWS, differences
 from puma.models.weights import weights_sha256
 from puma.progress import Progress

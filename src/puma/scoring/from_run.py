@@ -23,7 +23,7 @@ from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import read_batch
 from puma.errors import DataError, ModelError, UsageError, unknown
-from puma.files import fingerprint, read_json
+from puma.io import fingerprint, read_json
 from puma.margins import PART_ROWS, MarginTable, Status
 from puma.models.weights import SCHEMA, load_model, load_tensors, load_weights, weights_sha256
 from puma.progress import Progress

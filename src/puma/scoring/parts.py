@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from puma.errors import DataError, ResumeError
-from puma.files import lock, prepare_folder, read_json, write_json
+from puma.io import lock, prepare_folder, read_json, write_json
 from puma.margins import differences, part_path, read_meta, read_part, write_part
 from puma.scoring.stream import Columns
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import DataError
-from puma.files import read_json, sha256_file
+from puma.io import read_json, sha256_file
 
 Features = NDArray[np.floating[Any]] | str | Path
 BLOCK = 8_192

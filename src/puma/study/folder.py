@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from puma.errors import DataError, ResumeError
-from puma.files import fingerprint, prepare_folder, read_json, sha256_file, write_json, write_text
+from puma.io import fingerprint, prepare_folder, read_json, sha256_file, write_json, write_text
 from puma.study.spec import Cell, StudySpec
 from puma.training.recipe import Recipe, load_recipe
 

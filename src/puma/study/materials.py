@@ -8,11 +8,11 @@ from torch import nn
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.data.source import Source
-from puma.files import write_json
 from puma.generation import DiffusionConfig, generate
 from puma.generation.config import checked
 from puma.generation.quality import measure
 from puma.generation.synthesis import preset_for
+from puma.io import write_json
 from puma.models.build import build_model
 from puma.scoring.job import resolve_device
 from puma.study.folder import StudyFolder

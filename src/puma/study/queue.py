@@ -14,7 +14,7 @@ import torch
 
 from puma._version import __version__
 from puma.errors import BusyError
-from puma.files import lock
+from puma.io import lock
 from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
 from puma.study.tasks import Task, study_tasks

@@ -17,7 +17,7 @@ from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.distribute import Devices
 from puma.errors import CheckError
-from puma.files import lock
+from puma.io import lock
 from puma.models.batchnorm import set_momentum
 from puma.models.weights import save_model
 from puma.plan import Plan

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from puma.errors import UsageError
-from puma.files import storage_errors, write_text
+from puma.io import storage_errors, write_text
 
 COLUMNS = (
     "step",

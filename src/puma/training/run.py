@@ -15,7 +15,7 @@ from torch import nn
 from puma._version import __version__
 from puma.distribute import Devices, processor
 from puma.errors import ModelError, ResumeError
-from puma.files import prepare_folder, read_json, write_json, write_text
+from puma.io import prepare_folder, read_json, write_json, write_text
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
 from puma.models.weights import load_model, load_tensors, load_weights
 from puma.training.metrics import read_metrics

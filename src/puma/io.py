@@ -1,0 +1,575 @@
+"""Files: atomic writes, locks, checksums, resumable shards, and the check that a folder was made with these settings.
+
+A writer writes to a dot-named temporary file beside its target, flushes it to the disk and renames it. A reader never
+sees half a file; a process killed at any moment leaves at most a dot file behind, which readers of folders ignore and
+the next process that writes into that folder removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import socket
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from puma.errors import BusyError, DataError, ResumeError, StorageError, UsageError
+
+logger = logging.getLogger("puma")
+Key = TypeVar("Key", int, str)
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_BAD_PATH = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOENT,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS}
+_NOT_STORAGE = (BlockingIOError, ChildProcessError, ConnectionError, InterruptedError, ProcessLookupError, TimeoutError)
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+_LEFTOVER = re.compile(rf"\..+\.{_HOST}-(\d+)-[0-9a-f]+\.tmp")
+_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+_swept: set[tuple[int, str]] = set()
+
+# --- writing -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_path(target: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``; on success flush it to disk and rename it to ``target``.
+
+    Nothing is left at either name if the body raises. The temporary file is created anew (``O_EXCL``), so a link that
+    somebody left at its name is never written through; a link at ``target`` itself is replaced.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    with storage_errors(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(target.parent)
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            yield temporary
+            _fsync(temporary)
+            temporary.replace(target)
+            _fsync(target.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def storage_errors(target: Path | str) -> Iterator[None]:
+    """Turn the operating system's errors about ``target`` into a `StorageError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, (StorageError, *_NOT_STORAGE)):
+            raise
+        if error.errno in _FULL:
+            raise StorageError(
+                f"no space left for {target}",
+                why="the disk or the quota is full; everything written before is intact",
+                fix="free some space and run the same command again: it goes on from here",
+            ) from error
+        raise StorageError(
+            f"cannot write {target}",
+            why=str(error),
+            fix="choose another output path"
+            if error.errno in _BAD_PATH
+            else "check the disk or the mount and run the same command again; everything written before is kept",
+        ) from error
+
+
+def prepare_folder(folder: Path | str) -> Path:
+    """Create ``folder``, prove that it can be written, and remove temporary files that killed processes left there.
+
+    Raises:
+        StorageError: it is a file, or it cannot be written.
+    """
+    folder = Path(folder)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        probe = folder / f".probe.{_HOST}-{os.getpid()}-{secrets.token_hex(3)}.tmp"
+        try:
+            with os.fdopen(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+                file.write(b"x")
+        finally:
+            probe.unlink(missing_ok=True)
+    return folder
+
+
+def write_bytes(target: Path | str, data: bytes) -> None:
+    """Write ``data`` to ``target`` atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(target: Path | str, text: str) -> None:
+    """Write ``text`` to ``target`` atomically, as UTF-8."""
+    write_bytes(target, text.encode())
+
+
+def write_json(target: Path | str, value: Any, *, checksum: bool = False) -> None:
+    """Write ``value`` to ``target`` atomically, as indented JSON with NaN refused.
+
+    Args:
+        target: the file.
+        value: a JSON value.
+        checksum: add ``"checksum"`` to the object ``value``; `read_json` then refuses the file if a bit has changed.
+    """
+    if checksum:
+        value = {**json.loads(json.dumps(value, allow_nan=False))}
+        value["checksum"] = f"sha256:{fingerprint(value)}"
+    write_text(target, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_toml(target: Path | str, value: Mapping[str, Any]) -> None:
+    """Write ``value`` to ``target`` atomically, as TOML; keys whose value is None are left out."""
+    write_text(target, toml_text(value))
+
+
+def toml_text(value: Mapping[str, Any]) -> str:
+    """``value`` as TOML; keys whose value is None are left out.
+
+    >>> print(toml_text({"steps": 10, "eps": None, "attack": {"name": "pgd"}}), end="")
+    steps = 10
+    <BLANKLINE>
+    [attack]
+    name = "pgd"
+    """
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(value))
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file; a checksum that `write_json` added is verified and left out.
+
+    Raises:
+        DataError: it is missing, is not JSON, is nested too deeply, or does not match its checksum.
+    """
+    try:
+        value = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (ValueError, OSError) as error:
+        raise DataError(f"cannot read {path}", why=str(error)) from None
+    except RecursionError:
+        raise DataError(f"cannot read {path}", why="it is nested too deeply") from None
+    if isinstance(value, dict) and str(value.get("checksum", "")).startswith("sha256:"):
+        stated = value.pop("checksum")
+        if stated != f"sha256:{fingerprint(value)}":
+            raise DataError(
+                f"{path} is damaged",
+                why="its content does not match the checksum inside it",
+                fix="restore it, or delete it and run the command that made it again",
+            )
+    return value
+
+
+_MOST_TOML, _MOST_DOTS = 1 << 18, 500
+
+
+def parse_toml(text: str, name: Path | str) -> dict[str, Any]:
+    """Parse TOML; ``name`` says in messages where it came from.
+
+    Raises:
+        UsageError: not TOML; or larger, or nested more deeply, than settings can be.
+    """
+    if len(text) > _MOST_TOML:
+        raise UsageError(f"{name} is too large for settings", why=f"{len(text):,} characters, {_MOST_TOML:,} at most")
+    # the parser's time grows with the square of a dotted key's length
+    if max((line.count(".") for line in text.splitlines()), default=0) > _MOST_DOTS:
+        raise UsageError(f"cannot read {name}", why=f"a line has more than {_MOST_DOTS} dots", fix="break the line")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{name} is not TOML", why=str(error)) from None
+    except RecursionError:
+        raise UsageError(f"cannot read {name}", why="it is nested too deeply") from None
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UsageError: it is missing, cannot be read, or is no settings (`parse_toml`).
+    """
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(4 * _MOST_TOML).decode()
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"cannot read {path}", why=str(error)) from None
+    return parse_toml(text, path)
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex SHA-256 of a file's bytes, read in constant memory."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """Hex SHA-256 of a JSON value, independent of the order of its keys.
+
+    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- locks ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
+    """Hold ``folder`` for this process.
+
+    The operating system holds the lock, so that it vanishes with its owner whatever kills it; the file's text (pid and
+    host) is only for messages. A lock file that is a link is refused, not written through.
+
+    Raises:
+        BusyError: another live process holds it; the message names its pid and host.
+        StorageError: the folder cannot be written, or its file system has no locks.
+    """
+    import filelock
+
+    path = prepare_folder(folder) / name
+    with storage_errors(path):
+        held = filelock.FileLock(path, blocking=False, fallback_to_soft=False)
+        try:
+            held.acquire()
+        except filelock.Timeout:
+            raise BusyError(
+                f"{folder} is being written by another process ({_lock_text(path) or 'unknown'})",
+                fix="wait for it, or stop it; what it finished is kept",
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise StorageError(
+                f"{folder} is on a file system without locks",
+                why=str(error),
+                fix="choose an output folder on another file system",
+            ) from error
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_TRUNC | _NOFOLLOW), "w") as file:
+                file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+            yield
+        finally:
+            held.release()
+
+
+def lock_holder(folder: Path | str, name: str = ".lock") -> str | None:
+    """Which process holds a lock (``"pid 12 on host"``); None if none does. Changes nothing in the folder."""
+    import filelock
+
+    path = Path(folder) / name
+    if not path.is_file():
+        return None
+    try:
+        with filelock.FileLock(path, blocking=False, fallback_to_soft=False):
+            return None
+    except filelock.Timeout:
+        return _lock_text(path) or "another process"
+    except OSError:  # a folder that can only be read: ask whether the process that is named lives
+        text = _lock_text(path)
+        known = re.fullmatch(r"pid (\d+) on (.+)", text)
+        gone = known is None or (known[2] == socket.gethostname() and not _alive(int(known[1])))
+        return None if gone else text
+
+
+def _lock_text(path: Path) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text()[:200].strip()
+    return ""
+
+
+# --- settings of a folder ------------------------------------------------------------------------------------------
+
+
+def settings_diff(there: Any, now: Any, name: str = "") -> list[str]:
+    """Every setting in which two JSON values differ, with both values; settings inside others get dotted names.
+
+    >>> settings_diff({"recipe": {"steps": 50}, "seed": 0}, {"recipe": {"steps": 60}, "seed": 0})
+    ['recipe.steps: 50 there, 60 now']
+    """
+    if isinstance(there, Mapping) and isinstance(now, Mapping):
+        names = {str(key): (there.get(key), now.get(key)) for key in (*there, *now)}
+        lines = (settings_diff(*pair, f"{name}.{key}" if name else key) for key, pair in sorted(names.items()))
+        return [line for found in lines for line in found]
+    if isinstance(there, (list, tuple)) and isinstance(now, (list, tuple)):
+        there, now = list(there), list(now)
+    return [] if there == now else [f"{name}: {_shown(there)} there, {_shown(now)} now"]
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else repr(value)
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", text)  # of a SHA-256, enough to tell two apart
+
+
+def require_same_settings(path: Path | str, there: Any, now: Any, *, fix: str = "") -> None:
+    """Refuse to go on in what was made with other settings.
+
+    Raises:
+        ResumeError: they differ; every difference is named with both values.
+    """
+    if changed := settings_diff(there, now):
+        raise ResumeError(
+            f"{path} was made with other settings",
+            why="; ".join(changed),
+            fix=fix or "use those settings, or choose another output folder",
+        )
+
+
+def claim_folder(
+    folder: Path | str,
+    settings: Mapping[str, Any],
+    *,
+    environment: Mapping[str, Any] | None = None,
+    record: str = "settings.json",
+    schema: str = "",
+) -> list[str]:
+    """Record in ``folder`` what its content is made with, or make sure that it was made with the same.
+
+    Args:
+        folder: made if need be.
+        settings: JSON of everything that decides the content.
+        environment: JSON of what may change its last bits: libraries, machine, threads. Recorded once; where it differs
+            later, a warning is logged.
+        record: name of the file; it holds ``schema``, ``settings`` and ``environment``.
+        schema: name and version of what the folder holds.
+
+    Returns:
+        What differs in the environment; empty where nothing does.
+
+    Raises:
+        ResumeError: the folder was made with other settings, or holds another kind of thing; both values are named.
+        DataError: the record is damaged.
+        StorageError: the folder cannot be written.
+    """
+    path = prepare_folder(folder) / record
+    if not path.exists():
+        value = {"schema": schema, "settings": dict(settings), "environment": dict(environment or {})}
+        write_json(path, value, checksum=True)
+        return []
+    there = read_record(path)
+    require_same_settings(path, {"schema": there["schema"]}, {"schema": schema})
+    require_same_settings(path, there["settings"], json.loads(json.dumps(settings)))
+    known, today = there["environment"], environment or {}
+    both = known.keys() & today.keys()  # an earlier version may have recorded less
+    changed = settings_diff({key: known[key] for key in both}, {key: today[key] for key in both})
+    if changed:
+        logger.warning(
+            "%s was begun on another machine or with other libraries (%s); the last bits of the result may differ",
+            folder,
+            "; ".join(changed),
+        )
+    return changed
+
+
+def read_record(path: Path | str) -> dict[str, Any]:
+    """The record of `claim_folder`: ``schema``, ``settings`` and ``environment``.
+
+    Raises:
+        DataError: it is missing, damaged, or something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or not {"schema", "settings", "environment"} <= value.keys():
+        raise DataError(f"{path} is no record of settings", why="it does not hold schema, settings and environment")
+    return value
+
+
+# --- resumable shards ----------------------------------------------------------------------------------------------
+
+
+def spans(total: int, size: int) -> list[range]:
+    """Cut ``total`` rows into consecutive ranges of ``size``; the last may be shorter.
+
+    >>> spans(5, 2)
+    [range(0, 2), range(2, 4), range(4, 5)]
+    """
+    return [range(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+class Shards:
+    """A result that is made in shards, files of one folder; each is whole or absent, so that any process can go on.
+
+    Every shard has its SHA-256 in a dot file beside it, written before the shard appears. A damaged shard counts as not
+    finished and is made again. Shards are named by a number (``part-000003.parquet``) or by a text (``alpha-5.json``).
+
+    Args:
+        folder: where the shards lie.
+        settings: JSON of everything that decides their content.
+        environment: as for `claim_folder`.
+        suffix: ending of the files.
+        record: file that holds the settings.
+        schema: name and version of what the folder holds.
+        check: for shards without a recorded checksum (a folder copied without its dot files): whether a file is whole
+            and of these settings. Without it such shards are made again.
+        write: False only looks at what is there, and changes nothing.
+
+    Raises:
+        ResumeError: the folder was made with other settings; both values are named.
+        StorageError: it cannot be written.
+
+    >>> import tempfile
+    >>> shards = Shards(tempfile.mkdtemp(), {"seed": 0}, suffix=".txt")
+    >>> with shards.held():
+    ...     for number in shards.missing(range(2)):
+    ...         with shards.writing(number) as temporary:
+    ...             _ = temporary.write_text("some rows")
+    >>> shards.missing(range(3))
+    [2]
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        settings: Mapping[str, Any],
+        *,
+        suffix: str = ".parquet",
+        environment: Mapping[str, Any] | None = None,
+        record: str = "settings.json",
+        schema: str = "",
+        check: Callable[[Path], bool] | None = None,
+        write: bool = True,
+    ) -> None:
+        self.folder, self.suffix, self._check = Path(folder), suffix, check
+        if write:
+            claim_folder(folder, settings, environment=environment, record=record, schema=schema)
+        elif (self.folder / record).exists():
+            there = read_record(self.folder / record)
+            require_same_settings(self.folder / record, there["settings"], json.loads(json.dumps(settings)))
+
+    def path(self, key: int | str) -> Path:
+        """Where a shard lies."""
+        return self.folder / ((f"part-{key:06d}" if isinstance(key, int) else key) + self.suffix)
+
+    def finished(self, key: int | str) -> bool:
+        """Whether a shard is there and whole; a damaged one is named in the log."""
+        path, digests = self.path(key), self._digests(key)
+        try:
+            if not path.exists():
+                return False
+            whole = sha256_file(path) in digests if digests else self._check is not None and self._check(path)
+        except OSError as error:
+            logger.warning("cannot read %s (%s); it is made again", path, error)
+            return False
+        if not whole:
+            logger.warning("%s is damaged or not of this folder's settings; it is made again", path)
+        return whole
+
+    def missing(self, keys: Iterable[Key]) -> list[Key]:
+        """Those of ``keys`` that are not finished, in the same order."""
+        return [key for key in keys if not self.finished(key)]
+
+    @contextmanager
+    def writing(self, key: int | str) -> Iterator[Path]:
+        """Yield a temporary path; on success it becomes the shard. A shard that is there already is replaced.
+
+        While a shard is replaced both checksums count: killed at any moment, the old or the new one is finished.
+        """
+        path = self.path(key)
+        previous = [sha256_file(path)] if path.exists() and self.finished(key) else []
+        with atomic_path(path) as temporary:
+            yield temporary
+            write_text(self._digest_path(key), "".join(f"{line}\n" for line in (*previous, sha256_file(temporary))))
+
+    def remove(self, key: int | str) -> None:
+        """Remove a shard: it has to be made again."""
+        with storage_errors(self.path(key)):
+            self.path(key).unlink(missing_ok=True)
+            self._digest_path(key).unlink(missing_ok=True)
+
+    @contextmanager
+    def held(self, worker: int = 0, num_workers: int = 1) -> Iterator[None]:
+        """Hold the folder as worker ``worker`` of ``num_workers``, each of which makes other shards.
+
+        Raises:
+            BusyError: another live process is the same worker, or divides the shards among another number of workers.
+        """
+        with lock(self.folder, f".lock-{worker}-of-{num_workers}"):
+            for other in self.folder.glob(".lock-*-of-*"):
+                if not other.name.endswith(f"-of-{num_workers}"):
+                    with lock(self.folder, other.name):
+                        pass
+            yield
+
+    def _digest_path(self, key: int | str) -> Path:
+        path = self.path(key)
+        return path.with_name(f".{path.name}.sha256")
+
+    def _digests(self, key: int | str) -> list[str]:
+        with suppress(OSError, UnicodeDecodeError):
+            return self._digest_path(key).read_text().split()
+        return []
+
+
+# --- internals -----------------------------------------------------------------------------------------------------
+
+
+def _fsync(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk; file systems that cannot are left alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files of processes of this machine that are gone; once per folder and process."""
+    place = (os.getpid(), os.path.abspath(folder))
+    if place in _swept:
+        return
+    _swept.add(place)
+    for path in folder.glob(".*.tmp"):
+        known = _LEFTOVER.fullmatch(path.name)
+        if known and not _alive(int(known[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _without_none(inner) for key, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, (list, tuple)) else value
