@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puma.data.permutation import drawn, permuted
 from puma.data.sampler import BatchSampler
 from puma.errors import DataError, UsageError
+from puma.rng import permuted, sampled
 
 
 @given(st.integers(1, 5000), st.integers(-(2**70), 2**70))
@@ -35,7 +35,7 @@ def test_permutations_of_different_keys_are_uniform() -> None:
 
 
 def test_draws_are_uniform() -> None:
-    counts = np.bincount(drawn(100_000, 100, key=7), minlength=100)
+    counts = np.bincount(sampled(100_000, 100, key=7), minlength=100)
     assert 50 < ((counts - 1000) ** 2 / 1000).sum() < 170
 
 

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "puma"
 # From the ground up. A module may import modules of lower layers and of its own room, nothing else.
 LAYERS: list[set[str]] = [
     {"errors", "_version"},
-    {"io", "progress", "plots"},
+    {"io", "progress", "plots", "rng"},
     {"threat"},
     {"margins", "perceptron"},
     {"plan", "tradeoff", "label_quality"},

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from puma.data.permutation import drawn, mixed_key, permuted
 from puma.errors import DataError, UsageError
+from puma.rng import mixed_key, permuted, sampled
 
 _REAL, _SYNTHETIC, _ORDER = 1, 2, 3
 
@@ -19,7 +19,7 @@ class BatchSampler:
     Of each batch ``int(batch_size * synthetic_share)`` rows are synthetic and the rest real, as in Wang et al. 2023
     (arXiv 2302.04638). Real rows come without replacement: a new seeded permutation for each pass, and a pass may end
     inside a batch. Synthetic rows are drawn with replacement, as in the published code, or by such permutations too.
-    No permutation is stored (`puma.data.permutation`), so 50 M rows cost only the list of the kept ones.
+    No permutation is stored (`puma.rng`), so 50 M rows cost only the list of the kept ones.
 
     Args:
         synthetic: bool ``[N]``, the rows of the pool that are synthetic.
@@ -106,7 +106,7 @@ class _Stream:
     def rows(self, step: int) -> NDArray[np.int64]:
         size = len(self._rows)
         if self._replacement:
-            return self._rows[drawn(self._count, size, mixed_key(self._seed, self._number, step))].astype(np.int64)
+            return self._rows[sampled(self._count, size, mixed_key(self._seed, self._number, step))].astype(np.int64)
         position = np.arange(step * self._count, (step + 1) * self._count, dtype=np.int64)
         out = np.empty(self._count, dtype=np.int64)
         passes = position // size

@@ -7,8 +7,8 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from puma.data.permutation import mixed_key, permuted
 from puma.data.source import Source
+from puma.rng import mixed_key, permuted
 
 _SHOWN, _GAP, _TITLE = 64, 4, 22
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.data.permutation import mixed_key, permuted
 from puma.errors import UsageError
+from puma.rng import mixed_key, permuted
 
 
 def stratified_rows(labels: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from puma.attacks.pgd import Loss, pgd
-from puma.data.permutation import mixed_key, permuted
 from puma.data.pool import Pool
 from puma.data.tensors import read_batch
 from puma.errors import DataError, UsageError
 from puma.evaluation.network import device_of, generator, judged
 from puma.plan import Plan
 from puma.progress import Progress
+from puma.rng import mixed_key, permuted
 from puma.threat import ThreatModel
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from puma.errors import ModelError
 from puma.models.batchnorm import attack_mode
 from puma.models.precision import true_float32
+from puma.rng import batch_seed
 
 
 class CountedNetwork(nn.Module):
@@ -50,8 +50,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 def generator(device: torch.device, seed: int, place: int) -> torch.Generator:
     """A generator of its own for each (seed, place); torch's CPU generator only takes in 32 bits of a seed."""
-    mixed = int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
-    return torch.Generator(device).manual_seed(mixed)
+    return torch.Generator(device).manual_seed(batch_seed(seed, place))
 
 
 @contextmanager

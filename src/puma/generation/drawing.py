@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from puma.data.edmfile import write_edm
 from puma.errors import UsageError
-from puma.generation.noise import Stream, counter_generator
 from puma.generation.output import read_part
 from puma.io import fingerprint
 from puma.progress import Progress
+from puma.rng import Stream, counter_generator
 
 
 class Drawer(Protocol):

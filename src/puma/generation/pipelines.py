@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from puma.errors import CheckError, ModelError, UsageError
-from puma.generation.noise import Stream, torch_seed
 from puma.io import fingerprint
 from puma.models.weights import weights_sha256
+from puma.rng import Stream, torch_seed
 
 
 def load_pipeline(place: str, device: torch.device | str = "cpu") -> Any:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.data.permutation import mixed_key, permuted
 from puma.data.source import Source
 from puma.data.stratified import stratified_rows
 from puma.errors import DataError
 from puma.generation.distances import NEIGHBOURS, Floats, coverage, frechet_distance, nearest
+from puma.rng import mixed_key, permuted
 
 SCHEMA = "puma.quality/1"
 Features = Callable[[NDArray[np.uint8]], Floats]

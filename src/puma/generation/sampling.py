@@ -13,7 +13,7 @@ from puma.errors import UsageError
 from puma.generation.config import SamplerConfig
 from puma.generation.diffusion import Diffusion
 from puma.generation.edm import Churn, guided, sample, schedule
-from puma.generation.noise import image_noise
+from puma.rng import image_noise
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ def sample_images(
     shape = (channels, height, width)
     images = sample(
         guided(model.denoiser, torch.from_numpy(labels).to(device), model.num_classes, sampler.guidance),
-        image_noise(seed, indices, 0, shape).to(device),
+        torch.from_numpy(image_noise(seed, indices, 0, shape)).to(device),
         schedule(sampler.steps, sampler.sigma_min, sampler.sigma_max, sampler.rho),
         churn=Churn(sampler.churn, sampler.churn_low, sampler.churn_high, sampler.churn_scale),
-        fresh_noise=lambda step: image_noise(seed, indices, step + 1, shape).to(device),
+        fresh_noise=lambda step: torch.from_numpy(image_noise(seed, indices, step + 1, shape)).to(device),
     )
     return images.permute(0, 2, 3, 1).cpu().numpy()
 

@@ -26,10 +26,10 @@ from puma.generation.augment import augment
 from puma.generation.config import DiffusionConfig, differences
 from puma.generation.diffusion import Diffusion, build_denoiser
 from puma.generation.edm import Denoiser, draw_sigma, loss
-from puma.generation.noise import Stream, counter_generator, torch_seed
 from puma.io import lock, prepare_folder
 from puma.models.weights import write_safetensors
 from puma.progress import Progress
+from puma.rng import Stream, counter_generator, torch_seed
 
 _IN_MEMORY = 2 << 30
 _DECIDES = ("config", "fingerprint", "rows", "seed")

@@ -27,6 +27,7 @@ from puma.io import fingerprint, read_json
 from puma.margins import PART_ROWS, MarginTable, Status
 from puma.models.weights import SCHEMA, load_model, load_tensors, load_weights, weights_sha256
 from puma.progress import Progress
+from puma.rng import row_seed
 from puma.scoring.health import check_model, device_of
 from puma.scoring.parts import PartFolder
 from puma.scoring.score import as_pool
@@ -172,7 +173,7 @@ def score_part(
     for first in range(0, len(wanted), settings.batch_size):
         rows = wanted[first : first + settings.batch_size]
         images, labels = read_batch(pool, rows, device_of(models[-1]))
-        generator = torch.Generator(images.device).manual_seed(settings.seed * 2**40 + int(rows[0]))
+        generator = torch.Generator(images.device).manual_seed(row_seed(settings.seed, int(rows[0])))
         seen = observe(models, images, labels, settings.threat, settings.steps, generator)
         place = rows - start
         columns["predicted"][place] = seen.predicted[-1].cpu().numpy()

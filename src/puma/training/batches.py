@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from puma.attacks.pgd import start_noise
-from puma.data.permutation import mixed_key
 from puma.data.pool import Pool
 from puma.data.sampler import BatchSampler
 from puma.errors import UsageError
+from puma.rng import mixed_key
 from puma.threat import ThreatModel
 from puma.training.augment import Patches, Shifts, draw_patches, draw_shifts, paste, shift
 from puma.training.recipe import Recipe

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puma.attacks.pgd import ascend, start_noise
-from puma.data.permutation import mixed_key
 from puma.data.pool import Pool
 from puma.data.stratified import stratified_rows
 from puma.data.tensors import to_tensor
@@ -16,6 +15,7 @@ from puma.distribute import Devices
 from puma.errors import UsageError
 from puma.losses import carlini_wagner
 from puma.models.batchnorm import attack_mode
+from puma.rng import mixed_key
 from puma.threat import ThreatModel
 from puma.training.recipe import Recipe
 

@@ -1,0 +1,142 @@
+"""Seeds of single items: row 7 of pass 3, image 12 of a generated set, batch 5 of an attack.
+
+Every random number is a function of a seed and of what it is for, never of what was computed before. So a resumed run
+equals an uninterrupted one, and the result does not depend on batch size, number of workers or order. Integer
+arithmetic and numpy's counter-based generators only: the same numbers on every machine.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ROUNDS = 8
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+# --- keyed permutations and draws of row numbers (SplitMix64, Steele, Lea and Flood 2014) -------------------------
+
+
+def permuted(positions: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
+    """Where the permutation called ``key`` of ``0..n-1`` sends ``positions``, in constant memory.
+
+    A balanced Feistel network with modular addition on ``a x a`` cells, ``a = ceil(sqrt(n))``, is a bijection whatever
+    its round function; positions that land beyond ``n`` are sent through it again until they land inside ("cycle
+    walking", Black and Rogaway 2002), which is a bijection of ``0..n-1``.
+
+    Args:
+        positions: int64, each in ``[0, n)``.
+        n: number of elements, at least 1 where there are positions.
+        key: any integer; another key is another permutation.
+
+    >>> sorted(permuted(np.arange(5), 5, key=1).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    out = np.asarray(positions, dtype=np.int64).copy()
+    side = max(int(np.ceil(np.sqrt(max(n, 1)))), 1)
+    while side * side < n:  # the square root of a large n may be rounded down
+        side += 1
+    keys = [np.uint64(mixed_key(key, number)) for number in range(_ROUNDS)]
+    pending = np.arange(out.size)
+    flat = out.reshape(-1)
+    while pending.size:
+        walked = _feistel(flat[pending], side, keys)
+        flat[pending] = walked
+        pending = pending[walked >= n]
+    return out
+
+
+def sampled(count: int, n: int, key: int) -> NDArray[np.int64]:
+    """``count`` independent uniform draws from ``0..n-1``, with replacement: the SplitMix64 sequence of ``key``."""
+    with np.errstate(over="ignore"):
+        counter = np.uint64(key & _MASK) + np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN)
+    return (_mix(counter) % np.uint64(n)).astype(np.int64)
+
+
+def mixed_key(*parts: int) -> int:
+    """One 64-bit key from several integers (a seed, the number of a pass, a stream)."""
+    state = 0
+    for part in parts:
+        state = _mix_int((state ^ (part & _MASK)) + _GOLDEN)
+    return state
+
+
+def _feistel(values: NDArray[np.int64], side: int, keys: list[np.uint64]) -> NDArray[np.int64]:
+    left, right = np.divmod(values.astype(np.uint64), np.uint64(side))
+    for key in keys:
+        left, right = right, (left + _mix(right ^ key) % np.uint64(side)) % np.uint64(side)
+    return (left * np.uint64(side) + right).astype(np.int64)
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64, element by element."""
+    values = values + np.uint64(_GOLDEN)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _mix_int(value: int) -> int:
+    value &= _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+# --- seeds for torch generators ------------------------------------------------------------------------------------
+
+
+def batch_seed(seed: int, first: int) -> int:
+    """32-bit seed of the batch that begins with image ``first``; torch's CPU generator takes in no more bits."""
+    return int(np.random.SeedSequence([seed, first]).generate_state(1)[0])
+
+
+def row_seed(seed: int, row: int) -> int:
+    """Seed of the batch of a pool that begins with row ``row``."""
+    return seed * 2**40 + row
+
+
+# --- generated images: counter-based generators (Philox; Salmon et al. 2011) --------------------------------------
+
+
+class Stream(IntEnum):
+    """What a draw is for; different streams of one seed never overlap."""
+
+    INIT = 0
+    STEP = 1
+    LATENT = 2
+    LABEL = 3
+    SUBSET = 4
+
+
+def counter_generator(seed: int, stream: Stream, *counter: int) -> np.random.Generator:
+    """NumPy generator at a place named by up to two counters.
+
+    >>> first = counter_generator(0, Stream.LATENT, 7, 3).standard_normal()
+    >>> first == counter_generator(0, Stream.LATENT, 7, 3).standard_normal()
+    True
+    >>> first == counter_generator(0, Stream.LATENT, 7, 4).standard_normal()
+    False
+    """
+    low, high = (*counter, 0, 0)[:2]
+    key = np.array([seed & _MASK, stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, low, high], dtype=np.uint64)))
+
+
+def torch_seed(seed: int, stream: Stream, *counter: int) -> int:
+    """63-bit seed for a torch generator at that place."""
+    return int(counter_generator(seed, stream, *counter).integers(2**63))
+
+
+def image_noise(seed: int, indices: NDArray[np.int64], step: int, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Standard normal noise of generated images ``indices`` at sampler step ``step``; float32 [B, C, H, W].
+
+    Step 0 is the latent, step s + 1 the churn of sampler step s. Each image has its own stream.
+    """
+    noise = np.empty((len(indices), *shape), dtype=np.float32)
+    for row, index in enumerate(indices.tolist()):
+        counter_generator(seed, Stream.LATENT, step, index).standard_normal(dtype=np.float32, out=noise[row])
+    return noise
