@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -60,7 +61,7 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         StorageError: the disk is full, or the folder cannot be written.
     """
     target = Path(target)
-    temporary = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    temporary = _temporary(target)
     with storage_errors(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,38 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder beside ``target``; on success it becomes ``target``, which must be empty or absent.
+
+    Nothing is left at either name if the body raises.
+
+    Raises:
+        StorageError: ``target`` holds something (also if another process filled it meanwhile), or a full disk.
+    """
+    target = Path(target)
+
+    def check_empty() -> None:
+        if target.is_dir() and any(target.iterdir()):
+            raise StorageError(f"{target} is not empty", why="nothing is mixed with it", fix="choose another --out")
+
+    check_empty()
+    prepare_folder(target.parent)
+    temporary = _temporary(target)
+    with storage_errors(target):
+        try:
+            temporary.mkdir()
+            yield temporary
+            try:
+                temporary.rename(target)  # replaces an empty folder, never one that holds something
+            except OSError:
+                check_empty()
+                raise
+            _fsync(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -556,7 +589,11 @@ def _sweep(folder: Path) -> None:
         known = _LEFTOVER.fullmatch(path.name)
         if known and not _alive(int(known[1])):
             with suppress(OSError):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(3)}.tmp")
 
 
 def _alive(pid: int) -> bool:

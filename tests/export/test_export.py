@@ -1,25 +1,28 @@
-"""Exports load by themselves, in a fresh process and by other libraries, with the same logits."""
+"""Exports are read back with the same logits, and say what was measured."""
 
 from __future__ import annotations
 
 import json
-import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from randomised_model import randomised
 from safetensors.torch import load_file
 from torch import nn
 
-import puma.export.proof as proof
+import puma.export
+from puma import load_model
 from puma.errors import CheckError, DataError, ModelError, StorageError, UsageError
-from puma.export import Claim, Paper, export_hub, export_robustbench
-from puma.export.network import robustbench_config, standalone_config
-from puma.export.standalone import build
+from puma.evaluation import Evaluation
+from puma.export import Paper, export_hub, export_robustbench
 from puma.models.build import build_model
 from puma.models.weights import weights_sha256
+from puma.threat import ThreatModel
 
 PAPER = Paper(
     "Data pruning in adversarial training", authors="A. Author, B. Author", footnote="It uses 1M synthetic images."
@@ -27,49 +30,27 @@ PAPER = Paper(
 NAME = "Author2026Data_WRN-10-1"
 
 
-def claim_for(model: nn.Module, **changes: Any) -> Claim:
-    value = {
-        "threat": {"norm": "Linf", "eps": 8 / 255},
-        "attack": "standard",
-        "clean_accuracy": 0.924412,
-        "clean_interval": [0.919, 0.929],
-        "n_clean": 10_000,
-        "attacked_accuracy": 0.6731,
-        "robust_interval": [0.664, 0.682],
-        "n_test": 10_000,
-        "warnings": [],
-        "settings": {"model": weights_sha256(model), "seed": 0},
+def evaluation_of(
+    model: nn.Module, attack: str = "standard", attacked: int = 10_000, sha256: str | None = None
+) -> Evaluation:
+    """10,000 test images: 92.44 % clean; of the first ``attacked``, 67.31 % robust."""
+    rows = np.arange(10_000)
+    robust, clean = rows % attacked < 0.6731 * attacked, rows < 9_244
+    meta = {
+        "settings": {"model": sha256 or weights_sha256(model), "seed": 0},
         "environment": {"pyautoattack": "0.2.0"},
+        "warnings": [],
+        "log": [],
     }
-    return Claim.of({**value, **changes})
+    broken_by = np.where(robust, None, "square")
+    label = np.zeros(10_000, np.int64)
+    return Evaluation(
+        ThreatModel("Linf", 8 / 255), attack, label, clean, rows < attacked, robust & (rows < attacked), broken_by, meta
+    )
 
 
-NETWORKS: dict[str, dict[str, Any]] = {
-    "small-cnn": {"name": "small-cnn", "num_classes": 10, "in_channels": 1, "image_size": 8},
-    "small-cnn-group": {
-        "name": "small-cnn",
-        "num_classes": 7,
-        "in_channels": 3,
-        "image_size": 28,
-        "norm": "group",
-        "activation": "relu",
-        "widths": (8, 16, 24),
-    },
-    "wrn-same": {"name": "wrn-10-2", "num_classes": 10},
-    "wrn-symmetric": {"name": "wrn-16-1", "num_classes": 5, "padding": "symmetric", "activation": "relu"},
-    "preactresnet": {"name": "preactresnet-18", "num_classes": 10},
-}
-
-
-@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
-def test_standalone_network_computes_the_same(options: dict[str, Any]) -> None:
-    model = randomised(build_model(**options))
-    copy = build(standalone_config(model)).eval()
-    copy.load_state_dict(model.state_dict(), strict=True)
-    size, channels = model.config["image_size"], model.config["in_channels"]
-    images = torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        torch.testing.assert_close(copy(images), model(images), rtol=1e-6, atol=1e-6)
+def small_cnn(seed: int = 0) -> nn.Module:
+    return randomised(build_model("small-cnn", 10, in_channels=1, image_size=8, seed=seed))
 
 
 def plain_wrn() -> nn.Module:
@@ -77,11 +58,10 @@ def plain_wrn() -> nn.Module:
     return randomised(build_model("wrn-10-1", 10, **options))
 
 
-@pytest.mark.dist
 @pytest.mark.parametrize("kind", ["DMWideResNet", "WideResNet"])
 def test_robustbench_folder(tmp_path: Path, kind: str) -> None:
     model = plain_wrn() if kind == "WideResNet" else randomised(build_model("wrn-10-1", 10))
-    out = export_robustbench(model, tmp_path / "out", name=NAME, claim=claim_for(model), paper=PAPER)
+    out = export_robustbench(model, tmp_path / "out", name=NAME, evaluation=evaluation_of(model), paper=PAPER)
     info = json.loads((out / "model_info" / "cifar10" / "Linf" / f"{NAME}.json").read_text())
     assert info == {
         "link": "https://arxiv.org/abs/2405.06298",
@@ -106,56 +86,30 @@ def test_robustbench_folder(tmp_path: Path, kind: str) -> None:
     assert not any("module." in key or "model." in key for key in weights)  # RobustBench's loader cuts these out
     card = (out / "README.md").read_text()
     assert f"{kind}(" in card
-    assert "| AutoAttack standard, Linf:8/255 | 67.31 % | 66.40 to 68.20 | 10,000 |" in card
-    assert "Robust accuracy: 67.31 %" in (out / "new_model_issue.md").read_text()
+    assert "| AutoAttack standard (pyautoattack 0.2.0), Linf:8/255 | 67.31 % | 66.38 to 68.22 | 10,000 |" in card
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_robustbench_keys_of_wrn_28_10() -> None:
-    with torch.device("meta"):
-        model = build_model("wrn-28-10", 10)
-    architecture, arguments, _, _ = robustbench_config(model.to_empty(device="cpu"))
-    assert architecture == "DMWideResNet"
-    assert arguments["depth"] == 28
-    assert arguments["width"] == 10
-    assert arguments["activation_fn"] == "SiLU"
-
-
-@pytest.mark.dist
 def test_hub_folder(tmp_path: Path) -> None:
-    model = randomised(build_model("small-cnn", 10, in_channels=1, image_size=8))
-    claim = claim_for(model, n_test=400, attack="standard")
-    run = tmp_path / "run"
+    model, run = small_cnn(), tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"settings": {"threat": "Linf:0.2", "recipe.steps": 500, "seed": 3}}))
-    out = export_hub(model, tmp_path / "hub", paper=PAPER, dataset="digits", claim=claim, run=run)
-    assert {path.name for path in out.iterdir()} == {"README.md", "config.json", "model.py", "model.safetensors"}
+    subset = evaluation_of(model, attacked=400)
+    out = export_hub(model, tmp_path / "hub", paper=PAPER, dataset="digits", evaluation=subset, run=run)
+    assert {path.name for path in out.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     assert load_file(out / "model.safetensors").keys() == model.state_dict().keys()
+    images = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(out / "model.safetensors")(images), model(images), rtol=0, atol=0)
     card = (out / "README.md").read_text()
-    assert card.startswith("---\nlicense: apache-2.0\n")
     assert "400 (stratified subset)" in card
     assert "- steps: 500" in card
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["license"], front["library_name"], front["datasets"]) == ("apache-2.0", "puma-robust", ["digits"])
+    (claimed,) = front["model-index"][0]["results"]
+    assert [metric["value"] for metric in claimed["metrics"]] == [0.9244, 0.675]
     unclaimed = export_hub(model, tmp_path / "bare", paper=PAPER)
-    assert "nothing is claimed" in (unclaimed / "README.md").read_text()
-
-
-@pytest.mark.dist
-def test_hub_folder_loads_through_the_hubs_own_mixin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    model = randomised(build_model("wrn-10-1", 10))
-    out = export_hub(model, tmp_path / "hub", paper=PAPER)
-    monkeypatch.syspath_prepend(out)
-    monkeypatch.delitem(sys.modules, "model", raising=False)
-    import model as exported
-
-    class Shared(exported.WideResNet, hub.PyTorchModelHubMixin): ...
-
-    loaded = Shared.from_pretrained(out).eval()
-    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(images), model(images), rtol=1e-6, atol=1e-6)
-    monkeypatch.delitem(sys.modules, "model")
+    assert "Not evaluated." in (unclaimed / "README.md").read_text()
 
 
 class Own(nn.Module):
@@ -164,34 +118,30 @@ class Own(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("changes", "message"),
     [
-        ({"n_test": 400}, DataError, "judged 400 of 10,000"),
-        ({"attack": "pgd-20"}, DataError, "the evaluation is pgd-20"),
-        ({"settings": {"model": "0" * 64, "seed": 0}}, DataError, "of other weights"),
+        ({"attacked": 400}, "was run on 400 of 10,000"),
+        ({"attack": "pgd-20"}, "the evaluation is pgd-20"),
+        ({"sha256": "0" * 64}, "of other weights"),
     ],
 )
-def test_claims_that_robustbench_would_not_list(
-    tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_evaluations_that_robustbench_would_not_list(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     model = build_model("wrn-10-1", 10)
-    with pytest.raises(error, match=message):
-        export_robustbench(model, tmp_path / "out", name=NAME, claim=claim_for(model, **changes), paper=PAPER)
+    with pytest.raises(DataError, match=message):
+        export_robustbench(model, tmp_path / "out", name=NAME, evaluation=evaluation_of(model, **changes), paper=PAPER)
     assert not list(tmp_path.iterdir())
 
 
 def test_refusals(tmp_path: Path) -> None:
-    model = build_model("small-cnn", 10, in_channels=1, image_size=8)
+    model = small_cnn()
     with pytest.raises(ModelError, match="RobustBench has no class"):
-        export_robustbench(model, tmp_path / "a", name=NAME, claim=claim_for(model), paper=PAPER)
+        export_robustbench(model, tmp_path / "a", name=NAME, evaluation=evaluation_of(model), paper=PAPER)
     with pytest.raises(UsageError, match="model's id"):
-        export_robustbench(model, tmp_path / "a", name="../x", claim=claim_for(model), paper=PAPER)
+        export_robustbench(model, tmp_path / "a", name="../x", evaluation=evaluation_of(model), paper=PAPER)
     with pytest.raises(ModelError, match="Own cannot be exported"):
         export_hub(Own(), tmp_path / "a", paper=PAPER)
     with pytest.raises(UsageError, match="no single line"):
         Paper("two\nlines")
-    with pytest.raises(DataError, match=r"evaluation\.json"):
-        Claim.of({"attack": "standard"})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(StorageError, match="is not empty"):
@@ -199,24 +149,53 @@ def test_refusals(tmp_path: Path) -> None:
     assert (tmp_path / "full" / "file").read_text() == "mine"
 
 
-@pytest.mark.dist
-def test_an_export_that_differs_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_model("small-cnn", 10, in_channels=1, image_size=8)
-    other = build_model("small-cnn", 10, in_channels=1, image_size=8, seed=1)
-    honest = proof.prove
-    monkeypatch.setattr("puma.export.hub.prove", lambda _, folder, config: honest(other, folder, config))
-    with pytest.raises(CheckError, match="gives other logits"):
-        export_hub(model, tmp_path / "out", paper=PAPER)
+def test_without_the_hub_library_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(UsageError, match="not installed") as caught:
+        export_hub(small_cnn(), tmp_path / "out", paper=PAPER)
+    assert caught.value.fix == 'pip install "puma-robust[hub]"'
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.dist
-def test_proof_measures_the_gap(tmp_path: Path) -> None:
-    model = randomised(build_model("small-cnn", 10, in_channels=1, image_size=8))
-    out = export_hub(model, tmp_path / "out", paper=PAPER)
-    config = json.loads((out / "config.json").read_text())
-    assert proof.prove(model, out, config) <= 1e-6
-    (out / "model.py").write_text((out / "model.py").read_text() + "\nimport puma\n")
-    with pytest.raises(CheckError, match="does not load by itself") as caught:
-        proof.prove(model, out, config)
-    assert "needs puma" in caught.value.why
+def test_an_export_that_differs_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(puma.export, "load_model", lambda path: small_cnn(seed=1))
+    with pytest.raises(CheckError, match="gives other logits"):
+        export_hub(build_model("small-cnn", 10, in_channels=1, image_size=8), tmp_path / "out", paper=PAPER)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_exports_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both find the folder empty; the first to finish has it, the other leaves nothing behind."""
+    both, honest = threading.Barrier(2), puma.export.load_model
+
+    def together(path: Path) -> nn.Module:
+        both.wait(60)
+        return honest(path)
+
+    monkeypatch.setattr(puma.export, "load_model", together)
+    outcomes: list[object] = []
+
+    def run(seed: int) -> None:
+        try:
+            outcomes.append(export_hub(small_cnn(seed), tmp_path / "out", paper=PAPER))
+        except StorageError as error:
+            outcomes.append(error.what)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(str(outcome) for outcome in outcomes) == [str(tmp_path / "out"), f"{tmp_path / 'out'} is not empty"]
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(puma.export, "write_json", full)
+    with pytest.raises(StorageError, match="no space left"):
+        export_hub(small_cnn(), tmp_path / "out", paper=PAPER)
+    assert not list(tmp_path.iterdir())

@@ -21,8 +21,8 @@ LAYERS: list[set[str]] = [
     {"data", "models"},
     {"attacks"},
     {"distribute", "cluster", "checkpoints"},
-    {"scoring", "training", "evaluation", "generation", "report", "export", "label_scores"},
-    {"study", "provenance"},
+    {"scoring", "training", "evaluation", "generation", "report", "label_scores"},
+    {"study", "export", "verify"},
     {"cli"},
     {"__main__"},
 ]

@@ -14,7 +14,7 @@ from puma._version import __version__
 from puma.cli.data import data_app
 from puma.cli.demo import demo
 from puma.cli.evaluate import evaluate
-from puma.cli.export import export_app
+from puma.cli.export import export
 from puma.cli.generate import generate
 from puma.cli.perceptron import perceptron
 from puma.cli.plan import plan
@@ -52,9 +52,9 @@ def _options(
     pass
 
 
-for verb in (demo, generate, score, plan, train, evaluate, report, show, verify, perceptron):
+for verb in (demo, generate, score, plan, train, evaluate, report, show, verify, export, perceptron):
     app.command()(verb)
-for name, group in {"study": study_app, "data": data_app, "recipe": recipe_app, "export": export_app}.items():
+for name, group in {"study": study_app, "data": data_app, "recipe": recipe_app}.items():
     app.add_typer(group, name=name)
 
 

@@ -1,137 +1,77 @@
-"""``puma export``: a model to share."""
+"""``puma export``: a folder to share a model."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from puma.errors import UsageError
 
-if TYPE_CHECKING:
-    from puma.export import Claim
 
-export_app = typer.Typer(
-    help="Make a folder to share: for RobustBench, or for the Hugging Face Hub. Offline; nothing is uploaded.",
-    no_args_is_help=True,
-)
+class Layout(StrEnum):
+    """Whose layout the folder has."""
 
-Model = Annotated[Path, typer.Argument(help="Run folder, or a weights file that PUMA wrote.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder to make; it must not hold anything.")]
-Evaluated = Annotated[
-    Path | None, typer.Option("--evaluation", help="evaluation.json of this model; default: that of the run folder.")
-]
-Checkpoint = Annotated[str, typer.Option(help="Of a run folder: last or best.")]
-Title = Annotated[str, typer.Option("--title", help="Title of the paper, or of the model.")]
-Authors = Annotated[str, typer.Option(help="Comma-separated.")]
-Link = Annotated[str, typer.Option(help="Of the paper or the code.")]
-Venue = Annotated[str, typer.Option(help="Where it appeared.")]
-Footnote = Annotated[str | None, typer.Option(help='Such as "It uses 1M synthetic images."')]
-Licence = Annotated[str, typer.Option("--licence", "--license", help="Of the weights, an SPDX name.")]
-
-_LINK = "https://arxiv.org/abs/2405.06298"
+    hub = "hub"
+    robustbench = "robustbench"
 
 
-@export_app.command("robustbench")
-def robustbench(
-    model: Model,
-    out: Out,
-    name: Annotated[str, typer.Option("--name", help="The model's id: <Author><Year><FirstWord>_<architecture>.")],
-    title: Title,
-    evaluation: Evaluated = None,
-    checkpoint: Checkpoint = "last",
-    dataset: Annotated[str, typer.Option(help="RobustBench's name of the data set.")] = "cifar10",
-    authors: Authors = "Unknown",
-    link: Link = _LINK,
-    venue: Venue = "Unpublished",
-    footnote: Footnote = None,
+def export(
+    layout: Annotated[Layout, typer.Argument(help="hub (Hugging Face) or robustbench.")],
+    model: Annotated[Path, typer.Argument(help="Run folder, or a weights file that PUMA wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make; it must be empty or absent.")],
+    title: Annotated[str, typer.Option(help="Title of the paper, or of the model.")],
+    name: Annotated[
+        str | None, typer.Option(help="RobustBench: the model's id, <Author><Year><FirstWord>_<architecture>.")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="evaluation.json of this model; default: that of the run folder.")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="Of a run folder: last or best.")] = "last",
+    dataset: Annotated[str, typer.Option(help="The data set as the Hub or RobustBench names it.")] = "cifar10",
+    authors: Annotated[str, typer.Option(help="Comma-separated.")] = "Unknown",
+    link: Annotated[str, typer.Option(help="Of the paper or the code.")] = "https://arxiv.org/abs/2405.06298",
+    venue: Annotated[str, typer.Option(help="Where it appeared.")] = "Unpublished",
+    footnote: Annotated[str | None, typer.Option(help='Such as "It uses 1M synthetic images."')] = None,
     additional_data: Annotated[
         bool, typer.Option("--additional-data", help="Real images beyond the data set's own were used.")
     ] = False,
-    licence: Licence = "mit",
+    licence: Annotated[str, typer.Option("--licence", "--license", help="Of the weights, SPDX.")] = "apache-2.0",
 ) -> None:
-    """Make a RobustBench submission: weights with its keys, model_info JSON, model card, text of the issue.
+    """Make a folder for the Hugging Face Hub or a RobustBench submission. Offline; nothing is uploaded.
 
-    The model has to be a WRN or PreActResNet for 32 pixels, judged by AutoAttack standard on the whole test set
-    (`puma evaluate`). A fresh process loads the folder without PUMA and has to give the same logits to 1e-6.
+    The Hub folder holds weights that `puma.load_model` reads, config.json and a model card; a model that was not
+    evaluated claims nothing. RobustBench takes a WRN or PreActResNet for 32 pixels with AutoAttack standard on the
+    whole test set. The weights are read back and have to give the same logits.
+
+      puma export hub runs/puma-30 --out share --title "PUMA on digits" --dataset digits
 
       puma export robustbench runs/puma-30 --out share --name Me2026Pruning_WRN-28-10 --title "Pruning for robustness"
     """
-    from puma.export import Paper, export_robustbench
-    from puma.export.robustbench import is_listed
-    from puma.models.weights import load_model
-
-    claim = _claim(model, checkpoint, evaluation)
-    if claim is None:
-        raise UsageError(f"{model} has not been evaluated", fix=f"puma evaluate {model} --data ... --threat ...")
-    paper = Paper(title, authors, link, venue, additional_data, footnote, licence)
-    folder = export_robustbench(
-        load_model(_weights(model, checkpoint)),
-        out,
-        name=name,
-        claim=claim,
-        paper=paper,
-        dataset=dataset,
-        run=_run(model),
-    )
-    typer.echo(f"{folder} loads by itself and gives the same logits")
-    if not is_listed(claim, dataset):
-        typer.echo(f"note: RobustBench has no table for {dataset} at {claim.threat} that we know of")
-    typer.echo(f"next     open an issue at RobustBench with the text of {folder / 'new_model_issue.md'}")
-
-
-@export_app.command("hub")
-def hub(
-    model: Model,
-    out: Out,
-    title: Title,
-    evaluation: Evaluated = None,
-    checkpoint: Checkpoint = "last",
-    dataset: Annotated[str, typer.Option(help="What it was trained for, as the Hub names it.")] = "unknown",
-    authors: Authors = "Unknown",
-    link: Link = _LINK,
-    venue: Venue = "Unpublished",
-    footnote: Footnote = None,
-    licence: Licence = "apache-2.0",
-) -> None:
-    """Make a Hugging Face Hub folder: model.safetensors, config.json, model.py and a model card.
-
-    A model that was not evaluated claims nothing. A fresh process loads the folder without PUMA and has to give the
-    same logits to 1e-6.
-
-      puma export hub runs/puma-30 --out share --title "PUMA on digits" --dataset digits
-    """
-    from puma.export import Paper, export_hub
-    from puma.models.weights import load_model
-
-    paper = Paper(title, authors, link, venue, footnote=footnote, licence=licence)
-    folder = export_hub(
-        load_model(_weights(model, checkpoint)),
-        out,
-        paper=paper,
-        dataset=dataset,
-        claim=_claim(model, checkpoint, evaluation),
-        run=_run(model),
-    )
-    typer.echo(f"{folder} loads by itself and gives the same logits")
-    typer.echo(f"next     hf upload YOUR/NAME {folder}")
-
-
-def _weights(model: Path, checkpoint: str) -> Path:
     if checkpoint not in ("last", "best"):
         raise UsageError(f"unknown checkpoint {checkpoint!r}", fix="last or best")
-    return model / f"{checkpoint}.safetensors" if model.is_dir() else model
+    if layout is Layout.robustbench and name is None:
+        raise UsageError("RobustBench needs the model's id", fix="--name Author2026Word_WRN-28-10")
+    from puma.evaluation import Evaluation
+    from puma.export import Paper, export_hub, export_robustbench
+    from puma.models.weights import load_model
 
-
-def _run(model: Path) -> Path:
-    return model if model.is_dir() else model.parent
-
-
-def _claim(model: Path, checkpoint: str, evaluation: Path | None) -> Claim | None:
-    from puma.export import Claim
-
-    if evaluation is not None:
-        return Claim.read(evaluation)
-    found = (_run(model) / "best" if checkpoint == "best" else _run(model)) / "evaluation.json"
-    return Claim.read(found) if model.is_dir() and found.is_file() else None
+    run = model if model.is_dir() else model.parent
+    if evaluation is None and model.is_dir():
+        default = (run / "best" if checkpoint == "best" else run) / "evaluation.json"
+        evaluation = default if default.is_file() else None
+    result = None if evaluation is None else Evaluation.read(evaluation)
+    network = load_model(model / f"{checkpoint}.safetensors" if model.is_dir() else model)
+    paper = Paper(title, authors, link, venue, additional_data, footnote, licence)
+    if layout is Layout.hub:
+        export_hub(network, out, paper=paper, dataset=dataset, evaluation=result, run=run)
+        step = f"hf upload OWNER/NAME {out}"
+    else:
+        if result is None:
+            raise UsageError(f"{model} has not been evaluated", fix=f"puma evaluate {model} --data ... --threat ...")
+        export_robustbench(network, out, name=str(name), evaluation=result, paper=paper, dataset=dataset, run=run)
+        step = 'open a "New Model" issue at RobustBench with the fields of model_info/'
+    typer.echo(f"{out} read back gives the same logits")
+    typer.echo(f"next     {step}")

@@ -1,4 +1,4 @@
-"""``puma verify``: whether a folder of results is whole."""
+"""``puma verify``: check the files of a folder of results."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of a margin table, run or study, or one file.")],
     quiet: Quiet = False,
 ) -> None:
-    """Check that results are whole and were made from what they say; list every bad file. Reads only.
+    """Check the files of a result: checksums, and the fingerprints that say what each was made from. Reads only.
 
-    Compares the checksums that files carry (Parquet pages, .npz members, weights), looks for missing, foreign and
-    repeated parts of margin tables, and follows fingerprints: run and recipe, run and plan, evaluation and weights,
-    plan and table. Exit code 3 if anything is wrong.
+    Compares the checksums in the files (Parquet pages, .npz members, weights, evaluations), looks for missing, foreign
+    and repeated parts of margin tables, and compares run and recipe, run and plan, evaluation and weights, plan and
+    table. Lists every bad file; exit code 3 if there is one.
     """
-    from puma.provenance import verify as verify_folder
+    from puma.verify import verify as verify_folder
 
-    found = verify_folder(folder, progress=not quiet)
-    whole = ", ".join(f"{count} {kind}" for kind, count in sorted(found.counts.items()))
-    typer.echo(f"whole    {whole or 'nothing'}")
-    for note in found.notes:
+    result = verify_folder(folder, progress=not quiet)
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(result.counts.items()))
+    typer.echo(f"read     {counts or 'nothing'}")
+    for note in result.notes:
         typer.echo(f"note     {note}")
-    found.raise_problems()
-    typer.echo(f"verified {folder}: nothing is wrong")
+    result.raise_problems()
+    typer.echo(f"verified {folder}: no problem")

@@ -1,0 +1,242 @@
+"""Check a folder of results: every file read by its own reader, checksums and fingerprints compared. Reads only."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from puma.data.edmfile import read_comment
+from puma.data.load import load_dataset
+from puma.errors import DataError, PumaError
+from puma.evaluation import Evaluation
+from puma.io import fingerprint, read_json, read_toml
+from puma.margins import MarginTable
+from puma.models.weights import load_tensors, read_safetensors, weights_sha256
+from puma.plan import Plan
+from puma.progress import Progress
+from puma.strategies.features import RECORD, check_part
+from puma.training.recipe import load_recipe
+
+_LISTED = 20
+
+
+class Origin(NamedTuple):
+    """An artefact that another was made from: what it is, its fingerprint, and where it lies if it lies beside."""
+
+    what: str
+    fingerprint: str
+    beside: tuple[Path, ...] = ()
+
+
+@dataclass
+class Artefact:
+    """A readable file (or table of parts): its kind, its fingerprint if it has one, and what it was made from."""
+
+    kind: str
+    fingerprint: str = ""
+    origins: list[Origin] = field(default_factory=list)
+    note: str = ""
+
+
+@dataclass
+class Verification:
+    """The outcome of `verify`.
+
+    Args:
+        folder: what was checked.
+        counts: how many artefacts of each kind are readable and undamaged.
+        problems: every damaged file and every contradiction.
+        notes: what could not be checked from this folder alone.
+    """
+
+    folder: Path
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: list[PumaError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def raise_problems(self) -> None:
+        """Do nothing where there is no problem.
+
+        Raises:
+            DataError: names every bad file.
+        """
+        if self.problems:
+            lines = [error.what + (f" ({error.why})" if error.why else "") for error in self.problems]
+            more = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+            raise DataError(
+                f"{self.folder}: {len(lines)} problems\n  " + "\n  ".join([*lines[:_LISTED], *more]),
+                fix="restore the files from a copy, or delete them and repeat the command that made them",
+            )
+
+
+def verify(folder: Path | str, *, progress: bool = False) -> Verification:
+    """Read everything under ``folder`` (a table, run or study folder, or one file) and check it.
+
+    Checksums: page checksums of Parquet, CRC-32 of ``.npz`` members, SHA-256 of weights, evaluations and features.
+    Form: schema versions, JSON, TOML, CSV, completeness of margin tables. Origin: run and recipe, run and plan,
+    evaluation and weights, plan and table, generated images and their model.
+
+    Raises:
+        DataError: there is no such folder. (Damage inside is listed in ``problems``.)
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise DataError(f"{folder} does not exist")
+    paths = [folder] if folder.is_file() else [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    result, artefacts = Verification(folder), dict[Path, Artefact]()
+    with Progress(f"verifying {folder.name}", sum(p.stat().st_size for p in paths), "bytes", show=progress) as bar:
+        for path in paths:
+            try:
+                artefacts[path] = _check(path)
+            except PumaError as error:
+                result.problems.append(error)
+            except OSError as error:
+                result.problems.append(DataError(f"{path} cannot be read", why=str(error)))
+            bar.advance(path.stat().st_size)
+    result.notes += [f"{path}: {artefact.note}" for path, artefact in artefacts.items() if artefact.note]
+    for table in sorted({path.parent for path, artefact in artefacts.items() if artefact.kind == "margin part"}):
+        if all(part in artefacts for part in table.glob("part-*.parquet")):
+            try:
+                artefacts[table] = _margins(table)
+            except PumaError as error:
+                result.problems.append(error)
+    result.counts.update(artefact.kind for artefact in artefacts.values())
+    for path, artefact in artefacts.items():
+        result.problems += _contradictions(path, artefact, artefacts)
+    known = {artefact.fingerprint for artefact in artefacts.values()}
+    for path, artefact in artefacts.items():
+        for origin in artefact.origins:
+            if origin.fingerprint not in known and not any(place in artefacts for place in origin.beside):
+                result.notes.append(f"{path} was made from the {origin.what} {origin.fingerprint[:12]}, not found here")
+    return result
+
+
+def _contradictions(path: Path, artefact: Artefact, artefacts: dict[Path, Artefact]) -> Iterator[PumaError]:
+    for origin in artefact.origins:
+        beside = {place: artefacts[place].fingerprint for place in origin.beside if place in artefacts}
+        if beside and origin.fingerprint not in beside.values():
+            there = ", ".join(f"{place.name} {digest[:12]}" for place, digest in beside.items())
+            yield DataError(
+                f"{path} was not made from the {origin.what} beside it",
+                why=f"it was made from {origin.fingerprint[:12]}; beside it: {there}",
+                fix="one of the two was made again: repeat the command that made the later one",
+            )
+
+
+def _check(path: Path) -> Artefact:
+    """Read one file with the reader of its kind.
+
+    Raises:
+        PumaError: it is damaged.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return _parquet(path)
+        if path.suffix == ".safetensors":
+            return _weights(path)
+        if path.suffix == ".json":
+            return _json(path)
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                if (member := archive.testzip()) is not None:
+                    raise DataError(f"{path} is damaged", why=f"the CRC-32 of its member {member!r} does not fit")
+            return Artefact("data", origins=_generated(path, read_comment(path)))
+        if path.suffix == ".npy" and check_part(path):
+            return Artefact("features")
+        if path.suffix == ".toml":
+            read_toml(path)
+            return Artefact("settings", _recipe(path) if path.name == "recipe.toml" else "")
+        if path.suffix == ".csv":
+            with path.open(newline="") as file:
+                rows = list(csv.reader(file, strict=True))
+            if wrong := [number for number, row in enumerate(rows, 1) if len(row) != len(rows[0])]:
+                raise DataError(f"{path} is damaged", why=f"line {wrong[0]} has another number of fields")
+            return Artefact("metrics")
+    except (pa.ArrowException, zipfile.BadZipFile, csv.Error, ValueError, KeyError) as error:
+        if isinstance(error, PumaError):
+            raise
+        raise DataError(f"{path} is damaged", why=str(error).strip()[:200]) from None
+    return Artefact("other")
+
+
+def _parquet(path: Path) -> Artefact:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        schema = file.schema_arrow
+        for group in range(file.num_row_groups):
+            file.read_row_group(group).validate(full=True)
+    metadata = schema.metadata or {}
+    meta: dict[str, Any] = json.loads(metadata.get(b"puma", b"{}"))
+    kind = str(meta.get("schema") or metadata.get(b"schema", b"").decode()).partition("/")[0]
+    if kind == "puma.plan":
+        plan = Plan.read(path)
+        table = [Origin("margin table", plan.meta["table"])] if plan.meta.get("table") else []
+        return Artefact("plan", plan.fingerprint, table)
+    if {"img", "image"} & set(schema.names):
+        load_dataset(path, verify="full")
+        return Artefact("data", origins=_generated(path, meta))
+    return Artefact({"puma.margins": "margin part", "puma.evaluation": "flags"}.get(kind, "table"))
+
+
+def _margins(folder: Path) -> Artefact:
+    table = MarginTable.read(folder)
+    model = (table.meta.get("model") or {}).get("sha256")
+    return Artefact("margin table", table.fingerprint, [Origin("margin model", model)] if model else [])
+
+
+def _generated(path: Path, meta: dict[str, Any]) -> list[Origin]:
+    """The diffusion weights that generated images name, which lie in a folder beside them."""
+    sampler = meta.get("drawer")
+    weights = sampler.get("weights") if isinstance(sampler, dict) else None
+    beside = path.with_suffix(".diffusion") / "model.safetensors"
+    return [Origin("diffusion model", weights, (beside,))] if weights else []
+
+
+def _weights(path: Path) -> Artefact:
+    tensors, header = read_safetensors(path)
+    digest, config = weights_sha256(tensors), path.with_name("config.json")
+    if "sha256" in header and "schema" in header:
+        load_tensors(path, header["schema"])
+        return Artefact("weights", digest)
+    if path.stem != "model" or not config.is_file() or not (expected := read_json(config).get("sha256")):
+        return Artefact("weights", digest, note="it carries no checksum")
+    if digest != expected:
+        raise DataError(
+            f"{path} is damaged", why=f"config.json beside it names {str(expected)[:12]}, not {digest[:12]}"
+        )
+    return Artefact("weights", digest)
+
+
+def _json(path: Path) -> Artefact:
+    value = read_json(path)
+    value = value if isinstance(value, dict) else {}
+    kind = str(value.get("schema", "")).partition("/")[0]
+    if kind == "puma.evaluation":
+        Evaluation.read(path)
+        beside = tuple(path.with_name(f"{name}.safetensors") for name in ("last", "best"))
+        return Artefact("evaluation", origins=[Origin("weights", value["settings"]["model"], beside)])
+    parts = value.get("parts", {}) if path.name == RECORD else {}
+    if missing := [name for name in parts if not path.with_name(name).exists()]:
+        raise DataError(f"{path.parent} lacks {len(missing)} parts of its features, the first is {missing[0]}")
+    if kind != "puma.run":
+        return Artefact("record")
+    settings = value.get("settings", {})
+    recipe = {key[7:]: setting for key, setting in settings.items() if key.startswith("recipe.")}
+    origins = [Origin("recipe", fingerprint(recipe), (path.with_name("recipe.toml"),))] if recipe else []
+    if settings.get("plan"):  # a study keeps the plan of runs/NAME in plans/NAME.parquet
+        plan = path.parent.parent.parent / "plans" / f"{path.parent.name}.parquet"
+        origins.append(Origin("plan", settings["plan"], (plan,)))
+    return Artefact("run", origins=origins)
+
+
+def _recipe(path: Path) -> str:
+    return fingerprint(load_recipe(path).model_dump(mode="json", exclude={"name", "source"}))
