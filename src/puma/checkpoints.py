@@ -1,4 +1,4 @@
-"""What survives of a training: states to go on from. Tensors only, written whole, checked by a checksum when read."""
+"""Checkpoints: the state of a training as named tensors. Written whole, checked by a checksum when read."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from puma.errors import ModelError
-from puma.models.weights import load_tensors, save_tensors
+from puma.models.weights import load_tensors, load_weights, save_tensors
 
-SCHEMA = "puma.state/1"
+SCHEMA = "puma.state/2"
 _KEPT = 2
 
 log = logging.getLogger("puma")
@@ -36,7 +37,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Map
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Read the newest state that is whole: (tensors, meta), or None where there is none.
 
-    A damaged state is passed over, and said so in the log.
+    A damaged state is passed over, with a warning in the log.
 
     Raises:
         ModelError: there are states, and all of them are damaged.
@@ -44,17 +45,51 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     problems = []
     for path in reversed(_states(folder)):
         try:
-            found = load_tensors(path, SCHEMA)
+            state = load_tensors(path, SCHEMA)
         except ModelError as error:
             problems.append(error.what)
             log.warning("%s; going back to the state before it", error.what)
             continue
         if problems:
             log.warning("going on from %s", path)
-        return found
+        return state
     if problems:
         raise ModelError("no state of this run is whole", why="; ".join(problems), fix="train again in another folder")
     return None
+
+
+def pack(network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """A network, its EMA and what the optimiser remembers of each parameter, as named tensors."""
+    tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"ema.{name}": value for name, value in average.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{kind}.{name}"] = value
+    return tensors
+
+
+def unpack(
+    tensors: Mapping[str, Tensor], network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Restore what `pack` gave; other tensors are left to the caller.
+
+    Raises:
+        ModelError: it belongs to another network.
+    """
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+    for name, value in tensors.items():
+        group, _, rest = name.partition(".")
+        groups.setdefault(group, {})[rest] = value
+    load_weights(network, groups["model"], "the checkpoint's network")
+    load_weights(average, groups["ema"], "the checkpoint's average")
+    parameters = dict(network.named_parameters())
+    for place, value in groups["optimizer"].items():
+        kind, _, name = place.partition(".")
+        parameter = parameters[name]
+        # In the parameter's own memory format: a fused optimiser walks memory, and other strides change sums.
+        kept = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+        optimizer.state[parameter][kind] = kept.to(parameter.device).copy_(value)
 
 
 def _states(folder: Path) -> list[Path]:

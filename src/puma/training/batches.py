@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,16 +22,98 @@ from puma.data.sampler import BatchSampler
 from puma.errors import UsageError
 from puma.rng import mixed_key
 from puma.threat import ThreatModel
-from puma.training.augment import Patches, Shifts, draw_patches, draw_shifts, paste, shift
 from puma.training.recipe import Recipe
 
 _AUGMENT, _START = 11, 12
-_Draws = TypeVar("_Draws", Shifts, Patches)
+_Draws = TypeVar("_Draws", "Shifts", "Patches")
+
+
+class Shifts(NamedTuple):
+    """Where each image is cropped and whether it is mirrored: int64 ``[B]``, int64 ``[B]``, bool ``[B]``."""
+
+    down: Tensor
+    right: Tensor
+    mirrored: Tensor
+
+
+class Patches(NamedTuple):
+    """CutMix (arXiv 1905.04899): for each image a partner's place in the batch and the box to paste from it."""
+
+    partner: Tensor
+    top: Tensor
+    bottom: Tensor
+    left: Tensor
+    right: Tensor
+
+
+def draw_shifts(count: int, crop: int, flip: bool, generator: torch.Generator) -> Shifts:
+    """Draw shifts of -crop..crop pixels in both directions, uniformly, and a mirror image every other time if ``flip``.
+
+    The draws lie on the generator's device.
+    """
+    device = generator.device
+    offsets = torch.randint(0, 2 * crop + 1, (2, count), generator=generator, device=device)
+    mirrored = torch.rand(count, generator=generator, device=device) < (0.5 if flip else 0.0)
+    return Shifts(offsets[0] - crop, offsets[1] - crop, mirrored)
+
+
+def shift(images: Tensor, shifts: Shifts) -> Tensor:
+    """Crop (after zero padding) and mirror each image of ``[B, C, H, W]``, of any type.
+
+    Pixel (y, x) of the result is pixel (y + down, x' + right) of the image, 0 outside it, with x' counted from the
+    right where the image is mirrored: the crop comes first, then the mirror, as in the reference code.
+    """
+    count, _, height, width = images.shape
+    rows = torch.arange(height, device=images.device) + shifts.down[:, None]  # [B, H]
+    columns = torch.arange(width, device=images.device).expand(count, width)
+    columns = torch.where(shifts.mirrored[:, None], width - 1 - columns, columns) + shifts.right[:, None]  # [B, W]
+    inside = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None, :]
+    which = torch.arange(count, device=images.device)[:, None, None]
+    picked = images.permute(0, 2, 3, 1)[
+        which, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]
+    ]
+    return picked.permute(0, 3, 1, 2) * inside
+
+
+def draw_patches(count: int, height: int, width: int, generator: torch.Generator) -> Patches:
+    """Draw partners and boxes: area share uniform in [0, 1] (Beta(1, 1)), centre uniform, cut off at the border."""
+    device = generator.device
+    partner = torch.randperm(count, generator=generator, device=device)
+    draws = torch.rand(3, count, generator=generator, device=device)
+    side = (1 - draws[0]).sqrt()
+    edges = []
+    for length, centre in ((height, draws[1]), (width, draws[2])):
+        middle, half = (centre * length).long(), (side * length).long() // 2
+        edges += [(middle - half).clamp(0, length), (middle + half).clamp(0, length)]
+    return Patches(partner, *edges)
+
+
+def paste(images: Tensor, partners: Tensor, patches: Patches) -> tuple[Tensor, Tensor]:
+    """Replace each image's box by its partner's pixels there; both ``[B, C, H, W]``.
+
+    Returns:
+        The mixed images, and the share of its own area that each keeps, float32 ``[B]`` in [0, 1].
+    """
+    height, width = images.shape[2:]
+    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    down = (rows >= patches.top[:, None]) & (rows < patches.bottom[:, None])
+    across = (columns >= patches.left[:, None]) & (columns < patches.right[:, None])
+    mixed = torch.where(down[:, None, :, None] & across[:, None, None, :], partners, images)
+    area = (patches.bottom - patches.top) * (patches.right - patches.left)
+    return mixed, 1 - area.to(torch.float32) / (height * width)
 
 
 @dataclass
 class Batch:
-    """One process's share of a batch: images float ``[b, C, H, W]``, labels ``[b]`` or ``[b, K]``, eps ``[b]``."""
+    """One process's share of a batch.
+
+    Args:
+        images: float ``[b, C, H, W]`` in [0, 1].
+        labels: int64 ``[b]``, or float ``[b, K]`` class shares where images were mixed.
+        eps: float32 ``[b]``.
+        noise: start of the attack in units of each image's eps, or None for the images themselves.
+        rows: int64 ``[B]``, pool rows of the whole batch.
+    """
 
     images: Tensor
     labels: Tensor
@@ -46,9 +128,9 @@ class Batches:
     Args:
         pool: the images.
         keep: bool ``[N]``, rows to draw from.
-        eps: float32 ``[N]``, their radii.
+        eps: float32 ``[N]``, eps of the attack on each.
         recipe: batch size, synthetic share, augmentation.
-        threat: norm and radius of the start noise.
+        threat: norm and eps of the start noise.
         seed: another seed is another order and other noise.
         device: where batches are put.
         rank: this process.
@@ -84,8 +166,6 @@ class Batches:
         self.sampler = BatchSampler(
             pool.synthetic, keep=keep, batch_size=recipe.batch_size, synthetic_share=recipe.synthetic_share, seed=seed
         )
-        height, width, self._channels = pool.image_shape
-        self._size = (height, width)
         self._start = recipe.attack_start_linf if threat.norm == "Linf" else recipe.attack_start_l2
         self._places = torch.arange(rank, recipe.batch_size, world)
         self._thread = ThreadPoolExecutor(1, "puma-batches")
@@ -110,29 +190,28 @@ class Batches:
         return batch
 
     def _make(self, step: int) -> Batch:
-        rows, mine, recipe = self.rows(step), self._places.numpy(), self.recipe
+        recipe, pool, rows, mine = self.recipe, self.pool, self.rows(step), self._places
+        height, width, _ = pool.image_shape
         draws = self._generator(_AUGMENT, step, "cpu")
-        size, (height, width) = recipe.batch_size, self._size
-        shifts = draw_shifts(size, recipe.crop, recipe.flip, draws) if recipe.crop or recipe.flip else None
+        shifted = recipe.crop or recipe.flip
+        shifts = draw_shifts(recipe.batch_size, recipe.crop, recipe.flip, draws) if shifted else None
 
-        def read(places: NDArray[np.int64]) -> Tensor:
-            images = self._move(self.pool.read(rows[places])).permute(0, 3, 1, 2)
+        def read(places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Images, labels and eps of some places of the batch, on the device."""
+            chosen = rows[places.numpy()]
+            images = self._move(pool.read(chosen)).permute(0, 3, 1, 2)
             if shifts is not None:
-                images = shift(images, _to(shifts.take(torch.from_numpy(places)), self.device))
-            return images
+                images = shift(images, _select(shifts, places, self.device))
+            return images, self._move(pool.labels[chosen]), self._move(self.eps[chosen])
 
-        images, labels = read(mine), self._move(self.pool.labels[rows[mine]])
-        eps = self._move(self.eps[rows[mine]])
+        images, labels, eps = read(mine)
         if recipe.cutmix:
-            patches = draw_patches(size, height, width, draws)
-            partners = patches.partner.numpy()[mine]
-            own = patches.take(self._places)
-            share = own.share(height, width).to(self.device)
-            images = paste(images, read(partners), _to(own, self.device))
-            other = self._move(self.pool.labels[rows[partners]])
-            classes = self.pool.num_classes
-            labels = torch.lerp(F.one_hot(other, classes).float(), F.one_hot(labels, classes).float(), share[:, None])
-            eps = torch.lerp(self._move(self.eps[rows[partners]]), eps, share)
+            patches = _select(draw_patches(recipe.batch_size, height, width, draws), mine, self.device)
+            partners, other_labels, other_eps = read(patches.partner.cpu())
+            images, share = paste(images, partners, patches)
+            one_hot = [F.one_hot(which, pool.num_classes).float() for which in (other_labels, labels)]
+            labels = torch.lerp(*one_hot, share[:, None])
+            eps = torch.lerp(other_eps, eps, share)
         format_ = torch.channels_last if recipe.channels_last else torch.contiguous_format
         pixels = images.to(torch.float32).div_(255).contiguous(memory_format=format_)
         return Batch(pixels, labels, eps, self._noise(step), rows)
@@ -142,7 +221,8 @@ class Batches:
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _noise(self, step: int) -> Tensor | None:
-        shape = (self.recipe.batch_size, self._channels, *self._size)
+        height, width, channels = self.pool.image_shape
+        shape = (self.recipe.batch_size, channels, height, width)
         noise = start_noise(shape, self._start, self.threat, self._generator(_START, step, self.device), self.device)
         if noise is None or len(self._places) == len(noise):
             return noise
@@ -152,5 +232,29 @@ class Batches:
         return torch.Generator(device).manual_seed(mixed_key(self.seed, stream, step) >> 1)
 
 
-def _to(draws: _Draws, device: torch.device) -> _Draws:
-    return draws if device.type == "cpu" else type(draws)(*(value.to(device) for value in vars(draws).values()))
+def _select(draws: _Draws, places: Tensor, device: torch.device) -> _Draws:
+    """The draws of some images of the batch, on ``device``."""
+    return type(draws)(*(values[places].to(device) for values in draws))
+
+
+class Seen:
+    """Which rows of a pool have been drawn: distinct images, as against draws."""
+
+    def __init__(self, size: int) -> None:
+        self._flags = np.zeros(size, dtype=np.bool_)
+        self.unique = 0
+
+    def add(self, rows: NDArray[np.int64]) -> None:
+        """Count the rows of a batch."""
+        fresh = np.unique(rows[~self._flags[rows]])
+        self._flags[fresh] = True
+        self.unique += len(fresh)
+
+    def pack(self) -> Tensor:
+        """One bit a row."""
+        return torch.from_numpy(np.packbits(self._flags))
+
+    def unpack(self, bits: Tensor) -> None:
+        """Restore what `pack` gave."""
+        self._flags = np.unpackbits(bits.numpy(), count=len(self._flags)).astype(np.bool_)
+        self.unique = int(np.count_nonzero(self._flags))

@@ -1,41 +1,49 @@
-"""The training loop: `Training.run` reads top to bottom."""
+"""Adversarial training on a plan, top to bottom: `train`, `prepare`, and `Training` with its loop and its step.
+
+The network that is attacked is the bare module: an attack through a wrapper for several processes would broadcast
+buffers at every gradient. Only the pass that is differentiated for the optimiser goes through the wrapper.
+"""
 
 from __future__ import annotations
 
 import copy
 import logging
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
-from puma.checkpoints import load_state, save_state
+from puma import losses
+from puma.attacks.pgd import Rows, ascend, ascend_in_proportion
+from puma.checkpoints import load_state, pack, save_state, unpack
 from puma.data.pool import Pool
 from puma.data.source import Source
+from puma.data.tensors import to_tensor
 from puma.distribute import Devices
-from puma.errors import CheckError
+from puma.errors import CheckError, DataError, ModelError
 from puma.io import lock
-from puma.models.batchnorm import set_momentum
+from puma.models.batchnorm import attack_mode, kept_statistics, set_momentum
+from puma.models.build import build_model
+from puma.models.ema import EMA
 from puma.models.weights import save_model
 from puma.plan import Plan
 from puma.progress import Progress
 from puma.threat import ThreatModel
-from puma.training.averaging import Average
-from puma.training.metrics import Metrics
-from puma.training.prepare import Job, optimizer_of, prepare
+from puma.training.batches import Batch, Batches, Seen
+from puma.training.optim import AWP, build_sgd, ema_decay, learning_rate, momentum
 from puma.training.recipe import Recipe, load_recipe
-from puma.training.run import Run, environment, open_folder
-from puma.training.schedule import learning_rate, momentum
+from puma.training.run import Metrics, Run, environment, open_folder
 from puma.training.signals import StopRequest
-from puma.training.state import Seen, pack, unpack
-from puma.training.step import Both, Objective
-from puma.training.validation import Validation
-from puma.training.weights import WeightPerturbation
+from puma.training.validation import Validation, held_out
 
-_AGREE_EVERY = 5  # steps
+_AGREE_EVERY = 5  # steps between the exchanges in which several processes agree to stop
 
 log = logging.getLogger("puma")
 
@@ -54,7 +62,7 @@ def train(
     accelerator: str = "auto",
     tensorboard: bool = False,
 ) -> Run:
-    """Train a network adversarially on the kept images of a pool, each with its own attack norm.
+    """Train a network adversarially on the kept images of a pool, each with its own eps.
 
     Run again with the same ``out``, it goes on from the last checkpoint, and a finished run is returned at once. Killed
     and resumed, it gives the same weights bit for bit as uninterrupted, on the same machine type, thread count, number
@@ -64,8 +72,8 @@ def train(
         model: any network from float images ``[B, C, H, W]`` in [0, 1] to logits (it is copied, not changed), or a name
             of `build_model`, built for the pool with ``seed``.
         pool: the images; labels have to be below the network's number of classes.
-        threat: norm and radius of the attack at full strength.
-        plan: rows to keep, their radii, and perhaps a TRADES weight; its path; None for all rows at full strength.
+        threat: norm and eps of the attack.
+        plan: rows to keep, the eps of each, and perhaps a TRADES beta; its path; None for all rows at the threat's eps.
         recipe: everything else; a name, a TOML file or a `Recipe`.
         out: folder of the run; None keeps everything in memory.
         seed: of the order of images, augmentation, start noise and validation split.
@@ -79,7 +87,7 @@ def train(
         DataError: plan, pool and network do not belong together.
         UsageError: the recipe or an argument cannot be used.
         ResumeError: ``out`` holds a run with other settings, or is being written.
-        CheckError: the loss is not finite; the step is not taken and the last checkpoint is kept.
+        CheckError: the loss or its gradient is not finite; the last checkpoint is kept.
         StorageError: ``out`` cannot be written.
     """
     recipe = load_recipe(recipe)
@@ -88,13 +96,141 @@ def train(
     folder = Path(out) if out is not None else None
     with lock(folder) if folder and devices.leads else nullcontext():
         if folder and devices.leads:
-            changed = open_folder(folder, job.settings, environment(devices))
-            if changed:
-                log.warning("going on is not bit-exact: %s", ", ".join(changed))
+            open_folder(folder, recipe, job.settings, environment(devices))
         devices.barrier()
         if folder and (folder / "last.safetensors").is_file():
             return Run.read(folder, job.network)
         return Training(job, devices, folder, tensorboard=tensorboard).run(progress)
+
+
+# --- preparation: everything that can be wrong, checked before any compute -----------------------------------------
+
+
+@dataclass
+class Job:
+    """A training that has passed all checks: ``settings`` is everything that decides its result, by name."""
+
+    network: nn.Module
+    pool: Pool
+    recipe: Recipe
+    threat: ThreatModel
+    beta: float
+    batches: Batches
+    validation: Validation | None
+    settings: dict[str, Any]
+
+
+def prepare(
+    model: nn.Module | str,
+    pool: Pool | Source,
+    threat: ThreatModel,
+    plan: Plan | Path | str | None,
+    recipe: Recipe,
+    seed: int,
+    validation: int | Source | None,
+    devices: Devices,
+) -> Job:
+    """Check a training and put its network and data in place; `train` explains arguments and errors."""
+    pool = pool if isinstance(pool, Pool) else Pool([pool])
+    if plan is None:
+        keep, eps = np.ones(len(pool), dtype=np.bool_), np.full(len(pool), threat.eps, dtype=np.float32)
+    else:
+        plan = plan if isinstance(plan, Plan) else Plan.read(plan)
+        _check_plan(plan, pool, threat)
+        keep, eps = plan.keep.copy(), plan.eps
+    validator, described = None, "none"
+    if validation is None or isinstance(validation, int):
+        rows = held_out(pool, recipe.validation_images if validation is None else validation, seed)
+        keep[rows] = False
+        if len(rows):
+            validator = Validation(pool.read(rows), pool.labels[rows], threat, recipe, devices)
+            described = f"{len(rows)} held out"
+    else:
+        if validation.image_shape != pool.image_shape or validation.num_classes > pool.num_classes:
+            raise DataError(
+                f"validation images are {validation.image_shape} in {validation.num_classes} classes",
+                why=f"the pool's are {pool.image_shape} in {pool.num_classes}",
+            )
+        validator = Validation(validation.read(slice(None)), validation.labels, threat, recipe, devices)
+        described = validation.fingerprint
+    batches = Batches(
+        pool, keep, eps, recipe, threat, seed=seed, device=devices.device, rank=devices.rank, world=devices.world
+    )
+    network = _network(model, pool, recipe, seed, devices.device)
+    beta = recipe.trades_weight if plan is None or plan.trades_weight is None else plan.trades_weight
+    settings = {
+        "network": getattr(network, "config", None) or type(network).__qualname__,
+        "threat": str(threat),
+        "eps": threat.eps,
+        "seed": seed,
+        "pool": pool.fingerprint,
+        "plan": plan.fingerprint if plan else None,
+        "beta": beta,
+        "validation": described,
+    }
+    return Job(network, pool, recipe, threat, beta, batches, validator, settings)
+
+
+def _check_plan(plan: Plan, pool: Pool, threat: ThreatModel) -> None:
+    if len(plan) != len(pool):
+        raise DataError(f"the plan has {len(plan):,} rows, the pool {len(pool):,}", fix="plan this pool again")
+    planned = plan.meta.get("pool", {}).get("fingerprint")
+    if planned != pool.fingerprint:
+        raise DataError(
+            "the plan was made for another pool",
+            why=f"its pool is {str(planned)[:12]}, this one {pool.fingerprint[:12]}",
+            fix="score and plan this pool, or train on that one",
+        )
+    if plan.threat != threat:
+        raise DataError(
+            f"the plan was made for {plan.threat}, not for {threat}", fix=f"plan again with --threat {threat}"
+        )
+
+
+def _network(model: nn.Module | str, pool: Pool, recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
+    """A copy of the network on the device, once two images of the pool have gone through it."""
+    height, _, channels = pool.image_shape
+    if isinstance(model, str):
+        network = build_model(model, pool.num_classes, in_channels=channels, image_size=height, seed=seed)
+    else:
+        network = copy.deepcopy(model)
+    if recipe.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(device).requires_grad_(True).eval()
+    try:
+        with torch.no_grad():
+            logits = network(to_tensor(pool.read(np.arange(min(2, len(pool)))), device))
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"{type(network).__name__} does not take images {pool.image_shape}", why=str(error).splitlines()[0]
+        ) from error
+    classes = logits.shape[1] if logits.ndim == 2 else 0
+    if classes <= int(pool.labels.max()) or classes < 2:
+        raise DataError(
+            f"labels reach {int(pool.labels.max())}, but the network has {classes} logits",
+            fix=f"build_model(..., num_classes={pool.num_classes})",
+        )
+    return network
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------
+
+
+class TwoPasses(nn.Module):
+    """The network on the clean and on the perturbed images, as two passes in one call; either may be None.
+
+    Two passes, because each is normalised by its own batch; one call, because a wrapper for several processes has to
+    see one forward pass for each backward pass.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, clean: Tensor | None, adversarial: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Logits of both, float32 ``[B, K]``."""
+        logits = [None if images is None else self.network(images).float() for images in (clean, adversarial)]
+        return logits[0], logits[1]
 
 
 class Training:
@@ -109,26 +245,37 @@ class Training:
 
     def __init__(self, job: Job, devices: Devices, folder: Path | None, *, tensorboard: bool = False) -> None:
         self.job, self.recipe, self.devices, self.folder = job, job.recipe, devices, folder
-        self.network = job.network
-        self._sgd: Any = optimizer_of(self.network, self.recipe)
-        self._broken = torch.zeros((), device=devices.device)
-        self.average, self.seen = Average(self.network, self.recipe, devices), Seen(len(job.pool))
-        self.done, self.best_step, self.best_score = 0, 0, -1.0
+        self.network, recipe = job.network, job.recipe
+        self._sgd = build_sgd(self.network, recipe)
+        self.ema, self.seen = EMA(self.network), Seen(len(job.pool))
+        self.done, self.best_step, self.best_score, self._seconds = 0, 0, -1.0, 0.0
         self.best: nn.Module | None = None
-        self._seconds, sums, gradients = 0.0, [0.0] * 5, 0
-        if folder and (found := load_state(folder / "checkpoints")):
-            tensors, meta = found
-            unpack(tensors, self.network, self.average.model, self._sgd, self.seen)
+        self.gradients = 0  # of one image, computed by the attack
+        sums = [0.0] * 5
+        if folder and (state := load_state(folder / "checkpoints")):
+            tensors, meta = state
+            unpack(tensors, self.network, self.ema.model, self._sgd)
+            self.seen.unpack(tensors["seen"])
             self.done, self.best_step, self.best_score = meta["step"], meta["best_step"], meta["best_score"]
-            self._seconds, sums, gradients = meta["seconds"], meta["sums"], meta["gradients"]
-        self.metrics = Metrics(folder if devices.leads else None, self.done, tensorboard=tensorboard)
-        bare: Any = torch.compile(self.network) if self.recipe.compile else self.network
-        both, self.optimizer = devices.place(Both(bare), self._sgd)
-        self.objective = Objective(self.recipe, job.threat, job.weight, self.network, bare, both, devices)
-        self.objective.gradients = gradients
-        self.perturbation = WeightPerturbation(self.network, self.recipe.awp, devices) if self.recipe.awp else None
-        self._sums = torch.tensor(sums, device=devices.device)
+            self._seconds, sums, self.gradients = meta["seconds"], meta["sums"], meta["gradients"]
+        self._sums = torch.tensor(sums, device=devices.device)  # of the steps since the last row of metrics
+        self._broken = torch.zeros((), device=devices.device)  # above 0 once a loss or gradient was not finite
         self._since = time.monotonic()
+        self.metrics = Metrics(folder if devices.leads else None, self.done, tensorboard=tensorboard)
+        self.bare: Any = torch.compile(self.network) if recipe.compile else self.network
+        self.both, self.optimizer = devices.place(TwoPasses(self.bare), self._sgd)
+        self.awp = AWP(self.network, recipe.awp, devices) if recipe.awp else None
+        linf = job.threat.norm == "Linf"
+        self.step_size = (recipe.attack_step_linf if linf else recipe.attack_step_l2) * job.threat.eps
+        # One clean pass serves attack and loss where both compute it with the same weights and batch statistics.
+        self.shares_clean_pass = (
+            recipe.objective == "trades"
+            and recipe.attack_batchnorm == "train"
+            and not recipe.cutmix
+            and not recipe.awp  # it moves the weights between the two
+            and devices.world == 1  # a wrapper for several has to see both passes in one call
+            and not any(isinstance(module, _DropoutNd) for module in self.network.modules())
+        )
 
     def run(self, progress: bool = False) -> Run:
         """Train to the end."""
@@ -137,13 +284,11 @@ class Training:
         snapshots = {recipe.steps * (k + 1) // recipe.snapshots for k in range(recipe.snapshots)}
         self.network.train()
         with (
-            StopRequest(alone=self.devices.world == 1) as stop,
+            StopRequest(single_process=self.devices.world == 1) as stop,
             Progress("training", recipe.steps, "steps", show=progress, done=self.done, each=drawn) as bar,
         ):
             for step in range(self.done, recipe.steps):
-                self._set_rates(step)
-                self._take_step(step)
-                self.done = step + 1
+                self.take_step(step)
                 last = self.done == recipe.steps
                 stopping = self._stopping(stop) and not last
                 validated: dict[str, float] = {}
@@ -153,16 +298,44 @@ class Training:
                     self._log(validated)
                 bar.advance(1)
                 if stopping:
-                    stop.calm()
+                    stop.cancel_watchdog()
                 else:
-                    stop.alive()
+                    stop.heartbeat()
                 if self.done in snapshots:  # before the checkpoint: a kill between the two only repeats it
                     self._snapshot()
                 if last or stopping or self.done % (recipe.checkpoint_every or tenth) == 0:
-                    self._checkpoint()
+                    self.checkpoint()
                 if stopping:
                     stop.stop()
         return self._finish()
+
+    # --- one step --------------------------------------------------------------------------------------------------
+
+    def take_step(self, step: int) -> None:
+        """Take optimiser step ``step``, counted from 0, with its own batch, learning rate and momentum.
+
+        Raises:
+            CheckError: on a CPU, the loss or its gradient is not finite; the weights are as before.
+        """
+        self._set_rates(step)
+        batch = self.job.batches.get(step, ahead=step + 1 < self.recipe.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        clean = self.clean_pass(batch) if self.shares_clean_pass else None
+        adversarial = self._attack(batch, clean)
+        if self.awp and step >= self.recipe.awp_warmup:
+            self.awp.add(lambda: self._bare_loss(batch, adversarial))
+        clean, attacked = self._logits(batch, adversarial, clean)
+        each = self._losses(clean, attacked, batch)
+        loss = each.mean()
+        self.devices.backward(loss)
+        if self.awp:
+            self.awp.remove()
+        self._check_gradients(step, loss)
+        self.optimizer.step()
+        self.done = step + 1
+        self.ema.update(self.network, ema_decay(self.recipe, self.done), buffers=self.recipe.ema_batchnorm == "average")
+        self.seen.add(batch.rows)
+        self._sums += _summary(each, clean, attacked, batch)
 
     def _set_rates(self, step: int) -> None:
         for group in self.optimizer.param_groups:
@@ -171,37 +344,86 @@ class Training:
             first = step == 0 and self.recipe.batchnorm_first_step
             set_momentum(self.network, 1.0 if first else self.recipe.batchnorm_momentum)
 
-    def _take_step(self, step: int) -> None:
-        batch = self.job.batches.get(step, ahead=step + 1 < self.recipe.steps)
-        clean = self.objective.clean_pass(batch.images, batch.labels)
-        adversarial = self.objective.attack(batch.images, batch.labels, batch.eps, batch.noise, clean)
-        if self.perturbation and step >= self.recipe.awp_warmup:
-            self.perturbation.add(lambda: self.objective.bare_loss(batch.images, adversarial, batch.labels, batch.eps))
-        losses = self.objective.losses(batch.images, adversarial, batch.labels, batch.eps, clean)
-        loss = losses.loss.mean()
-        # the optimiser's kernel skips the step where this flag is up, so that an accelerator need not wait for the host
-        self._broken = torch.maximum(self._broken, self.devices.total((~torch.isfinite(loss)).float()))
+    def clean_pass(self, batch: Batch) -> Tensor:
+        """The clean logits, with a graph: the same bits for attack and loss, in the memory that the loss needs."""
+        clean: Tensor = self.both(batch.images, None)[0]
+        return clean
+
+    def _attack(self, batch: Batch, clean: Tensor | None) -> Tensor:
+        """The perturbed images; the network's statistics and gradients are left alone."""
+        steps, size, threat = self.recipe.attack_steps, self.step_size, self.job.threat
+        with attack_mode(self.network, self.recipe.attack_batchnorm), self.devices.autocast():
+            objective = self._attack_objective(batch, clean)
+            given = objective, batch.images, batch.eps, batch.noise, threat
+            if self.recipe.attack_schedule == "fixed":
+                self.gradients += steps * len(batch.images)
+                return ascend(*given, steps=steps, step_size=size)
+            adversarial, gradients = ascend_in_proportion(*given, steps=steps, step_size=size)
+        self.gradients += gradients
+        return adversarial
+
+    def _attack_objective(self, batch: Batch, clean: Tensor | None) -> Callable[[Tensor, Rows], Tensor]:
+        """What the attack maximises: KL from the clean prediction for TRADES, else cross entropy."""
+        if self.recipe.objective != "trades" or self.recipe.cutmix:
+            return lambda x, rows: losses.cross_entropy(self.bare(x).float(), batch.labels[rows])
+        with torch.no_grad():
+            reference = self.bare(batch.images).float() if clean is None else clean.detach()
+        return lambda x, rows: losses.kl_divergence(self.bare(x).float(), reference[rows])
+
+    def _logits(self, batch: Batch, adversarial: Tensor, clean: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Clean and adversarial logits with a graph to the parameters; no clean ones for pgd-at."""
+        needed = None if self.recipe.objective == "pgd-at" or clean is not None else batch.images
+        fresh, attacked = self.both(needed, adversarial)
+        return (fresh if clean is None else clean), attacked
+
+    def _bare_loss(self, batch: Batch, adversarial: Tensor) -> Tensor:
+        """The mean loss by the bare network, which leaves running statistics alone."""
+        with kept_statistics(self.network), self.devices.autocast():
+            clean = None if self.recipe.objective == "pgd-at" else self.bare(batch.images).float()
+            return self._losses(clean, self.bare(adversarial).float(), batch).mean()
+
+    def _losses(self, clean: Tensor | None, attacked: Tensor, batch: Batch) -> Tensor:
+        """The loss of every image, ``[B]``."""
+        recipe, beta, labels = self.recipe, self.job.beta, batch.labels
+        if clean is None:
+            return losses.pgd_at(attacked, labels, smoothing=recipe.label_smoothing)
+        if recipe.objective == "mart":
+            return losses.mart(clean, attacked, labels, weight=beta, attacked=batch.eps > 0)
+        return losses.trades(
+            clean,
+            attacked,
+            labels,
+            weight=beta,
+            smoothing=recipe.label_smoothing,
+            smooth_both=recipe.smooth_both_terms,
+            detach_clean=recipe.detach_clean,
+            attacked=batch.eps > 0,
+        )
+
+    def _check_gradients(self, step: int, loss: Tensor) -> None:
+        """Clip the gradient if the recipe says so, and note whether it and the loss are finite.
+
+        One fused norm on the device. A CPU is asked at once; an accelerator when something is logged or written, so
+        that no step waits for the host.
+        """
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if longest := self.recipe.clip_gradient:
+            nn.utils.clip_grads_with_norm_(self.network.parameters(), longest, norm)
+        broken = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
+        self._broken = torch.maximum(self._broken, self.devices.total(broken.float()))
         if self.devices.device.type == "cpu":
             self._require_finite(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.devices.backward(loss)
-        if self.perturbation:
-            self.perturbation.remove()
-        if longest := self.recipe.clip_gradient:
-            nn.utils.clip_grad_norm_(self.network.parameters(), longest)
-        self._sgd.found_inf = self._broken
-        self.optimizer.step()
-        self.average.update(self.network, step + 1)
-        self.seen.add(batch.rows)
-        self._sums += losses.summary(batch.labels, batch.eps)
 
     def _require_finite(self, step: int) -> None:
         if bool(self._broken > 0):
             raise CheckError(
-                f"the loss became infinite or NaN by step {step}; that step was not taken",
+                f"the loss or its gradient became infinite or NaN by step {step}; nothing of that is kept",
                 why="the learning rate may be too high for this network",
-                fix="lower learning_rate; the last checkpoint is kept",
+                fix="lower learning_rate, or set clip_gradient; the last checkpoint is kept",
             )
+
+    # --- every few steps -------------------------------------------------------------------------------------------
 
     def _stopping(self, stop: StopRequest) -> bool:
         """Whether to stop after this step; processes agree on it now and then: signals reach them at other times."""
@@ -209,16 +431,31 @@ class Training:
             return stop.wanted is not None
         return self.done % _AGREE_EVERY == 0 and self.devices.any(stop.wanted is not None)
 
-    def _validate(self, validation: Validation) -> dict[str, float]:
+    def averaged(self) -> nn.Module:
+        """The averaged network with the running statistics that the recipe gives it, ready to be evaluated or saved.
+
+        All processes call it together: statistics are each one's own until here. Then all have the first one's.
+
+        Raises:
+            CheckError: a loss or gradient was not finite.
+        """
         self._require_finite(self.done)
-        judged = self.average.sync(self.network)
-        clean, robust = validation.measure(judged)
+        self.devices.share_buffers(self.network)
+        if self.recipe.ema_batchnorm == "copy":
+            self.ema.copy_buffers(self.network)
+        else:
+            self.devices.share_buffers(self.ema.model)
+        return self.ema.model
+
+    def _validate(self, validation: Validation) -> dict[str, float]:
+        average = self.averaged()
+        clean, robust = validation.measure(average)
         if robust >= self.best_score:  # of equals the latest, as in the reference code
             self.best_step, self.best_score = self.done, robust
             if self.folder is None:
-                self.best = copy.deepcopy(judged)
+                self.best = copy.deepcopy(average)
             elif self.devices.leads:
-                save_model(judged, self.folder / "best.safetensors", training=self._meta())
+                save_model(average, self.folder / "best.safetensors", training=self._meta())
         return {"validation_clean": clean, "validation_robust": robust}
 
     def _log(self, validated: dict[str, float]) -> None:
@@ -243,32 +480,33 @@ class Training:
             row["clean_accuracy"] = clean / images
         self.metrics.add(**row, **validated)
 
-    def _checkpoint(self) -> None:
-        self._require_finite(self.done)
-        if self.folder is None:
-            return
-        average = self.average.sync(self.network)
-        if self.devices.leads:
-            tensors = pack(self.network, average, self._sgd, self.seen)
-            best = {"best_step": self.best_step, "best_score": self.best_score}
+    def checkpoint(self) -> None:
+        """Write the state after the last step, if there is a folder; all processes call it together.
+
+        Raises:
+            CheckError: a loss or gradient was not finite; nothing is written.
+        """
+        average = self.averaged()
+        if self.folder and self.devices.leads:
             meta = {
-                **best,
+                "best_step": self.best_step,
+                "best_score": self.best_score,
                 "seconds": self._seconds,
                 "sums": self._sums.tolist(),
-                "gradients": self.objective.gradients,
+                "gradients": self.gradients,
             }
+            tensors = {**pack(self.network, average, self._sgd), "seen": self.seen.pack()}
             save_state(self.folder / "checkpoints", self.done, tensors, meta)
 
     def _snapshot(self) -> None:
         """Keep the averaged network of this step, for scores that need several stages of one training."""
-        self._require_finite(self.done)
-        average = self.average.sync(self.network)
+        average = self.averaged()
         if self.folder and self.devices.leads:
             path = self.folder / "snapshots" / f"step-{self.done:09d}.safetensors"
             save_model(average, path, step=self.done)
 
     def _finish(self) -> Run:
-        model, meta = self.average.sync(self.network), self._meta()
+        model, meta = self.averaged(), self._meta()
         if self.folder and self.devices.leads:
             if not self.best_step:
                 save_model(model, self.folder / "best.safetensors", training=meta)
@@ -279,6 +517,7 @@ class Training:
         return Run(model.cpu(), (self.best or model).cpu(), None, self.metrics.rows, meta)
 
     def _meta(self) -> dict[str, Any]:
+        full = self.done * self.recipe.batch_size // self.devices.world * self.recipe.attack_steps
         return {
             "steps": self.done,
             "draws": self.done * self.recipe.batch_size,
@@ -287,10 +526,15 @@ class Training:
             "validation_images": self.job.validation.count if self.job.validation else 0,
             "best_step": self.best_step or self.done,
             "best_validation": self.best_score if self.best_step else None,
-            "attack_cost": self._attack_cost(),
+            "attack_cost": self.gradients / full if full else 0.0,
             "seconds": self._seconds,
         }
 
-    def _attack_cost(self) -> float:
-        full = self.done * self.recipe.batch_size // self.devices.world * self.recipe.attack_steps
-        return self.objective.gradients / full if full else 0.0
+
+@torch.no_grad()
+def _summary(each: Tensor, clean: Tensor | None, attacked: Tensor, batch: Batch) -> Tensor:
+    """Loss, clean and adversarial hits, eps and images of the batch, float32 ``[5]`` sums on its device."""
+    labels = batch.labels.argmax(1) if batch.labels.is_floating_point() else batch.labels
+    hits = (attacked.argmax(1) == labels).sum()
+    clean_hits = torch.zeros_like(hits) if clean is None else (clean.argmax(1) == labels).sum()
+    return torch.stack([each.sum(), clean_hits, hits, batch.eps.sum(), torch.ones_like(batch.eps).sum()])

@@ -1,11 +1,13 @@
-"""The folder of a run: what it was made with, whether it is finished, and its models."""
+"""The folder of a run: what it was made with, its metrics and its models."""
 
 from __future__ import annotations
 
+import copy
+import csv
+import io
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,28 @@ from torch import nn
 
 from puma._version import __version__
 from puma.distribute import Devices, processor
-from puma.errors import ModelError, ResumeError
-from puma.io import prepare_folder, read_json, write_json, write_text
+from puma.errors import ModelError, UsageError
+from puma.io import claim_folder, storage_errors, write_text
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
 from puma.models.weights import load_model, load_tensors, load_weights
-from puma.training.metrics import read_metrics
 from puma.training.recipe import Recipe
 
-SCHEMA = "puma.run/1"
+SCHEMA = "puma.run/2"
+COLUMNS = (
+    "step",
+    "draws",
+    "unique_images",
+    "learning_rate",
+    "momentum",
+    "loss",
+    "clean_accuracy",
+    "adversarial_accuracy",
+    "mean_eps",
+    "validation_clean",
+    "validation_robust",
+    "seconds",
+    "images_per_second",
+)
 
 
 @dataclass
@@ -67,64 +83,9 @@ class Run:
 def _read_model(path: Path, like: nn.Module | None) -> nn.Module:
     if like is None or hasattr(like, "config"):
         return load_model(path)
-    import copy
-
     model = copy.deepcopy(like).cpu()
     load_weights(model, load_tensors(path, MODEL_SCHEMA)[0], path)
     return model.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides a run's result.
-
-    Args:
-        recipe: the recipe.
-        values: threat model, seed, fingerprints of pool and plan, TRADES weight, validation, network.
-    """
-
-    recipe: Recipe
-    values: Mapping[str, Any]
-
-    @cached_property
-    def compared(self) -> dict[str, Any]:
-        """All of it as one flat table."""
-        recipe = self.recipe.model_dump(mode="json", exclude={"name", "source"})
-        return {**{f"recipe.{key}": value for key, value in recipe.items()}, **self.values}
-
-
-def open_folder(folder: Path, settings: Settings, environment: Mapping[str, Any]) -> list[str]:
-    """Create a run's folder, or make sure that what is there was made with the same settings.
-
-    Returns:
-        What differs in the environment, so that going on is not bit-exact; empty where nothing does.
-
-    Raises:
-        ResumeError: it belongs to a run with other settings; both values are named.
-        StorageError: it cannot be written.
-    """
-    prepare_folder(folder)
-    path = folder / "run.json"
-    if path.is_file():
-        before = read_json(path)
-        old, new = before["settings"], settings.compared
-        missing = object()
-        differing = [
-            f"{key}: {old.get(key, 'none')!r} there, {new.get(key, 'none')!r} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key, missing) != new.get(key, missing)
-        ]
-        if differing:
-            raise ResumeError(
-                f"{folder} holds a run with other settings",
-                why="; ".join(differing),
-                fix="choose another output folder",
-            )
-        was = before["environment"]  # an earlier version may have recorded less: what is not known is not named
-        return [f"{key} {was[key]} -> {value}" for key, value in environment.items() if was.get(key, value) != value]
-    write_text(folder / "recipe.toml", settings.recipe.to_toml())
-    write_json(path, {"schema": SCHEMA, "settings": settings.compared, "environment": dict(environment)})
-    return []
 
 
 def environment(devices: Devices) -> dict[str, Any]:
@@ -138,3 +99,88 @@ def environment(devices: Devices) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": devices.world,
     }
+
+
+def open_folder(folder: Path, recipe: Recipe, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    """Create a run's folder, or make sure that what is there was made with the same settings.
+
+    Args:
+        folder: the run's folder.
+        recipe: the recipe; written as ``recipe.toml`` too.
+        settings: what else decides the result: network, threat model, seed, pool, plan, beta, validation.
+        environment: of `environment`; what differs in it is named in the log.
+
+    Raises:
+        ResumeError: it belongs to a run with other settings; both values are named.
+        StorageError: it cannot be written.
+    """
+    fields = recipe.model_dump(mode="json", exclude={"name", "source"})
+    claim_folder(
+        folder, {"recipe": fields, **settings}, environment=environment, record="run.json", schema=SCHEMA
+    )
+    if not (folder / "recipe.toml").is_file():
+        write_text(folder / "recipe.toml", recipe.to_toml())
+
+
+class Metrics:
+    """Rows of figures, in memory and, with a folder, in ``metrics.csv``.
+
+    Args:
+        folder: the run's folder, or None.
+        upto: keep earlier rows up to this step; later ones belong to work that was lost.
+        tensorboard: write the figures to ``tensorboard/`` in the folder too.
+
+    Raises:
+        UsageError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path | None, upto: int = 0, *, tensorboard: bool = False) -> None:
+        self._path = folder / "metrics.csv" if folder else None
+        self.rows: list[dict[str, float]] = []
+        if self._path and self._path.is_file():
+            self.rows = [row for row in read_metrics(self._path) if row["step"] <= upto]
+        if self._path:
+            write_text(self._path, _csv([COLUMNS, *map(_cells, self.rows)]))
+        self._board = _board(folder, upto) if folder and tensorboard else None
+
+    def add(self, **values: float) -> None:
+        """Append a row; what is not given stays empty."""
+        self.rows.append(values)
+        if self._board is not None:
+            for name in values.keys() - {"step"}:
+                part = "validation" if name.startswith("validation_") else "train"
+                self._board.add_scalar(f"{part}/{name.removeprefix('validation_')}", values[name], int(values["step"]))
+            self._board.flush()
+        if self._path:
+            with storage_errors(self._path), self._path.open("a", newline="") as file:
+                file.write(_csv([_cells(values)]))
+
+
+def read_metrics(path: Path | str) -> list[dict[str, float]]:
+    """Read ``metrics.csv``; a last line that was cut off is left out."""
+    rows = []
+    with Path(path).open(newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                rows.append({key: float(value) for key, value in row.items() if value not in ("", None)})
+            except (TypeError, ValueError):
+                continue
+    return [row for row in rows if "step" in row]
+
+
+def _board(folder: Path, upto: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError("TensorBoard is not installed", fix="pip install 'puma-robust[tracking]'") from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=upto + 1)
+
+
+def _cells(row: dict[str, float]) -> list[str]:
+    return [f"{row[name]:.8g}" if name in row else "" for name in COLUMNS]
+
+
+def _csv(rows: list[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()

@@ -17,13 +17,13 @@ class StopRequest:
     Signals reach the main thread only; in another thread this does nothing.
 
     Args:
-        alone: False where several processes train together: one that waits for a dead one would wait for minutes, so
-            a process that finishes no step for some seconds after the signal ends without a checkpoint.
+        single_process: False where several processes train together: one that waits for a dead one would wait for
+            minutes, so a process that finishes no step for some seconds after the signal ends without a checkpoint.
     """
 
-    def __init__(self, *, alone: bool = True) -> None:
+    def __init__(self, *, single_process: bool = True) -> None:
         self.wanted: int | None = None
-        self._alone = alone
+        self._single_process = single_process
         self._watchdog: threading.Timer | None = None
         self._before: dict[int, Any] = {}
 
@@ -37,16 +37,16 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
-        self.calm()
+        self.cancel_watchdog()
 
-    def alive(self) -> None:
-        """A step is finished: the others are still there, and the time starts anew."""
+    def heartbeat(self) -> None:
+        """Restart the watchdog after a finished step: the other processes still answer."""
         if self._watchdog is not None:
-            self.calm()
+            self.cancel_watchdog()
             self._watch()
 
-    def calm(self) -> None:
-        """Take all the time it needs to write the checkpoint."""
+    def cancel_watchdog(self) -> None:
+        """Stop the watchdog, so that a checkpoint may take any time to write."""
         if self._watchdog is not None:
             self._watchdog.cancel()
 
@@ -59,7 +59,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.wanted = number
         self._restore()
-        if not self._alone:
+        if not self._single_process:
             self._watch()
 
     def _watch(self) -> None:
