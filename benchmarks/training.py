@@ -37,8 +37,7 @@ from puma.data.source import ImageSource
 from puma.distribute import Devices
 from puma.models.build import build_model
 from puma.threat import ThreatModel
-from puma.training.loop import Training
-from puma.training.prepare import prepare
+from puma.training.loop import Training, prepare
 from puma.training.recipe import Recipe, load_recipe
 
 THREAT = ThreatModel("Linf", 8 / 255)
@@ -131,8 +130,7 @@ class Ours:
         self.done = 0
 
     def step(self) -> None:
-        self.training._set_rates(self.done)
-        self.training._take_step(self.done)
+        self.training.take_step(self.done)
         self.done += 1
 
 

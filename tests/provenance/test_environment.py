@@ -18,8 +18,8 @@ from puma.generation import training as diffusion_training
 from puma.generation.training import provenance, train_diffusion
 from puma.scoring.settings import environment as of_scoring
 from puma.training.recipe import load_recipe
-from puma.training.run import Settings, open_folder
 from puma.training.run import environment as of_training
+from puma.training.run import open_folder
 
 CPU = torch.device("cpu")
 
@@ -33,15 +33,15 @@ def test_training_generation_and_scoring_record_the_vector_instructions(monkeypa
 
 
 def test_a_run_names_another_processor_and_says_nothing_of_what_it_does_not_know(tmp_path: Path) -> None:
-    settings, now = Settings(load_recipe("digits"), {"seed": 0}), of_training(Devices(accelerator="cpu"))
-    assert open_folder(tmp_path, settings, now) == []
-    assert open_folder(tmp_path, settings, now | {"processor": "AVX9000"}) == [
-        f"processor {now['processor']} -> AVX9000"
+    settings, now = (load_recipe("digits"), {"seed": 0}), of_training(Devices(accelerator="cpu"))
+    assert open_folder(tmp_path, *settings, now) == []
+    assert open_folder(tmp_path, *settings, now | {"processor": "AVX9000"}) == [
+        f"processor: {now['processor']!r} there, 'AVX9000' now"
     ]
     record = json.loads((tmp_path / "run.json").read_text())
-    del record["environment"]["processor"]  # as earlier versions wrote it
+    del record["environment"]["processor"], record["checksum"]  # as earlier versions wrote it
     (tmp_path / "run.json").write_text(json.dumps(record))
-    assert open_folder(tmp_path, settings, now) == []
+    assert open_folder(tmp_path, *settings, now) == []
 
 
 @pytest.mark.parametrize("before", ["AVX9000", None], ids=["another", "unknown"])

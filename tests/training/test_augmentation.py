@@ -10,8 +10,7 @@ from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.errors import UsageError
 from puma.threat import ThreatModel
-from puma.training.augment import Shifts, draw_patches, draw_shifts, paste, shift
-from puma.training.batches import Batches
+from puma.training.batches import Batches, Shifts, draw_patches, draw_shifts, paste, shift
 from puma.training.recipe import load_recipe
 
 THREAT = ThreatModel("Linf", 0.2)
@@ -54,7 +53,7 @@ def test_no_shift_is_the_image():
 def test_cutmix_is_a_pasted_box():
     images = torch.rand(30, 2, 8, 10, generator=generator())
     patches = draw_patches(30, 8, 10, generator(3))
-    fast, shares = paste(images, images[patches.partner], patches), patches.share(8, 10)
+    fast, shares = paste(images, images[patches.partner], patches)
     for i in range(30):
         slow = images[i].clone()
         box = (

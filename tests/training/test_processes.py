@@ -13,14 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from training_process import Training
 from typer.testing import CliRunner
 
 from puma.cli.app import app
 from puma.models.weights import load_model
-
-sys.path.insert(0, str(Path(__file__).parent))  # the forked processes import it by name
-
-from training_process import Training
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 SCRIPT = Path(__file__).with_name("training_process.py")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from puma.distribute import Devices
 from puma.models.build import build_model
-from puma.training.averaging import Average
-from puma.training.prepare import optimizer_of
+from puma.models.ema import EMA
+from puma.training.optim import build_sgd, ema_decay, learning_rate, momentum
 from puma.training.recipe import load_recipe
-from puma.training.schedule import ema_decay, learning_rate, momentum
 
 
 @pytest.mark.parametrize(
@@ -63,14 +61,14 @@ def test_ema_decay_as_the_published_code():
 def test_average_against_a_plain_loop(buffers):
     recipe = load_recipe("digits", ema=0.8, ema_batchnorm=buffers)
     model = build_model("small-cnn", 10, in_channels=1, image_size=8, norm="batch")
-    average = Average(model, recipe, Devices())
+    average = EMA(model)
     slow = {name: value.clone() for name, value in model.state_dict().items()}
     for step in range(1, 6):
         with torch.no_grad():
             for tensor in [*model.parameters(), *model.buffers()]:
                 if tensor.is_floating_point():
                     tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(step)))
-        average.update(model, step)
+        average.update(model, ema_decay(recipe, step), buffers=buffers == "average")
         decay = min(0.8, (1 + step) / (10 + step))
         parameters = dict(model.named_parameters())
         for name, value in model.state_dict().items():
@@ -78,21 +76,22 @@ def test_average_against_a_plain_loop(buffers):
                 slow[name] = decay * slow[name] + (1 - decay) * value
             else:
                 slow[name] = value.clone()
-    judged = average.sync(model)
-    assert not judged.training
-    for name, value in judged.state_dict().items():
+    if buffers == "copy":
+        average.copy_buffers(model)
+    assert not average.model.training
+    for name, value in average.model.state_dict().items():
         assert torch.allclose(value, slow[name], atol=1e-5), name
-    before = judged.state_dict()["logits.bias"].clone()
+    before = average.model.state_dict()["logits.bias"].clone()
     with torch.no_grad():
         model.logits.bias.add_(1)
-    assert torch.equal(judged.state_dict()["logits.bias"], before)  # a copy, not an alias
+    assert torch.equal(average.model.state_dict()["logits.bias"], before)  # a copy, not an alias
 
 
 def test_weight_decay_spares_batch_normalisation_only_where_asked():
     model = build_model("wrn-10-1", 10)
-    (everything,) = optimizer_of(model, load_recipe("digits")).param_groups
+    (everything,) = build_sgd(model, load_recipe("digits")).param_groups
     assert len(everything["params"]) == len(list(model.parameters()))
-    decayed, spared = optimizer_of(model, load_recipe("trades-edm")).param_groups
+    decayed, spared = build_sgd(model, load_recipe("trades-edm")).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)] for p in spared["params"]} == {name for name in names.values() if "batchnorm" in name}
     assert (decayed["weight_decay"], spared["weight_decay"]) == (5e-4, 0.0)

@@ -20,11 +20,11 @@ from puma.models.build import build_model
 from puma.models.weights import load_model, weights_sha256
 from puma.plan import Plan
 from puma.threat import ThreatModel
-from puma.training.loop import Training, train
-from puma.training.metrics import read_metrics
-from puma.training.prepare import prepare
+from puma.training.loop import Training, prepare, train
+from puma.training.optim import AWP
 from puma.training.recipe import load_recipe
-from puma.training.step import Objective
+from puma.training.run import read_metrics
+from puma.training.validation import Validation, held_out
 
 THREAT = ThreatModel("Linf", 0.2)
 SHORT = load_recipe("digits", steps=6, batch_size=32, log_every=2, checkpoint_every=2)
@@ -138,8 +138,6 @@ def test_a_run_leaves_what_the_design_says(pool, tmp_path):
 
 
 def held_out_rows(pool, count):
-    from puma.training.validation import held_out
-
     return held_out(pool, count, 0)
 
 
@@ -167,8 +165,6 @@ def test_only_kept_rows_are_drawn_and_batches_keep_their_share(pool):
 
 
 def test_best_is_the_best_on_validation_with_the_latest_of_equals(pool, monkeypatch):
-    from puma.training.validation import Validation
-
     scores = iter([(0.9, 0.3), (0.9, 0.5), (0.9, 0.5), (0.9, 0.1)])
     monkeypatch.setattr(Validation, "measure", lambda self, model: next(scores))
     recipe = SHORT.replace(steps=8, validation_images=60, validation_every=2)
@@ -189,9 +185,8 @@ def started(pool, recipe, model=None):
 def _stopped(pool, recipe, steps):
     training = started(pool, recipe.replace(validation_images=60))
     for step in range(steps):
-        training._set_rates(step)
-        training._take_step(step)
-    return training.average.sync(training.network)
+        training.take_step(step)
+    return training.averaged()
 
 
 def test_eps_zero_everywhere_is_plain_training(pool):
@@ -207,7 +202,7 @@ def test_eps_zero_everywhere_is_plain_training(pool):
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_one_clean_pass_for_attack_and_loss_is_two_to_the_bit(pool, monkeypatch, norm):
     shared = train(network(norm), pool, threat=THREAT, recipe=SHORT).model
-    monkeypatch.setattr(Objective, "clean_pass", lambda self, images, labels: None)
+    monkeypatch.setattr(Training, "clean_pass", lambda self, batch: None)
     assert weights_sha256(train(network(norm), pool, threat=THREAT, recipe=SHORT).model) == weights_sha256(shared)
 
 
@@ -217,12 +212,10 @@ def test_one_clean_pass_for_attack_and_loss_is_two_to_the_bit(pool, monkeypatch,
     ids=str,
 )
 def test_the_clean_pass_is_not_shared_where_it_would_be_another(pool, changes):
-    training = started(pool, SHORT.replace(**changes))
-    batch = training.job.batches.get(0)
-    assert training.objective.clean_pass(batch.images, batch.labels) is None
-    assert started(pool, SHORT).objective.clean_pass(batch.images, torch.zeros(32, dtype=torch.long)) is not None
+    assert not started(pool, SHORT.replace(**changes)).shares_clean_pass
+    assert started(pool, SHORT).shares_clean_pass
     dropping = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(64, 10))
-    assert started(pool, SHORT, dropping).objective.clean_pass(batch.images, batch.labels) is None
+    assert not started(pool, SHORT, dropping).shares_clean_pass
 
 
 def test_a_compiled_network_trains_to_the_same(pool, monkeypatch):
@@ -296,8 +289,7 @@ def test_the_gradient_is_clipped_to_its_norm(pool):
     for longest in (1e-3, 1e6, None):
         training = started(pool, SHORT.replace(clip_gradient=longest, **plain))
         before = [parameter.detach().clone() for parameter in training.network.parameters()]
-        training._set_rates(0)
-        training._take_step(0)
+        training.take_step(0)
         steps = [p.detach() - old for p, old in zip(training.network.parameters(), before, strict=True)]
         moved[longest] = float(torch.cat([step.flatten() for step in steps]).norm())
     assert moved[1e-3] == pytest.approx(0.5e-3, rel=1e-2)
@@ -306,12 +298,10 @@ def test_the_gradient_is_clipped_to_its_norm(pool):
 
 
 def test_weight_perturbation_is_undone_to_the_bit():
-    from puma.training.weights import WeightPerturbation
-
     model, images, labels = network(), torch.rand(20, 1, 8, 8), torch.arange(20) % 10
     loss = lambda: F.cross_entropy(model(images), labels)  # noqa: E731
     before, at_rest = weights_sha256(model), loss().item()
-    moved = WeightPerturbation(model, 0.01, Devices())
+    moved = AWP(model, 0.01, Devices())
     gradients = torch.autograd.grad(loss(), model.logits.weight)[0]
     old = model.logits.weight.detach().clone()
     moved.add(loss)
@@ -336,30 +326,35 @@ def test_nan_stops_before_the_step(pool, tmp_path):
     job = prepare(Exploding(), pool, THREAT, None, SHORT, 0, None, Devices())
     training = Training(job, Devices(), tmp_path)
     training.network.train()
-    training._set_rates(0)
-    training._take_step(0)
-    training.done = 1
-    training._checkpoint()
+    training.take_step(0)
+    training.checkpoint()
     with torch.no_grad():
         training.network.calls.fill_(float("nan"))
     before = weights_sha256(training.network)
     with pytest.raises(CheckError, match="infinite or NaN") as caught:
-        training._take_step(1)
+        training.take_step(1)
     assert caught.value.exit_code == 7
     assert weights_sha256(training.network) == before
     with pytest.raises(CheckError):  # and a network in this state is never written
-        training._checkpoint()
+        training.checkpoint()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["state-000000001.safetensors"]
 
 
-def test_the_flag_alone_keeps_the_optimiser_from_stepping():
-    """On an accelerator nobody waits for the loss: the optimiser's kernel skips the step by itself."""
-    parameter = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, fused=True)
-    parameter.grad = torch.full((3,), float("nan"))
-    optimizer.found_inf = torch.ones(())
-    optimizer.step()
-    assert torch.equal(parameter.detach(), torch.ones(3))
+class Rooted(nn.Module):
+    """Its loss is finite and its gradient is not: the slope of the square root at 0 is inf, and inf * 0 is NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scale = network(), nn.Parameter(torch.zeros(()))
+
+    def forward(self, images):
+        return self.inner(images) + self.scale.sqrt() * 0
+
+
+def test_a_gradient_that_is_nan_under_a_finite_loss_stops_before_the_step(pool, tmp_path):
+    with pytest.raises(CheckError, match="its gradient became infinite or NaN by step 0"):
+        train(Rooted(), pool, threat=THREAT, recipe=SHORT, out=tmp_path)
+    assert not list(tmp_path.glob("**/*.safetensors"))
 
 
 def _other_pool():

@@ -13,21 +13,20 @@ from pathlib import Path
 
 import torch
 
-from puma.cli.train import _changes
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.models.build import build_model
 from puma.models.weights import weights_sha256
 from puma.threat import ThreatModel
 from puma.training import loop
-from puma.training.recipe import load_recipe
+from puma.training.recipe import load_recipe, parse_changes
 from puma.training.validation import Validation
 
 
 def work(say, out, *pairs):
     """Train, telling ``say`` of every step, of every network that is validated and of the weights at the end."""
     torch.set_num_threads(1)
-    changes = _changes(list(pairs))
+    changes = parse_changes(pairs)
     norm, slow = changes.pop("norm", "batch"), changes.pop("slow", 0)
     settings = {
         "steps": 24, "batch_size": 32, "attack_steps": 2, "log_every": 5, "checkpoint_every": 4, "crop": 1,
@@ -35,14 +34,14 @@ def work(say, out, *pairs):
     }  # fmt: skip
     pool = Pool([load_dataset("digits"), load_dataset("digits:test")])
     model = build_model("small-cnn", 10, in_channels=1, image_size=8, norm=norm)
-    take_step = loop.Training._take_step
+    take_step = loop.Training.take_step
 
     def reported(training, step):
         take_step(training, step)
         say({"step": step, "rank": training.devices.rank, "pid": os.getpid()})
         time.sleep(slow)
 
-    loop.Training._take_step = reported
+    loop.Training.take_step = reported
     measure = Validation.measure
 
     def telling(validation, model):

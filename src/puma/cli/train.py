@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from puma.cli.options import Config, Quiet, Seed, Threat
-from puma.errors import PumaError, UsageError
+from puma.errors import PumaError
 
 
 def train(
@@ -60,11 +59,11 @@ def train(
     from puma.data.pool import Pool
     from puma.models.resolve import resolve_model
     from puma.training.loop import train as train_model
-    from puma.training.recipe import load_recipe
+    from puma.training.recipe import load_recipe, parse_changes
 
     leads = _leads()
     try:
-        settings = load_recipe(recipe, **_changes(change or []))
+        settings = load_recipe(recipe, **parse_changes(change or []))
         sources = [(spec, "real") for spec in real] + [(spec, "synthetic") for spec in synthetic or []]
         pool = Pool([load_dataset(spec) for spec, _ in sources], [role for _, role in sources])
         height, _, channels = pool.image_shape
@@ -107,17 +106,3 @@ def _report(meta: dict[str, Any], out: Path, judged: str, threat: object) -> Non
         typer.echo(f"best     step {meta['best_step']:,}: {found}")
     typer.echo(f"models   {out / 'last.safetensors'}, {out / 'best.safetensors'}")
     typer.echo(f"next     puma evaluate {judged} --data TEST --threat {threat}")
-
-
-def _changes(pairs: list[str]) -> dict[str, Any]:
-    """``["steps=100", "flip=true"]`` as a table; values are TOML, and text where they are not."""
-    changes: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set {pair!r} sets nothing", fix="--set steps=1000")
-        try:
-            changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            changes[key.strip()] = value.strip()
-    return changes

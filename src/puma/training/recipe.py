@@ -7,7 +7,9 @@ that each can be seen and switched.
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -151,7 +153,7 @@ class Recipe(BaseModel):
         for key, field in type(self).model_fields.items():
             value = getattr(self, key)
             comment = f"  # {field.description}" if documented else ""
-            lines.append(f"# {key} is unset{comment}" if value is None else f"{key} = {_toml(value)}{comment}")
+            lines.append(f"# {key} is unset{comment}" if value is None else f"{key} = {json.dumps(value)}{comment}")
         return "\n".join(lines) + "\n"
 
 
@@ -189,6 +191,24 @@ def load_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"recipe {recipe} is not TOML", why=str(error)) from None
     return parse_recipe(values | changes, str(recipe))
+
+
+def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
+    """``["steps=100", "flip=true"]`` as a table; values are TOML, and text where they are not.
+
+    Raises:
+        UsageError: a pair without ``=``.
+    """
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair!r} sets nothing", fix="--set steps=1000")
+        try:
+            changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[key.strip()] = value.strip()
+    return changes
 
 
 def parse_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
@@ -242,13 +262,3 @@ def _contradictions(r: Recipe) -> list[str]:
 
 def _folder() -> Any:
     return files("puma.training") / "recipes"
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return repr(value)

@@ -101,25 +101,28 @@ def environment(devices: Devices) -> dict[str, Any]:
     }
 
 
-def open_folder(folder: Path, recipe: Recipe, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+def open_folder(folder: Path, recipe: Recipe, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
     """Create a run's folder, or make sure that what is there was made with the same settings.
 
     Args:
         folder: the run's folder.
         recipe: the recipe; written as ``recipe.toml`` too.
         settings: what else decides the result: network, threat model, seed, pool, plan, beta, validation.
-        environment: of `environment`; what differs in it is named in the log.
+        environment: of `environment`.
+
+    Returns:
+        What differs in the environment, so that going on is not bit-exact (a warning names it).
 
     Raises:
         ResumeError: it belongs to a run with other settings; both values are named.
         StorageError: it cannot be written.
     """
     fields = recipe.model_dump(mode="json", exclude={"name", "source"})
-    claim_folder(
-        folder, {"recipe": fields, **settings}, environment=environment, record="run.json", schema=SCHEMA
-    )
+    everything = {**{f"recipe.{key}": value for key, value in fields.items()}, **settings}
+    changed = claim_folder(folder, everything, environment=environment, record="run.json", schema=SCHEMA)
     if not (folder / "recipe.toml").is_file():
         write_text(folder / "recipe.toml", recipe.to_toml())
+    return changed
 
 
 class Metrics:
