@@ -209,8 +209,8 @@ class Batches:
             patches = _select(draw_patches(recipe.batch_size, height, width, draws), mine, self.device)
             partners, other_labels, other_eps = read(patches.partner.cpu())
             images, share = paste(images, partners, patches)
-            one_hot = [F.one_hot(which, pool.num_classes).float() for which in (other_labels, labels)]
-            labels = torch.lerp(*one_hot, share[:, None])
+            one_hot, other = (F.one_hot(which, pool.num_classes).float() for which in (labels, other_labels))
+            labels = torch.lerp(other, one_hot, share[:, None])
             eps = torch.lerp(other_eps, eps, share)
         format_ = torch.channels_last if recipe.channels_last else torch.contiguous_format
         pixels = images.to(torch.float32).div_(255).contiguous(memory_format=format_)

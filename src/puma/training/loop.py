@@ -262,7 +262,8 @@ class Training:
         self._broken = torch.zeros((), device=devices.device)  # above 0 once a loss or gradient was not finite
         self._since = time.monotonic()
         self.metrics = Metrics(folder if devices.leads else None, self.done, tensorboard=tensorboard)
-        self.bare: Any = torch.compile(self.network) if recipe.compile else self.network
+        compiled: Any = torch.compile(self.network) if recipe.compile else self.network
+        self.bare: nn.Module = compiled
         self.both, self.optimizer = devices.place(TwoPasses(self.bare), self._sgd)
         self.awp = AWP(self.network, recipe.awp, devices) if recipe.awp else None
         linf = job.threat.norm == "Linf"
