@@ -20,9 +20,9 @@ from puma.errors import DataError, ModelError
 from puma.evaluation import evaluate
 from puma.label_scores import score_labels
 from puma.models.weights import save_model
-from puma.report.evaluations import write_flags_file
 from puma.threat import ThreatModel
 from puma.tradeoff import Flags, Group, Setting
+from puma.tradeoff.tables import write_flags
 from puma.training.loop import train
 from puma.training.recipe import load_recipe
 
@@ -140,7 +140,7 @@ def test_tables_of_a_study_tell_its_cells_apart(tmp_path: Path) -> None:
         for checkpoint in ("last", "best")
         for params in ('{"scale": 0.5}', '{"scale": 0.75}')
     }
-    write_flags_file(tmp_path / "flags.parquet", judged)
+    write_flags(tmp_path / "flags.parquet", judged, {})
     kind, facts = describe(tmp_path / "flags.parquet")
     assert kind == "flags of a study"
     cells = [f'uniform-eps {{"scale": {scale}}}, 0% pruned, seed 0' for scale in (0.5, 0.75)]

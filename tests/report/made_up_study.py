@@ -202,10 +202,15 @@ def write_study(folder: Path, name: str = "made up", seeds: int = 2, companions:
             key = key_of(*arm, seed)
             _plan(table, *arm, seed).write(folder / "plans" / f"{key}.parquet")
             write_run(folder / "runs" / key, *arm, seed)
-            inner = ", ".join(f"{k}={v}" for k, v in json.loads(arm[1]).items())
-            label = f"{arm[0]}({inner})" if inner else arm[0]
             share = 0.05 + 0.1 * ARMS[arm][1] + 0.004 * seed
-            where = {"strategy": label, "pool": POOL, "recipe": "digits", "prune_fraction": arm[2], "seed": seed}
+            where = {
+                "strategy": arm[0],
+                "params": arm[1],
+                "pool": POOL,
+                "recipe": "digits",
+                "prune_fraction": arm[2],
+                "seed": seed,
+            }
             shares.append(where | {"share": share})
     pq.write_table(pa.Table.from_pylist(shares), folder / "mislabelled.parquet")
     return folder

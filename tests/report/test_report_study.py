@@ -19,12 +19,12 @@ from puma.cli.report import report as verb
 from puma.errors import DataError
 from puma.report import write_report
 from puma.report.content import Code
-from puma.report.evaluations import evaluation_file, read_evaluation, write_flags_file
 from puma.report.folder import make_report
 from puma.report.materials import Materials
 from puma.report.quality import quality_rows
 from puma.report.study import study_report
 from puma.tradeoff import compare, random_images_needed
+from puma.tradeoff.tables import evaluation_file, read_evaluation, write_flags
 
 
 def table_of(report, name):
@@ -265,7 +265,7 @@ def test_intervals_need_the_small_flags_file_only(tmp_path, make_study):
         for row in materials.results
         if row.checkpoint == "last"
     }
-    write_flags_file(folder / "flags.parquet", judged)
+    write_flags(folder / "flags.parquet", judged, {})
     shutil.rmtree(folder / "runs")
     after = study_report(folder)
     assert table_of(after, "gap") == table_of(before, "gap")
@@ -362,7 +362,7 @@ def test_broken_results_are_refused(tmp_path):
         make_report(tmp_path)
     rows = pq.read_table(write_results(tmp_path / "good", seeds=1) / "results.parquet").to_pylist()
     write_rows(tmp_path, [*rows, rows[0]])
-    with pytest.raises(DataError, match="more than once"):
+    with pytest.raises(DataError, match="twice"):
         make_report(tmp_path)
     write_rows(tmp_path, [{**rows[0], "clean_accuracy": 95.0}])
     with pytest.raises(DataError, match="clean_accuracy 95"):

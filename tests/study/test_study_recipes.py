@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -67,20 +66,6 @@ def test_mislabelled_shares_are_not_pooled_over_recipes(two_recipes: StudyFolder
     report = study_report(two_recipes.path)  # of the recipe with most arms
     table = next(table for table in report.tables if table.name == "mislabelled")
     assert [(row[1], row[2].number) for row in table.rows] == [(1, shares[0]), (1, shares[2])]
-
-
-def test_shares_that_name_no_recipe_are_read_where_there_is_one_only(two_recipes: StudyFolder, tmp_path: Path) -> None:
-    old = tmp_path / "old"
-    shutil.copytree(two_recipes.path, old, ignore=shutil.ignore_patterns("runs"))
-    table = pq.read_table(old / "mislabelled.parquet")
-    pq.write_table(table.drop_columns("recipe"), old / "mislabelled.parquet")
-    materials = Materials(old)
-    assert materials.mislabelled == []
-    assert "does not say which of 2 recipes" in materials.problems[0]
-    results = pq.read_table(old / "results.parquet")
-    keep = [Path(recipe).stem == "short" for recipe in results["recipe"].to_pylist()]
-    pq.write_table(results.filter(keep), old / "results.parquet")
-    assert {Path(row["recipe"]).stem for row in Materials(old).mislabelled} == {"short"}
 
 
 def test_a_study_holds_on_to_the_recipe_it_began_with(tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ import pytest
 from small_study import outcome, small_study
 
 from puma.margins import MarginTable
-from puma.report.evaluations import read_flags_file
 from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
 from puma.study.queue import work
 from puma.study.results import collect, write_results
 from puma.study.status import StudyStatus, grid
 from puma.study.workers import WorkerFailed, run_workers
+from puma.tradeoff.tables import read_flags
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_every_piece_leaves_what_the_next_reads(finished: StudyFolder) -> None:
     assert table.num_rows == 2
     assert table.schema.metadata[b"schema"] == b"puma.results/1"
     assert (finished.path / "mislabelled.parquet").exists()
-    flags = read_flags_file(finished.path / "flags.parquet")
+    flags = read_flags(finished.path / "flags.parquet")
     for (_, arm, _), (judged, attack) in flags.items():
         row = next(row for row in rows if row["strategy"] == arm.strategy)
         assert (np.mean(judged.clean), attack) == (row["clean_accuracy"], "pgd-2")
@@ -110,7 +110,7 @@ def test_a_study_goes_on_elsewhere_from_its_small_files(finished: StudyFolder, t
     assert [{**row, "recipe": ""} for row in after[:2]] == [{**row, "recipe": ""} for row in before]
     assert not (study.path / "runs" / study.spec.cells()[0].key).exists()  # its figures were carried over
     write_results(study)
-    assert len(read_flags_file(study.path / "flags.parquet")) == 3  # two carried over, one from its run
+    assert len(read_flags(study.path / "flags.parquet")) == 3  # two carried over, one from its run
     assert (
         MarginTable.read(study.margin_folder(None)).fingerprint
         == MarginTable.read(finished.path / "margins").fingerprint

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import pyarrow as pa
 
-from puma.report.evaluations import evaluation_file, read_evaluation
+from puma.errors import DataError
 from puma.report.materials import Materials
 from puma.report.results import Result
 from puma.tradeoff import Flags, RunKey
+from puma.tradeoff.tables import evaluation_file, read_evaluation
 
 _ATTACK_OF_COLUMN = {"robust_accuracy": "standard", "apgd_accuracy": "apgd-ce"}
 
@@ -44,7 +44,7 @@ def _flags(materials: Materials, row: Result, column: str) -> Flags | None:
             flags, attack = kept
         else:
             return None
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except DataError as error:
         materials.problems.append(f"flags of {row.strategy}, seed {row.seed}: {error}")
         return None
     expected = [(flags.clean, row.clean_accuracy), (flags.robust, getattr(row, column))]

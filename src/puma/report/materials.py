@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
@@ -20,10 +20,10 @@ from puma.errors import DataError, PumaError
 from puma.io import read_json
 from puma.margins import MarginTable
 from puma.plan import Plan
-from puma.report.evaluations import FLAGS_FILE, Judged, read_flags_file
 from puma.report.results import Result, read_results
 from puma.threat import ThreatModel
 from puma.tradeoff import RunKey, read_runs
+from puma.tradeoff.tables import FLAGS_FILE, AttackedFlags, read_flags, read_mislabelled
 
 T = TypeVar("T")
 
@@ -101,10 +101,10 @@ class Materials:
         return folder if folder and folder.is_dir() else None
 
     @cached_property
-    def flags(self) -> dict[RunKey, Judged]:
+    def flags(self) -> dict[RunKey, AttackedFlags]:
         """Flags of single test images by cell, from the study's ``flags.parquet``."""
         path = self.folder / FLAGS_FILE
-        return (self._try("flags", lambda: read_flags_file(path)) or {}) if path.is_file() else {}
+        return (self._try("flags", lambda: read_flags(path)) or {}) if path.is_file() else {}
 
     @cached_property
     def quality(self) -> dict[str, Any]:
@@ -121,13 +121,11 @@ class Materials:
         return (self._try("mislabelled shares", lambda: self._shares(path)) or []) if path.is_file() else []
 
     def _shares(self, path: Path) -> list[dict[str, Any]]:
-        rows = pq.read_table(path, page_checksum_verification=True).to_pylist()
-        if rows and "recipe" not in rows[0]:  # as written before shares named their recipe
-            recipes = {result.recipe for result in self.results}
-            if len(recipes) > 1:
-                raise DataError(f"{path} does not say which of {len(recipes)} recipes a share belongs to")
-            rows = [row | {"recipe": recipe} for row in rows for recipe in recipes]
-        return [row for row in rows if row.get("share") is not None]
+        rows = []
+        for row in read_mislabelled(path):
+            inner = ", ".join(f"{name}={value}" for name, value in sorted(json.loads(row["params"]).items()))
+            rows.append(row | {"strategy": f"{row['strategy']}({inner})" if inner else row["strategy"]})
+        return rows
 
     @cached_property
     def pool(self) -> Pool | None:

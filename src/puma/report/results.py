@@ -9,17 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from puma.tradeoff import Group, RunKey, Setting, tables
 
-from puma.errors import DataError
-from puma.tradeoff import Group, RunKey, Setting
-
-_TEXT = ("study", "pool", "strategy", "params", "recipe", "checkpoint")
-_WHOLE = ("seed", "n_test", "kept", "steps")
-_REAL = ("prune_fraction", "eps_train", "clean_accuracy", "robust_accuracy", "apgd_accuracy", "mean_eps", "attack_cost")
-_MAY_BE_NULL = {"robust_accuracy", "apgd_accuracy", "params", "attack_cost"}
-COLUMNS = (*_TEXT, *_WHOLE, *_REAL)
+COLUMNS = tuple(tables.RESULTS.names)
 
 
 @dataclass(frozen=True)
@@ -102,24 +94,7 @@ def read_results(path: Path | str) -> list[Result]:
     Raises:
         DataError: missing, no Parquet, columns missing, nulls where none belong, accuracies outside [0, 1].
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(
-            f"{path} does not exist", fix="`puma study run` makes it; `puma study status` shows how far it is"
-        )
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {path}", why=str(error).strip()) from None
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
-        raise DataError(f"{path} is not a results table", why=f"it lacks the columns {', '.join(missing)}")
-    rows = [_result(values, path) for values in table.select(list(COLUMNS)).to_pylist()]
-    keys = [(*_arm_key(row), row.seed, row.checkpoint) for row in rows]
-    twice = {key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else set()
-    if twice:
-        raise DataError(f"{path} holds {sorted(twice)[0]} more than once", fix="`puma study run` writes it anew")
-    return rows
+    return [Result(**row) for row in tables.read_results(path)]
 
 
 def arms(rows: Iterable[Result], checkpoint: str = "last") -> list[Arm]:
@@ -151,22 +126,3 @@ def _label(row: Result, firsts: list[Result]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _result(values: dict[str, Any], path: Path) -> Result:
-    empty = [name for name in COLUMNS if values[name] is None and name not in _MAY_BE_NULL]
-    if empty:
-        raise DataError(
-            f"{path} has an empty {empty[0]} for {values['strategy']!r}", fix="`puma study run` writes it anew"
-        )
-    try:
-        fields: dict[str, Any] = {name: str(values[name] or "") for name in _TEXT}
-        fields |= {name: int(values[name]) for name in _WHOLE}
-        fields |= {name: None if values[name] is None else float(values[name]) for name in _REAL}
-        fields["params"] = json.dumps(json.loads(fields["params"] or "{}"), sort_keys=True)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path} holds a value of the wrong kind", why=str(error)) from None
-    for name in ("clean_accuracy", "robust_accuracy", "apgd_accuracy"):
-        if fields[name] is not None and not 0 <= fields[name] <= 1:
-            raise DataError(f"{path} holds {name} {fields[name]:g}", why="accuracies are shares in [0, 1]")
-    return Result(**fields)
