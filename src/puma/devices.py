@@ -1,0 +1,173 @@
+"""Which device computes, and the place of this process among those that train one network together.
+
+torch is imported where it is used. How work is handed out to several processes: `puma.tasks`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, cast
+
+from puma.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+def resolve_device(name: str = "auto", local: int = 0) -> torch.device:
+    """The device called ``name``.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
+        local: number of this process on its machine: the GPU that ``"auto"`` and ``"cuda"`` take.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    import torch
+
+    if name in ("auto", "cuda") and (count := torch.cuda.device_count()):
+        name = f"cuda:{local % count}" if count > 1 else "cuda"
+    elif name == "auto":
+        name = "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"unknown device {name!r}", fix="auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"there is no device {name!r} here", why=f"{torch.cuda.device_count()} GPUs are visible", fix="--device cpu"
+        )
+    return device
+
+
+def processor(device: torch.device) -> str:
+    """A GPU's name, or the widest vector instructions that torch uses on this CPU.
+
+    Kernels differ with it, and with them the last bits of a result: what can be resumed records it.
+    """
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them: numbers, UUIDs."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get(VISIBLE_GPUS, "").split(",") if name.strip()]
+    return named[:count] or [str(number) for number in range(count)]
+
+
+# --- processes that train together ------------------------------------------------------------------------------
+
+
+def world_size() -> int:
+    """How many processes train together: torchrun's number, 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+
+
+class Devices:
+    """This process's place among those that train one network together, and its device.
+
+    Only this class knows Lightning Fabric. The network that is attacked is the bare module: an attack through the
+    wrapper would broadcast buffers at every step. Only the forward pass that is differentiated for the optimiser goes
+    through the wrapper, in one call for both batches.
+
+    Args:
+        precision: ``"float32"``, or ``"bf16"`` for autocast.
+        device: as for `resolve_device`; each of several processes of a machine takes a GPU of its own.
+
+    Attributes:
+        rank: number of this process.
+        world_size: how many processes there are, from torchrun's environment.
+        device: where this process's tensors live.
+
+    Raises:
+        UsageError: a device that is not there.
+    """
+
+    def __init__(self, precision: str = "float32", device: str = "auto") -> None:
+        from lightning_fabric import Fabric
+
+        size = world_size()
+        chosen = resolve_device(device)
+        if size > 1 and ":" in device:
+            raise UsageError(f"{size} processes cannot all use {device}", fix="--device cuda: each takes a GPU")
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if size > 1 else 1
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise it logs every choice of ours
+        one_gpu = chosen.type == "cuda" and size == 1
+        self._fabric = Fabric(
+            accelerator=chosen.type,
+            devices=[chosen.index or 0] if one_gpu else local,
+            num_nodes=size // local,
+            strategy="ddp" if size > 1 else "auto",
+            precision="bf16-mixed" if precision == "bf16" else "32-true",
+        )
+        if size > 1:
+            self._fabric.launch()
+            atexit.register(_leave_process_group)
+        self.rank: int = self._fabric.global_rank
+        self.world_size: int = self._fabric.world_size
+        self.device: torch.device = self._fabric.device
+
+    @property
+    def is_rank_zero(self) -> bool:
+        """True in the one process that writes files."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Wrap a network that is on `device` already, and its optimiser."""
+        wrapped: tuple[Any, Any] = self._fabric.setup(model, optimizer, move_to_device=False)
+        return wrapped
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of ``loss``, averaged over the processes."""
+        self._fabric.backward(loss)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the wrapped network, for calls of the bare one."""
+        context: AbstractContextManager[Any] = self._fabric.autocast()
+        return context
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self._fabric.barrier()
+
+    def all_reduce(self, value: Tensor) -> Tensor:
+        """Sum over the processes."""
+        if self.world_size == 1:
+            return value
+        return cast("Tensor", self._fabric.all_reduce(value, reduce_op="sum"))
+
+    def any(self, flag: bool) -> bool:
+        """True if it is true in any process."""
+        import torch
+
+        return bool(self.all_reduce(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the first one's buffers: batch statistics are each process's own until then."""
+        import torch
+
+        if self.world_size > 1:
+            with torch.no_grad():
+                for buffer in model.buffers():
+                    buffer.copy_(self._fabric.broadcast(buffer, src=0))
+
+
+def _leave_process_group() -> None:
+    """Leave in good order; without this some processes end with an error after their work is done."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,437 @@
+"""Independent tasks: in this process, in several processes of this machine, or on a Ray cluster.
+
+`run_tasks` is the one way to hand out work: shards of a margin table, runs of a study, grids of the perceptron, and
+(with ``ranks=True``) the processes that train one network together. Where torchrun or SLURM has started the processes,
+each takes its share by `worker_from_environment`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+from puma.devices import VISIBLE_GPUS, visible_gpus
+from puma.errors import PumaError, StorageError, UsageError
+from puma.progress import LOG_EVERY_ENV
+
+Item = TypeVar("Item", bound=Hashable)
+Result = TypeVar("Result")
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+_LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+
+
+def worker_from_environment(environment: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
+    """``(worker, num_workers, local)`` as torchrun or SLURM name them; ``(0, 1, 0)`` without them.
+
+    Independent work is divided by ``range(worker, shards, num_workers)``.
+
+    >>> worker_from_environment({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"})
+    (3, 8, 1)
+    >>> worker_from_environment({})
+    (0, 1, 0)
+
+    Raises:
+        UsageError: the variables are no numbers.
+    """
+    for rank, size, local in _LAUNCHERS:
+        if rank in environment and size in environment:
+            try:
+                return int(environment[rank]), int(environment[size]), int(environment.get(local, "0"))
+            except ValueError:
+                raise UsageError(f"{rank}={environment[rank]!r}, {size}={environment[size]!r} are no numbers") from None
+    return 0, 1, 0
+
+
+class WorkerLost(PumaError):
+    """A worker process that ended before its task did (exit code 1)."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where tasks run.
+
+    Args:
+        count: processes of this machine; 1 runs the tasks in this process.
+        threads: CPU threads of each process; None shares the cores equally (one process keeps what it has).
+        gpus: GPUs of each task. Local processes get one of the visible GPUs each, in turn; Ray takes fractions too.
+        ray: address of a Ray cluster (``"auto"``, ``"host:6379"``), or ``"local"`` to start one on this machine for the
+            time. Then ``count`` is not used.
+        cpus: CPUs of each Ray task.
+        retries: how often Ray runs a task again whose worker was lost.
+        ranks: the processes train together: each gets torchrun's variables and exactly one task.
+        on_line: called with (number of the process, line) for what local processes write to stderr; None passes it on.
+    """
+
+    count: int = 1
+    threads: int | None = None
+    gpus: float = 0
+    ray: str | None = None
+    cpus: float = 1
+    retries: int = 3
+    ranks: bool = False
+    on_line: Callable[[int, str], None] | None = None
+
+
+def run_tasks(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: Workers | None = None,
+    *,
+    needs: Mapping[Item, Sequence[Item]] | None = None,
+) -> Iterator[tuple[Item, Result]]:
+    """Yield every item with ``function(item)``, as they are done; the load balances itself.
+
+    Where a task fails, or the caller stops iterating, the other processes get SIGTERM and some seconds to end; results
+    that tasks have written themselves are kept. Processes end when their parent is gone, however it was killed.
+
+    Args:
+        function: importable in another process, with a picklable result.
+        items: what the tasks are called with; hashable and picklable.
+        workers: where they run; None: in this process.
+        needs: items that have to be done before an item starts; those not among ``items`` count as done.
+
+    Raises:
+        UsageError: Ray is not installed, or there is no cluster at the address.
+        WorkerLost: a process was killed.
+        Exception: the first error of a task; a `PumaError` keeps its text and exit code.
+
+    >>> sorted(run_tasks(abs, [-2, 1]))
+    [(-2, 2), (1, 1)]
+    """
+    workers, waiting = workers or Workers(), list(items)
+    known, done = set(waiting), set()
+    with _engine(function, len(waiting), workers) as engine:
+        busy = 0
+        while waiting or busy:
+            for item in list(waiting):
+                if engine.full:
+                    break
+                if all(need in done for need in (needs or {}).get(item, ()) if need in known):
+                    engine.submit(item)
+                    waiting.remove(item)
+                    busy += 1
+            if not busy:
+                raise ValueError(f"{waiting} wait for each other")
+            item, result = engine.next()
+            done.add(item)
+            busy -= 1
+            yield item, result
+
+
+class _Engine(Protocol):
+    @property
+    def full(self) -> bool: ...
+    def submit(self, item: Any) -> None: ...
+    def next(self) -> tuple[Any, Any]: ...
+
+
+def _engine(function: Callable[[Any], Any], tasks: int, workers: Workers) -> AbstractContextManager[_Engine]:
+    if workers.ray is not None:
+        return _ray(function, workers)
+    if workers.ranks or (workers.count > 1 and tasks > 1):
+        return _processes(function, min(workers.count, tasks), workers)
+    return _here(function)
+
+
+class _Here:
+    """One task after the other in this process."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function, self._items = function, list[Any]()
+
+    @property
+    def full(self) -> bool:
+        return bool(self._items)
+
+    def submit(self, item: Any) -> None:
+        self._items.append(item)
+
+    def next(self) -> tuple[Any, Any]:
+        item = self._items.pop()
+        return item, self._function(item)
+
+
+@contextmanager
+def _here(function: Callable[[Any], Any]) -> Iterator[_Engine]:
+    yield _Here(function)
+
+
+# --- ... in processes of this machine
+
+_GRACE_S, _GRACE_OF_RANKS_S, _POLL_S = 30.0, 5.0, 0.2
+_SERVE = "import sys; from puma.tasks import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+
+
+class _Process:
+    """A Python process that calls functions: tasks go to it, and results come back, through a socket."""
+
+    def __init__(self, number: int, workers: Workers, environment: Mapping[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        # -P: the working folder is not searched for modules, where a `json.py` would be run in place of Python's
+        command = [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno()), str(os.getpid())]
+        self._on_line, self.number = workers.on_line, number
+        self.process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stderr=None if workers.on_line is None else subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+            process_group=0,  # Ctrl-C reaches this process only, which then ends the others
+        )
+        theirs.close()
+        self.connection = Connection(ours.detach())
+        self.item: Any = None
+        self.send(("path", [entry for entry in sys.path if entry]))
+        if workers.on_line is not None:
+            threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        assert self._on_line is not None
+        for line in self.process.stderr:
+            self._on_line(self.number, line.decode(errors="replace").rstrip())
+
+    def send(self, message: Any) -> None:
+        data = pickle.dumps(message)
+        with suppress(OSError):  # it is dead: `next` says so
+            self.connection.send_bytes(data)
+
+
+class _Processes:
+    """The processes of one call of `run_tasks`."""
+
+    def __init__(self, function: Callable[[Any], Any], processes: list[_Process]) -> None:
+        self._function, self._processes = function, processes
+        self._idle, self._busy = list(reversed(processes)), dict[Any, _Process]()
+
+    @property
+    def full(self) -> bool:
+        return not self._idle
+
+    def submit(self, item: Any) -> None:
+        process = self._idle.pop()
+        process.item = item
+        process.send(("call", (self._function, item)))
+        self._busy[process.connection] = process
+
+    def next(self) -> tuple[Any, Any]:
+        while True:
+            ready = cast("list[Any]", wait(list(self._busy), _POLL_S))
+            # a child of a killed process may hold its socket open, so that only the exit code says that it is gone
+            ready = ready or [key for key, process in self._busy.items() if process.process.poll() is not None]
+            if ready:
+                return self._receive(self._busy.pop(ready[0]))
+
+    def _receive(self, process: _Process) -> tuple[Any, Any]:
+        try:
+            if not process.connection.poll():
+                raise EOFError
+            result, error, text = process.connection.recv()
+        except (EOFError, OSError):
+            code = process.process.wait()
+            raise WorkerLost(
+                f"process {process.number} was ended by signal {-code}"
+                if code < 0
+                else f"process {process.number} ended with exit code {code} before its task was done",
+                why="out of memory?" if code == -signal.SIGKILL else "",
+                fix="run the same command again: it goes on from what is kept",
+            ) from None
+        if error is not None:
+            raise error from (None if isinstance(error, PumaError) else RuntimeError(f"in another process:\n{text}"))
+        self._idle.append(process)
+        return process.item, result
+
+
+@contextmanager
+def _processes(function: Callable[[Any], Any], count: int, workers: Workers) -> Iterator[_Engine]:
+    processes: list[_Process] = []
+    grace = _GRACE_S
+    try:
+        for number, environment in enumerate(_environments(count, workers)):
+            processes.append(_Process(number, workers, environment))
+        yield _Processes(function, processes)
+        for process in processes:
+            process.send(("end", None))
+            process.process.wait()
+    except Exception:
+        grace = _GRACE_OF_RANKS_S if workers.ranks else _GRACE_S  # ranks that wait for a dead one do so for minutes
+        raise
+    finally:
+        _stop([process.process for process in processes], grace)
+        for process in processes:
+            process.connection.close()
+
+
+def _environments(count: int, workers: Workers) -> Iterator[dict[str, str]]:
+    """The environment of each process: threads, its GPU, its rank."""
+    threads = workers.threads or max(1, len(os.sched_getaffinity(0)) // count)
+    source = Path(__file__).parents[1]
+    paths = [] if source.name.endswith("-packages") else [str(source)]
+    paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    common = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **dict.fromkeys(_THREADS, str(threads))}
+    if workers.on_line is not None:
+        common[LOG_EVERY_ENV] = "1"
+    if workers.ranks:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": uuid.uuid4().hex}
+        common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0"}
+    gpus = visible_gpus() if workers.gpus and not workers.ranks else []
+    for number in range(count):
+        own = {"RANK": str(number), "LOCAL_RANK": str(number)} if workers.ranks else {}
+        if len(gpus) > 1:
+            own[VISIBLE_GPUS] = gpus[number % len(gpus)]
+        yield common | own
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
+    """End the processes that still run: SIGTERM, and SIGKILL after ``grace`` seconds or at a second Ctrl-C."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + grace
+    try:
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), 0))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """The program of a process of `run_tasks`: call what comes through the socket, and send back what it gives."""
+    connection = Connection(descriptor)
+    os.set_inheritable(descriptor, False)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    with suppress(EOFError, OSError):
+        while True:
+            kind, content = pickle.loads(connection.recv_bytes())  # from our parent, through a socket of its own
+            if kind == "end":
+                return
+            if kind == "path":
+                sys.path.extend(entry for entry in content if entry not in sys.path)
+                continue
+            function, item = content
+            reply: tuple[Any, Any, str]
+            try:
+                reply = (function(item), None, "")
+            except Exception as error:
+                reply = (None, error, traceback.format_exc())
+            try:
+                data = pickle.dumps(reply)
+                pickle.loads(data)
+            except Exception:  # an error that cannot be sent
+                data = pickle.dumps((None, RuntimeError(str(reply[1])), reply[2]))
+            connection.send_bytes(data)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, however it was killed: nobody would read its results."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE_OF_RANKS_S)
+    os._exit(1)
+
+
+# --- ... on a Ray cluster
+
+
+class _Ray:
+    """Tasks of a Ray cluster, which runs those again whose worker was lost and lets machines join or leave."""
+
+    def __init__(self, ray: Any, function: Callable[[Any], Any], workers: Workers) -> None:
+        self._ray, self._function, self._workers = ray, function, workers
+        self._remote = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=workers.retries)(_ray_task)
+        self._busy: dict[Any, Any] = {}
+
+    @property
+    def full(self) -> bool:
+        return False
+
+    def submit(self, item: Any) -> None:
+        threads = self._workers.threads or max(1, int(self._workers.cpus))
+        self._busy[self._remote.remote(self._function, item, threads, str(Path.cwd()))] = item
+
+    def next(self) -> tuple[Any, Any]:
+        (reference,), _ = self._ray.wait(list(self._busy), num_returns=1)
+        item = self._busy.pop(reference)
+        try:
+            return item, self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, PumaError) else error) from error
+
+    def cancel(self) -> None:
+        for reference in self._busy:
+            self._ray.cancel(reference)
+
+
+def _ray_task(function: Callable[[Any], Any], item: Any, threads: int, folder: str) -> Any:
+    import torch
+
+    torch.set_num_threads(threads)
+    with suppress(OSError):  # another machine may lack it; only paths that were given relative to it would miss it
+        os.chdir(folder)
+    return function(item)
+
+
+@contextmanager
+def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[_Engine]:
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("Ray is not installed", fix='pip install "puma-robust[ray]"') from None
+    ours = not ray.is_initialized()
+    address = None if workers.ray == "local" else workers.ray
+    if ours:
+        paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                include_dashboard=False if address is None else None,
+                runtime_env={"env_vars": {"PYTHONPATH": paths}},
+            )
+        except (ConnectionError, ValueError) as error:
+            raise UsageError(
+                f"no Ray cluster at {address!r}", why=str(error).splitlines()[0], fix="`ray start --head` starts one"
+            ) from error
+    engine = _Ray(ray, function, workers)
+    try:
+        yield engine
+    finally:
+        engine.cancel()
+        if ours:
+            ray.shutdown()
+
+
+def require_shared(mark: Path, folder: Path | str) -> None:
+    """Refuse a machine that does not see the ``mark`` which was left in ``folder`` where the work was started.
+
+    Raises:
+        StorageError: the folder is not shared.
+    """
+    if not mark.exists():
+        raise StorageError(
+            f"{folder} on {os.uname().nodename} is not the folder where the work was started",
+            why="the workers of a cluster write into one common folder",
+            fix="choose --out on storage that every machine mounts at the same path",
+        )
