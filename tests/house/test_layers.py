@@ -12,7 +12,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "puma"
 # From the ground up. A module may import modules of lower layers and of its own room, nothing else.
 LAYERS: list[set[str]] = [
     {"errors", "_version"},
-    {"io", "progress", "plots", "rng"},
+    {"io", "progress", "plots", "rng", "devices"},
+    {"tasks"},
     {"threat"},
     {"margins", "perceptron"},
     {"plan", "tradeoff", "label_quality"},
@@ -27,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
-NO_TORCH = {room for rooms in LAYERS[:6] for room in rooms}
+NO_TORCH = {room for rooms in LAYERS[:7] for room in rooms} - {"devices", "tasks"}  # these import it when used
 MODULES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
 
