@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/generation.py --out build/generation
 
-Trains the diffusion model of the demo, draws 10,000 images, judges them against the real test split, and writes
+Trains the diffusion model of the demo, samples 10,000 images, measures them against the real test split, and writes
 ``generation.json`` and ``generation.png`` (synthetic images over the real training images nearest to them, and real
 test images over theirs). Times are CPU seconds of this process, which other work on the machine stretches less than
 the clock.
@@ -30,13 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from puma.data.load import load_dataset
 from puma.data.source import Source
-from puma.generation import Diffusion, SamplerConfig, generate_from
+from puma.generation import Diffusion, SamplerConfig, diffusion_config, generate_from, measure
 from puma.generation.augment import AUGMENT_DIM
-from puma.generation.config import preset
-from puma.generation.diffusion import build_denoiser
+from puma.generation.diffusion import build_denoiser, train_diffusion
 from puma.generation.edm import loss
-from puma.generation.quality import measure
-from puma.generation.training import train_diffusion
 from puma.io import write_json
 
 PER_CLASS = 2
@@ -57,10 +54,12 @@ def main() -> None:
     train, test = load_dataset("digits:train"), load_dataset("digits:test")
     folder = options.out / f"seed-{options.seed}"
     started = time.process_time()
-    model = train_diffusion(train, folder / "model", config=preset("digits"), seed=options.seed, progress=True)
+    model = train_diffusion(
+        train, folder / "model", config=diffusion_config(train.image_shape), seed=options.seed, progress=True
+    )
     trained = time.process_time()
     path = folder / "synthetic.npz"
-    generate_from(model, options.count, out=path, sampler=SamplerConfig(), seed=options.seed, progress=True)
+    generate_from(model, options.count, out=path, seed=options.seed, progress=True)
     drawn = time.process_time()
     synthetic = load_dataset(path)
     quality = measure(train, test, synthetic)
@@ -80,7 +79,7 @@ def main() -> None:
 
 def cost(name: str, tflops: list[float], batch: int = 16, turns: int = 5) -> dict[str, object]:
     """Images per CPU second of a preset at 32 pixels, and what it takes on paper elsewhere."""
-    config, sampler = preset(name), SamplerConfig()
+    config, sampler = diffusion_config((32, 32, 3), name), SamplerConfig()
     denoiser = build_denoiser(config, (32, 32, 3), 10)
     images, labels, sigma = torch.rand(batch, 3, 32, 32) * 2 - 1, torch.arange(batch) % 10, torch.full((batch,), 0.5)
     noise, told = torch.randn_like(images), torch.zeros(batch, AUGMENT_DIM)

@@ -195,7 +195,7 @@ def _margins(folder: Path) -> Artefact:
 
 def _generated(path: Path, meta: dict[str, Any]) -> list[Origin]:
     """The diffusion weights that generated images name, which lie in a folder beside them."""
-    sampler = meta.get("drawer")
+    sampler = meta.get("generator")
     weights = sampler.get("weights") if isinstance(sampler, dict) else None
     beside = path.with_suffix(".diffusion") / "model.safetensors"
     return [Origin("diffusion model", weights, (beside,))] if weights else []

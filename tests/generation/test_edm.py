@@ -19,16 +19,16 @@ POSITIVE = st.floats(1e-3, 1e3)
 @given(sigma=POSITIVE, data=st.floats(0.1, 2))
 def test_preconditioning_is_table_1(sigma: float, data: float) -> None:
     found = edm.coefficients(torch.tensor([sigma], dtype=torch.float64), data)
-    assert found.skip.item() == pytest.approx(data**2 / (sigma**2 + data**2))
-    assert found.out.item() == pytest.approx(sigma * data / math.sqrt(sigma**2 + data**2))
-    assert found.into.item() == pytest.approx(1 / math.sqrt(sigma**2 + data**2))
-    assert found.noise.item() == pytest.approx(math.log(sigma) / 4)
+    assert found.c_skip.item() == pytest.approx(data**2 / (sigma**2 + data**2))
+    assert found.c_out.item() == pytest.approx(sigma * data / math.sqrt(sigma**2 + data**2))
+    assert found.c_in.item() == pytest.approx(1 / math.sqrt(sigma**2 + data**2))
+    assert found.c_noise.item() == pytest.approx(math.log(sigma) / 4)
 
 
 @given(sigma=POSITIVE, data=st.floats(0.1, 2))
-def test_weight_times_out_squared_is_one(sigma: float, data: float) -> None:
+def test_weight_times_c_out_squared_is_one(sigma: float, data: float) -> None:
     level = torch.tensor([sigma], dtype=torch.float64)
-    assert (edm.loss_weight(level, data) * edm.coefficients(level, data).out ** 2).item() == pytest.approx(1)
+    assert (edm.loss_weight(level, data) * edm.coefficients(level, data).c_out ** 2).item() == pytest.approx(1)
 
 
 class Zero(nn.Module):
@@ -47,9 +47,9 @@ def test_untrained_loss_is_one_at_every_noise_level(sigma: float) -> None:
 
 
 def test_training_noise_is_log_normal() -> None:
-    drawn = edm.draw_sigma(100_000, -1.2, 1.2, torch.Generator().manual_seed(0)).log()
-    assert drawn.mean().item() == pytest.approx(-1.2, abs=0.02)
-    assert drawn.std().item() == pytest.approx(1.2, abs=0.02)
+    sigma = edm.sample_sigma(100_000, -1.2, 1.2, torch.Generator().manual_seed(0)).log()
+    assert sigma.mean().item() == pytest.approx(-1.2, abs=0.02)
+    assert sigma.std().item() == pytest.approx(1.2, abs=0.02)
 
 
 def test_schedule_is_equation_5() -> None:
@@ -162,7 +162,7 @@ class Labelled(nn.Module):
 def test_guidance_extrapolates_from_no_label() -> None:
     denoiser, labels = edm.Denoiser(Labelled(), 0.5), torch.tensor([1, 2])
     noisy, sigma = torch.zeros(2, 1, 2, 2), torch.ones(2)
-    out = edm.coefficients(sigma, 0.5).out
+    out = edm.coefficients(sigma, 0.5).c_out
     for guidance in (0.0, 1.0, 2.5):
         found = edm.guided(denoiser, labels, 10, guidance)(noisy, sigma)[:, 0, 0, 0]
         np.testing.assert_allclose(found, out * (10 + guidance * (labels - 10)), rtol=1e-5)

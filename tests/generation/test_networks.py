@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from puma.errors import UsageError
 from puma.generation.augment import AUGMENT_DIM, augment
-from puma.generation.config import PRESETS, DiffusionConfig, SamplerConfig, checked, preset
+from puma.generation.config import PRESETS, DiffusionConfig, SamplerConfig, diffusion_config, validated
 from puma.generation.diffusion import build_denoiser
 from puma.generation.networks import build_network
 
@@ -49,15 +51,25 @@ def test_noise_label_and_augmentation_reach_the_output_and_every_weight_learns(n
 
 def test_unet_has_attention_where_asked_and_is_channels_last() -> None:
     net = build_network(DiffusionConfig(network="unet", **SMALL), (3, 16, 16), 4)
-    attentions = [name for name, module in net.named_modules() if type(module).__name__ == "_Attention"]
+    attentions = [name for name, module in net.named_modules() if type(module).__name__ == "Attention"]
     # One block down and two up at 8 pixels, and the middle.
     assert len(attentions) == 4
-    assert net.enter.weight.is_contiguous(memory_format=torch.channels_last)
+    assert net.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_small_32_preset_builds_at_its_stated_size() -> None:
     net = build_network(PRESETS["small-32"], (3, 32, 32), 10)
-    assert sum(weight.numel() for weight in net.parameters()) == 17_952_579
+    assert sum(weight.numel() for weight in net.parameters()) == pytest.approx(17.8e6, rel=0.01)
+
+
+def test_the_unet_without_diffusers_says_how_to_install_it_and_the_mlp_needs_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UsageError, match="not installed") as error:
+        build_network(DiffusionConfig(network="unet", **SMALL), (3, 16, 16), 4)
+    assert "puma-robust[diffusers]" in error.value.fix
+    build_network(DiffusionConfig(), (1, 8, 8), 10)
 
 
 def test_sizes_that_cannot_be_halved_are_refused() -> None:
@@ -65,23 +77,26 @@ def test_sizes_that_cannot_be_halved_are_refused() -> None:
         build_network(DiffusionConfig(network="unet", **SMALL), (1, 10, 10), 4)
 
 
-def test_unknown_settings_are_told_all_at_once() -> None:
+def test_unknown_settings_are_named_all_at_once() -> None:
     with pytest.raises(UsageError, match=r"ema.*widht") as error:
-        checked(DiffusionConfig, {"widht": 3, "ema": 2.0})
+        diffusion_config((8, 8, 1), widht=3, ema=2.0)
     assert "label_dropout" in error.value.fix
     with pytest.raises(UsageError, match="digits"):
-        preset("digit")
-    assert preset("digits", steps=5).steps == 5
+        diffusion_config((8, 8, 1), "digit")
+    assert diffusion_config((8, 8, 1), steps=5) == DiffusionConfig(steps=5)
+    assert diffusion_config((32, 32, 3)).network == "unet"
+    with pytest.raises(UsageError, match="no preset for images of 224x224"):
+        diffusion_config((224, 224, 3))
     with pytest.raises(UsageError, match="labels"):
-        checked(SamplerConfig, {"labels": "sorted"})
+        validated(SamplerConfig, {"labels": "sorted"})
 
 
 def test_shift_moves_by_whole_pixels_as_told() -> None:
     images = _images(200, 1, 16)
-    changed, told = augment(images, torch.Generator().manual_seed(0), shift=0.5)
-    moved = (told[:, 1:3] * 2).round().long()  # at 16 pixels the reach is 2
+    changed, applied = augment(images, torch.Generator().manual_seed(0), shift=0.5)
+    moved = (applied[:, 1:3] * 2).round().long()  # at 16 pixels the reach is 2
     assert 0.3 < (moved != 0).any(1).float().mean() < 0.6
-    np.testing.assert_allclose(told[:, 1:3] * 2, moved)
+    np.testing.assert_allclose(applied[:, 1:3] * 2, moved)
     for image, result, (down, right) in zip(images, changed, moved.tolist(), strict=True):
         rows, columns = ((torch.arange(16) + by).clamp(0, 15) for by in (down, right))
         np.testing.assert_array_equal(result, image[:, rows][:, :, columns])
@@ -89,29 +104,29 @@ def test_shift_moves_by_whole_pixels_as_told() -> None:
 
 def test_flip_is_told_and_exact() -> None:
     images = _images(50)
-    changed, told = augment(images, torch.Generator().manual_seed(0), flip=0.5)
-    assert 0 < told[:, 0].sum() < 50
-    np.testing.assert_array_equal(changed, torch.where(told[:, 0, None, None, None] == 1, images.flip(3), images))
-    assert not told[:, 1:].any()
+    changed, applied = augment(images, torch.Generator().manual_seed(0), flip=0.5)
+    assert 0 < applied[:, 0].sum() < 50
+    np.testing.assert_array_equal(changed, torch.where(applied[:, 0, None, None, None] == 1, images.flip(3), images))
+    assert not applied[:, 1:].any()
 
 
 def test_warp_leaves_untold_images_alone_and_moves_as_told() -> None:
     images = torch.zeros(300, 1, 33, 33)
     images[:, :, 16, 16] = 1  # a point in the middle
-    changed, told = augment(images, torch.Generator().manual_seed(0), warp=0.3)
-    alone = ~told.any(1)
+    changed, applied = augment(images, torch.Generator().manual_seed(0), warp=0.3)
+    alone = ~applied.any(1)
     assert 0.2 < alone.float().mean() < 0.5
     np.testing.assert_array_equal(changed[alone], images[alone])
-    only_moved = told[:, 3:5].any(1) & ~told[:, 5:].any(1) & (told[:, 3:5].abs().amax(1) < 0.3)
+    only_moved = applied[:, 3:5].any(1) & ~applied[:, 5:].any(1) & (applied[:, 3:5].abs().amax(1) < 0.3)
     assert only_moved.sum() > 10
     place = torch.arange(33.0)
-    for result, (down, right) in zip(changed[only_moved, 0], told[only_moved, 3:5].tolist(), strict=True):
+    for result, (down, right) in zip(changed[only_moved, 0], applied[only_moved, 3:5].tolist(), strict=True):
         centre = [(result.sum(1 - axis) * place).sum() / result.sum() for axis in (0, 1)]
         np.testing.assert_allclose(centre, [16 + 33 * down, 16 + 33 * right], atol=0.01)
 
 
 def test_nothing_asked_nothing_changed() -> None:
     images = _images()
-    changed, told = augment(images, torch.Generator().manual_seed(0))
+    changed, applied = augment(images, torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(changed, images)
-    assert not told.any()
+    assert not applied.any()

@@ -17,7 +17,7 @@ from torch import nn
 from puma.data.load import load_dataset
 from puma.errors import CheckError, ModelError, UsageError
 from puma.generation import SamplerConfig, generate_from
-from puma.generation.pipelines import PipelineDrawer, load_pipeline
+from puma.generation.pipelines import load_pipeline, pipeline_sampler
 
 INSTALLED = importlib.util.find_spec("diffusers") is not None
 
@@ -78,66 +78,65 @@ def _brightness(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def test_labels_reach_the_pipeline_as_its_own_class_ids(tmp_path: Path) -> None:
-    drawer = PipelineDrawer(ByClass(), ["cat", "dog"], class_ids=[3, 7])
-    made = load_dataset(generate_from(drawer, 10, out=tmp_path / "a.npz"))
+    sampler = pipeline_sampler(ByClass(), ["cat", "dog"], class_ids=[3, 7])
+    made = load_dataset(generate_from(sampler, 10, out=tmp_path / "a.npz"))
     np.testing.assert_array_equal(made.labels, np.arange(10) % 2)
     wanted = np.where(made.labels == 0, 0.3, 0.7)
     np.testing.assert_allclose(_brightness(made.read(slice(None))), wanted, atol=0.02)
 
 
 def test_labels_reach_the_pipeline_as_prompts() -> None:
-    drawer = PipelineDrawer(ByText(), ["a", "bbbbbbbbbb"], prompt="{name}" + "!" * 10)
-    found = drawer(np.arange(4), np.array([0, 1, 1, 0]))
+    sampler = pipeline_sampler(ByText(), ["a", "bbbbbbbbbb"], prompt="{name}" + "!" * 10)
+    found = sampler.sample(np.arange(4), np.array([0, 1, 1, 0]))
     np.testing.assert_allclose(_brightness(found), [0.11, 0.2, 0.2, 0.11], atol=0.02)
 
 
 def test_image_k_does_not_depend_on_the_batch(tmp_path: Path) -> None:
     def made(batch_size: int) -> NDArray[np.uint8]:
-        drawer = PipelineDrawer(ByClass(), ["cat", "dog"], seed=4)
+        sampler = pipeline_sampler(ByClass(), ["cat", "dog"], seed=4)
         out = tmp_path / f"{batch_size}.npz"
-        path = generate_from(drawer, 9, out=out, sampler=SamplerConfig(batch_size=batch_size, part_rows=5))
+        path = generate_from(sampler, 9, out=out, config=SamplerConfig(batch_size=batch_size, shard_rows=5))
         return load_dataset(path).read(slice(None))
 
     np.testing.assert_array_equal(made(2), made(5))
 
 
 def test_images_are_shrunk() -> None:
-    drawer = PipelineDrawer(ByClass(size=32), ["cat"], size=8)
-    assert drawer.image_shape == (8, 8, 3)
+    sampler = pipeline_sampler(ByClass(size=32), ["cat"], size=8)
+    assert sampler.image_shape == (8, 8, 3)
 
 
 def test_identity_tells_weights_options_and_seed_apart() -> None:
-    plain = PipelineDrawer(ByClass(), ["cat"]).identity
-    assert plain == PipelineDrawer(ByClass(), ["cat"]).identity
+    plain = pipeline_sampler(ByClass(), ["cat"]).identity
+    assert plain == pipeline_sampler(ByClass(), ["cat"]).identity
     other = ByClass()
     nn.init.constant_(other.components["unet"].weight, 2.0)
-    assert PipelineDrawer(other, ["cat"]).identity["weights"] != plain["weights"]
-    assert PipelineDrawer(ByClass(), ["cat"], options={"num_inference_steps": 7}).identity != plain
-    assert PipelineDrawer(ByClass(), ["cat"], seed=1).identity != plain
+    assert pipeline_sampler(other, ["cat"]).identity["weights"] != plain["weights"]
+    assert pipeline_sampler(ByClass(), ["cat"], options={"num_inference_steps": 7}).identity != plain
+    assert pipeline_sampler(ByClass(), ["cat"], seed=1).identity != plain
 
 
 @pytest.mark.parametrize(
     ("pipeline", "options", "message"),
     [
-        (Unconditional, {}, "draws without labels"),
+        (Unconditional, {}, "samples without labels"),
         (ByClass, {"options": {"steps": 3}}, "takes no option steps"),
         (ByClass, {"class_ids": [1, 2, 3]}, "3 class ids for 2 class names"),
         (ByText, {"prompt": "a cat"}, "same for every class"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_drawing(
+def test_what_does_not_fit_is_refused_before_sampling(
     pipeline: type[Pipeline], options: dict[str, Any], message: str
 ) -> None:
     built = pipeline()
     with pytest.raises(UsageError, match=message):
-        PipelineDrawer(built, ["cat", "dog"], **options)
+        pipeline_sampler(built, ["cat", "dog"], **options)
     assert not built.calls
 
 
 def test_nan_images_are_refused() -> None:
-    drawer = PipelineDrawer(ByClass(), ["cat"], class_ids=[float("nan")])
-    with pytest.raises(CheckError, match="drew NaN"):
-        drawer(np.arange(2), np.zeros(2, np.int64))
+    with pytest.raises(CheckError, match="returned NaN"):
+        pipeline_sampler(ByClass(), ["cat"], class_ids=[float("nan")])
 
 
 def test_missing_diffusers_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +172,9 @@ def test_a_real_pipeline_from_a_folder(tmp_path: Path) -> None:
 
     def made(batch_size: int) -> NDArray[np.uint8]:
         loaded = load_pipeline(str(tmp_path / "pipeline"))
-        drawer = PipelineDrawer(loaded, ["cat", "dog"], options={"num_inference_steps": 2})
+        sampler = pipeline_sampler(loaded, ["cat", "dog"], options={"num_inference_steps": 2})
         out = tmp_path / f"{batch_size}.npz"
-        path = generate_from(drawer, 6, out=out, sampler=SamplerConfig(batch_size=batch_size))
+        path = generate_from(sampler, 6, out=out, config=SamplerConfig(batch_size=batch_size))
         return load_dataset(path).read(slice(None))
 
     first = made(3)

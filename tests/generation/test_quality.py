@@ -17,8 +17,7 @@ from puma.data.images import ArrayImages
 from puma.data.load import load_dataset
 from puma.data.source import ImageSource, Source
 from puma.errors import DataError
-from puma.generation.distances import coverage, frechet_distance, nearest
-from puma.generation.quality import measure
+from puma.generation.quality import coverage, frechet_distance, measure, nearest
 
 POINTS = hnp.arrays(np.float64, st.tuples(st.integers(2, 30), st.just(3)), elements=st.floats(-5, 5))
 
@@ -70,16 +69,16 @@ def test() -> Source:
 def test_a_copying_generator_is_found_out(train: Source, test: Source) -> None:
     found = measure(train, test, train)
     assert found["label_agreement"] > 0.99
-    assert found["neighbour"]["synthetic_to_train"]["mean"] == pytest.approx(0, abs=1e-6)
-    assert found["neighbour"]["copies"] == 1.0
-    assert found["neighbour"]["closer_to_train_than_to_test"] > 0.99
+    assert found["neighbor"]["synthetic_to_train"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert found["neighbor"]["copies"] == 1.0
+    assert found["neighbor"]["closer_to_train_than_to_test"] > 0.99
     json.dumps(found, allow_nan=False)
 
 
 def test_a_perfect_generator_scores_as_test_images_do(train: Source, test: Source) -> None:
     found = measure(train, test, test)
     assert found["label_agreement"] == found["real_accuracy"]
-    assert found["neighbour"]["ratio_of_means"] == 1.0
+    assert found["neighbor"]["ratio_of_means"] == 1.0
     assert found["coverage"]["synthetic"] == found["coverage"]["test"]
     assert found["frechet"]["synthetic"] == found["frechet"]["test"]
 

@@ -6,17 +6,22 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
-from puma.data.edmfile import write_edm
+from puma.data.edmfile import read_comment, write_edm
 from puma.data.load import load_dataset
-from puma.errors import ModelError, ResumeError, UsageError
+from puma.errors import DataError, ModelError, ResumeError, UsageError
 from puma.generation import Diffusion, DiffusionConfig, SamplerConfig, generate, generate_from
-from puma.generation.drawing import condition_labels, draw_parts
-from puma.generation.output import read_comment
-from puma.generation.sampling import DiffusionDrawer, sample_images, to_pixels
-from puma.generation.training import train_diffusion
+from puma.generation.diffusion import train_diffusion
+from puma.generation.sampling import (
+    condition_labels,
+    diffusion_sampler,
+    sample_images,
+    sample_shards,
+    to_pixels,
+)
+from puma.io import sha256_file
+from puma.models.weights import save_tensors
 
 MLP = DiffusionConfig(width=32, blocks=2, steps=60, batch_size=32, warmup=5, label_dropout=0.2)
 UNET = DiffusionConfig(network="unet", width=8, blocks=1, multipliers=(1, 2), steps=8, batch_size=8, warmup=2)
@@ -36,55 +41,57 @@ def mlp(tmp_path_factory: pytest.TempPathFactory) -> Diffusion:
 def test_image_k_does_not_depend_on_the_batch(model: Diffusion, sampler: SamplerConfig) -> None:
     indices = np.arange(15)
     labels = condition_labels(indices, 10)
-    whole = sample_images(model, indices, labels, sampler=sampler)
+    whole = sample_images(model, indices, labels, config=sampler)
     assert whole.std() > 0.1
     for size in (1, 4):
         parts = [
-            sample_images(model, indices[i : i + size], labels[i : i + size], sampler=sampler)
+            sample_images(model, indices[i : i + size], labels[i : i + size], config=sampler)
             for i in range(0, 15, size)
         ]
         np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-3)
     order = np.random.default_rng(0).permutation(15)
-    np.testing.assert_allclose(sample_images(model, order, labels[order], sampler=sampler), whole[order], atol=1e-3)
+    np.testing.assert_allclose(sample_images(model, order, labels[order], config=sampler), whole[order], atol=1e-3)
 
 
 def test_images_label_and_seed_matter(model: Diffusion) -> None:
     indices, labels, quick = np.arange(8), np.zeros(8, np.int64), SamplerConfig(steps=5)
-    first = sample_images(model, indices, labels, sampler=quick)
+    first = sample_images(model, indices, labels, config=quick)
     assert np.abs(first - first[:1])[1:].max() > 0.05
-    assert np.abs(first - sample_images(model, indices, labels + 1, sampler=quick)).max() > 1e-4
-    assert np.abs(first - sample_images(model, indices, labels, seed=1, sampler=quick)).max() > 0.05
+    assert np.abs(first - sample_images(model, indices, labels + 1, config=quick)).max() > 1e-4
+    assert np.abs(first - sample_images(model, indices, labels, seed=1, config=quick)).max() > 0.05
 
 
 def test_guidance_changes_images_only_when_asked(mlp: Diffusion) -> None:
     indices, labels = np.arange(8), np.arange(8)
     plain = sample_images(mlp, indices, labels)
-    np.testing.assert_array_equal(plain, sample_images(mlp, indices, labels, sampler=SamplerConfig(guidance=1.0)))
-    assert np.abs(plain - sample_images(mlp, indices, labels, sampler=SamplerConfig(guidance=3.0))).max() > 0.01
+    np.testing.assert_array_equal(plain, sample_images(mlp, indices, labels, config=SamplerConfig(guidance=1.0)))
+    assert np.abs(plain - sample_images(mlp, indices, labels, config=SamplerConfig(guidance=3.0))).max() > 0.01
 
 
-def test_parts_have_the_same_bytes_whatever_was_interrupted(mlp: Diffusion, tmp_path: Path) -> None:
-    drawer = DiffusionDrawer(mlp, 0, SamplerConfig(steps=3))
-    options = {"batch_size": 7, "part_rows": 16}
-    wanted = [path.read_bytes() for path in draw_parts(drawer, 50, tmp_path / "whole", **options)]
-    assert len(wanted) == 4
-    paths = draw_parts(drawer, 50, tmp_path / "cut", **options)
+def test_shards_have_the_same_bytes_whatever_was_interrupted(mlp: Diffusion, tmp_path: Path) -> None:
+    sampler = diffusion_sampler(mlp, 0, SamplerConfig(steps=3))
+    config = SamplerConfig(batch_size=7, shard_rows=16)
+    expected = [path.read_bytes() for path in sample_shards(sampler, 50, tmp_path / "whole", {}, config)]
+    assert len(expected) == 4
+    paths = sample_shards(sampler, 50, tmp_path / "cut", {}, config)
     paths[0].unlink()
-    paths[1].write_bytes(wanted[1][:-40])  # truncated
-    flipped = bytearray(wanted[2])
+    paths[1].write_bytes(expected[1][:-40])  # truncated
+    flipped = bytearray(expected[2])
     flipped[300] ^= 1
     paths[2].write_bytes(flipped)
     stamp = paths[3].stat().st_mtime_ns
-    assert [path.read_bytes() for path in draw_parts(drawer, 50, tmp_path / "cut", **options)] == wanted
+    assert [path.read_bytes() for path in sample_shards(sampler, 50, tmp_path / "cut", {}, config)] == expected
     assert paths[3].stat().st_mtime_ns == stamp
 
 
-def test_parts_of_other_settings_are_made_again(mlp: Diffusion, tmp_path: Path) -> None:
-    options = {"batch_size": 8, "part_rows": 8}
-    (path,) = draw_parts(DiffusionDrawer(mlp, 0, SamplerConfig(steps=3)), 8, tmp_path, **options)
-    first = path.read_bytes()
-    draw_parts(DiffusionDrawer(mlp, 1, SamplerConfig(steps=3)), 8, tmp_path, **options)
-    assert path.read_bytes() != first
+def test_shards_of_other_settings_are_refused(mlp: Diffusion, tmp_path: Path) -> None:
+    config = SamplerConfig(steps=3, shard_rows=8)
+    for seed in (0, 1):
+        sampler = diffusion_sampler(mlp, seed, config)
+        if seed == 0:
+            sample_shards(sampler, 8, tmp_path, sampler.identity, config)
+    with pytest.raises(ResumeError, match="seed: 0 there, 1 now"):
+        sample_shards(sampler, 8, tmp_path, sampler.identity, config)
 
 
 def test_labels_with_shares_follow_them_and_never_change() -> None:
@@ -96,7 +103,7 @@ def test_labels_with_shares_follow_them_and_never_change() -> None:
 
 def test_labels_as_real_through_generate(tmp_path: Path) -> None:
     real = load_dataset("digits:train")
-    sampler = SamplerConfig(steps=2, labels="real", part_rows=64)
+    sampler = SamplerConfig(steps=2, labels="real", shard_rows=64)
     path = generate(real, 150, out=tmp_path / "a.npz", config=MLP.model_copy(update={"steps": 2}), sampler=sampler)
     assert not np.array_equal(load_dataset(path).labels, np.arange(150) % 10)
 
@@ -104,28 +111,31 @@ def test_labels_as_real_through_generate(tmp_path: Path) -> None:
 def test_generate_from_a_saved_model(mlp: Diffusion, tmp_path: Path) -> None:
     mlp.save(tmp_path / "saved")
     sampler = SamplerConfig(steps=3)
-    one = generate_from(mlp, 20, out=tmp_path / "one.npz", sampler=sampler)
-    two = generate_from(Diffusion.load(tmp_path / "saved"), 20, out=tmp_path / "two.npz", sampler=sampler)
+    one = generate_from(mlp, 20, out=tmp_path / "one.npz", config=sampler)
+    two = generate_from(Diffusion.load(tmp_path / "saved"), 20, out=tmp_path / "two.npz", config=sampler)
     assert one.read_bytes() == two.read_bytes()
-    assert read_comment(one)["drawer"]["weights"] == mlp.weights_sha256()
-    with pytest.raises(ResumeError, match="seed is 0, not 3"):
-        generate_from(mlp, 20, out=one, sampler=sampler, seed=3)
+    assert read_comment(one)["generator"]["weights"] == mlp.weights_sha256()
+    with pytest.raises(ResumeError, match="seed: 0 there, 3 now"):
+        generate_from(mlp, 20, out=one, config=sampler, seed=3)
     with pytest.raises(UsageError, match="needs the real images"):
-        generate_from(mlp, 20, out=tmp_path / "c.npz", sampler=SamplerConfig(labels="real"))
+        generate_from(mlp, 20, out=tmp_path / "c.npz", config=SamplerConfig(labels="real"))
 
 
-def test_parquet_holds_the_same_images_in_hugging_face_layout(mlp: Diffusion, tmp_path: Path) -> None:
-    sampler = SamplerConfig(steps=3, part_rows=8)
-    plain = load_dataset(generate_from(mlp, 20, out=tmp_path / "a.npz", sampler=sampler))
-    path = generate_from(mlp, 20, out=tmp_path / "b.parquet", sampler=sampler)
-    found = load_dataset(path)
-    np.testing.assert_array_equal(found.read(slice(None)), plain.read(slice(None)))
-    np.testing.assert_array_equal(found.labels, plain.labels)
-    features = json.loads(pq.read_schema(path).metadata[b"huggingface"])["info"]["features"]
-    assert features["label"]["names"] == [str(digit) for digit in range(10)]
-    assert read_comment(path)["count"] == 20
+def test_the_checksum_lies_beside_the_file_and_damage_is_found(mlp: Diffusion, tmp_path: Path) -> None:
+    config = SamplerConfig(steps=2)
+    path = generate_from(mlp, 20, out=tmp_path / "a.npz", config=config)
+    digest, name = (tmp_path / "a.npz.sha256").read_text().split()
+    assert (digest, name) == (sha256_file(path), "a.npz")
+    assert json.loads((tmp_path / "a.diffusion" / "generated.json").read_text()) == read_comment(path)
     stamp = path.stat().st_mtime_ns
-    assert generate_from(mlp, 20, out=path, sampler=sampler).stat().st_mtime_ns == stamp
+    (tmp_path / "a.npz.sha256").unlink()  # as if killed before it was written
+    assert generate_from(mlp, 20, out=path, config=config).stat().st_mtime_ns == stamp
+    assert (tmp_path / "a.npz.sha256").read_text().split()[0] == digest
+    data = bytearray(path.read_bytes())
+    data[500] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="is damaged"):
+        generate_from(mlp, 20, out=path, config=config)
 
 
 def test_a_file_of_somebody_else_is_not_overwritten(mlp: Diffusion, tmp_path: Path) -> None:
@@ -136,7 +146,7 @@ def test_a_file_of_somebody_else_is_not_overwritten(mlp: Diffusion, tmp_path: Pa
 
 
 def test_model_of_another_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"schema": "somebody/1"}')
+    save_tensors({}, tmp_path / "model.safetensors", "somebody/1", {})
     with pytest.raises(ModelError):
         Diffusion.load(tmp_path)
 

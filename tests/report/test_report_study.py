@@ -108,7 +108,7 @@ def test_synthetic_quality_stands_beside_that_of_real_images():
         "schema": "puma.quality/1",
         "label_agreement": 0.99,
         "real_accuracy": 0.98,
-        "neighbour": {"synthetic_to_train": {"mean": 1.2}, "test_to_train": {"mean": 1.1}, "copies": 0.001},
+        "neighbor": {"synthetic_to_train": {"mean": 1.2}, "test_to_train": {"mean": 1.1}, "copies": 0.001},
         "coverage": {"synthetic": {"0": 0.9, "1": 0.8}, "test": {"0": 1.0, "1": 1.0}},
     }
     rows = {row[0].partition(":")[0].partition(",")[0]: row[1:] for row in quality_rows(quality)}

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from puma.generation.config import DiffusionConfig, SamplerConfig
+from puma.generation.config import DiffusionConfig, SamplerConfig, diffusion_config
 from puma.generation.diffusion import Diffusion
-from puma.generation.synthesis import generate, generate_from
+from puma.generation.quality import measure
+from puma.generation.sampling import generate, generate_from
 
-__all__ = ["Diffusion", "DiffusionConfig", "SamplerConfig", "generate", "generate_from"]
+__all__ = [
+    "Diffusion",
+    "DiffusionConfig",
+    "SamplerConfig",
+    "diffusion_config",
+    "generate",
+    "generate_from",
+    "measure",
+]

@@ -1,8 +1,7 @@
-"""Leak-free augmentation (Karras et al. 2022, section 5): the network is told what was done to each image.
+"""Non-leaking augmentation (Karras et al. 2022, section 5): the network gets a vector of what was done to each image.
 
-A generator that does not know of its augmentation draws shifted and rotated images too. Here every augmented image
-comes with a vector that says how it was changed; sampling with the zero vector gives images like the untouched ones,
-and the network still learnt from more than the few there are.
+Without it a generator trained on shifted and rotated images samples shifted and rotated images. With it, sampling
+under the zero vector gives images like the untouched ones, and the network still learns from the changed ones.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch.nn import functional
 AUGMENT_DIM = 8
 """Length of the vector: mirrored, whole-pixel shift (y, x), fractional shift (y, x), log2 scale, sin, 1 - cos."""
 
-_SHIFT = 0.125  # largest whole-pixel shift and deviation of the fractional one, in image sizes
+_SHIFT = 0.125  # largest whole-pixel shift, and standard deviation of the fractional one, in image sizes
 _SCALE = 0.2  # standard deviation of log2
 _ANGLE = 0.3  # largest angle in radians: small, for a 6 upside down is a 9
 
@@ -22,54 +21,54 @@ _ANGLE = 0.3  # largest angle in radians: small, for a 6 upside down is a 9
 def augment(
     images: Tensor, generator: torch.Generator, *, shift: float = 0.0, flip: float = 0.0, warp: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Change some images and say how; what comes in from outside repeats the border.
+    """Change some images and describe the change; pixels from outside repeat the border.
 
     Args:
         images: float [B, C, H, W].
         generator: source of all randomness.
         shift: probability of a shift by whole pixels, up to 1/8 of the size each way; blurs nothing.
         flip: probability of exchanging left and right.
-        warp: probabilities of scaling, of turning and of a fractional shift, each on its own (bilinear).
+        warp: probabilities of scaling, of rotating and of a fractional shift, each on its own (bilinear).
 
     Returns:
-        The images, and what was done to them: float32 [B, AUGMENT_DIM], zero where nothing was.
+        The images, and the augmentation vectors: float32 [B, AUGMENT_DIM], zero where nothing was done.
     """
-    told = torch.zeros(len(images), AUGMENT_DIM, device=images.device)
+    applied = torch.zeros(len(images), AUGMENT_DIM, device=images.device)
     if flip > 0:
-        mirrored = _chance(len(images), flip, generator)
+        mirrored = _bernoulli(len(images), flip, generator)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-        told[:, 0] = mirrored.float()
+        applied[:, 0] = mirrored.float()
     if shift > 0:
-        images, told[:, 1:3] = _shift(images, shift, generator)
+        images, applied[:, 1:3] = _shift(images, shift, generator)
     if warp > 0:
-        images, told[:, 3:] = _warp(images, warp, generator)
-    return images, told
+        images, applied[:, 3:] = _warp(images, warp, generator)
+    return images, applied
 
 
 def _shift(images: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     count, _, *size = images.shape
-    moved = _chance(count, probability, generator)
-    places, told = [], []
+    moved = _bernoulli(count, probability, generator)
+    sources, applied = [], []
     for length in size:
         reach = max(1, round(_SHIFT * length))
         by = torch.randint(-reach, reach + 1, (count,), generator=generator, device=images.device) * moved
-        places.append((torch.arange(length, device=images.device) + by[:, None]).clamp(0, length - 1))
-        told.append(by / reach)
-    rows, columns = places
+        sources.append((torch.arange(length, device=images.device) + by[:, None]).clamp(0, length - 1))
+        applied.append(by / reach)
+    rows, columns = sources
     each = torch.arange(count, device=images.device)[:, None, None]
     shifted = images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    return shifted, torch.stack(told, dim=1)
+    return shifted, torch.stack(applied, dim=1)
 
 
 def _warp(images: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     count, device = len(images), images.device
-    moved, scaled, turned = (_chance(count, probability, generator).float() for _ in range(3))
+    moved, scaled, rotated = (_bernoulli(count, probability, generator).float() for _ in range(3))
     shift_y, shift_x, scale = (
         chosen * torch.randn(count, generator=generator, device=device) * deviation
         for chosen, deviation in ((moved, _SHIFT), (moved, _SHIFT), (scaled, _SCALE))
     )
-    angle = turned * _ANGLE * (2 * torch.rand(count, generator=generator, device=device) - 1)
-    told = torch.stack([shift_y, shift_x, scale, angle.sin(), 1 - angle.cos()], dim=1)
+    angle = rotated * _ANGLE * (2 * torch.rand(count, generator=generator, device=device) - 1)
+    applied = torch.stack([shift_y, shift_x, scale, angle.sin(), 1 - angle.cos()], dim=1)
     zoom, aspect = torch.exp2(-scale), images.shape[2] / images.shape[3]
     rows = [
         torch.stack([zoom * angle.cos(), -zoom * angle.sin() * aspect, -2 * shift_x], dim=1),
@@ -77,9 +76,9 @@ def _warp(images: Tensor, probability: float, generator: torch.Generator) -> tup
     ]
     grid = functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
     warped = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    changed = (told != 0).any(1)
-    return torch.where(changed[:, None, None, None], warped, images), told
+    changed = (applied != 0).any(1)
+    return torch.where(changed[:, None, None, None], warped, images), applied
 
 
-def _chance(count: int, probability: float, generator: torch.Generator) -> Tensor:
+def _bernoulli(count: int, probability: float, generator: torch.Generator) -> Tensor:
     return torch.rand(count, generator=generator, device=generator.device) < probability

@@ -12,7 +12,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class DiffusionConfig(BaseModel):
-    """What is trained and how; images are in [-1, 1] and noise levels in that unit.
+    """A diffusion model and its training; images are in [-1, 1] and noise levels in that unit.
 
     Args:
         network: ``"mlp"`` up to 16 pixels, ``"unet"`` from 16.
@@ -25,14 +25,14 @@ class DiffusionConfig(BaseModel):
         batch_size: images per step.
         learning_rate: of Adam, at its peak.
         warmup: steps of linear warm-up; afterwards half a cosine down to zero.
-        ema: decay of the average of the weights, which is what samples.
+        ema: decay of the weights' moving average, which is the model that samples.
         sigma_data: standard deviation of the pixels, in [-1, 1].
         noise_mean: mean of ln(sigma) in training.
         noise_std: standard deviation of ln(sigma) in training.
         label_dropout: share of images shown without their label; above 0 allows guidance.
-        shift: probability of a whole-pixel shift of a training image; this and the next are leak-free.
+        shift: probability of a whole-pixel shift of a training image; this and the next two do not leak.
         flip: probability of exchanging left and right.
-        warp: probability of scaling, turning and shifting with interpolation.
+        warp: probability of scaling, of rotating and of shifting with interpolation.
         precision: of the network; the rest is float32 and the sampler's state float64.
         compile: compile the network on a GPU (ignored on a CPU).
     """
@@ -62,12 +62,12 @@ class DiffusionConfig(BaseModel):
 
     @property
     def augments(self) -> bool:
-        """Whether images are changed in training, so that the network has to be told how."""
+        """Whether training images are changed, so that the network needs the augmentation vector as an input."""
         return max(self.shift, self.flip, self.warp) > 0
 
 
 class SamplerConfig(BaseModel):
-    """How images are drawn: Karras et al. 2022, algorithm 1 (``churn=0``) or 2."""
+    """Settings of the sampler: Karras et al. 2022, algorithm 1 (``churn=0``) or 2."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -82,7 +82,7 @@ class SamplerConfig(BaseModel):
     guidance: float = Field(default=1.0, ge=0)
     labels: Literal["balanced", "real"] = "balanced"
     batch_size: int = Field(default=512, ge=1)
-    part_rows: int = Field(default=2048, ge=1)
+    shard_rows: int = Field(default=2048, ge=1)
 
 
 PRESETS: dict[str, DiffusionConfig] = {
@@ -108,31 +108,27 @@ PRESETS: dict[str, DiffusionConfig] = {
 """``digits`` for 8 to 16 pixels, minutes on one CPU core; ``small-32`` for 32 pixels, meant for a GPU."""
 
 
-def differences(found: Any, wanted: Any, name: str) -> list[str]:
-    """What differs between two JSON values, one short phrase each.
-
-    >>> differences({"steps": 50, "seed": 0}, {"steps": 60, "seed": 0}, "config")
-    ['config.steps is 50, not 60']
-    """
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = sorted(found.keys() | wanted.keys())
-        return [line for key in keys for line in differences(found.get(key), wanted.get(key), f"{name}.{key}")]
-    return [] if found == wanted else [f"{name} is {found!r}, not {wanted!r}"]
-
-
-def preset(name: str, **changes: Any) -> DiffusionConfig:
-    """A shipped configuration, with some of its settings changed.
+def diffusion_config(image_shape: tuple[int, int, int], preset: str | None = None, **changes: Any) -> DiffusionConfig:
+    """The preset of that name, or the one for images (H, W, C), with some of its settings changed.
 
     Raises:
-        UsageError: no such preset, or a setting that does not exist or cannot have that value.
+        UsageError: no such preset, none for images of this size, or a setting that is unknown or out of range.
     """
+    largest = max(image_shape[:2])
+    if preset is None and largest > 64:
+        raise UsageError(
+            f"no preset for images of {image_shape[0]}x{image_shape[1]} pixels",
+            why="our diffusion models are for 8 to 64 pixels",
+            fix="load the images with resize=32, or use a diffusers pipeline of your own",
+        )
+    name = preset or ("digits" if largest <= 16 else "small-32")
     if name not in PRESETS:
         raise unknown("diffusion preset", name, PRESETS)
-    return checked(DiffusionConfig, PRESETS[name].model_dump(mode="json") | changes)
+    return validated(DiffusionConfig, PRESETS[name].model_dump() | changes)
 
 
-def checked(kind: type[Settings], values: dict[str, Any]) -> Settings:
-    """Build settings from plain values, all problems told at once.
+def validated(kind: type[Settings], values: dict[str, Any]) -> Settings:
+    """Build settings from plain values; one error names all that is wrong.
 
     Raises:
         UsageError: naming every setting that is unknown or out of range.
@@ -140,5 +136,5 @@ def checked(kind: type[Settings], values: dict[str, Any]) -> Settings:
     try:
         return kind(**values)
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise UsageError(f"bad settings: {told}", fix=f"there are: {', '.join(kind.model_fields)}") from None
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise UsageError(f"bad settings: {problems}", fix=f"there are: {', '.join(kind.model_fields)}") from None

@@ -1,35 +1,52 @@
-"""A trained diffusion model: its (EMA) denoiser with all that is needed to draw images from it again."""
+"""A class-conditional diffusion model: training on a source of real images, checkpoints, saving and loading.
+
+All randomness is a function of (seed, step), so a resumed training equals an uninterrupted one bit for bit on the
+same machine type, thread count and library versions.
+"""
 
 from __future__ import annotations
 
-import json
+import platform
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from puma.errors import ModelError
-from puma.generation.config import DiffusionConfig, checked
-from puma.generation.edm import Denoiser
+from puma._version import __version__
+from puma.checkpoints import load_state, save_state
+from puma.data.source import Source
+from puma.distribute import processor
+from puma.errors import CheckError, ModelError
+from puma.generation.augment import augment
+from puma.generation.config import DiffusionConfig, validated
+from puma.generation.edm import Denoiser, loss, sample_sigma
 from puma.generation.networks import build_network
-from puma.io import read_json, write_json
-from puma.models.weights import weights_sha256, write_safetensors
+from puma.io import claim_folder, lock, require_same_settings
+from puma.models.ema import EMA, ramped_decay
+from puma.models.weights import load_tensors, load_weights, save_tensors, weights_sha256
+from puma.progress import Progress
+from puma.rng import Stream, counter_generator, torch_seed
 
 SCHEMA = "puma.diffusion/1"
+_IN_MEMORY = 2 << 30  # bytes of real images that training holds in memory
+_MICRO_BATCH = 16  # images per backward pass of the UNet on a CPU: bounds memory, and the wait after Ctrl-C
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diffusion:
-    """A denoiser in eval mode with its configuration and what it was trained on.
+    """A trained denoiser in eval mode, with its configuration and the data it was trained on.
 
     Args:
         denoiser: the EMA weights.
-        config: how it was trained.
+        config: network and training settings.
         image_shape: (H, W, C) of the images.
         class_names: one name per label.
-        made_from: seed, source, fingerprint and versions of the training, JSON-able.
+        made_from: seed, fingerprint of the real images and versions, JSON-able.
     """
 
     denoiser: Denoiser
@@ -38,67 +55,55 @@ class Diffusion:
     class_names: tuple[str, ...]
     made_from: dict[str, Any]
 
+    def __repr__(self) -> str:
+        parameters = sum(weight.numel() for weight in self.denoiser.parameters())
+        shape = "x".join(map(str, self.image_shape))
+        return (
+            f"Diffusion({self.config.network}, {shape} images, {self.num_classes} classes, {parameters:,} parameters)"
+        )
+
     @property
     def num_classes(self) -> int:
         """Number of labels."""
         return len(self.class_names)
 
-    def describe(self) -> dict[str, Any]:
-        """Everything but the weights, as JSON."""
-        return {
-            "schema": SCHEMA,
-            "config": self.config.model_dump(mode="json"),
-            "image_shape": list(self.image_shape),
-            "class_names": list(self.class_names),
-            "made_from": self.made_from,
-        }
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
 
     def weights_sha256(self) -> str:
         """Hex digest of the weights, independent of the file they came from."""
         return weights_sha256(self.denoiser)
 
     def save(self, folder: Path | str) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into ``folder``, each atomically."""
-        folder = Path(folder)
-        tensors = {name: tensor.contiguous() for name, tensor in self.denoiser.state_dict().items()}
-        write_safetensors(tensors, folder / "model.safetensors", {"puma": json.dumps(self.describe())})
-        write_json(folder / "config.json", self.describe() | {"sha256": self.weights_sha256()})
+        """Write ``model.safetensors`` into ``folder``, atomically, with the configuration and a checksum inside."""
+        meta = {
+            "config": self.config.model_dump(mode="json"),
+            "image_shape": list(self.image_shape),
+            "class_names": list(self.class_names),
+            "made_from": self.made_from,
+        }
+        save_tensors(self.denoiser.state_dict(), Path(folder) / "model.safetensors", SCHEMA, meta)
 
     @classmethod
     def load(cls, folder: Path | str) -> Diffusion:
         """Read what `save` wrote.
 
         Raises:
-            DataError: no model there.
-            ModelError: the weights are broken or do not belong to the configuration.
+            ModelError: no model there, or its weights are damaged or do not belong to the configuration.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        told = read_json(folder / "config.json")
+        path = Path(folder) / "model.safetensors"
+        tensors, meta = load_tensors(path, SCHEMA)
         try:
-            if told["schema"] != SCHEMA:
-                raise ModelError(f"{folder} holds {told['schema']!r}, not {SCHEMA!r}")
-            height, width, channels = told["image_shape"]
-            config = checked(DiffusionConfig, told["config"])
-            names = tuple(str(name) for name in told["class_names"])
-            made_from, sha256 = dict(told["made_from"]), told["sha256"]
+            height, width, channels = meta["image_shape"]
+            config = validated(DiffusionConfig, meta["config"])
+            names, made_from = tuple(str(name) for name in meta["class_names"]), dict(meta["made_from"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{folder}/config.json is not a diffusion model's", why=repr(error)) from None
+            raise ModelError(f"{path} is not a diffusion model's", why=repr(error)) from None
         denoiser = build_denoiser(config, (height, width, channels), len(names))
-        try:
-            denoiser.load_state_dict(load_file(folder / "model.safetensors"))
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise ModelError(f"cannot use {folder}/model.safetensors", why=str(error).splitlines()[0]) from None
-        model = cls(denoiser.eval().requires_grad_(False), config, (height, width, channels), names, made_from)
-        if model.weights_sha256() != sha256:
-            raise ModelError(
-                f"the weights in {folder} are not those it was saved with",
-                why=f"sha256 {model.weights_sha256()[:12]} now, {sha256[:12]} then",
-                fix="train it again, or restore the folder from a copy",
-            )
-        return model
+        load_weights(denoiser, tensors, path)
+        return cls(denoiser.eval().requires_grad_(False), config, (height, width, channels), names, made_from)
 
     def to(self, device: torch.device | str) -> Diffusion:
         """The same model with its weights on ``device``, compiled there if its configuration asks for it."""
@@ -111,5 +116,177 @@ class Diffusion:
 def build_denoiser(config: DiffusionConfig, image_shape: tuple[int, int, int], num_classes: int) -> Denoiser:
     """An untrained denoiser for images (H, W, C); initialised from torch's global generator, so fork that first."""
     height, width, channels = image_shape
-    network: nn.Module = build_network(config, (channels, height, width), num_classes)
+    network = build_network(config, (channels, height, width), num_classes)
     return Denoiser(network, config.sigma_data, bf16=config.precision == "bf16")
+
+
+def train_diffusion(
+    real: Source,
+    folder: Path | str,
+    *,
+    config: DiffusionConfig,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    checkpoint_every: int = 500,
+    progress: bool = False,
+) -> Diffusion:
+    """Train (or finish training, or just load) the diffusion model of ``folder`` on ``real``.
+
+    Args:
+        real: uint8 images with labels.
+        folder: receives ``model.safetensors``, and checkpoints while training.
+        config: network, optimiser and noise distribution.
+        seed: decides initial weights and every batch.
+        device: where to train.
+        checkpoint_every: steps between checkpoints; changes nothing in the result.
+        progress: show a bar.
+
+    Raises:
+        ResumeError: the folder holds a model of other data or settings.
+        BusyError: another process is at work there.
+        CheckError: the loss became infinite or NaN.
+    """
+    folder, device = Path(folder), torch.device(device)
+    settings = {
+        "config": config.model_dump(mode="json"),
+        "fingerprint": real.fingerprint,
+        "rows": len(real),
+        "seed": seed,
+    }
+    environment = {
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "device": device.type,
+        "processor": processor(device),
+        "threads": torch.get_num_threads(),
+    }
+    checkpoints = folder / "checkpoints"
+    with lock(folder):
+        claim_folder(folder, settings, environment=environment, schema=SCHEMA)
+        if (folder / "model.safetensors").exists():
+            model = Diffusion.load(folder)
+            made = {"config": model.config.model_dump(mode="json"), **model.made_from}
+            require_same_settings(folder, {name: made.get(name) for name in settings}, settings)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            return model.to(device)
+        training = _Training(real, config, seed, device)
+        training.restore(checkpoints)
+        with Progress("training the diffusion model", config.steps, "steps", show=progress, done=training.step) as bar:
+            while training.step < config.steps:
+                value = training.take_step()
+                if training.step % checkpoint_every == 0 and training.step < config.steps:
+                    training.save(checkpoints)
+                bar.advance(note=f"loss {value:.3f}")
+        made_from = {**settings, "source": real.name, "puma": __version__, **environment}
+        del made_from["config"]
+        denoiser = cast(Denoiser, training.ema.model)
+        model = Diffusion(denoiser, config, real.image_shape, tuple(real.class_names), made_from)
+        model.save(folder)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return model.to(device)
+
+
+class _Training:
+    """Weights, moving average and optimiser of a training, and its step; batch k is a function of (seed, k)."""
+
+    def __init__(self, real: Source, config: DiffusionConfig, seed: int, device: torch.device) -> None:
+        self.real, self.config, self.seed, self.device, self.step = real, config, seed, device, 0
+        small = len(real) * int(np.prod(real.image_shape)) <= _IN_MEMORY
+        self._pixels: NDArray[np.uint8] | None = real.read(slice(None)) if small else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(seed, Stream.INIT))
+            self.denoiser = build_denoiser(config, real.image_shape, real.num_classes).to(device).train()
+        self.ema = EMA(self.denoiser)
+        if config.compile and device.type == "cuda":
+            self.denoiser.network.compile()
+        self.optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=config.learning_rate, fused=True)
+        self._micro_batch = _MICRO_BATCH if config.network == "unet" and device.type == "cpu" else config.batch_size
+
+    def take_step(self) -> float:
+        """One optimiser step; returns its loss.
+
+        Raises:
+            CheckError: the loss is infinite or NaN; the weights are those before the step.
+        """
+        config, step, device = self.config, self.step, self.device
+        generator = torch.Generator(device).manual_seed(torch_seed(self.seed, Stream.STEP, step, 1))
+        images, labels = self._batch()
+        dropped = torch.rand(len(labels), generator=generator, device=device) < config.label_dropout
+        labels = torch.where(dropped, self.real.num_classes, labels)
+        applied = None
+        if config.augments:
+            images, applied = augment(images, generator, shift=config.shift, flip=config.flip, warp=config.warp)
+        sigma = sample_sigma(len(images), config.noise_mean, config.noise_std, generator)
+        noise = torch.randn(images.shape, generator=generator, device=device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        total = 0.0
+        # Dropout reads torch's global generator: set it for this step, and restore it afterwards.
+        cards = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cards, enabled=config.dropout > 0):
+            if config.dropout > 0:
+                torch.manual_seed(torch_seed(self.seed, Stream.STEP, step, 2))
+            for start in range(0, len(images), self._micro_batch):
+                rows = slice(start, start + self._micro_batch)
+                vector = None if applied is None else applied[rows]
+                losses = loss(self.denoiser, images[rows], labels[rows], sigma[rows], noise[rows], vector)
+                value = losses.sum() / len(images)
+                torch.autograd.backward(value)
+                total += float(value.detach())
+        if not np.isfinite(total):
+            raise CheckError(
+                f"the diffusion loss is {total} at step {step}",
+                why="training diverged; nothing of this step was kept",
+                fix="lower learning_rate, or lengthen warmup",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.denoiser, ramped_decay(config.ema, step))
+        self.step += 1
+        return total
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint."""
+        tensors = {f"model/{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
+        tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.model.state_dict().items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam/{number}/{name}": tensor for name, tensor in moments.items()}
+        save_state(folder, self.step, tensors, {})
+
+    def restore(self, folder: Path) -> None:
+        """Go on from the newest checkpoint that is whole, if there is one."""
+        state = load_state(folder)
+        if state is None:
+            return
+        tensors, meta = state
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, rest = name.split("/", 1)
+            if kind == "adam":
+                number, moment = rest.split("/")
+                moments.setdefault(int(number), {})[moment] = tensor
+            else:
+                groups[kind][rest] = tensor
+        self.denoiser.load_state_dict(groups["model"])
+        self.ema.model.load_state_dict(groups["ema"])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        for weight, saved in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                # The fused optimiser walks memory: moments must lie as their weight does (channels last).
+                saved[name] = torch.empty_like(weight).copy_(saved[name])
+        self.step = int(meta["step"])
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Images float32 [B, C, H, W] in [-1, 1] and labels int64 [B] of this step, sampled with replacement."""
+        random = counter_generator(self.seed, Stream.STEP, self.step)
+        rows = np.sort(random.integers(len(self.real), size=self.config.batch_size))
+        pixels = self.real.read(rows) if self._pixels is None else self._pixels[rows]
+        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return images.contiguous(), torch.from_numpy(self.real.labels[rows]).to(self.device)
+
+
+def learning_rate(config: DiffusionConfig, step: int) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
+    warm = min(1.0, (step + 1) / max(config.warmup, 1))
+    return config.learning_rate * warm * 0.5 * (1 + float(np.cos(np.pi * step / config.steps)))

@@ -1,9 +1,8 @@
 """The EDM diffusion model of Karras et al. 2022 (arXiv 2206.00364): preconditioning, loss, schedule and samplers.
 
 Everything here is a function of tensors and of a *denoiser*: a callable ``(noisy [B, C, H, W], sigma [B]) ->
-[B, C, H, W]`` that returns the expected clean image. A trained network is one denoiser, a closed form (Gaussian
-data) is another; the samplers do not know the difference, which is what the tests use. Images are in [-1, 1];
-``sigma`` is the standard deviation of the noise in the same unit.
+[B, C, H, W]`` that returns the expected clean image, be it a trained network or a closed form (Gaussian data, in the
+tests). Images are in [-1, 1]; ``sigma`` is the standard deviation of the noise in the same unit.
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 class Coefficients:
     """The four factors of the preconditioning, each of the shape of sigma (table 1, column "Ours")."""
 
-    skip: Tensor
-    out: Tensor
-    into: Tensor
-    noise: Tensor
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
 
 
 def coefficients(sigma: Tensor, sigma_data: float) -> Coefficients:
-    """Preconditioning of section 5: D(x) = skip * x + out * F(into * x, noise).
+    """Preconditioning of section 5: D(x) = c_skip * x + c_out * F(c_in * x, c_noise).
 
-    ``into`` gives the network an input of unit variance, ``out`` and ``skip`` a target of unit variance with the
+    ``c_in`` gives the network an input of unit variance, ``c_out`` and ``c_skip`` a target of unit variance with the
     network's error amplified as little as possible (appendix B.6).
     """
     total = sigma**2 + sigma_data**2
     return Coefficients(
-        skip=sigma_data**2 / total,
-        out=sigma * sigma_data / total.sqrt(),
-        into=1 / total.sqrt(),
-        noise=sigma.log() / 4,
+        c_skip=sigma_data**2 / total,
+        c_out=sigma * sigma_data / total.sqrt(),
+        c_in=1 / total.sqrt(),
+        c_noise=sigma.log() / 4,
     )
 
 
@@ -57,17 +56,17 @@ class Denoiser(nn.Module):
         factors = coefficients(sigma.float(), self.sigma_data)
         noisy = noisy.float()
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.bf16):
-            raw: Tensor = self.network(_wide(factors.into) * noisy, factors.noise, label, augment)
-        return _wide(factors.skip) * noisy + _wide(factors.out) * raw.float()
+            raw: Tensor = self.network(_wide(factors.c_in) * noisy, factors.c_noise, label, augment)
+        return _wide(factors.c_skip) * noisy + _wide(factors.c_out) * raw.float()
 
 
-def draw_sigma(count: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
+def sample_sigma(count: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
     """Noise levels for training, log-normal: ln sigma ~ N(mean, std^2) (table 1, P_mean and P_std); float32 [count]."""
     return (torch.randn(count, generator=generator, device=generator.device) * std + mean).exp()
 
 
 def loss_weight(sigma: Tensor, sigma_data: float) -> Tensor:
-    """Weight 1 / out^2 that gives every noise level the same expected loss at initialisation (section 5)."""
+    """Weight 1 / c_out^2 that gives every noise level the same expected loss at initialisation (section 5)."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 
@@ -97,9 +96,9 @@ def schedule(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho:
     """
     if steps == 1:
         return torch.tensor([sigma_max, 0.0], dtype=torch.float64)
-    place = torch.arange(steps, dtype=torch.float64) / (steps - 1)
+    position = torch.arange(steps, dtype=torch.float64) / (steps - 1)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return torch.cat([(high + place * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+    return torch.cat([(high + position * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Churn:
     scale: float = 1.0
 
     def gamma(self, sigma: float, steps: int) -> float:
-        """How much the noise level is raised before a step, as a share of it."""
+        """Relative increase of the noise level before a step."""
         return min(self.amount / steps, 2**0.5 - 1) if self.low <= sigma <= self.high else 0.0
 
 
@@ -138,7 +137,7 @@ def sample(
 
     Args:
         denoise: the denoiser, already bound to its labels and guidance.
-        noise: standard normal [B, C, H, W], one draw per image.
+        noise: standard normal [B, C, H, W], one per image.
         sigmas: decreasing noise levels ending in 0, as from `schedule`.
         churn: fresh noise per step; None or amount 0 for none.
         fresh_noise: step -> standard normal of the shape of ``noise``; needed with churn.
@@ -180,11 +179,11 @@ def guided(denoiser: Denoiser, labels: Tensor, no_label: int, guidance: float = 
     absent = torch.full_like(labels, no_label)
 
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
-        with_label: Tensor = denoiser(noisy, sigma, labels)
+        conditional: Tensor = denoiser(noisy, sigma, labels)
         if guidance == 1.0:
-            return with_label
-        without: Tensor = denoiser(noisy, sigma, absent)
-        return without + guidance * (with_label - without)
+            return conditional
+        unconditional: Tensor = denoiser(noisy, sigma, absent)
+        return unconditional + guidance * (conditional - unconditional)
 
     return denoise
 

@@ -1,7 +1,7 @@
-"""How good synthetic images are, measured against the real ones: labels, usefulness, copying, variety, statistics.
+"""Quality of synthetic images, measured against real ones: labels, usefulness, copying, variety, statistics.
 
-No single number tells a good generator: one that repeats its training images has perfect labels, one that draws
-noise copies nothing. Every measure therefore comes with what real test images score in its place.
+No single number tells a good generator: one that repeats its training images has perfect labels, one that samples
+noise copies nothing. Every measure therefore comes with its value for real test images.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from puma.data.source import Source
 from puma.data.stratified import stratified_rows
 from puma.errors import DataError
-from puma.generation.distances import NEIGHBOURS, Floats, coverage, frechet_distance, nearest
 from puma.rng import mixed_key, permuted
 
 SCHEMA = "puma.quality/1"
+Floats = NDArray[np.float64]
 Features = Callable[[NDArray[np.uint8]], Floats]
+NEIGHBORS = 5
+"""Of coverage, as in its paper."""
 
 _PIXEL_DIMENSIONS = 256  # beyond this, pixels are projected on principal components of the training images
 _COMPONENTS = 64
@@ -42,12 +44,12 @@ def measure(
     limit: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Judge ``synthetic`` images that a generator trained on ``train`` drew; ``test`` are real images it never saw.
+    """Measure ``synthetic`` images of a generator trained on ``train``; ``test`` are real images it never saw.
 
     Args:
-        train: real images the generator saw.
+        train: real images that the generator was trained on.
         test: real images of the same classes and shape.
-        synthetic: generated images; their label is the condition they were drawn for.
+        synthetic: generated images; their label is the condition they were sampled for.
         features: uint8 [N, H, W, C] -> float [N, F], for the classifiers, coverage and Frechet distance; None takes
             the pixels themselves, or their 64 principal components where there are more than 256.
         features_name: what to call them in the result.
@@ -59,8 +61,8 @@ def measure(
 
         ``label_agreement``: accuracy of a classifier trained on ``train`` on the synthetic images (higher is better;
         ``real_accuracy`` is the same classifier's on ``test``). ``synthetic_trained_accuracy``: the other way round.
-        ``neighbour``: distances to the nearest training image; a mean below that of ``test`` hints at memorising.
-        ``coverage``: per class, and ``frechet``: see `puma.generation.distances`; both with ``test`` as reference.
+        ``neighbor``: distances to the nearest training image; a mean below that of ``test`` hints at memorising.
+        ``coverage``: per class, see `coverage`; ``frechet``: see `frechet_distance`; both with ``test`` as reference.
 
     Raises:
         DataError: sources of different shape or number of classes, or too few images to say anything.
@@ -84,7 +86,7 @@ def measure(
         "seed": seed,
         "features": features_name,
         **_accuracies(*sets),
-        "neighbour": _neighbours(*sets),
+        "neighbor": _neighbors(*sets),
         "coverage": _coverages(*sets),
         "frechet": _frechet(*sets),
     }
@@ -107,6 +109,48 @@ def check_comparable(train: Source, *others: Source) -> None:
     for one in (train, *others):
         if len(one) < 2 * one.num_classes:
             raise DataError(f"{one.name} has only {len(one)} images for {one.num_classes} classes: too few to measure")
+
+
+def nearest(points: Floats, others: Floats, k: int = 1) -> Floats:
+    """Euclidean distance of each point to its k-th nearest neighbor in ``others``; float64 [N].
+
+    >>> nearest(np.array([[0.0, 0.0], [3.0, 4.0]]), np.array([[0.0, 1.0], [3.0, 4.0]])).tolist()
+    [1.0, 0.0]
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    distances, _ = NearestNeighbors(n_neighbors=k).fit(others).kneighbors(points)
+    return np.asarray(distances[:, -1], dtype=np.float64)
+
+
+def coverage(real: Floats, fake: Floats, k: int = NEIGHBORS) -> float:
+    """Share of real points with a fake point nearer than their k-th real neighbor (Naeem et al. 2020, 2002.09797).
+
+    In [0, 1], higher is more varied; it grows with the number of fake points, so compare at equal numbers.
+
+    >>> line = np.arange(10.0)[:, None]
+    >>> coverage(line, line + 0.1), coverage(line, np.zeros((10, 1)), k=1)
+    (1.0, 0.1)
+    """
+    if len(real) < 2:
+        return float("nan")
+    reach = nearest(real, real, min(k, len(real) - 1) + 1)  # the first neighbor is the point itself
+    return float((nearest(real, fake) < reach).mean())
+
+
+def frechet_distance(first: Floats, second: Floats) -> float:
+    """Frechet distance between normal distributions fitted to two sets of features [N, F] (arXiv 1706.08500).
+
+    ``|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))``: 0 for equal moments, and biased upwards by about F / N: compare
+    only at equal numbers of points.
+    """
+    gap = first.mean(0) - second.mean(0)
+    one, two = (np.atleast_2d(np.cov(points, rowvar=False)) for points in (first, second))
+    # Tr (C1 C2)^(1/2) through the symmetric C1^(1/2) C2 C1^(1/2), whose eigenvalues are real.
+    values, vectors = np.linalg.eigh(one)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ two @ root), 0, None)).sum()
+    return float(gap @ gap + np.trace(one) + np.trace(two) - 2 * cross)
 
 
 def _rows(source: Source, limit: int, seed: int) -> NDArray[np.int64]:
@@ -138,22 +182,26 @@ def _pixel_features(images: NDArray[np.uint8]) -> tuple[Features, str]:
 def _accuracies(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
     from sklearn.svm import SVC
 
-    taught_by_real = SVC(C=10.0).fit(train.features, train.labels)
-    taught_by_synthetic = SVC(C=10.0).fit(synthetic.features, synthetic.labels)
-    agrees = taught_by_real.predict(synthetic.features) == synthetic.labels
+    of_real = SVC(C=10.0).fit(train.features, train.labels)
+    of_synthetic = SVC(C=10.0).fit(synthetic.features, synthetic.labels)
+    agrees = of_real.predict(synthetic.features) == synthetic.labels
+    by_class = {
+        name: float(agrees[rows].mean()) if (rows := synthetic.labels == label).any() else None
+        for label, name in enumerate(synthetic.source.class_names)
+    }
     return {
         "classifier": "scikit-learn SVC, RBF kernel, C=10, gamma scale",
-        "real_accuracy": float(taught_by_real.score(test.features, test.labels)),
+        "real_accuracy": float(of_real.score(test.features, test.labels)),
         "label_agreement": float(agrees.mean()),
-        "label_agreement_by_class": _by_class(synthetic, agrees),
-        "synthetic_trained_accuracy": float(taught_by_synthetic.score(test.features, test.labels)),
+        "label_agreement_by_class": by_class,
+        "synthetic_trained_accuracy": float(of_synthetic.score(test.features, test.labels)),
     }
 
 
-def _neighbours(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
+def _neighbors(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
     """Distances in pixel space, where a copy is a copy whatever the features are."""
     ours, theirs = nearest(synthetic.pixels, train.pixels), nearest(test.pixels, train.pixels)
-    # Train and test as references of equal size: a generator that learnt the distribution is near both alike.
+    # Train and test as references of equal size: a generator of the true distribution is near both alike.
     size = min(len(train.labels), len(test.labels))
     to_train, to_test = (nearest(synthetic.pixels, one.pixels[_some(one, size)]) for one in (train, test))
     return {
@@ -168,16 +216,16 @@ def _neighbours(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
 
 
 def _coverages(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
-    told: dict[str, Any] = {"neighbours": NEIGHBOURS, "synthetic": {}, "test": {}, "rows": {}}
-    for number, name in enumerate(train.source.class_names):
-        real, *others = (one.features[one.labels == number] for one in (train, test, synthetic))
+    result: dict[str, Any] = {"neighbors": NEIGHBORS, "synthetic": {}, "test": {}, "rows": {}}
+    for label, name in enumerate(train.source.class_names):
+        real, *others = (one.features[one.labels == label] for one in (train, test, synthetic))
         size = min(len(points) for points in others)
-        told["rows"][name] = size
+        result["rows"][name] = size
         for role, points in zip(("test", "synthetic"), others, strict=True):
-            chosen = permuted(np.arange(size), len(points), mixed_key(0, number)) if size else np.arange(0)
+            chosen = permuted(np.arange(size), len(points), mixed_key(0, label)) if size else np.arange(0)
             value = coverage(real, points[chosen]) if size else float("nan")
-            told[role][name] = None if np.isnan(value) else value
-    return told
+            result[role][name] = None if np.isnan(value) else value
+    return result
 
 
 def _frechet(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
@@ -203,8 +251,3 @@ def _spread(distances: Floats) -> dict[str, float]:
         "q05": float(np.quantile(distances, 0.05)),
         "least": float(distances.min()),
     }
-
-
-def _by_class(one: _Set, right: NDArray[np.bool_]) -> dict[str, float | None]:
-    names = enumerate(one.source.class_names)
-    return {name: float(right[mine].mean()) if (mine := one.labels == k).any() else None for k, name in names}

@@ -1,55 +1,183 @@
-"""Draw images from a trained diffusion model."""
+"""Sample labelled images from a diffusion model or a pipeline into one .npz; the same call resumes after a kill.
+
+Image k depends on the sampler's settings and on k only, never on how many are sampled or in what batches.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from puma.errors import UsageError
-from puma.generation.config import SamplerConfig
-from puma.generation.diffusion import Diffusion
+from puma.data.edmfile import read_comment, write_edm
+from puma.data.source import Source
+from puma.errors import DataError, ResumeError, UsageError
+from puma.generation.config import DiffusionConfig, SamplerConfig, diffusion_config
+from puma.generation.diffusion import Diffusion, train_diffusion
 from puma.generation.edm import Churn, guided, sample, schedule
-from puma.rng import image_noise
+from puma.generation.networks import check_network
+from puma.io import Shards, lock, require_same_settings, sha256_file, spans, write_json, write_text
+from puma.progress import Progress
+from puma.rng import Stream, counter_generator, image_noise
+
+SCHEMA = "puma.generated/2"
 
 
-@dataclass(frozen=True)
-class DiffusionDrawer:
-    """Our diffusion model as a drawer: image k of a seed has its own noise, whatever the batch.
+@dataclass(frozen=True, repr=False)
+class Sampler:
+    """A function from image numbers and labels to pixels, and what decides them.
 
-    Raises:
-        UsageError: guidance of a model that never learnt images without labels, or noise levels that do not descend.
+    Args:
+        sample: ``(indices int64 [B], labels int64 [B]) -> uint8 [B, H, W, C]``; image k must not depend on its batch.
+        identity: JSON of everything that decides the pixels: weights, seed, settings.
+        image_shape: (H, W, C).
+        class_names: one name per label.
     """
 
-    model: Diffusion
-    seed: int = 0
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sample: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.uint8]]
+    identity: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        check_sampler(self.sampler, self.model.config.label_dropout)
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Weights, seed and sampler."""
-        sampler = self.sampler.model_dump(mode="json", exclude={"batch_size", "part_rows", "labels"})
-        return {"weights": self.model.weights_sha256(), "seed": self.seed, "sampler": sampler}
+def diffusion_sampler(model: Diffusion, seed: int = 0, config: SamplerConfig | None = None) -> Sampler:
+    """Our diffusion model as a sampler: image k of a seed has its own noise.
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        return self.model.image_shape
+    Raises:
+        UsageError: guidance of a model that was never trained without labels, or noise levels that do not descend.
+    """
+    settings = config or SamplerConfig()
+    check_sampler(settings, model.config.label_dropout)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One name per label."""
-        return self.model.class_names
+    def pixels(indices: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return to_pixels(sample_images(model, indices, labels, seed=seed, config=settings))
 
-    def __call__(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Images ``indices`` under ``labels``; uint8 [B, H, W, C]."""
-        return to_pixels(sample_images(self.model, indices, labels, seed=self.seed, sampler=self.sampler))
+    identity = {
+        "weights": model.weights_sha256(),
+        "seed": seed,
+        "sampler": settings.model_dump(mode="json", exclude={"batch_size", "shard_rows", "labels"}),
+    }
+    return Sampler(pixels, identity, model.image_shape, model.class_names)
+
+
+def generate(
+    real: Source,
+    count: int,
+    *,
+    out: Path | str,
+    config: DiffusionConfig | None = None,
+    sampler: SamplerConfig | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    checkpoint_every: int = 500,
+    progress: bool = False,
+) -> Path:
+    """Train a class-conditional diffusion model on ``real`` and sample ``count`` labelled images from it.
+
+    Interrupted at any moment, the same call resumes; with a larger ``count`` the model is used again.
+
+    Args:
+        real: source of uint8 images with labels, every class present.
+        count: how many images to sample, at least 1.
+        out: target ``NAME.npz``; a folder ``NAME.diffusion`` beside it keeps the model.
+        config: network and training; None takes the preset for the image size.
+        sampler: sampler settings; None for 18 deterministic Heun steps and balanced classes.
+        seed: decides weights, batches and images.
+        device: where to compute.
+        checkpoint_every: training steps between checkpoints.
+        progress: show bars.
+
+    Returns:
+        The path written, see `generate_from`.
+
+    Raises:
+        UsageError: a setting that cannot be used.
+        DataError: real images that cannot be trained on, or a finished file that is damaged.
+        ResumeError: ``out`` or its folder was made from other data or with other settings.
+    """
+    config, sampler = config or diffusion_config(real.image_shape), sampler or SamplerConfig()
+    out = _checked_target(out, count)
+    check_sampler(sampler, config.label_dropout)
+    check_trainable(real, config)
+    model = train_diffusion(
+        real,
+        out.with_suffix(".diffusion"),
+        config=config,
+        seed=seed,
+        device=device,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+    )
+    shares = np.bincount(real.labels, minlength=real.num_classes) / len(real) if sampler.labels == "real" else None
+    return generate_from(model, count, out=out, config=sampler, shares=shares, seed=seed, progress=progress)
+
+
+def generate_from(
+    sampler: Diffusion | Sampler,
+    count: int,
+    *,
+    out: Path | str,
+    config: SamplerConfig | None = None,
+    shares: NDArray[np.float64] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Path:
+    """Sample ``count`` labelled images from a trained model: ours, or any `Sampler`.
+
+    Args:
+        sampler: a trained `Diffusion` (`Diffusion.load`), or a sampler such as `puma.generation.pipelines`' with its
+            own seed.
+        count: how many images to sample, at least 1.
+        out: target ``NAME.npz``.
+        config: sampler settings; of a sampler that is not ours only batch and shard sizes.
+        shares: class shares [num_classes], which ``labels="real"`` needs; else classes are balanced.
+        seed: of a `Diffusion`, and of random labels.
+        progress: show a bar.
+
+    Returns:
+        The path written, in the EDM layout: ``image`` uint8 [N, H, W, C] and ``label`` int64 [N], the label being the
+        condition the image was sampled for. Beside it ``NAME.npz.sha256``, and ``NAME.diffusion/generated.json``, which
+        says how the images were made (the zip's comment does too).
+
+    Raises:
+        UsageError: a setting that cannot be used.
+        DataError: a finished file that is damaged.
+        ResumeError: ``out`` was made with other settings.
+    """
+    config, out = config or SamplerConfig(), _checked_target(out, count)
+    if config.labels == "real" and shares is None:
+        raise UsageError('labels="real" needs the real images', fix="use generate(real, ...), or balanced labels")
+    made_from = {}
+    if isinstance(sampler, Diffusion):
+        made_from = {"config": sampler.config.model_dump(mode="json"), **sampler.made_from}
+        sampler = diffusion_sampler(sampler, seed, config)
+    settings = {
+        "generator": sampler.identity,
+        "batch_size": config.batch_size,
+        "labels": "balanced" if shares is None else {"seed": seed, "shares": shares.tolist()},
+    }
+    folder = out.with_suffix(".diffusion")
+    with lock(folder):
+        if not _complete(out, settings, count):
+            paths = sample_shards(sampler, count, folder / "shards", settings, config, shares, seed, progress)
+            _checksum(out).unlink(missing_ok=True)  # of a smaller file that this one replaces
+            comment = {"schema": SCHEMA, **settings, "count": count, "model": made_from}
+            images = (_member(path, "image") for path in paths)
+            labels = np.concatenate([_member(path, "label") for path in paths])
+            write_edm(out, images, labels, class_names=_worth_keeping(sampler.class_names), comment=comment)
+        if not _checksum(out).exists():
+            write_text(_checksum(out), f"{sha256_file(out)}  {out.name}\n")  # the format of sha256sum
+        if (folder / "shards").exists() or not (folder / "generated.json").exists():
+            write_json(folder / "generated.json", read_comment(out))
+            shutil.rmtree(folder / "shards", ignore_errors=True)
+    return out
 
 
 @torch.inference_mode()
@@ -59,40 +187,116 @@ def sample_images(
     labels: NDArray[np.int64],
     *,
     seed: int = 0,
-    sampler: SamplerConfig | None = None,
+    config: SamplerConfig | None = None,
 ) -> NDArray[np.float64]:
     """Generated images ``indices`` of ``seed`` under ``labels``, in [-1, 1] but not clipped; float64 [B, H, W, C].
 
     Another batch size or order gives image k again up to the network's rounding, which depends on the batch: in
     float32 within 1e-3 here, a small part of the grey level (1/127.5) that `to_pixels` rounds to.
     """
-    sampler = sampler or SamplerConfig()
+    config = config or SamplerConfig()
     height, width, channels = model.image_shape
-    device = next(model.denoiser.parameters()).device
-    shape = (channels, height, width)
+    device = model.device
+
+    def noise(step: int) -> Tensor:
+        return torch.from_numpy(image_noise(seed, indices, step, (channels, height, width))).to(device)
+
     images = sample(
-        guided(model.denoiser, torch.from_numpy(labels).to(device), model.num_classes, sampler.guidance),
-        torch.from_numpy(image_noise(seed, indices, 0, shape)).to(device),
-        schedule(sampler.steps, sampler.sigma_min, sampler.sigma_max, sampler.rho),
-        churn=Churn(sampler.churn, sampler.churn_low, sampler.churn_high, sampler.churn_scale),
-        fresh_noise=lambda step: torch.from_numpy(image_noise(seed, indices, step + 1, shape)).to(device),
+        guided(model.denoiser, torch.from_numpy(labels).to(device), model.num_classes, config.guidance),
+        noise(0),
+        schedule(config.steps, config.sigma_min, config.sigma_max, config.rho),
+        churn=Churn(config.churn, config.churn_low, config.churn_high, config.churn_scale),
+        fresh_noise=lambda step: noise(step + 1),
     )
     return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def check_sampler(sampler: SamplerConfig, label_dropout: float) -> None:
-    """Refuse sampler settings that a model with this label dropout cannot serve.
+def sample_shards(
+    sampler: Sampler,
+    count: int,
+    folder: Path,
+    settings: dict[str, Any],
+    config: SamplerConfig,
+    shares: NDArray[np.float64] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Path]:
+    """Write images 0 .. count - 1 as shards of a folder, in order; finished shards are kept, damaged ones made again.
+
+    Batches never cross a shard, so a shard's bytes depend on the settings only.
 
     Raises:
-        UsageError: see `DiffusionDrawer`.
+        ResumeError: the folder holds shards of other settings.
+        UsageError: the sampler's images are not what it says they are.
     """
-    if sampler.sigma_min >= sampler.sigma_max:
-        raise UsageError(f"sigma_min {sampler.sigma_min:g} is not below sigma_max {sampler.sigma_max:g}")
-    if sampler.guidance != 1 and label_dropout == 0:
+    shards = Shards(folder, settings, suffix=".npz", schema=SCHEMA)
+    rows = {f"{span.start:012d}-{span.stop:012d}": span for span in spans(count, config.shard_rows)}
+    missing = shards.missing(rows)
+    done = count - sum(len(rows[key]) for key in missing)
+    with Progress("sampling", count, "images", show=progress, done=done) as bar:
+        for key in missing:
+            images, labels = [], []
+            for indices in _batches(rows[key], config.batch_size):
+                labels.append(condition_labels(indices, len(sampler.class_names), seed=seed, shares=shares))
+                images.append(sampler.sample(indices, labels[-1]))
+                wanted = (len(indices), *sampler.image_shape)
+                if images[-1].shape != wanted or images[-1].dtype != np.uint8:
+                    raise UsageError(f"the sampler made {images[-1].dtype} {images[-1].shape}, not uint8 {wanted}")
+                bar.advance(len(indices))
+            with shards.writing(key) as temporary, temporary.open("wb") as file:
+                np.savez(file, image=np.concatenate(images), label=np.concatenate(labels))
+    return [shards.path(key) for key in rows]
+
+
+def condition_labels(
+    indices: NDArray[np.int64], num_classes: int, *, seed: int = 0, shares: NDArray[np.float64] | None = None
+) -> NDArray[np.int64]:
+    """Labels that images ``indices`` are sampled for; int64, of the shape of ``indices``.
+
+    Balanced and interleaved (0, 1, 2, ..., 0, 1, ...) without ``shares``; else random with those class shares. Image
+    k's label does not depend on how many images are asked for.
+
+    >>> condition_labels(np.arange(5), 3)
+    array([0, 1, 2, 0, 1])
+    """
+    if shares is None:
+        return indices % num_classes
+    uniform = np.array([counter_generator(seed, Stream.LABEL, int(index)).random() for index in indices])
+    return np.searchsorted(np.cumsum(shares / shares.sum())[:-1], uniform, side="right").astype(np.int64)
+
+
+def check_sampler(config: SamplerConfig, label_dropout: float) -> None:
+    """Refuse sampler settings that do not fit a model with this label dropout.
+
+    Raises:
+        UsageError: guidance of a model that was never trained without labels, or noise levels that do not descend.
+    """
+    if config.sigma_min >= config.sigma_max:
+        raise UsageError(f"sigma_min {config.sigma_min:g} is not below sigma_max {config.sigma_max:g}")
+    if config.guidance != 1 and label_dropout == 0:
         raise UsageError(
-            f"guidance {sampler.guidance:g} needs a model that also learnt images without labels",
+            f"guidance {config.guidance:g} needs a model that was also trained without labels",
             why="its label_dropout is 0",
             fix="train one with label_dropout=0.1",
+        )
+
+
+def check_trainable(real: Source, config: DiffusionConfig) -> None:
+    """Refuse real images that a model of this configuration cannot be trained on.
+
+    Raises:
+        UsageError: their size does not fit the network.
+        DataError: a class has no images.
+    """
+    height, width, channels = real.image_shape
+    check_network(config, (channels, height, width))
+    counts = np.bincount(real.labels, minlength=real.num_classes)
+    if len(counts) == 0 or counts.min() == 0:
+        empty = np.flatnonzero(counts == 0).tolist()
+        raise DataError(
+            f"{real.name} has no images of class {', '.join(map(str, empty)) or '(any)'}",
+            why="a class-conditional model cannot be trained on a class without images",
+            fix="choose a subset that has every class, or renumber the labels",
         )
 
 
@@ -103,3 +307,52 @@ def to_pixels(images: NDArray[np.float64]) -> NDArray[np.uint8]:
     [0, 0, 128, 255]
     """
     return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def _checked_target(out: Path | str, count: int) -> Path:
+    out = Path(out)
+    if count < 1:
+        raise UsageError(f"count is {count}, not at least 1")
+    if out.suffix != ".npz":
+        raise UsageError(f"generated images are written as .npz, not {out.name}", fix="end its name in .npz")
+    if out.exists() and read_comment(out).get("schema") != SCHEMA:
+        raise ResumeError(f"{out} exists and is not ours", fix="give another output path, or move that file away")
+    return out
+
+
+def _complete(out: Path, settings: dict[str, Any], count: int) -> bool:
+    """Whether ``out`` is there already, complete and whole."""
+    if not out.exists():
+        return False
+    comment, fix = read_comment(out), "give another output path, or move that file away"
+    require_same_settings(out, {name: comment.get(name) for name in settings}, settings, fix=fix)
+    if comment["count"] > count:
+        raise ResumeError(f"{out} holds {comment['count']:,} images, more than the {count:,} asked for", fix=fix)
+    checksum = _checksum(out)
+    if comment["count"] == count and checksum.exists() and checksum.read_text().split()[:1] != [sha256_file(out)]:
+        raise DataError(
+            f"{out} is damaged",
+            why=f"its bytes do not match {checksum.name}",
+            fix="delete both and run the same command again",
+        )
+    return bool(comment["count"] == count)
+
+
+def _worth_keeping(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Class names, unless they only count: other readers of the EDM layout know images and labels alone."""
+    return () if names == tuple(map(str, range(len(names)))) else names
+
+
+def _checksum(out: Path) -> Path:
+    return out.with_name(f"{out.name}.sha256")
+
+
+def _batches(rows: range, size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(rows.start, rows.stop, size):
+        yield np.arange(start, min(start + size, rows.stop), dtype=np.int64)
+
+
+def _member(path: Path, name: str) -> NDArray[Any]:
+    with np.load(path, allow_pickle=False) as arrays:
+        array: NDArray[Any] = arrays[name]
+    return array

@@ -12,10 +12,10 @@ _MEASURES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("usefulness: accuracy on real test images of a classifier trained on these",
      ("synthetic_trained_accuracy",), ("real_accuracy",)),
     ("mean distance to the nearest training image",
-     ("neighbour", "synthetic_to_train", "mean"), ("neighbour", "test_to_train", "mean")),
+     ("neighbor", "synthetic_to_train", "mean"), ("neighbor", "test_to_train", "mean")),
     ("least distance to a training image",
-     ("neighbour", "synthetic_to_train", "least"), ("neighbour", "test_to_train", "least")),
-    ("copies: share nearer to a training image than all but 1 % of test images", ("neighbour", "copies"), ()),
+     ("neighbor", "synthetic_to_train", "least"), ("neighbor", "test_to_train", "least")),
+    ("copies: share nearer to a training image than all but 1 % of test images", ("neighbor", "copies"), ()),
     ("coverage of the real images, mean over classes", ("coverage", "synthetic"), ("coverage", "test")),
     ("Frechet distance to the training images", ("frechet", "synthetic"), ("frechet", "test")),
 )  # fmt: skip

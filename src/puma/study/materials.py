@@ -8,10 +8,7 @@ from torch import nn
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.data.source import Source
-from puma.generation import DiffusionConfig, generate
-from puma.generation.config import checked
-from puma.generation.quality import measure
-from puma.generation.synthesis import preset_for
+from puma.generation import diffusion_config, generate, measure
 from puma.io import write_json
 from puma.models.build import build_model
 from puma.scoring.job import resolve_device
@@ -24,7 +21,7 @@ def make_synthetic(study: StudyFolder, show: bool) -> dict[str, object]:
     if not isinstance(pool.synthetic, int):
         return {}
     real, test = load_dataset(pool.real), load_dataset(pool.test)
-    config = checked(DiffusionConfig, preset_for(real.image_shape).model_dump() | pool.diffusion)
+    config = diffusion_config(real.image_shape, **pool.diffusion)
     generate(
         real, pool.synthetic, out=study.synthetic_file, config=config, seed=0, device=study_device(), progress=show
     )

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from puma.cli.generate import generate
 from puma.data.load import load_dataset
-from puma.errors import DataError, PumaError, ResumeError, UsageError
+from puma.errors import ModelError, PumaError, ResumeError, UsageError
 
 APP = typer.Typer()
 APP.command()(generate)
@@ -30,15 +30,15 @@ def _puma(*arguments: str | Path) -> str:
     return result.output
 
 
-def test_train_draw_judge_then_draw_more_from_the_model(tmp_path: Path) -> None:
+def test_train_sample_measure_then_sample_more(tmp_path: Path) -> None:
     out = tmp_path / "made.npz"
-    told = _puma("digits", "--count", 60, "--out", out, "--judge", "digits:test", *TINY)
+    told = _puma("digits", "--count", 60, "--out", out, "--eval-data", "digits:test", *TINY)
     assert f"60 images in {out}" in told
     assert "Frechet distance, 60 images" in told
     quality = json.loads((tmp_path / "made.quality.json").read_text())
     assert quality["sources"]["synthetic"]["rows"] == 60
     assert f"{quality['label_agreement']:.4f}" in told
-    more = tmp_path / "more.parquet"
+    more = tmp_path / "more.npz"
     _puma("--model", tmp_path / "made.diffusion", "--count", 20, "--seed", 1, "--out", more, "--quiet")
     assert len(load_dataset(more)) == 20
 
@@ -50,15 +50,15 @@ def test_real_images_of_32_pixels_with_the_unet(cifar10_dir: Path, tmp_path: Pat
     options = [argument for setting in small for argument in ("--set", setting)]
     options += ["--guidance", 2, "--churn", 1, "--quiet"]
     splits = [f"{cifar10_dir}?split={split}&subset=100" for split in ("train", "test")]
-    told = _puma(splits[0], "--judge", splits[1], "--count", 20, "--out", out, *options)
+    told = _puma(splits[0], "--eval-data", splits[1], "--count", 20, "--out", out, *options)
     assert "64 principal components of the training images' 3072 pixels" in told
     made = load_dataset(out)
     assert made.image_shape == (32, 32, 3)
     np.testing.assert_array_equal(np.bincount(made.labels), 2)
     settings = json.loads((tmp_path / "made.diffusion" / "generated.json").read_text())
-    assert settings["diffusion"]["network"] == "unet"
-    assert settings["diffusion"]["precision"] == "bf16"
-    assert (settings["sampler"]["guidance"], settings["sampler"]["churn"]) == (2.0, 1.0)
+    assert settings["model"]["config"]["network"] == "unet"
+    assert settings["model"]["config"]["precision"] == "bf16"
+    assert (settings["generator"]["sampler"]["guidance"], settings["generator"]["sampler"]["churn"]) == (2.0, 1.0)
 
 
 def test_config_file_and_flags(tmp_path: Path) -> None:
@@ -67,18 +67,18 @@ def test_config_file_and_flags(tmp_path: Path) -> None:
     _puma("digits", "--config", tmp_path / "my.toml", "--out", out, "--churn", 2.0, "--quiet")
     told = json.loads((tmp_path / "made.diffusion" / "generated.json").read_text())
     assert told["count"] == 12
-    assert told["diffusion"]["width"] == 16
-    assert told["sampler"]["churn"] == 2.0
+    assert told["model"]["config"]["width"] == 16
+    assert told["generator"]["sampler"]["churn"] == 2.0
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ([], UsageError, "nothing to draw from"),
+        ([], UsageError, "nothing to sample from"),
         (["digits", "--model", "x"], UsageError, "digits would not be used"),
         (["--model", "x", "--diffusers", "y"], UsageError, "two generators"),
-        (["--model", "x", "--judge", "digits:test"], UsageError, "compares with the training images"),
-        (["--model", "nowhere"], DataError, "does not exist"),
+        (["--model", "x", "--eval-data", "digits:test"], UsageError, "compares with the training images"),
+        (["--model", "nowhere"], ModelError, "nowhere"),
         (["--model", "x", "--set", "steps=3"], UsageError, "there is one already"),
         (["--diffusers", "y"], UsageError, "needs the class names"),
         (["--diffusers", "y", "--classes", "a,b", "--class-ids", "1,x"], UsageError, "not numbers"),
@@ -100,7 +100,7 @@ def test_mistakes_are_refused(tmp_path: Path, arguments: list[str], error: type[
 
 def test_other_settings_on_a_finished_file_are_refused(tmp_path: Path) -> None:
     _puma("digits", "--count", 5, "--out", tmp_path / "made.npz", *TINY)
-    with pytest.raises(ResumeError, match="seed is 0, not 1"):
+    with pytest.raises(ResumeError, match="seed: 0 there, 1 now"):
         _puma("digits", "--count", 5, "--out", tmp_path / "made.npz", "--seed", 1, *TINY)
 
 

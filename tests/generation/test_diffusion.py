@@ -14,12 +14,9 @@ import torch
 from puma.data.load import load_dataset
 from puma.data.source import Source
 from puma.errors import CheckError, ModelError, ResumeError
-from puma.generation import DiffusionConfig, SamplerConfig, generate
-from puma.generation import training as diffusion_training
-from puma.generation.config import preset
-from puma.generation.diffusion import Diffusion, build_denoiser
-from puma.generation.edm import draw_sigma, loss
-from puma.generation.training import learning_rate, train_diffusion
+from puma.generation import Diffusion, DiffusionConfig, SamplerConfig, diffusion, diffusion_config, generate
+from puma.generation.diffusion import build_denoiser, learning_rate, train_diffusion
+from puma.generation.edm import loss, sample_sigma
 
 MLP = DiffusionConfig(width=16, blocks=1, steps=10, batch_size=8, warmup=3, dropout=0.2, label_dropout=0.3, warp=0.3)
 UNET = MLP.model_copy(update={"network": "unet", "width": 8, "multipliers": (1, 2), "attention": (4,)})
@@ -32,7 +29,7 @@ def real() -> Source:
 
 def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """From now on, Ctrl-C in the middle of that step."""
-    whole = diffusion_training.loss
+    whole = diffusion.loss
 
     def interrupted(*args: object, **options: object) -> torch.Tensor:
         interrupted.calls += 1
@@ -41,7 +38,7 @@ def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         return whole(*args, **options)
 
     interrupted.calls = 0
-    monkeypatch.setattr(diffusion_training, "loss", interrupted)
+    monkeypatch.setattr(diffusion, "loss", interrupted)
 
 
 @pytest.mark.parametrize("config", [MLP, UNET], ids=["mlp", "unet"])
@@ -54,11 +51,11 @@ def test_resumed_equals_uninterrupted(
         _stop_at(patch, stop)
         with pytest.raises(KeyboardInterrupt):
             train_diffusion(real, tmp_path / "cut", config=config, checkpoint_every=3)
-    assert (tmp_path / "cut" / "checkpoint.safetensors").exists() == (stop >= 3)
+    assert bool(list((tmp_path / "cut").rglob("state-*.safetensors"))) == (stop >= 3)
     torch.manual_seed(stop)  # what the global generator did meanwhile must not matter
     again = train_diffusion(real, tmp_path / "cut", config=config, checkpoint_every=4)
     assert again.weights_sha256() == whole.weights_sha256()
-    assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "cut" / "checkpoints").exists()
 
 
 def test_global_generator_is_left_alone(real: Source, tmp_path: Path) -> None:
@@ -82,7 +79,7 @@ def test_other_settings_or_data_are_refused(real: Source, tmp_path: Path, monkey
         _stop_at(patch, 5)
         with pytest.raises(KeyboardInterrupt):
             train_diffusion(real, tmp_path, config=MLP, checkpoint_every=2)
-    with pytest.raises(ResumeError, match=r"config\.width is 16, not 24"):
+    with pytest.raises(ResumeError, match=r"config\.width: 16 there, 24 now"):
         train_diffusion(real, tmp_path, config=MLP.model_copy(update={"width": 24}))
     with pytest.raises(ResumeError, match="fingerprint"):
         train_diffusion(load_dataset("digits:test"), tmp_path, config=MLP)
@@ -97,7 +94,7 @@ def test_another_thread_count_is_named(
             train_diffusion(real, tmp_path, config=MLP, checkpoint_every=2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     train_diffusion(real, tmp_path, config=MLP)
-    assert "threads is 1, not 64" in caplog.text
+    assert "threads: 1 there, 64 now" in caplog.text
 
 
 ON_A_GPU = pytest.param(
@@ -107,11 +104,11 @@ ON_A_GPU = pytest.param(
 
 
 @pytest.mark.parametrize("device", ["cpu", ON_A_GPU])
-def test_unet_for_32_pixels_trains_and_draws_in_bf16(tmp_path: Path, device: str) -> None:
+def test_unet_for_32_pixels_trains_and_samples_in_bf16(tmp_path: Path, device: str) -> None:
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8), np.arange(12) % 3
     np.savez(tmp_path / "real.npz", image=images, label=labels)
-    config = preset("small-32", width=16, blocks=1, steps=2, batch_size=4)
+    config = diffusion_config((32, 32, 3), width=16, blocks=1, steps=2, batch_size=4)
     assert config.precision == "bf16"
     assert config.compile  # on a GPU only
     sampler = SamplerConfig(steps=2, guidance=1.5)
@@ -129,7 +126,7 @@ def test_training_lowers_the_loss(real: Source, tmp_path: Path, network: str) ->
     generator = torch.Generator().manual_seed(0)
     images = torch.from_numpy(real.read(slice(0, 100))).permute(0, 3, 1, 2).float() / 127.5 - 1
     noise = torch.randn(images.shape, generator=generator)
-    sigma = draw_sigma(100, config.noise_mean, config.noise_std, generator)
+    sigma = sample_sigma(100, config.noise_mean, config.noise_std, generator)
     labels = torch.from_numpy(real.labels[:100])
     untrained = build_denoiser(config, (8, 8, 1), 10)
     before, after = (loss(one, images, labels, sigma, noise).mean().item() for one in (untrained, model.denoiser))
@@ -148,10 +145,20 @@ def test_damaged_weights_are_refused(real: Source, tmp_path: Path, damage: str) 
         Diffusion.load(tmp_path)
 
 
-def test_truncated_checkpoint_says_what_to_do(real: Source, tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.safetensors").write_bytes(b"\x10")
-    with pytest.raises(ModelError, match="delete it"):
-        train_diffusion(real, tmp_path, config=MLP)
+def test_a_damaged_checkpoint_is_passed_over(real: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train_diffusion(real, tmp_path / "whole", config=MLP)
+    with monkeypatch.context() as patch:
+        _stop_at(patch, 7)
+        with pytest.raises(KeyboardInterrupt):
+            train_diffusion(real, tmp_path / "cut", config=MLP, checkpoint_every=3)
+    newest = max((tmp_path / "cut").rglob("state-*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-5])
+    assert train_diffusion(real, tmp_path / "cut", config=MLP).weights_sha256() == whole.weights_sha256()
+
+
+def test_repr_is_one_line(real: Source, tmp_path: Path) -> None:
+    model = train_diffusion(real, tmp_path, config=MLP.model_copy(update={"steps": 1}))
+    assert repr(model).startswith("Diffusion(mlp, 8x8x1 images, 10 classes, ")
 
 
 def test_diverged_training_stops_before_the_step(real: Source, tmp_path: Path) -> None:
@@ -171,7 +178,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 def _generate(real: Source, out: Path) -> None:
     config = DiffusionConfig(width=32, blocks=1, steps=100, batch_size=32)
-    sampler = SamplerConfig(steps=6, part_rows=50, batch_size=25)
+    sampler = SamplerConfig(steps=6, shard_rows=50, batch_size=25)
     generate(real, 500, out=out, config=config, sampler=sampler, checkpoint_every=20)
 
 
@@ -179,7 +186,11 @@ def _generate(real: Source, out: Path) -> None:
 def test_kill_9_then_the_same_call_gives_the_same_bytes(real: Source, tmp_path: Path) -> None:
     whole, cut, folder = tmp_path / "whole.npz", tmp_path / "cut.npz", tmp_path / "cut.diffusion"
     _generate(real, whole)
-    for awaited in ("checkpoint.safetensors", "model.safetensors", "parts/part-000000000100.npz"):
+    for awaited in (
+        "checkpoints/state-000000040.safetensors",
+        "model.safetensors",
+        "shards/000000000100-000000000150.npz",
+    ):
         process = get_context("fork").Process(target=_generate, args=(real, cut))
         process.start()
         until = time.monotonic() + 60
@@ -191,4 +202,4 @@ def test_kill_9_then_the_same_call_gives_the_same_bytes(real: Source, tmp_path: 
         assert not cut.exists()
     _generate(real, cut)
     assert cut.read_bytes() == whole.read_bytes()
-    assert {path.name for path in folder.iterdir()} <= {"model.safetensors", "config.json", "generated.json", ".lock"}
+    assert {path.name for path in folder.iterdir()} <= {"model.safetensors", "settings.json", "generated.json", ".lock"}
