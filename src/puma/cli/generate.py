@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from puma.cli.options import Config, Quiet, Seed, parse_settings
+from puma.cli.options import Config, Quiet, Seed
 from puma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,10 +74,11 @@ def generate(
     from puma.generation.config import validated
     from puma.generation.quality import check_comparable
     from puma.generation.sampling import diffusion_sampler
+    from puma.training.recipe import parse_changes
     from puma.scoring.job import resolve_device
 
     _check_origin(source, model, diffusers, eval_data)
-    changes, sampling = parse_settings(settings or []), {}
+    changes, sampling = parse_changes(settings or []), {}
     for name in [name for name in changes if name.startswith(_SAMPLER)]:
         sampling[name.removeprefix(_SAMPLER)] = changes.pop(name)
     if (preset or changes) and (model is not None or (preset and diffusers is not None)):

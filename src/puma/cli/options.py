@@ -52,21 +52,3 @@ Threat = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
-
-
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """``["steps=100", "flip=true"]`` as a table; values are TOML, and text where they are not.
-
-    Raises:
-        UsageError: a pair without a value.
-    """
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set {pair} has no value", fix=f"--set {pair}=VALUE")
-        try:
-            settings[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            settings[key.strip()] = value.strip()
-    return settings
