@@ -34,36 +34,3 @@ def test_a_run_names_another_processor_and_says_nothing_of_what_it_does_not_know
     del record["environment"]["processor"], record["checksum"]  # as earlier versions wrote it
     (tmp_path / "run.json").write_text(json.dumps(record))
     assert open_folder(tmp_path, *settings, now) == []
-<<<<<<< HEAD
-
-
-@pytest.mark.parametrize("before", ["AVX9000", None], ids=["another", "unknown"])
-def test_a_diffusion_training_does_so_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, before: str | None
-) -> None:
-    real, config = load_dataset("digits?subset=40"), DiffusionConfig(width=16, blocks=1, steps=4, batch_size=8)
-    take_step = diffusion_training._step
-
-    def stopped(state, *arguments):
-        if state.step == 3:
-            raise KeyboardInterrupt
-        return take_step(state, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(diffusion_training, "_step", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            train_diffusion(real, tmp_path, config=config, checkpoint_every=2)
-    checkpoint = tmp_path / "checkpoint.safetensors"
-    with safe_open(checkpoint, framework="pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    made = json.loads(metadata["wanted"])
-    here = made.pop("processor")
-    made |= {} if before is None else {"processor": before}
-    save_file(tensors, checkpoint, metadata | {"wanted": json.dumps(made)})
-    with caplog.at_level(logging.WARNING, "puma"):
-        train_diffusion(real, tmp_path, config=config)
-    assert (tmp_path / "model.safetensors").is_file()
-    assert ("processor is" in caplog.text) == (before is not None)
-    assert before is None or f"processor is 'AVX9000', not '{here}'" in caplog.text
-=======
->>>>>>> 6eb9a05 (Generation: the UNet of diffusers, one Sampler, shards and settings through puma.io; checksum beside the images; sample, not draw)

@@ -74,8 +74,8 @@ def generate(
     from puma.generation.config import validated
     from puma.generation.quality import check_comparable
     from puma.generation.sampling import diffusion_sampler
-    from puma.training.recipe import parse_changes
     from puma.scoring.job import resolve_device
+    from puma.training.recipe import parse_changes
 
     _check_origin(source, model, diffusers, eval_data)
     changes, sampling = parse_changes(settings or []), {}

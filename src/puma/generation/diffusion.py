@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from puma._version import __version__
-from puma.checkpoints import load_state, save_state
+from puma.checkpoints import load_state, pack, save_state, unpack
 from puma.data.source import Source
 from puma.distribute import processor
 from puma.errors import CheckError, ModelError
@@ -170,12 +170,15 @@ def train_diffusion(
             shutil.rmtree(checkpoints, ignore_errors=True)
             return model.to(device)
         training = _Training(real, config, seed, device)
-        training.restore(checkpoints)
+        if (state := load_state(checkpoints)) is not None:
+            unpack(state[0], training.denoiser, training.ema.model, training.optimizer)
+            training.step = int(state[1]["step"])
         with Progress("training the diffusion model", config.steps, "steps", show=progress, done=training.step) as bar:
             while training.step < config.steps:
                 value = training.take_step()
                 if training.step % checkpoint_every == 0 and training.step < config.steps:
-                    training.save(checkpoints)
+                    tensors = pack(training.denoiser, training.ema.model, training.optimizer)
+                    save_state(checkpoints, training.step, tensors, {})
                 bar.advance(note=f"loss {value:.3f}")
         made_from = {**settings, "source": real.name, "puma": __version__, **environment}
         del made_from["config"]
@@ -244,38 +247,6 @@ class _Training:
         self.ema.update(self.denoiser, ramped_decay(config.ema, step))
         self.step += 1
         return total
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint."""
-        tensors = {f"model/{name}": tensor for name, tensor in self.denoiser.state_dict().items()}
-        tensors |= {f"ema/{name}": tensor for name, tensor in self.ema.model.state_dict().items()}
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam/{number}/{name}": tensor for name, tensor in moments.items()}
-        save_state(folder, self.step, tensors, {})
-
-    def restore(self, folder: Path) -> None:
-        """Go on from the newest checkpoint that is whole, if there is one."""
-        state = load_state(folder)
-        if state is None:
-            return
-        tensors, meta = state
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, rest = name.split("/", 1)
-            if kind == "adam":
-                number, moment = rest.split("/")
-                moments.setdefault(int(number), {})[moment] = tensor
-            else:
-                groups[kind][rest] = tensor
-        self.denoiser.load_state_dict(groups["model"])
-        self.ema.model.load_state_dict(groups["ema"])
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
-        for weight, saved in self.optimizer.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                # The fused optimiser walks memory: moments must lie as their weight does (channels last).
-                saved[name] = torch.empty_like(weight).copy_(saved[name])
-        self.step = int(meta["step"])
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """Images float32 [B, C, H, W] in [-1, 1] and labels int64 [B] of this step, sampled with replacement."""
