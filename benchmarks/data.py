@@ -199,7 +199,7 @@ def share_of_a_step(pool: Pool, steps: int = 6) -> dict[str, float]:
     """CPU time of one training step and of its data alone: indices, rows, augmentation, start noise."""
     from training import THREAT, Ours  # benchmarks/training.py
 
-    from puma.models.build import build_model
+    from puma.models.networks import build_model
     from puma.training.recipe import load_recipe
 
     recipe = load_recipe("trades-edm", batch_size=256, steps=100_000)

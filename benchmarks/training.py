@@ -35,7 +35,7 @@ from torch import nn
 from puma.data.pool import Pool
 from puma.data.source import ImageSource
 from puma.distribute import Devices
-from puma.models.build import build_model
+from puma.models.networks import build_model
 from puma.threat import ThreatModel
 from puma.training.loop import Training, prepare
 from puma.training.recipe import Recipe, load_recipe

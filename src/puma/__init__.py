@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from puma.data.pool import Pool as Pool
     from puma.evaluation import evaluate as evaluate
     from puma.margins import MarginTable as MarginTable
-    from puma.models.build import build_model as build_model
+    from puma.models.networks import build_model as build_model
     from puma.models.weights import load_model as load_model
     from puma.plan import Plan as Plan
     from puma.scoring import score_margins as score_margins
@@ -34,7 +34,7 @@ _FRONT_DOOR = {
     "PlannedDataset": "puma.data.planned",
     "Pool": "puma.data.pool",
     "ThreatModel": "puma.threat",
-    "build_model": "puma.models.build",
+    "build_model": "puma.models.networks",
     "deepfool": "puma.attacks.deepfool",
     "evaluate": "puma.evaluation",
     "load_dataset": "puma.data.load",

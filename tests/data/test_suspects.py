@@ -16,7 +16,7 @@ from puma.data.pool import Pool
 from puma.errors import DataError, UsageError
 from puma.label_scores import score_labels
 from puma.margins import MarginTable
-from puma.models.build import build_model
+from puma.models.networks import build_model
 from puma.models.weights import save_model
 from puma.plan import Plan
 from puma.strategies import make_plan

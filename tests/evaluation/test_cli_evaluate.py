@@ -16,7 +16,7 @@ from puma.cli.app import app as puma_app
 from puma.cli.evaluate import evaluate
 from puma.cli.export import export
 from puma.errors import DataError, ModelError, UsageError
-from puma.models.build import build_model
+from puma.models.networks import build_model
 from puma.models.weights import save_model
 
 app = typer.Typer()

@@ -20,7 +20,7 @@ from puma import load_model
 from puma.errors import CheckError, DataError, ModelError, StorageError, UsageError
 from puma.evaluation import Evaluation
 from puma.export import Paper, export_hub, export_robustbench
-from puma.models.build import build_model
+from puma.models.networks import build_model
 from puma.models.weights import weights_sha256
 from puma.threat import ThreatModel
 

@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import puma
 from puma.attacks.deepfool import deepfool
 from puma.errors import UsageError
-from puma.models.precision import true_float32
+from puma.models.modes import true_float32
 
 NORMS = ["Linf", "L2"]
 MODES = ["deepfool", "refined", "tight"]

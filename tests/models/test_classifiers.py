@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from puma.errors import ModelError, UsageError
-from puma.models.build import build_model
-from puma.models.resolve import resolve_model
-from puma.models.robustbench import from_robustbench, to_robustbench
+from puma.models.networks import build_model
 from puma.models.weights import weights_sha256
+from puma.models.zoo import from_robustbench, resolve_model, to_robustbench
 
 
 @pytest.mark.parametrize(

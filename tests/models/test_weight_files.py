@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from puma.errors import ModelError
-from puma.models.build import build_model
+from puma.models.networks import build_model
 from puma.models.weights import SCHEMA, load_model, load_tensors, load_weights, save_model, weights_sha256
 
 

@@ -17,7 +17,7 @@ from puma.data.pool import Pool
 from puma.errors import DataError, ModelError, ResumeError, UsageError
 from puma.io import read_json, sha256_file, write_json
 from puma.margins import MarginTable, part_path
-from puma.models.build import build_model
+from puma.models.networks import build_model
 from puma.models.weights import load_model, weights_sha256
 from puma.scoring.embed import embed
 from puma.scoring.from_run import SCORES, load_snapshots, observe, score_run, threat_of

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from puma.attacks.pgd import ascend, ascend_in_proportion, pgd, start_noise
 from puma.errors import DataError, UsageError
 from puma.losses import carlini_wagner, cross_entropy
-from puma.models.build import build_model
+from puma.models.networks import build_model
 from puma.threat import ThreatModel
 
 LINF, L2 = ThreatModel("Linf", 0.2), ThreatModel("L2", 1.0)

@@ -16,7 +16,7 @@ from puma.data.pool import Pool
 from puma.distribute import Devices
 from puma.errors import CheckError, DataError, ModelError, ResumeError, UsageError
 from puma.io import lock
-from puma.models.build import build_model
+from puma.models.networks import build_model
 from puma.models.weights import load_model, weights_sha256
 from puma.plan import Plan
 from puma.threat import ThreatModel

@@ -15,7 +15,7 @@ import torch
 
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
-from puma.models.build import build_model
+from puma.models.networks import build_model
 from puma.models.weights import weights_sha256
 from puma.threat import ThreatModel
 from puma.training import loop

@@ -19,7 +19,7 @@ from puma.evaluation import evaluate
 from puma.generation import DiffusionConfig, SamplerConfig, generate
 from puma.generation.diffusion import train_diffusion
 from puma.margins import MarginTable
-from puma.models.build import build_model
+from puma.models.networks import build_model
 from puma.models.weights import load_model, save_model, weights_sha256
 from puma.scoring.embed import embed
 from puma.strategies import make_plan

@@ -24,7 +24,7 @@ from puma.attacks.region import farthest
 from puma.attacks.search import Search
 from puma.errors import DataError, UsageError, unknown
 from puma.margins import STATUS_NAMES, Status
-from puma.models.precision import true_float32
+from puma.models.modes import true_float32
 from puma.threat import Norm, parse_norm
 
 Mode = Literal["fast", "deepfool", "refined", "tight"]

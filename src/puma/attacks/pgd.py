@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from puma.errors import DataError, UsageError, unknown
 from puma.losses import carlini_wagner, cross_entropy, kl_divergence
-from puma.models.batchnorm import attack_mode
+from puma.models.modes import attack_mode
 from puma.threat import Norm, ThreatModel
 
 Loss = Literal["ce", "cw", "kl"]

@@ -121,7 +121,7 @@ def evaluate(
 
 def _model(spec: str, weights: Path | None, test: Source, checkpoint: Path | None) -> nn.Module:
     """The model, or a run's ``checkpoint``; a bare name of a network takes its sizes from the test images."""
-    from puma.models.resolve import resolve_model
+    from puma.models.zoo import resolve_model
 
     if weights is None:
         return resolve_model(checkpoint or spec)

@@ -57,7 +57,7 @@ def train(
         raise typer.Exit(start_processes(devices, ["-m", "puma", *sys.argv[1:]]))
     from puma.data.load import load_dataset
     from puma.data.pool import Pool
-    from puma.models.resolve import resolve_model
+    from puma.models.zoo import resolve_model
     from puma.training.loop import train as train_model
     from puma.training.recipe import load_recipe, parse_changes
 

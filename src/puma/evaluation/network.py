@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from puma.errors import ModelError
-from puma.models.batchnorm import attack_mode
-from puma.models.precision import true_float32
+from puma.models.modes import attack_mode, true_float32
 from puma.rng import batch_seed
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from puma.models.modes import copy_network
 
 
 def ramped_decay(decay: float, step: int | float) -> float:
@@ -33,7 +33,7 @@ class EMA:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.model = copy.deepcopy(network).eval().requires_grad_(False)
+        self.model = copy_network(network).eval().requires_grad_(False)
         self._parameters: list[Tensor] = list(self.model.parameters())
 
     @torch.no_grad()

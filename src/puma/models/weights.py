@@ -17,7 +17,7 @@ from torch import nn
 
 from puma.errors import ModelError
 from puma.io import atomic_path
-from puma.models.build import build_model
+from puma.models.networks import build_model
 
 SCHEMA = "puma.model/1"
 

@@ -10,8 +10,8 @@ from torch import nn
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.errors import ModelError, UsageError
-from puma.models.resolve import resolve_model
 from puma.models.weights import weights_sha256
+from puma.models.zoo import resolve_model
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ScoringJob:
     """What to score, and with what.
 
     Args:
-        model: a weights file, a run folder, or ``"package.module:factory"``; see `puma.models.resolve.resolve_model`.
+        model: a weights file, a run folder, or ``"package.module:factory"``; see `puma.models.zoo.resolve_model`.
         sources: specs of `puma.load_dataset`, in the order of the pool.
         weights: safetensors file for a factory.
         roles: ``"real"`` or ``"synthetic"`` for each source; None as in `Pool`.

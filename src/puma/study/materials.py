@@ -10,7 +10,7 @@ from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.generation import diffusion_config, generate, measure
 from puma.io import write_json
-from puma.models.build import build_model
+from puma.models.networks import build_model
 from puma.scoring.job import resolve_device
 from puma.study.folder import StudyFolder
 

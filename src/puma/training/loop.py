@@ -29,9 +29,9 @@ from puma.data.tensors import to_tensor
 from puma.distribute import Devices
 from puma.errors import CheckError, DataError, ModelError
 from puma.io import lock
-from puma.models.batchnorm import attack_mode, kept_statistics, set_momentum
-from puma.models.build import build_model
 from puma.models.ema import EMA
+from puma.models.modes import attack_mode, copy_network, kept_statistics, set_momentum
+from puma.models.networks import build_model
 from puma.models.weights import save_model
 from puma.plan import Plan
 from puma.progress import Progress
@@ -193,7 +193,7 @@ def _network(model: nn.Module | str, pool: Pool, recipe: Recipe, seed: int, devi
     if isinstance(model, str):
         network = build_model(model, pool.num_classes, in_channels=channels, image_size=height, seed=seed)
     else:
-        network = copy.deepcopy(model)
+        network = copy_network(model)
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network.to(device).requires_grad_(True).eval()

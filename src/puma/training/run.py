@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import platform
@@ -18,6 +17,7 @@ from puma._version import __version__
 from puma.distribute import Devices, processor
 from puma.errors import ModelError, UsageError
 from puma.io import claim_folder, storage_errors, write_text
+from puma.models.modes import copy_network
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
 from puma.models.weights import load_model, load_tensors, load_weights
 from puma.training.recipe import Recipe
@@ -83,7 +83,7 @@ class Run:
 def _read_model(path: Path, like: nn.Module | None) -> nn.Module:
     if like is None or hasattr(like, "config"):
         return load_model(path)
-    model = copy.deepcopy(like).cpu()
+    model = copy_network(like).cpu()
     load_weights(model, load_tensors(path, MODEL_SCHEMA)[0], path)
     return model.eval().requires_grad_(False)
 

@@ -14,7 +14,7 @@ from puma.data.tensors import to_tensor
 from puma.distribute import Devices
 from puma.errors import UsageError
 from puma.losses import carlini_wagner
-from puma.models.batchnorm import attack_mode
+from puma.models.modes import attack_mode
 from puma.rng import mixed_key
 from puma.threat import ThreatModel
 from puma.training.recipe import Recipe

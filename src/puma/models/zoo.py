@@ -1,21 +1,24 @@
-"""The names that RobustBench's networks give to our weights, both ways.
+"""Networks by name: run folders, weights files, factories of a user's module, and RobustBench's key names both ways.
 
-RobustBench (github.com/RobustBench/robustbench) loads a state dict with exactly these keys. Its `DMWideResNet` and
+RobustBench (github.com/RobustBench/robustbench) loads a state dict with exactly its own keys. Its `DMWideResNet` and
 `DMPreActResNet` normalise inside and pad like TensorFlow; its `WideResNet` does neither.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from puma.errors import ModelError, unknown
-from puma.models.build import build_model
-from puma.models.weights import load_weights
+from puma.models.networks import build_model
+from puma.models.weights import load_model, load_weights, read_safetensors
 
 Architecture = Literal["WideResNet", "DMWideResNet", "DMPreActResNet"]
 _NAMES: tuple[Architecture, ...] = ("WideResNet", "DMWideResNet", "DMPreActResNet")
@@ -43,6 +46,60 @@ _FROM_WRN = (
     (r"\.conv2\.", ".conv_1."),
     (r"\.convShortcut\.", ".shortcut."),
 )
+
+
+def resolve_model(spec: str | Path, weights: str | Path | None = None, **options: Any) -> nn.Module:
+    """Build the model that ``spec`` names.
+
+    Args:
+        spec: a weights file or run folder; ``"package.module:factory"`` (called without arguments); or a name of
+            `build_model`.
+        weights: for a factory or a name: safetensors file, or the folder of a run, which stands for its last model.
+        **options: for `build_model`, with a name only.
+
+    Raises:
+        ModelError: no such module, factory, file or run; the factory fails; the weights do not fit.
+        UsageError: unknown name.
+    """
+    text = str(spec)
+    if Path(text).exists() and weights is None:
+        return load_model(text)
+    if ":" in text:
+        model = _call_factory(text)
+    elif Path(text).suffix == ".safetensors" or "/" in text:
+        raise ModelError(f"weights {text} do not exist")
+    elif "num_classes" not in options:
+        raise ModelError(
+            f"there is no model at {text}",
+            why="a model is a weights file, the folder of a finished run, or package.module:factory",
+            fix="train one with `puma train`",
+        )
+    else:
+        model = build_model(text, **options)
+    if weights is not None:
+        file = Path(weights) / "last.safetensors" if Path(weights).is_dir() else weights
+        load_weights(model, read_safetensors(file)[0], file)
+        model.eval()
+    return model
+
+
+def _call_factory(spec: str) -> nn.Module:
+    module_name, _, factory_name = spec.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a user's own file beside the command
+    try:
+        factory = getattr(importlib.import_module(module_name), factory_name)
+        model = factory()
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"cannot find the factory {spec!r}", why=str(error), fix='"package.module:factory"') from error
+    except Exception as error:  # whatever a user's code raises
+        raise ModelError(f"the factory {spec!r} failed", why=f"{type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the factory {spec!r} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+# --- RobustBench ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

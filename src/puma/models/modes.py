@@ -1,0 +1,104 @@
+"""Modes of a network: under attack, with running statistics held still, in true float32."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """All batch-normalisation layers of ``model``."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def attack_mode(model: nn.Module, batchnorm: str = "unchanged") -> Iterator[None]:
+    """Context in which no parameter takes a gradient and no buffer changes; everything is restored afterwards.
+
+    Args:
+        model: the network under attack.
+        batchnorm: ``"unchanged"`` leaves the mode (train or eval) as it is; ``"train"`` normalises by the statistics of
+            the batch under attack (Wang et al. 2023; Gowal et al. 2020); ``"eval"`` puts the whole network in eval mode
+            (TRADES 2019, MART).
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = [module for module in model.modules() if module.training] if batchnorm == "eval" else []
+    modes = [(layer, layer.training) for layer in batchnorm_layers(model) if layer.track_running_stats]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    for module in training:
+        module.training = False
+    for layer, _ in modes:
+        layer.training = layer.training or batchnorm == "train"
+    try:
+        with kept_statistics(model):
+            yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for layer, mode in modes:
+            layer.training = mode
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Context in which no buffer of ``model`` changes.
+
+    Batch normalisation in training mode normalises by the batch and leaves its running statistics alone; other layers
+    in training mode (spectral norm, layers with statistics of their own) get copies of their buffers.
+    """
+    layers = [layer for layer in batchnorm_layers(model) if layer.track_running_stats and layer.training]
+    originals: list[tuple[nn.Module, str, Tensor]] = []
+    for layer in layers:
+        layer.track_running_stats = False
+    for module in model.modules():
+        if module.training and not isinstance(module, _BatchNorm):
+            originals += [(module, name, buffer) for name, buffer in module.named_buffers(recurse=False)]
+    for module, name, buffer in originals:
+        setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+        for module, name, buffer in originals:
+            setattr(module, name, buffer)
+
+
+def set_momentum(model: nn.Module, momentum: float) -> None:
+    """Give every batch-normalisation layer the weight ``momentum`` of the newest batch in its running statistics."""
+    for layer in batchnorm_layers(model):
+        layer.momentum = momentum
+
+
+def copy_network(model: _Network) -> _Network:
+    """A deep copy, also of networks that keep computed weights (``torch.nn.utils.weight_norm``)."""
+    computed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
+
+
+@contextmanager
+def true_float32(device: str) -> Iterator[None]:
+    """Context that disables TF32 (torch's default for convolutions on a GPU) and autocast.
+
+    Args:
+        device: type of the device that computes, such as ``"cuda"``.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
