@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import puma
-from puma.attacks.deepfool import EFFORTS, deepfool
+from puma.attacks.deepfool import BUDGETS, deepfool
 from puma.attacks.halfspace import displacement, distances
 from puma.errors import DataError, ModelError, UsageError
 
@@ -158,7 +158,7 @@ def test_cost_follows_the_candidates_not_the_classes() -> None:
     assert cost[0] == cost[1] == (1 + 16 + 16, 3 * 16)  # classes counted once; the images; one look each; 3 candidates
     for mode, candidates in (("refined", 4), ("tight", 5)):
         passes = deepfool(many, x, many(x).argmax(1), mode=mode).passes
-        assert passes[1] <= 16 * (candidates + len(EFFORTS[mode].tilts) + 2)
+        assert passes[1] <= 16 * (candidates + len(BUDGETS[mode].rotations) + 2)
 
 
 @settings(max_examples=40, deadline=None)

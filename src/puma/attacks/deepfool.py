@@ -1,27 +1,35 @@
 """DeepFool, batched: how far an image lies from the decision boundary (arXiv 1511.04599), signed, in Linf or L2.
 
-Each step linearises the boundaries between the label and a few candidate classes and goes the shortest way onto the
-nearest one, staying in [0, 1] (`puma.attacks.search`); the better modes turn the ray from the image to the boundary
-until it is shortest (`puma.attacks.ray`). A misclassified image goes the other way, into the region of its label, and
-its margin is negative (`puma.attacks.polish`). ``docs/margins.md`` tells the story with a picture;
-`benchmarks/margins.py` measures it against its peers.
+Each step linearizes the boundaries between the label and a few candidate classes and goes the shortest way onto the
+nearest one, staying in [0, 1] (`puma.attacks.search`); the better modes rotate the ray from the image to the boundary
+until it is shortest (`puma.attacks.refine`). A misclassified image goes into the region of its label, and its margin is
+negative. ``docs/margins.md`` explains it with a picture; `benchmarks/margins.py` measures it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from puma.attacks.halfspace import distances, dual_norm
 from puma.attacks.network import Network
-from puma.attacks.polish import polish
-from puma.attacks.ray import Rays
-from puma.attacks.region import farthest
-from puma.attacks.search import Search
+from puma.attacks.refine import Nearest, boundary_steps, locate_crossing, ray_points, rotate, trim, two_nearest
+from puma.attacks.search import (
+    TUNED,
+    Crossings,
+    Images,
+    checked,
+    classes,
+    deepfool_steps,
+    linearize,
+    not_crossed,
+    strongest,
+)
 from puma.errors import DataError, UsageError, unknown
 from puma.margins import STATUS_NAMES, Status
 from puma.models.modes import true_float32
@@ -34,32 +42,36 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
-class Effort:
-    """What a mode spends.
+class SearchBudget:
+    """The passes that a mode may spend on an image.
 
     Args:
-        candidates: classes linearised at the image.
-        doubtful: further ones, linearised only for the images to which they might be nearer.
-        tilts: shares of the way that the ray to the boundary is turned towards the boundary's normal, one a round.
-        settled: a ray is left alone when the boundary linearised where it crosses is at most this share nearer.
-        walks: rounds along the boundary, at most, where it bends so that a ray's crossing is not near enough.
-        polishes: as many for a misclassified image, on its way back.
+        candidates: classes linearized at the image.
+        extra_candidates: further ones, linearized only for the images to which they might be nearer.
+        rotations: shares of the way that the ray is rotated toward the boundary's normal, one a round.
+        tolerance: a ray is left alone when the boundary linearized where it crosses is at most this share nearer.
+        boundary_steps: at most, where the boundary bends so that a ray's crossing is not near enough.
+        return_steps: boundary steps for a misclassified image.
     """
 
     candidates: int
-    doubtful: int = 0
-    tilts: tuple[float, ...] = ()
-    settled: float = 0.0
-    walks: int = 0
-    polishes: int = 0
+    extra_candidates: int = 0
+    rotations: tuple[float, ...] = ()
+    tolerance: float = 0.0
+    boundary_steps: int = 0
+    return_steps: int = 0
 
 
-EFFORTS: dict[Mode, Effort] = {
-    "fast": Effort(candidates=3),
-    "deepfool": Effort(candidates=2, doubtful=2),
-    "refined": Effort(candidates=4, tilts=(0.7, 0.4, 0.3), settled=0.02, polishes=1),
-    "tight": Effort(
-        candidates=5, tilts=(0.7, 0.5, 0.4, 0.32, 0.26, 0.22, 0.2, 0.18), settled=0.01, walks=8, polishes=4
+BUDGETS: dict[Mode, SearchBudget] = {
+    "fast": SearchBudget(candidates=3),
+    "deepfool": SearchBudget(candidates=2, extra_candidates=2),
+    "refined": SearchBudget(candidates=4, rotations=(0.7, 0.4, 0.3), tolerance=0.02, return_steps=1),
+    "tight": SearchBudget(
+        candidates=5,
+        rotations=(0.7, 0.5, 0.4, 0.32, 0.26, 0.22, 0.2, 0.18),
+        tolerance=0.01,
+        boundary_steps=8,
+        return_steps=4,
     ),
 }
 
@@ -71,7 +83,7 @@ class DeepFool:
     Args:
         margin: float32 ``[B]``, signed distance in pixel units of [0, 1]; see `puma.margins.Status` for its meaning.
         codes: int8 ``[B]``, codes of `puma.margins.Status`.
-        steps: int16 ``[B]``, linearisations spent before the boundary was crossed.
+        steps: int16 ``[B]``, linearizations spent before the boundary was crossed.
         predicted: int64 ``[B]``, the model's class for the image.
         adversarial: ``[B, ...]``, the point beyond the boundary (inside the label's region for a misclassified image);
             the image itself where none was found.
@@ -111,9 +123,9 @@ def deepfool(
         images: float32 ``[B, ...]`` in [0, 1].
         labels: int64 ``[B]``.
         norm: ``"Linf"`` or ``"L2"``.
-        mode: ``"fast"`` estimates from one linearisation and one look; ``"deepfool"`` is plain DeepFool; ``"refined"``
-            finds a nearby point of the boundary, ``"tight"`` looks longer for a nearer one.
-        steps: linearisations at most before an image counts as unconverged.
+        mode: ``"fast"`` estimates from one linearization and one more forward pass; ``"deepfool"`` is the textbook's;
+            ``"refined"`` finds a nearby point of the boundary, ``"tight"`` searches longer for a nearer one.
+        steps: linearizations at most before an image counts as unconverged.
         chunk: images per pass through the model.
         precision: ``"bf16"`` computes gradients under bfloat16 autocast; crossings are always seen in float32.
         proxy: a faster stand-in for ``model`` during the search, such as ``torch.compile(model, dynamic=False)``. It is
@@ -131,15 +143,192 @@ def deepfool(
         raise UsageError(f"steps and chunk have to be positive, not {steps} and {chunk}")
     check_images(images, labels)
     network = Network(model, tuple(images.shape[1:]), chunk, precision == "bf16", proxy)
+    x0, labels = images.detach().flatten(1), labels.to(images.device).long()
     with torch.no_grad(), true_float32(images.device.type), network.compiling():
-        search = Search(network, images.detach().flatten(1), labels.to(images.device), norm)
-        if search.classes > 1 and len(images):
-            _spend(search, mode, steps)
-        elif len(images):
-            search.look(torch.arange(len(images), device=images.device), network.exact(search.start))
+        if len(x0):
+            found, crossings = _search(network, x0, labels, norm, mode, steps)
+        else:
+            found = Images.of(network, norm, x0, labels, x0.new_zeros(0, 2))
+            crossings = Crossings(found)
         if proxy is not None and mode != "fast":
-            search.confirm()
-    return _result(search, images)
+            _confirm(found, crossings)
+    crossed = crossings.distance.isfinite() & ~found.misclassified & (crossings.codes != int(Status.ESTIMATED))
+    codes = torch.where(crossed, int(Status.CROSSED), crossings.codes).to(torch.int8)
+    margin = torch.where(found.misclassified, -crossings.distance, crossings.distance)
+    return DeepFool(
+        margin=torch.where(codes >= int(Status.UNCONVERGED), torch.nan, margin),
+        codes=codes,
+        steps=crossings.steps.to(torch.int16),
+        predicted=found.logits0.argmax(1),
+        adversarial=crossings.x.view_as(images),
+        passes=(network.forwards, network.backwards),
+    )
+
+
+def _search(
+    network: Network, x0: Tensor, labels: Tensor, norm: Norm, mode: Mode, steps: int
+) -> tuple[Images, Crossings]:
+    """Run the stages of a mode."""
+    budget, count = BUDGETS[mode], network.logits(x0[:1]).shape[1]
+    if not (int(labels.min()) >= 0 and int(labels.max()) < count):
+        raise DataError(
+            f"labels reach from {int(labels.min())} to {int(labels.max())}", why=f"the model has {count} classes"
+        )
+    if count == 1:
+        images = Images.of(network, norm, x0, labels, network.exact(x0))
+        return images, Crossings(images)
+    images, crossings, first = _first_step(network, x0, labels, norm, budget.candidates, mode)
+    straight, x = first.straight, first.x[first.straight]
+    if len(first.ahead):
+        ray = locate_crossing(images, crossings, first.ahead, first.nearest, both=mode != "fast")
+        if mode == "fast":
+            point = ray_points(images, first.ahead, ray.normal, ray.time)
+            crossings.distance[first.ahead] = images.length(point - x0[first.ahead])
+            crossings.codes[first.ahead] = int(Status.ESTIMATED)
+        else:
+            ray = rotate(images, crossings, first.ahead, ray, budget.rotations[: steps - 1], budget.tolerance)
+            last = trim(images, crossings, first.ahead, ray)
+            boundary_steps(images, crossings, first.ahead, 1, budget.boundary_steps, back=False)
+            lost = crossings.distance[first.ahead].isinf()
+            straight, x = torch.cat([straight, first.ahead[lost]]), torch.cat([x, last[lost]])
+    if mode == "fast":
+        crossings.x = x0.clone()  # a crossing met on the way is not what an estimate is about
+        return images, crossings
+    x, logits, short = not_crossed(images, crossings, straight, x)
+    x, short = _try_extra_candidates(images, crossings, straight, x, logits, short, first.steepness, budget)
+    deepfool_steps(images, crossings, straight[short], x[short], 1, back=False, steps=steps)
+    x, _, short = not_crossed(images, crossings, first.back, first.x[first.back])
+    deepfool_steps(images, crossings, first.back[short], x[short], budget.candidates, back=True, steps=steps)
+    if network.bf16:  # close to a boundary coarse gradients lead nowhere: search again with exact ones
+        network.bf16 = False
+        lost = crossings.distance.isinf() & ((crossings.codes == int(Status.UNCONVERGED)) | images.misclassified)
+        for back in (False, True):
+            rows = (lost & (images.misclassified == back)).nonzero().squeeze(1)
+            deepfool_steps(images, crossings, rows, x0[rows], budget.candidates, back=back, steps=steps)
+        network.bf16 = True
+    boundary_steps(images, crossings, first.back, 2 * budget.candidates + 1, budget.return_steps, back=True)
+    return images, crossings
+
+
+class FirstStep(NamedTuple):
+    """What one linearization at the images leads to; three kinds of rows, int64.
+
+    Args:
+        ahead: rows with a ray to follow (none in mode ``deepfool``).
+        straight: correctly classified rows that take plain DeepFool steps: all of them in mode ``deepfool``, else those
+            whose boundaries the box keeps out of reach.
+        back: misclassified rows (none in mode ``fast``, where they have got their estimate).
+        x: ``[B, D]``, after the first step of ``straight`` in mode ``deepfool``, and of ``back``.
+        nearest: the two nearest boundaries of the rows ``ahead``.
+        steepness: ``[B]``, mean dual norm of the gradients.
+    """
+
+    ahead: Tensor
+    straight: Tensor
+    back: Tensor
+    x: Tensor
+    nearest: Nearest
+    steepness: Tensor
+
+
+def _first_step(
+    network: Network, x0: Tensor, labels: Tensor, norm: Norm, candidates: int, mode: Mode
+) -> tuple[Images, Crossings, FirstStep]:
+    """Linearize once at the images; the same forward pass gives their logits."""
+    rays = mode != "deepfool"
+    x, kinds = x0.clone(), torch.zeros_like(labels)  # 1 ahead, 2 straight, 3 back
+    status, estimate = torch.zeros_like(labels, dtype=torch.int8), x0.new_full((len(x0),), torch.inf)
+    steepness, failed = torch.zeros_like(estimate), torch.zeros_like(labels, dtype=torch.bool)
+    logits0: list[Tensor] = []
+    boundaries: list[Nearest] = []
+    for part, logits, gradients in network.passes(x0):
+        logits0.append(network.exact(x0[part], logits))
+        images = Images.of(network, norm, x0[part], labels[part], logits0[-1])
+        everything = torch.arange(len(images.x0), device=x0.device)
+        difference, normals, usable, status[part] = checked(
+            *gradients(*classes(images, everything, logits, candidates))
+        )
+        steepness[part] = dual_norm(normals, norm).mean(1)
+        failed[part] = ~usable & ~images.misclassified
+        offsets = images.overshoot.unsqueeze(1) - difference
+        for wrong in (False, True):
+            mine = (usable & (images.misclassified == wrong)).nonzero().squeeze(1)
+            if not len(mine):
+                continue
+            base, w, b = images.x0[mine], normals[mine], offsets[mine]
+            if wrong and mode == "fast":  # a lower bound: the farthest of the half-spaces alone
+                estimate[part][mine] = distances(1 - base, base, w, b, norm)[0].amax(1)
+            elif not wrong and rays:
+                nearest, reachable = two_nearest(base, w, b, norm)
+                boundaries.append(Nearest(*(value[reachable] for value in nearest)))
+                kinds[part][mine] = torch.where(reachable, 1, 2)
+            else:
+                move = images.move(base, w, b, wrong)
+                x[part][mine] = (base + move).clamp(0, 1)
+                kinds[part][mine] = torch.where(move.abs().amax(1) > 0, 3 if wrong else 2, 0)
+    images = Images.of(network, norm, x0, labels, torch.cat(logits0))
+    crossings = Crossings(images)
+    crossings.codes = torch.where(failed, status, crossings.codes)
+    crossings.distance, crossings.steps = estimate, crossings.steps + 1
+    ahead, straight, back = ((kinds == kind).nonzero().squeeze(1) for kind in (1, 2, 3))
+    empty = Nearest(x0.new_zeros(0, 2, x0.shape[1]), x0.new_zeros(0, 2), x0.new_zeros(0, 2))
+    nearest = Nearest(*(torch.cat(values) for values in zip(empty, *boundaries, strict=True)))
+    return images, crossings, FirstStep(ahead, straight, back, x, nearest, steepness)
+
+
+def _try_extra_candidates(
+    images: Images,
+    crossings: Crossings,
+    rows: Tensor,
+    x: Tensor,
+    logits: Tensor,
+    short: Tensor,
+    steepness: Tensor,
+    budget: SearchBudget,
+) -> tuple[Tensor, Tensor]:
+    """Take the first step of ``rows`` to one of the further rivals where that is shorter; return ``x`` and ``short``.
+
+    The first step knows the strongest rivals. Where it ended (``x`` ``[b, D]``) all ``logits`` have been seen again, so
+    how fast every boundary came nearer on the way is known too. What one came faster than those known do on average is
+    added to their average steepness; where it would be nearer if it were `TUNED.steeper` times as steep as that, it and
+    the next, ``extra_candidates`` in all, are linearized.
+    """
+    extra = min(budget.extra_candidates, logits.shape[1] - 1 - budget.candidates)
+    if extra <= 0 or not len(rows):
+        return x, short
+    own = images.labels[rows].unsqueeze(1)
+    known = strongest(images.logits0[rows], own, budget.candidates)
+    gap, left = (f.gather(1, own) - f for f in (images.logits0[rows], logits))
+    taken = images.length(x - images.x0[rows])
+    speed = (gap - left) / taken.unsqueeze(1).clamp_min(1e-30)
+    usual = speed.gather(1, known).mean(1, keepdim=True)
+    steep = (steepness[rows].unsqueeze(1) + speed - usual).clamp_min(1e-30)
+    reach = (gap / (TUNED.steeper * steep)).scatter(1, torch.cat([own, known], 1), torch.inf)
+    reach, rivals = reach.topk(extra, dim=1, largest=False)
+    asked = (reach[:, 0] < taken).nonzero().squeeze(1)
+    x, moved = x.clone(), torch.zeros_like(rows, dtype=torch.bool)
+    base = images.x0[rows[asked]]
+    for part, _, difference, normals, usable in linearize(images, crossings, rows[asked], base, rivals[asked]):
+        of = asked[part]
+        move = images.move(base[part], normals, images.overshoot[rows[of]].unsqueeze(1) - difference, back=False)
+        moved[of] = usable & (images.length(move) < taken[of])
+        x[of] = torch.where(moved[of].unsqueeze(1), (base[part] + move).clamp(0, 1), x[of])
+    again = moved.nonzero().squeeze(1)
+    x[again], _, still = not_crossed(images, crossings, rows[again], x[again])
+    return x, torch.cat([short[~moved[short]], again[still]])
+
+
+def _confirm(images: Images, crossings: Crossings) -> None:
+    """Re-check every crossing with the model itself; if it is not one, move it up to 5 % further."""
+    rows = crossings.distance.isfinite().nonzero().squeeze(1)
+    for factor in (1.0, 1.001, 1.01, 1.05):
+        if not len(rows):
+            return
+        x = (images.x0[rows] + factor * (crossings.x[rows] - images.x0[rows])).clamp(0, 1)
+        crossed = images.level(rows, images.network.exact(x)) > images.tolerance[rows]
+        crossings.x[rows] = x
+        crossings.distance[rows] = torch.where(crossed, images.length(x - images.x0[rows]), torch.inf)
+        rows = rows[~crossed]
 
 
 def parse_mode(text: str) -> Mode:
@@ -185,87 +374,3 @@ def check_images(images: Tensor, labels: Tensor) -> None:
         raise DataError(
             f"labels are {labels.dtype} {list(labels.shape)} for {len(images)} images", why="[B] int is needed"
         )
-
-
-def _spend(search: Search, mode: Mode, steps: int) -> None:
-    """Run the search of a mode."""
-    effort = EFFORTS[mode]
-    rays = None if mode == "deepfool" else Rays(search)
-    ahead, straight, behind = _first_look(search, effort.candidates, rays, mode == "fast")
-    if rays is not None and len(ahead):
-        rays.probe(ahead, both=mode != "fast")
-        if mode == "fast":
-            search.distance[ahead] = rays.lengths(ahead)
-            search.codes[ahead] = int(Status.ESTIMATED)
-            search.best = search.start.clone()  # a crossing that the look may have met is not what an estimate is about
-        else:
-            rays.tilt(ahead, effort.tilts[: steps - 1], effort.settled)
-            rays.trim(ahead)
-            polish(search, ahead, 1, effort.walks, back=False)
-            straight = torch.cat([straight, ahead[search.distance[ahead].isinf()]])
-    if mode == "fast":
-        return
-    short = search.reconsider(straight, search.short(straight), effort.candidates, effort.doubtful)
-    search.approach(short, 1, back=False, steps=steps)
-    search.approach(search.short(behind), effort.candidates, back=True, steps=steps)
-    if search.network.coarse:
-        _search_again(search, effort.candidates, steps)
-    polish(search, behind, 2 * effort.candidates + 1, effort.polishes, back=True)
-
-
-def _search_again(search: Search, candidates: int, steps: int) -> None:
-    """Look with exact gradients for the crossings that coarse ones missed: close to a boundary they lead nowhere."""
-    search.network.coarse = False
-    lost = search.distance.isinf() & ((search.codes == int(Status.UNCONVERGED)) | search.wrong)
-    for back in (False, True):
-        rows = (lost & (search.wrong == back)).nonzero().squeeze(1)
-        search.x[rows] = search.start[rows]
-        search.approach(rows, candidates, back=back, steps=steps)
-    search.network.coarse = True
-
-
-def _first_look(search: Search, candidates: int, rays: Rays | None, rank: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """One linearisation at the images themselves.
-
-    Returns the rows that have a ray to follow, those for plain DeepFool (without ``rays`` all, taken a first step; else
-    those whose boundaries the box keeps out of reach), and the misclassified ones, a step nearer to their label; in
-    ``fast`` these have got their estimate instead.
-    """
-    everything = torch.arange(len(search.start), device=search.start.device)
-    kinds = torch.zeros_like(everything)  # 1 ahead, 2 straight, 3 behind
-    for here, _, difference, normals, found in search.planes(everything, search.start, candidates, first=True):
-        at = everything[here]
-        gaps = search.pad[at].unsqueeze(1) - difference
-        for back in (False, True):
-            mine = (found & (search.wrong[at] == back)).nonzero().squeeze(1)
-            if not len(mine):
-                continue
-            rows, w, b = at[mine], normals[mine], gaps[mine]
-            if back and rank:
-                search.distance[rows] = farthest(1 - search.start[rows], search.start[rows], w, b, search.norm)
-                continue
-            if not back and rays is not None:
-                kinds[rows] = torch.where(rays.offer(rows, w, b), 1, 2)
-                continue
-            move = search.shortest(search.start[rows], w, b, back)
-            search.x[rows] = (search.start[rows] + move).clamp(0, 1)
-            kinds[rows] = torch.where(move.abs().amax(1) > 0, 3 if back else 2, 0)
-    search.steps += 1
-    return tuple((kinds == kind).nonzero().squeeze(1) for kind in (1, 2, 3))  # type: ignore[return-value]
-
-
-def _result(search: Search, images: Tensor) -> DeepFool:
-    """Put signs and statuses in place."""
-    found = search.distance.isfinite()
-    crossed = found & ~search.wrong & (search.codes != int(Status.ESTIMATED))
-    search.codes = torch.where(crossed, int(Status.CROSSED), search.codes).to(torch.int8)
-    margin = torch.where(search.wrong, -search.distance, search.distance)
-    margin = torch.where(search.codes >= int(Status.UNCONVERGED), torch.nan, margin)
-    return DeepFool(
-        margin=margin,
-        codes=search.codes,
-        steps=search.steps.to(torch.int16),
-        predicted=search.predicted,
-        adversarial=search.best.view_as(images),
-        passes=(search.network.forwards, search.network.backwards),
-    )

@@ -1,246 +1,254 @@
-"""The state of a batch on its way to the boundary, and plain DeepFool: step after step onto the linearised boundary.
+"""DeepFool's state and steps: onto the nearest linearized boundary, again and again (arXiv 1511.04599).
 
-Rows that leave their label's region make for the nearest boundary. Rows that return to it (misclassified images) have
-to beat every rival at once: `puma.attacks.region`.
+`Images` never changes during a search, `Crossings` holds the nearest point found for each image; everything else that
+a stage reads or returns stands in its signature. ``rows`` ``[b]`` are the images a stage works on, ``x`` ``[b, D]``
+their current points. A *level* is the logit difference by which a point lies beyond the boundary: positive where the
+model gives another class than the label or, for a misclassified image, the label itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from puma.attacks.halfspace import displacement, distances, dual_length
+from puma.attacks.halfspace import step_into_intersection, step_to_nearest
 from puma.attacks.network import Network
-from puma.attacks.region import intersection
-from puma.errors import DataError
 from puma.margins import Status
 from puma.threat import Norm
 
-Planes = tuple[slice, Tensor, Tensor, Tensor, Tensor]
-
-# The level beyond the boundary at which a step aims, as a share of the first logit gap: without it DeepFool stalls on
-# ties; in logits rather than in pixels it costs every image the same share of its margin.
-_PAD = 0.005
-# A level counts as beyond the boundary from here on, as a share of the logits' size: float32 passes of the same image
-# in another batch or memory format differ by less.
-_FLOOR = 1e-6
-# How much steeper than estimated a boundary may be that has not been linearised.
-_STEEPER = 1.4
-# A step that falls short is stretched where less than this share of the way should do.
-_STRETCH = 0.04
-FAR = 1e30
-"""A time at which every pixel has reached the end of its room."""
+Linearized = tuple[slice, Tensor, Tensor, Tensor, Tensor]
 
 
-class Search:
-    """What is known of each image. All vectors are ``[B]``, all images flattened ``[B, D]``.
+@dataclass(frozen=True)
+class Tuned:
+    """The tuned constants of the search."""
+
+    overshoot: float = 0.005
+    tolerance: float = 1e-6
+    growth: float = 1.5
+    max_stretch: float = 0.04
+    steeper: float = 1.4
+    second_boundary: float = 1.25
+    secant: tuple[float, float] = (0.4, 3.0)
+    least_rise: float = 0.3
+    ray_overshoot: float = 0.1
+    full_speed: float = 0.1
+    ray_newton_steps: int = 3
+    meet: tuple[float, float] = (0.4, 2.0)
+    trims: int = 2
+    reaches: int = 6
+    trim_tolerance: float = 1e-3
+    least_slope: float = 0.2
+    bracket: tuple[float, float] = (0.02, 0.98)
+    inward: float = 0.7
+    outward: tuple[float, float, float] = (1.1, 1.6, 1.3)
+    raised_aim: float = 4.0
+    stride: float = 0.8
+    least_stride: float = 0.2
+    stride_factors: tuple[float, float] = (1.3, 0.6)
+    beyond_secant: tuple[float, float] = (1.05, 0.02)
+    least_gain: float = 2e-3
+    worth_a_step: float = 0.05
+
+
+TUNED = Tuned()
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images ``[B, D]`` and what the model says about them.
 
     Args:
         network: the margin model.
-        start: the images.
-        labels: int64.
         norm: ``"Linf"`` or ``"L2"``.
-
-    Raises:
-        DataError: a label that the model has no class for.
+        x0: float32 ``[B, D]``, the images.
+        labels: int64 ``[B]``.
+        logits0: float32 ``[B, K]``.
+        misclassified: bool ``[B]``.
+        overshoot: float32 ``[B]``, the level at which steps aim.
+        tolerance: float32 ``[B]``, the level from which a point counts as beyond the boundary.
     """
 
-    def __init__(self, network: Network, start: Tensor, labels: Tensor, norm: Norm) -> None:
-        self.network, self.start, self.labels, self.norm = network, start, labels.long(), norm
-        self.classes = network.logits(start[:1]).shape[1] if len(start) else 1
-        if len(start) and not (int(labels.min()) >= 0 and int(labels.max()) < self.classes):
-            raise DataError(
-                f"labels reach from {int(labels.min())} to {int(labels.max())}",
-                why=f"the model has {self.classes} classes",
-            )
-        self.predicted, self.steps = torch.zeros_like(self.labels), torch.zeros_like(self.labels)
-        self.wrong = torch.zeros_like(self.labels, dtype=torch.bool)
-        self.codes = torch.full_like(self.labels, int(Status.UNCONVERGED), dtype=torch.int8)
-        self.best = start.clone()
-        self.distance = start.new_full((len(start),), torch.inf)
-        self.pad, self.floor, self.depth = (torch.zeros_like(self.distance) for _ in range(3))
-        self.x = start.clone()
-        self.answer, self.latest = start.new_zeros(2, len(start), self.classes)
-        """Logits at the image and at the latest ``x`` looked at."""
-        self.steepness = torch.zeros_like(self.distance)
-        """Of the boundaries linearised at the image, on average."""
+    network: Network
+    norm: Norm
+    x0: Tensor
+    labels: Tensor
+    logits0: Tensor
+    misclassified: Tensor
+    overshoot: Tensor
+    tolerance: Tensor
 
-    def look(self, rows: Tensor, logits: Tensor) -> None:
-        """Note the model's answer to the images ``rows`` themselves."""
-        self.answer[rows] = logits
-        self.predicted[rows] = logits.argmax(1)
-        self.wrong[rows] = self.predicted[rows] != self.labels[rows]
-        scale = 1 + logits.abs().amax(1)
-        self.floor[rows] = _FLOOR * scale
-        if self.classes > 1:
-            self.pad[rows] = _PAD * self.level(rows, logits).abs() + 10 * _FLOOR * scale
-        status = torch.where(self.wrong[rows], int(Status.MISCLASSIFIED), int(Status.UNCONVERGED))
-        self.codes[rows] = torch.where(logits.isfinite().all(1), status, int(Status.NAN)).to(torch.int8)
+    @classmethod
+    def of(cls, network: Network, norm: Norm, x0: Tensor, labels: Tensor, logits0: Tensor) -> Images:
+        """Derive the thresholds from the logits at the images."""
+        scale = 1 + logits0.abs().amax(1)
+        misclassified = logits0.argmax(1) != labels
+        tolerance = TUNED.tolerance * scale
+        overshoot = TUNED.overshoot * _level(logits0, labels, misclassified).abs() + 10 * TUNED.tolerance * scale
+        return cls(network, norm, x0, labels, logits0, misclassified, overshoot, tolerance)
 
     def level(self, rows: Tensor, logits: Tensor) -> Tensor:
-        """How far beyond the boundary logits ``[b, K]`` are: > 0 on the far side, where the search wants to be."""
-        labels = self.labels[rows].unsqueeze(1)
-        own = logits.gather(1, labels).squeeze(1)
-        rival = logits.scatter(1, labels, -torch.inf).amax(1)
-        return torch.where(self.wrong[rows], own - rival, rival - own)
-
-    def note(self, rows: Tensor, x: Tensor, logits: Tensor) -> Tensor:
-        """Keep those of ``x`` that are beyond the boundary and closer than what was known; return the levels."""
-        level = self.level(rows, logits)
-        length = self.length(x - self.start[rows])
-        better = (level > self.floor[rows]) & (length < self.distance[rows])
-        self.best[rows] = torch.where(better.unsqueeze(1), x, self.best[rows])
-        self.distance[rows] = torch.where(better, length, self.distance[rows])
-        self.depth[rows] = torch.where(better, level, self.depth[rows])
-        return level
-
-    def attempt(self, rows: Tensor, x: Tensor) -> Tensor:
-        """As `note`, with a pass through the model."""
-        return self.note(rows, x, self.network.logits(x))
+        """Return how far beyond the boundary logits ``[b, K]`` are."""
+        return _level(logits, self.labels[rows], self.misclassified[rows])
 
     def length(self, difference: Tensor) -> Tensor:
-        """Norm of differences ``[b, D]``."""
+        """Return the norm of differences ``[b, D]``."""
         return difference.abs().amax(1) if self.norm == "Linf" else difference.square().sum(1).sqrt()
 
-    def planes(self, rows: Tensor, x: Tensor, classes: int | Tensor, first: bool = False) -> Iterator[Planes]:
-        """Linearise at ``x`` the boundaries to ``classes``: the so many strongest rivals there, or those of ``[b, m]``.
+    def move(self, base: Tensor, normals: Tensor, offsets: Tensor, back: bool) -> Tensor:
+        """Return the displacement from ``base`` onto the nearest half-space or, ``back``, into all of them."""
+        step = step_into_intersection if back else step_to_nearest
+        return step(1 - base, base, normals, offsets, self.norm)
 
-        Yields chunk by chunk the slice of the rows, the levels ``[b]``, ``f_up - f_down`` ``[b, m]``, its gradients
-        ``[b, m, D]``, and whether they lead anywhere ``[b]``; the status of a row says why they do not.
-        """
 
-        def choose(here: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-            if first:
-                self.look(rows[here], self.network.exact(x[here], logits))
-            own = self.labels[rows[here]].unsqueeze(1)
-            rivals = classes[here] if isinstance(classes, Tensor) else self.strongest(own, logits, classes)
-            own = own.expand_as(rivals)
-            back = self.wrong[rows[here]].unsqueeze(1)
-            return torch.where(back, own, rivals), torch.where(back, rivals, own)
+class Crossings:
+    """The nearest point known beyond the boundary of each image.
 
-        for here, logits, difference, normals in self.network.linearise(x, choose):
-            at = rows[here]
-            seen = not first and not self.network.coarse  # what bfloat16 takes for a crossing need not be one
-            level = self.note(at, x[here], logits) if seen else self.level(at, logits)
-            healthy = normals.isfinite().flatten(1).all(1) & difference.isfinite().all(1)
-            found = healthy & (normals.abs().amax((1, 2)) > 0)
-            unsettled = ~self.wrong[at] & self.distance[at].isinf()
-            blame = torch.where(healthy, int(Status.NO_GRADIENT), int(Status.NAN)).to(torch.int8)
-            self.codes[at] = torch.where(unsettled & ~found, blame, self.codes[at])
-            normals = torch.where(healthy.view(-1, 1, 1), normals, 0.0)
-            if first:
-                self.steepness[at] = dual_length(normals, self.norm).mean(1)
-            yield here, level, torch.where(healthy.unsqueeze(1), difference, 0.0), normals, found
+    Args:
+        images: the images.
 
-    def strongest(self, own: Tensor, logits: Tensor, count: int) -> Tensor:
-        """The ``count`` classes ``[b, m]`` of the largest logits ``[b, K]`` besides ``own`` ``[b, 1]``."""
-        return logits.scatter(1, own, -torch.inf).topk(min(count, self.classes - 1), dim=1).indices
+    Attributes:
+        x: ``[B, D]``, the point; the image itself where none is known.
+        distance: ``[B]``, inf where none is known.
+        level: ``[B]``, at ``x``.
+        codes: int8 ``[B]`` of `puma.margins.Status`.
+        steps: int64 ``[B]``, linearizations.
+    """
 
-    def short(self, rows: Tensor) -> Tensor:
-        """Look at ``x``; return those of the rows that fell short of the boundary.
+    def __init__(self, images: Images) -> None:
+        self.x = images.x0.clone()
+        self.distance = torch.full_like(images.tolerance, torch.inf)
+        self.level = torch.zeros_like(images.tolerance)
+        self.steps = torch.zeros_like(images.labels)
+        status = torch.where(images.misclassified, int(Status.MISCLASSIFIED), int(Status.UNCONVERGED))
+        self.codes = torch.where(images.logits0.isfinite().all(1), status, int(Status.NAN)).to(torch.int8)
 
-        Where a step falls short by little it is stretched. DeepFool stretches every step, by 2 % (arXiv 1511.04599,
-        section 2); here it is as far as it has to be, and only then.
-        """
-        rows = self._look(rows)
-        own = self.labels[rows].unsqueeze(1)
-        rival = self.strongest(own, self.latest[rows], 1)
-        gap, left = (
-            (to.gather(1, own) - to.gather(1, rival)).squeeze(1) for to in (self.answer[rows], self.latest[rows])
-        )
-        stretch = (left + self.pad[rows]) / (gap - left)
-        near = (stretch > 0) & (stretch < _STRETCH) & ~self.wrong[rows]
-        picked = near.nonzero().squeeze(1)
-        close, stretch = rows[picked], stretch[picked].unsqueeze(1)
-        self.x[close] = torch.lerp(self.start[close], self.x[close], 1 + stretch).clamp(0, 1)
-        return torch.cat([rows[~near], self._look(close)])
+    def update(self, images: Images, rows: Tensor, x: Tensor, logits: Tensor) -> Tensor:
+        """Keep those of ``x`` that are beyond the boundary and nearer than what was known; return the levels."""
+        level = images.level(rows, logits)
+        length = images.length(x - images.x0[rows])
+        better = (level > images.tolerance[rows]) & (length < self.distance[rows])
+        self.x[rows] = torch.where(better.unsqueeze(1), x, self.x[rows])
+        self.distance[rows] = torch.where(better, length, self.distance[rows])
+        self.level[rows] = torch.where(better, level, self.level[rows])
+        return level
 
-    def _look(self, rows: Tensor) -> Tensor:
-        """Note the model's answer at ``x``; return the rows that are not beyond the boundary there."""
+    def evaluate(self, images: Images, rows: Tensor, x: Tensor) -> Tensor:
+        """As `update`, with a forward pass."""
+        return self.update(images, rows, x, images.network.logits(x))
+
+
+def linearize(
+    images: Images, crossings: Crossings, rows: Tensor, x: Tensor, rivals: int | Tensor
+) -> Iterator[Linearized]:
+    """Linearize at ``x`` the boundaries to the ``rivals`` strongest other classes there, or to those of ``[b, m]``.
+
+    Yields chunk by chunk the slice of the rows, the levels ``[b]``, ``f_up - f_down`` ``[b, m]``, its gradients
+    ``[b, m, D]``, and whether these lead anywhere ``[b]``; a row's status says why they do not.
+    """
+    for part, logits, gradients in images.network.passes(x):
+        at = rows[part]
+        up, down = classes(images, at, logits, rivals if isinstance(rivals, int) else rivals[part])
+        difference, normals, usable, status = checked(*gradients(up, down))
+        if images.network.bf16:  # what bfloat16 takes for a crossing need not be one
+            level = images.level(at, logits)
+        else:
+            level = crossings.update(images, at, x[part], logits)
+        failed = ~images.misclassified[at] & crossings.distance[at].isinf() & ~usable
+        crossings.codes[at] = torch.where(failed, status, crossings.codes[at])
+        yield part, level, difference, normals, usable
+
+
+def classes(images: Images, rows: Tensor, logits: Tensor, rivals: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Return the classes ``(up, down)`` ``[b, m]`` whose logit difference is to rise."""
+    own = images.labels[rows].unsqueeze(1)
+    rivals = strongest(logits, own, rivals) if isinstance(rivals, int) else rivals
+    own, back = own.expand_as(rivals), images.misclassified[rows].unsqueeze(1)
+    return torch.where(back, own, rivals), torch.where(back, rivals, own)
+
+
+def checked(difference: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return differences and gradients with 0 for what is not finite, bool ``[b]`` (usable), and the status if not."""
+    finite = normals.isfinite().flatten(1).all(1) & difference.isfinite().all(1)
+    usable = finite & (normals.abs().amax((1, 2)) > 0)
+    status = torch.where(finite, int(Status.NO_GRADIENT), int(Status.NAN)).to(torch.int8)
+    normals = torch.where(finite.view(-1, 1, 1), normals, 0.0)
+    return torch.where(finite.unsqueeze(1), difference, 0.0), normals, usable, status
+
+
+def strongest(logits: Tensor, own: Tensor, count: int) -> Tensor:
+    """Return the ``count`` classes ``[b, m]`` of the largest logits ``[b, K]`` besides ``own`` ``[b, 1]``."""
+    return logits.scatter(1, own, -torch.inf).topk(min(count, logits.shape[1] - 1), dim=1).indices
+
+
+def not_crossed(images: Images, crossings: Crossings, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Evaluate the points ``x`` of ``rows``; where a step fell a little short, those a little farther out too.
+
+    DeepFool stretches every step, by 2 % (arXiv 1511.04599, section 2); here it is as far as it has to be, and only
+    then.
+
+    Returns:
+        The points ``[b, D]``, the logits there ``[b, K]``, and which of them (int64) are not beyond the boundary.
+    """
+    x = x.clone()
+    logits, short = _forward(images, crossings, rows, x)
+    at = rows[short]
+    own = images.labels[at].unsqueeze(1)
+    rival = strongest(logits[short], own, 1)
+    gap, left = ((f.gather(1, own) - f.gather(1, rival)).squeeze(1) for f in (images.logits0[at], logits[short]))
+    factor = (left + images.overshoot[at]) / (gap - left)
+    near = (factor > 0) & (factor < TUNED.max_stretch) & ~images.misclassified[at]
+    close, factor = short[near], factor[near].unsqueeze(1)
+    x[close] = torch.lerp(images.x0[rows[close]], x[close], 1 + factor).clamp(0, 1)
+    logits[close], still = _forward(images, crossings, rows[close], x[close])
+    return x, logits, torch.cat([short[~near], close[still]])
+
+
+def _forward(images: Images, crossings: Crossings, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Evaluate ``x``; return the logits and which of the rows are not beyond the boundary."""
+    if not len(rows):
+        return images.logits0[rows], rows
+    logits = images.network.logits(x)
+    level = crossings.update(images, rows, x, logits)
+    broken = level.isnan()
+    nan = torch.where(broken & ~images.misclassified[rows], int(Status.NAN), crossings.codes[rows])
+    crossings.codes[rows] = nan.to(torch.int8)
+    return logits, (~(broken | (level > images.tolerance[rows]))).nonzero().squeeze(1)
+
+
+def deepfool_steps(
+    images: Images, crossings: Crossings, rows: Tensor, x: Tensor, rivals: int, back: bool, steps: int
+) -> None:
+    """Step from ``x`` onto the nearest linearized boundary until it is crossed.
+
+    Args:
+        images: the images.
+        crossings: updated with every crossing.
+        rows: int64 ``[b]``, images not beyond the boundary at ``x``.
+        x: ``[b, D]``.
+        rivals: classes linearized at each step.
+        back: whether all of these rows are misclassified, or none.
+        steps: linearizations at most, the one at the image included.
+    """
+    for step in range(1, steps):
         if not len(rows):
-            return rows
-        self.latest[rows] = self.network.logits(self.x[rows])
-        level = self.note(rows, self.x[rows], self.latest[rows])
-        broken = level.isnan()
-        self.codes[rows] = torch.where(broken & ~self.wrong[rows], int(Status.NAN), self.codes[rows]).to(torch.int8)
-        return rows[~(broken | (level > self.floor[rows]))]
+            return
+        following, alive = x.clone(), torch.zeros_like(rows, dtype=torch.bool)
+        overshoot = images.overshoot[rows] * TUNED.growth ** min(max(0, step - 4), 12)
+        for part, _, difference, normals, usable in linearize(images, crossings, rows, x, rivals):
+            move = images.move(x[part], normals, overshoot[part].unsqueeze(1) - difference, back)
+            following[part] = (x[part] + move).clamp(0, 1)
+            alive[part] = usable & (move.abs().amax(1) > 0)  # in a corner of the box there is nowhere left to go
+        crossings.steps[rows] += 1
+        rows, x = rows[alive], following[alive]
+        x, _, short = not_crossed(images, crossings, rows, x)
+        rows, x = rows[short], x[short]
 
-    def reconsider(self, rows: Tensor, short: Tensor, sure: int, doubtful: int) -> Tensor:
-        """Take the first step of ``rows`` to one of the further rivals where that is shorter; return who is short then.
 
-        The first step knows the ``sure`` strongest rivals. Where it ended all logits have been seen again, so how fast
-        every boundary came nearer on the way is known too. What one came faster than those known do on average is added
-        to their average steepness; where it would be nearer if it were `_STEEPER` times as steep as that, it and the
-        next, ``doubtful`` in all, are linearised.
-        """
-        doubtful = min(doubtful, self.classes - 1 - sure)
-        if doubtful <= 0 or not len(rows):
-            return short
-        own = self.labels[rows].unsqueeze(1)
-        known = self.strongest(own, self.answer[rows], sure)
-        gap, left = (logits.gather(1, own) - logits for logits in (self.answer[rows], self.latest[rows]))
-        taken = self.length(self.x[rows] - self.start[rows]).unsqueeze(1)
-        speed = (gap - left) / taken.clamp_min(1e-30)
-        usual = speed.gather(1, known).mean(1, keepdim=True)
-        steepness = (self.steepness[rows].unsqueeze(1) + speed - usual).clamp_min(1e-30)
-        reach = (gap / (_STEEPER * steepness)).scatter(1, torch.cat([own, known], 1), torch.inf)
-        reach, rivals = reach.topk(doubtful, dim=1, largest=False)
-        asked = reach[:, 0] < taken.squeeze(1)
-        rows, rivals = rows[asked], rivals[asked]
-        moved = torch.zeros_like(self.wrong)
-        for here, _, difference, normals, found in self.planes(rows, self.start[rows], rivals):
-            at = rows[here]
-            move = self.shortest(self.start[at], normals, self.pad[at].unsqueeze(1) - difference, back=False)
-            moved[at] = found & (self.length(move) < self.length(self.x[at] - self.start[at]))
-            self.x[at] = torch.where(moved[at].unsqueeze(1), (self.start[at] + move).clamp(0, 1), self.x[at])
-        return torch.cat([short[~moved[short]], self.short(moved.nonzero().squeeze(1))])
-
-    def approach(self, rows: Tensor, classes: int, back: bool, steps: int) -> None:
-        """DeepFool from where ``x`` is to beyond the boundary.
-
-        Args:
-            rows: those that are not there yet.
-            classes: rivals linearised at each step.
-            back: whether all of these rows are misclassified, or none.
-            steps: linearisations at most, the one at the image included.
-        """
-        x = self.x
-        for step in range(1, steps):
-            if not len(rows):
-                return
-            alive = torch.zeros_like(rows, dtype=torch.bool)
-            pad = self.pad * 1.5 ** min(max(0, step - 4), 12)
-            for here, _, difference, normals, found in self.planes(rows, x[rows], classes):
-                at = rows[here]
-                move = self.shortest(x[at], normals, pad[at].unsqueeze(1) - difference, back)
-                x[at] = (x[at] + move).clamp(0, 1)
-                alive[here] = found & (move.abs().amax(1) > 0)  # in a corner of the box there is nowhere left to go
-            self.steps[rows] += 1
-            rows = self.short(rows[alive])
-
-    def shortest(self, base: Tensor, normals: Tensor, offsets: Tensor, back: bool) -> Tensor:
-        """The move ``[b, D]`` onto the nearest half-space or, ``back``, into all of them."""
-        up, down = 1 - base, base
-        if back:
-            return intersection(up, down, normals, offsets, self.norm)
-        length, time = distances(up, down, normals, offsets, self.norm)
-        # Out of reach in the box: go there anyway, as far as the box allows, and look again.
-        reachable = torch.where(length.isinf() & (normals.abs().amax(-1) > 0), FAR, length)
-        nearest = reachable.argmin(1, keepdim=True)
-        pick = nearest.unsqueeze(-1).expand(-1, -1, base.shape[1])
-        time = torch.where(length.isinf(), FAR, time).gather(1, nearest).squeeze(1)
-        return displacement(up, down, normals.gather(1, pick).squeeze(1), time, self.norm)
-
-    def confirm(self) -> None:
-        """Have every crossing seen by the model itself; one that it does not see is looked for a little farther out."""
-        rows = self.distance.isfinite().nonzero().squeeze(1)
-        for stretch in (1.0, 1.001, 1.01, 1.05):
-            if not len(rows):
-                return
-            x = (self.start[rows] + stretch * (self.best[rows] - self.start[rows])).clamp(0, 1)
-            seen = self.level(rows, self.network.exact(x)) > self.floor[rows]
-            self.best[rows] = x
-            self.distance[rows] = torch.where(seen, self.length(x - self.start[rows]), torch.inf)
-            rows = rows[~seen]
+def _level(logits: Tensor, labels: Tensor, misclassified: Tensor) -> Tensor:
+    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    rival = logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1)
+    return torch.where(misclassified, own - rival, rival - own)
