@@ -1,144 +1,195 @@
-"""Where pixels come from: readers of uint8 ``[N, H, W, C]`` images, and views that choose, join and convert them.
-
-A reader has a ``shape`` and a ``read``; it never holds more than it was asked for, except where its docstring says so.
-"""
+"""Images as PNG, JPEG and the like: decoded one by one to uint8, once each, in memory or in the cache folder."""
 
 from __future__ import annotations
 
+import io
+import logging
 import math
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
-Rows = NDArray[np.int64]
-Shape = tuple[int, int, int, int]
-_BLOCK = 16 << 20
+from puma.data.mapped import Mapped, read_header
+from puma.data.source import Images, ImageShape, Kept, Pixels, Rows, blocks
+from puma.errors import BusyError, DataError, StorageError
+from puma.io import atomic_path, fingerprint, lock
+
+logger = logging.getLogger("puma")
+
+# Pillow is told these by name: its other readers start programs (PostScript) or read what nobody meant as an image.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+LARGEST_SIDE = 4096
+IN_MEMORY = 1 << 30
+_MOST_PIXELS = 50_000_000
+_MODES = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB"}
 
 
-def blocks(count: int, image_shape: tuple[int, int, int]) -> Iterator[slice]:
-    """Neighbouring rows of ``0..count-1`` that take about 16 MiB, one block after the other.
+def picture_pixels(image: Image.Image, where: str) -> Pixels:
+    """The pixels of a Pillow image as uint8 ``[H, W, C]`` (grey: C = 1). Palettes and bitmaps unfold without loss.
 
-    >>> list(blocks(5, (2048, 4096, 1)))
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    Raises:
+        DataError: 16-bit, with alpha, CMYK or another mode that would have to be cast.
     """
-    rows = max(1, _BLOCK // math.prod(image_shape))
-    for start in range(0, count, rows):
-        yield slice(start, min(start + rows, count))
+    mode = _MODES.get(image.mode)
+    if mode is None or "transparency" in image.info:
+        raise DataError(
+            f"{where} has mode {image.mode}{' with transparency' if mode else ''}",
+            why="8-bit grey and RGB are understood; nothing is cast silently",
+            fix="convert it to RGB or L",
+        )
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-class Images(Protocol):
-    """A reader of N images."""
+def decoded(
+    data: bytes | memoryview,
+    where: str,
+    size: int | None = None,
+    channels: int | None = None,
+    expected: ImageShape | None = None,
+) -> Pixels:
+    """Decode one image file to uint8 ``[H, W, C]``, scaled to a side of ``size`` pixels.
 
-    @property
-    def shape(self) -> Shape:
-        """``(N, H, W, C)``."""
+    Colour is never thrown away: ``channels=3`` repeats a grey channel, ``channels=1`` changes nothing. Sizes are
+    compared from the header, before any pixel is decoded.
+
+    Raises:
+        DataError: not an image of `FORMATS`, damaged, a mode that would have to be cast, a side above 4,096 without
+            ``size``, over 50 million pixels, or another shape than ``expected``.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > _MOST_PIXELS or (size is None and max(width, height) > LARGEST_SIDE):
+                limit = f"a side above {LARGEST_SIDE:,}" if size is None else f"more than {_MOST_PIXELS:,} pixels"
+                raise DataError(f"{where} has {width}x{height} pixels", why=limit, fix="scale it, or use ?resize=32")
+            if expected is not None and size is None and (height, width) != expected[:2]:
+                raise _other_shape(where, (height, width, len(image.getbands())), expected)
+            pixels = picture_pixels(image, where)
+    except DataError:
+        raise
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        why = str(error)[:200].partition("<_io.BytesIO")[0]
+        raise DataError(f"{where} cannot be decoded", why=why, fix="write the file again") from None
+    pixels = pixels if size is None else resized(pixels[None], size)[0]
+    pixels = np.repeat(pixels, 3, axis=2) if channels == 3 and pixels.shape[2] == 1 else pixels
+    if expected is not None and pixels.shape != expected:
+        raise _other_shape(where, pixels.shape, expected)
+    return pixels
+
+
+def resized(images: Pixels, size: int) -> Pixels:
+    """Scale uint8 ``[B, H, W, C]`` to ``size`` x ``size``: a box filter to shrink, bicubic to enlarge.
+
+    The box is the mean, rounded once per axis, where the side shrinks by a whole factor.
+    """
+    count, height, width, channels = images.shape
+    if (height, width) == (size, size):
+        return images
+    method = Image.Resampling.BOX if size <= min(height, width) else Image.Resampling.BICUBIC
+    out = np.empty((count, size, size, channels), np.uint8)
+    for place, image in enumerate(images):
+        picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+        out[place] = np.asarray(picture.resize((size, size), method)).reshape(size, size, channels)
+    return out
+
+
+class EncodedRows(Protocol):
+    """The encoded image files of a source, by row."""
+
+    def __call__(self, rows: Rows) -> Sequence[bytes | memoryview]:
+        """Their bytes, in the order of ``rows``."""
         ...
 
-    def read(self, rows: Rows) -> NDArray[np.uint8]:
-        """The images at ``rows`` (each in ``[0, N)``, any order, repeats allowed): a fresh uint8 ``[B, H, W, C]``."""
+    def where(self, row: int) -> str:
+        """What to call a row in messages: its path, or its file and number."""
         ...
 
 
-class ArrayImages:
-    """Images that lie in memory."""
+class EncodedImages(Images):
+    """Images that are decoded when they are read.
 
-    def __init__(self, array: NDArray[np.uint8]) -> None:
-        self._array = array
-        n, height, width, channels = array.shape
-        self.shape: Shape = (n, height, width, channels)
+    Args:
+        files: their bytes.
+        count: how many there are.
+        size: scale each image to this side; None: all have the shape of the first.
+        channels: 3 makes RGB of the grey ones among them.
+    """
 
-    def read(self, rows: Rows) -> NDArray[np.uint8]:
-        """See `Images.read`."""
-        return np.ascontiguousarray(self._array[rows])
+    def __init__(self, files: EncodedRows, count: int, size: int | None = None, channels: int | None = None) -> None:
+        first = decoded(files(np.array([0]))[0], files.where(0), size, channels)
+        super().__init__((count, *first.shape), slow=True)
+        self._files, self._size, self._channels = files, size, channels
 
-
-class SelectedImages:
-    """Some rows of another reader, in the order of ``rows``."""
-
-    def __init__(self, images: Images, rows: Rows) -> None:
-        self._images, self._rows = images, rows
-        self.shape: Shape = (len(rows), *images.shape[1:])
-
-    def read(self, rows: Rows) -> NDArray[np.uint8]:
-        """See `Images.read`."""
-        return self._images.read(self._rows[rows])
-
-
-class JoinedImages:
-    """Several readers of equal image shape, one after the other."""
-
-    def __init__(self, parts: Sequence[Images]) -> None:
-        self._parts = list(parts)
-        self._ends = np.cumsum([part.shape[0] for part in parts])
-        self.shape: Shape = (int(self._ends[-1]), *parts[0].shape[1:])
-
-    def read(self, rows: Rows) -> NDArray[np.uint8]:
-        """See `Images.read`."""
-        owner = np.searchsorted(self._ends, rows, side="right")
-        if len(rows) and (first := owner[0]) == owner[-1] and (owner == first).all():
-            return self._parts[int(first)].read(rows - (self._ends[first] - self._parts[int(first)].shape[0]))
+    def read(self, rows: Rows) -> Pixels:
+        """See `puma.data.source.Images.read`."""
         out = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for number in np.unique(owner):
-            mine = owner == number
-            start = self._ends[number] - self._parts[number].shape[0]
-            out[mine] = self._parts[number].read(rows[mine] - start)
+        for place, (row, data) in enumerate(zip(rows, self._files(rows), strict=True)):
+            out[place] = decoded(data, self._files.where(int(row)), self._size, self._channels, self.shape[1:])
         return out
 
 
-class RgbImages:
-    """Greyscale images with their one channel three times."""
+def kept(images: Images, key: str) -> Images:
+    """``images``, each decoded only once: up to 1 GiB in memory, more in a file of the cache folder.
 
-    def __init__(self, images: Images) -> None:
+    Args:
+        images: a slow reader.
+        key: equal keys mean equal images; it names the file.
+    """
+    return Kept(images) if math.prod(images.shape) <= IN_MEMORY else Cached(images, key)
+
+
+class Cached(Images):
+    """Images decoded once, on the first read, into ``$PUMA_CACHE/images`` (``~/.cache/puma/images``), then mapped.
+
+    Processes that want the same images at once wait for the one that decodes them.
+    """
+
+    def __init__(self, images: Images, key: str) -> None:
+        super().__init__(images.shape)
         self._images = images
-        self.shape: Shape = (*images.shape[:3], 3)
+        self._mapped: Mapped | None = None
+        folder = os.environ.get("PUMA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "puma")
+        name = f"{fingerprint([key, list(images.shape)])[:32]}.npy"
+        self._path = Path(folder).expanduser().absolute() / "images" / name
 
-    def read(self, rows: Rows) -> NDArray[np.uint8]:
-        """See `Images.read`."""
-        return np.repeat(self._images.read(rows), 3, axis=3)
+    def read(self, rows: Rows) -> Pixels:
+        """See `puma.data.source.Images.read`; `StorageError` where the cache folder has no room."""
+        if self._mapped is None:
+            while not self._path.is_file():
+                try:
+                    with lock(self._path.parent, f".{self._path.stem}.lock"):
+                        if not self._path.is_file():
+                            self._decode()
+                except BusyError:
+                    time.sleep(1)
+            with self._path.open("rb") as file:
+                header = read_header(file, self._path.stat().st_size, str(self._path))
+            self._mapped = Mapped(self._path, header.length, self.shape)
+        return self._mapped.read(rows)
+
+    def _decode(self) -> None:
+        size = math.prod(self.shape)
+        free = shutil.disk_usage(self._path.parent).free
+        text = f"{self.shape[0]:,} images ({size / 1e9:,.1f} GB)"
+        if free < size + (64 << 20):
+            why = f"{free / 1e9:,.1f} GB are free in {self._path.parent}"
+            raise StorageError(f"no space to decode {text}", why=why, fix="export PUMA_CACHE=/folder/with/space")
+        logger.warning("decoding %s once into %s", text, self._path)
+        with atomic_path(self._path) as temporary, temporary.open("wb") as file:
+            described: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+            np.lib.format.write_array_header_1_0(file, described)
+            for block in blocks(self.shape[0], self.shape[1:]):
+                file.write(self._images.read(np.arange(block.start, block.stop)).data)
 
 
-class ResizedImages:
-    """Images scaled to ``size`` x ``size`` (see `puma.data.encoded.resized` for the filter)."""
-
-    def __init__(self, images: Images, size: int) -> None:
-        self._images = images
-        self._size = size
-        n, _, _, channels = images.shape
-        self.shape: Shape = (n, size, size, channels)
-
-    def read(self, rows: Rows) -> NDArray[np.uint8]:
-        """See `Images.read`."""
-        from puma.data.encoded import resized
-
-        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for place, image in enumerate(self._images.read(rows)):
-            out[place] = resized(image, self._size)
-        return out
-
-
-_REMEMBERED = 1 << 30
-
-
-def remembered(images: Images) -> Images:
-    """``images`` with each made only once, if all of them take at most 1 GiB."""
-    return RememberedImages(images) if math.prod(images.shape) <= _REMEMBERED else images
-
-
-class RememberedImages:
-    """Images that cost something to make, each made once and kept."""
-
-    def __init__(self, images: Images) -> None:
-        self._images = images
-        self.shape: Shape = images.shape
-        self._known = np.zeros(self.shape[0], dtype=bool)
-        self._array = np.empty(self.shape, np.uint8)  # the system hands out its pages only as images arrive
-
-    def read(self, rows: Rows) -> NDArray[np.uint8]:
-        """See `Images.read`."""
-        fresh = np.unique(rows[~self._known[rows]])
-        if len(fresh):
-            self._array[fresh] = self._images.read(fresh)
-            self._known[fresh] = True
-        return np.ascontiguousarray(self._array[rows])
+def _other_shape(where: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> DataError:
+    texts = ["x".join(map(str, sizes)) for sizes in (shape, expected)]
+    fix = "give all images one shape with ?resize=32 and ?channels=3"
+    return DataError(f"{where}: an image of {texts[0]} among {texts[1]}", fix=fix)

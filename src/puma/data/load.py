@@ -1,21 +1,72 @@
-"""`load_dataset`: one door to every kind of source."""
+"""`load_dataset`: opens every kind of source. ``PATH?resize=16&subset=5000&seed=0`` names it for another process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from puma.data.digits import load_digits
-from puma.data.mapstyle import MapStyle, load_mapstyle
-from puma.data.parts import check_disjoint, expanded, joined, name_of
-from puma.data.prepare import prepared
-from puma.data.source import ImageSource, Source
-from puma.data.spec import Options, as_option, make_spec, parse_spec
+import numpy as np
+
+from puma.data.checks import check_classes
+from puma.data.formats import load_digits
+from puma.data.images import kept, resized
+from puma.data.parts import expanded, joined_parts, name_of
+from puma.data.sampler import stratified_rows
+from puma.data.source import MapStyle, Source, blocks, converted, selected
 from puma.errors import DataError, UsageError, unknown
+from puma.io import fingerprint
 
-_KNOWN = set(Options.__dataclass_fields__)
+_NUMBERS = ("resize", "channels", "subset", "seed")
 _KINDS = 'name "digits", an .npz, .npy or .parquet file, part files, an image folder, or hf:NAME:SPLIT'
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be asked of any source.
+
+    Args:
+        resize: scale every image to this side, in pixels, 1..4096.
+        channels: 3 turns greyscale into RGB; 1 only states what is there.
+        classes: keep only these classes, by name or number; they are renumbered in this order.
+        subset: keep this many images: stratified and seeded, never a prefix.
+        seed: of the subset.
+        split: which of several splits in a folder.
+        labels: the ``.npy`` file of labels that belongs to an ``.npy`` of images.
+        verify: ``"headers"``, or ``"full"``, which reads every byte once and compares checksums.
+    """
+
+    resize: int | None = None
+    channels: int | None = None
+    classes: tuple[str, ...] | None = None
+    subset: int | None = None
+    seed: int = 0
+    split: str | None = None
+    labels: str | None = None
+    verify: Literal["headers", "full"] = "headers"
+
+    def __post_init__(self) -> None:
+        if self.resize is not None and not 1 <= self.resize <= 4096:
+            raise UsageError(f"resize={self.resize} is not a side in 1..4096")
+        if self.channels not in (None, 1, 3):
+            raise UsageError(f"channels={self.channels}", why="1 (grey) or 3 (RGB) are understood")
+        if self.subset is not None and self.subset < 1:
+            raise UsageError(f"subset={self.subset} keeps no image")
+        if self.classes is not None and (not self.classes or len(set(self.classes)) != len(self.classes)):
+            raise UsageError(f"classes={','.join(self.classes)} is empty or names a class twice")
+        if self.verify not in ("headers", "full"):
+            raise unknown("way to verify", self.verify, ("headers", "full"))
+
+    def __str__(self) -> str:
+        """The options that differ from their defaults, as they stand after the ``?``."""
+        pairs = {item.name: getattr(self, item.name) for item in fields(self)}
+        pairs = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in pairs.items()}
+        return "&".join(f"{i.name}={pairs[i.name]}" for i in fields(self) if pairs[i.name] != i.default)
+
+
+_NAMES = tuple(item.name for item in fields(Options))
 
 
 def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: Any) -> Source:
@@ -32,7 +83,7 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
             - any object with ``__len__`` whose items are ``(image, label)``.
 
             Options may stand in the text, as in ``"cifar10.parquet?resize=16&subset=5000&seed=0"``.
-        options: fields of `puma.data.spec.Options`; they win over those in the text.
+        options: fields of `puma.data.load.Options`; they win over those in the text.
 
     Returns:
         A source: ``source[i]`` is ``(uint8 [H, W, C], int)``. Its ``spec`` opens the same source in another process.
@@ -47,11 +98,14 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
         DataError: missing, damaged or hostile file; wrong dtype, layout or labels; an empty class.
     """
     if not isinstance(spec, (str, Path, list, tuple)) and hasattr(spec, "__getitem__") and hasattr(spec, "__len__"):
+        from puma.data.objects import load_mapstyle
+
         chosen = _options({}, options)
-        return prepared(load_mapstyle(cast(MapStyle, spec), verify=chosen.verify), chosen)
+        source = spec if isinstance(spec, Source) else load_mapstyle(cast(MapStyle, spec), verify=chosen.verify)
+        return _prepared(source, chosen)
     if isinstance(spec, (str, Path)):
-        there = ("?" in str(spec) or "|" in str(spec)) and Path(spec).exists()  # a file may be called like that
-        places, written = ([str(spec)], {}) if there else parse_spec(str(spec))
+        literal = ("?" in str(spec) or "|" in str(spec)) and Path(spec).exists()  # a file may be called like that
+        places, written = ([str(spec)], {}) if literal else parse_spec(str(spec))
     elif isinstance(spec, Iterable):
         places, written = [str(part) for part in spec], {}
     else:
@@ -61,37 +115,66 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
         raise UsageError("no source is named", fix=_KINDS)
     files = expanded(places, chosen.split)
     parts = [_opened(place, chosen) for place in files]
-    whole = joined(parts)
     if chosen.verify == "full":
-        check_disjoint(parts)
-    source = prepared(whole, chosen)
+        for part in parts:
+            for block in blocks(len(part), part.image_shape) if part.images.slow else ():
+                part.read(block)
+    whole = joined_parts(parts, disjoint=chosen.verify == "full")
+    source = _prepared(whole, chosen)
     source.name = name_of(Path(files[0])) if Path(files[0]).is_file() else source.name
-    source.spec = make_spec([_absolute(place) for place in places], chosen)
+    source.spec = "?".join(filter(None, ("|".join(map(_absolute, places)), str(chosen))))
     return source
 
 
-def as_source(dataset: Source | MapStyle) -> Source:
-    """``dataset`` itself if it is a source already, else wrapped as one.
+def as_source(dataset: Source | MapStyle | str | Path) -> Source:
+    """``dataset`` itself if it is a source already, else `load_dataset` of it."""
+    return dataset if isinstance(dataset, Source) else load_dataset(dataset)
+
+
+def parse_spec(text: str) -> tuple[list[str], dict[str, Any]]:
+    """Split a spec into its paths (joined by ``|``) and its options.
+
+    >>> parse_spec("a.npz|b.npz?subset=100&classes=cat,dog")
+    (['a.npz', 'b.npz'], {'subset': 100, 'classes': ('cat', 'dog')})
 
     Raises:
-        DataError: its items are not (image, label).
+        UsageError: unknown option, an option twice, or a value that is no number where one is needed.
     """
-    if callable(getattr(dataset, "read", None)) and hasattr(dataset, "image_shape"):
-        return cast(Source, dataset)
-    return load_mapstyle(cast(MapStyle, dataset))
+    places, _, query = text.partition("?")
+    options: dict[str, Any] = {}
+    for pair in query.split("&") if query else ():
+        name, _, value = pair.partition("=")
+        if not value or name in options:
+            raise UsageError(f"option {pair!r} of {text!r} has no value, or two", fix="write ?resize=16&subset=5000")
+        options[name] = _value(name, value)
+    return [place for place in places.split("|") if place], options
 
 
 def _options(written: dict[str, Any], given: dict[str, Any]) -> Options:
-    for name, value in given.items():
-        if name not in _KNOWN:
-            raise unknown("option of a data source", name, _KNOWN)
-        written[name] = as_option(name, value)
+    written |= {name: _value(name, value) for name, value in given.items()}
     if written.get("labels"):
         written["labels"] = str(Path(written["labels"]).absolute())
     return Options(**written)
 
 
-def _opened(place: str, options: Options) -> ImageSource:
+def _value(name: str, value: Any) -> Any:
+    """An option's value from text, or from what a caller of the library wrote."""
+    if name not in _NAMES:
+        raise unknown("option of a data source", name, _NAMES)
+    if name == "classes":
+        return tuple(str(part).strip() for part in (value.split(",") if isinstance(value, str) else value))
+    if name in _NUMBERS and value is not None:
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is None or (isinstance(value, float) and value != number):
+            raise UsageError(f"{name}={value!r} is not a whole number")
+        return number
+    return value
+
+
+def _opened(place: str, options: Options) -> Source:
     kind, _, rest = place.partition(":")
     path = Path(place)
     # encoded images may differ in these before they are converted, so their decoders have to know
@@ -99,7 +182,7 @@ def _opened(place: str, options: Options) -> ImageSource:
     if kind == "digits" and not path.exists():
         return load_digits(rest or "train")
     if kind == "hf":
-        from puma.data.hub import load_hub
+        from puma.data.objects import load_hub
 
         name, _, split = rest.partition(":")
         return load_hub(name, split or options.split or "train", verify=options.verify, **shape)
@@ -108,7 +191,7 @@ def _opened(place: str, options: Options) -> ImageSource:
 
         return load_npz(path, verify=options.verify)
     if path.suffix == ".npy":
-        from puma.data.npyfile import load_npy
+        from puma.data.mapped import load_npy
 
         return load_npy(path, labels=options.labels, verify=options.verify)
     if path.suffix in (".parquet", ".pq"):
@@ -122,6 +205,49 @@ def _opened(place: str, options: Options) -> ImageSource:
 
         return load_folder(path / (options.split or ""), verify=options.verify, **shape)
     raise UsageError(f"{place} is of no known kind", fix=_KINDS)
+
+
+def _prepared(source: Source, options: Options) -> Source:
+    """Choose rows first, then convert only what is read. The fingerprint covers the options that change the data.
+
+    Raises:
+        UsageError: unknown class, a subset larger than what there is, RGB to grey.
+        DataError: a class without an image.
+    """
+    images, labels, names = source.images, source.labels, source.class_names
+    if options.classes is not None:
+        numbers = [_class_number(name, names) for name in options.classes]
+        if len(set(numbers)) != len(numbers):
+            raise UsageError(f"classes={','.join(options.classes)} names a class twice")
+        table = np.full(len(names), -1, dtype=np.int64)
+        table[numbers] = np.arange(len(numbers))
+        rows = np.flatnonzero(table[labels] >= 0)
+        images, labels, names = selected(images, rows), table[labels[rows]], tuple(names[n] for n in numbers)
+    check_classes(labels, source.name, names)
+    if options.subset is not None:
+        rows = stratified_rows(labels, options.subset, options.seed)
+        images, labels = selected(images, rows), labels[rows]
+        check_classes(labels, f"{source.name}, subset of {options.subset:,}", names)
+    size, bands = options.resize, images.shape[3]
+    if size is not None and images.shape[1:3] != (size, size):
+        images = converted(images, (size, size, bands), partial(resized, size=size), slow=True)
+    changes = str(replace(options, verify="headers", split=None, labels=None))
+    key = fingerprint({"of": source.fingerprint, "options": changes}) if changes else source.fingerprint
+    images = kept(images, key) if images.slow else images
+    if options.channels == 3 and bands == 1:
+        images = converted(images, (*images.shape[1:3], 3), partial(np.repeat, repeats=3, axis=3))
+    elif options.channels not in (None, bands):
+        why = "that would throw away what is there"
+        raise UsageError(f"{source.name} is RGB and does not become greyscale", why=why)
+    return Source(images, labels, name=source.name, fingerprint=key, class_names=names, spec=source.spec)
+
+
+def _class_number(text: str, names: tuple[str, ...]) -> int:
+    if text in names:
+        return names.index(text)
+    if text.isdigit() and int(text) < len(names):
+        return int(text)
+    raise unknown("class", text, names)
 
 
 def _absolute(place: str) -> str:

@@ -1,23 +1,32 @@
-"""Images read in place from a file: nothing is read before it is asked for."""
+"""Images read in place from ``.npy`` arrays, in a file of their own or inside an ``.npz``."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 import mmap
 import os
+import tokenize
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.data.images import Rows, Shape
+from puma.data.checks import check_image_layout, check_labels
+from puma.data.source import Images, Pixels, Rows, Shape, Source
 from puma.errors import DataError
+from puma.io import fingerprint, sha256_file
 
 _RESIDENT = 64 << 20
+_LONGEST_HEADER = 16_384
+_LABEL_ENDINGS = ("_labels", "_label", "-labels", "-label", ".labels")
+_UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError, tokenize.TokenError)
 
 
-class MappedImages:
+class Mapped(Images):
     """uint8 images ``[N, H, W, C]`` that begin at ``offset`` of a file; any thread may read.
 
     Up to 64 MiB are mapped into memory. Of a larger file neighbouring rows are read in one piece, with the system's
@@ -26,34 +35,25 @@ class MappedImages:
     file again.
     """
 
-    def __init__(self, path: Path, offset: int, shape: Shape, *, fortran_order: bool = False) -> None:
-        self.shape = shape
-        self._path, self._offset, self._order = path, offset, "F" if fortran_order else "C"
-        self._open()
-
-    def _open(self) -> None:
-        self._row_size = math.prod(self.shape[1:])
-        self._pieces, self._rows = self._path.open("rb"), self._path.open("rb")
+    def __init__(self, path: Path, offset: int, shape: Shape) -> None:
+        super().__init__(shape)
+        self._path, self._offset, self._row_size = path, offset, math.prod(shape[1:])
+        self._pieces, self._rows = path.open("rb"), path.open("rb")
         self._map = mmap.mmap(self._pieces.fileno(), 0, access=mmap.ACCESS_READ)
-        order: Any = self._order
-        self._array: NDArray[np.uint8] = np.ndarray(self.shape, np.uint8, self._map, self._offset, order=order)
-        self._in_place = self._order == "C" and self._array.nbytes > _RESIDENT and hasattr(os, "preadv")
+        self._array: Pixels = np.ndarray(shape, np.uint8, self._map, offset)
+        self._in_place = self._array.nbytes > _RESIDENT and hasattr(os, "preadv")
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._rows.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
-    def read(self, rows: Rows) -> NDArray[np.uint8]:
-        """See `puma.data.images.Images.read`.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mapped, (self._path, self._offset, self.shape)
 
-        Raises:
-            DataError: the file has become shorter since it was opened.
-        """
+    def read(self, rows: Rows) -> Pixels:
+        """See `puma.data.source.Images.read`; `DataError` where the file has become shorter since it was opened."""
         count = len(rows)
         neighbours = count > 0 and rows[-1] - rows[0] == count - 1 and bool((np.diff(rows) == 1).all())
-        if neighbours and not self._in_place:
-            return self._array[rows[0] : rows[-1] + 1].copy(order="C")
         if not self._in_place:
-            # np.take is the faster of the two, but would first copy all of a Fortran-ordered array
-            return np.take(self._array, rows, axis=0) if self._order == "C" else np.ascontiguousarray(self._array[rows])
+            return self._array[rows[0] : rows[-1] + 1].copy() if neighbours else np.take(self._array, rows, axis=0)
         images = np.empty((count, *self.shape[1:]), np.uint8)
         target, size = images.reshape(-1).data, self._row_size
         if neighbours and count > 1:
@@ -71,14 +71,117 @@ class MappedImages:
         while done < len(target):
             got = os.preadv(descriptor, [target[done:]], start + done)
             if not got:
-                raise DataError(
-                    f"{self._path} has become shorter since it was opened", fix="copy it again, start again"
-                )
+                fix = "copy it again, start again"
+                raise DataError(f"{self._path} has become shorter since it was opened", fix=fix)
             done += got
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "_path": self._path, "_offset": self._offset, "_order": self._order}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
+@dataclass(frozen=True)
+class Header:
+    """An ``.npy`` header; the values begin ``length`` bytes after its first byte and take ``data_size`` bytes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    length: int
+    data_size: int
+
+
+def read_header(file: IO[bytes], size: int, where: str) -> Header:
+    """Read the header at the beginning of ``file``; ``size`` is how many bytes header and values have together.
+
+    Raises:
+        DataError: not an ``.npy`` array, Fortran order, object or structured dtype, or a header that claims more or
+            fewer bytes than there are (so that nothing is ever allocated for a lie).
+    """
+    start = io.BytesIO(file.read(_LONGEST_HEADER))  # numpy would read a header of any announced length
+    try:
+        version = np.lib.format.read_magic(start)
+        if version not in ((1, 0), (2, 0), (3, 0)):  # 3.0 is 2.0 in UTF-8: the same for arrays of numbers
+            raise ValueError(f".npy version {version[0]}.{version[1]}")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(start, max_header_size=_LONGEST_HEADER)
+    except _UNREADABLE as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"{where} has an .npy header that cannot be read", why=why) from None
+    if dtype.hasobject:
+        raise DataError(
+            f"{where} holds Python objects (pickle)",
+            why="reading them would run code from the file, so PUMA never does",
+            fix="save plain arrays: uint8 images, int64 labels",
+        )
+    if dtype.kind not in "biufcUS" or dtype.subdtype is not None or not dtype.itemsize or any(n < 0 for n in shape):
+        raise DataError(f"{where} is {dtype} of shape {shape}", why="a plain array of numbers is expected")
+    header = Header(shape, dtype, start.tell(), math.prod(shape) * dtype.itemsize)
+    if header.length + header.data_size != size:
+        claim = f"{dtype}[{', '.join(map(str, shape))}], {header.data_size:,} bytes"
+        why = "the header is wrong or the file is truncated"
+        raise DataError(f"{where} claims {claim}, but holds {size - header.length:,}", why=why, fix="write it again")
+    if fortran_order and len(shape) > 1:
+        why = "its images are scattered over the whole file"
+        raise DataError(f"{where} is in Fortran order", why=why, fix="save np.ascontiguousarray(images)")
+    return header
+
+
+def check_headers(file: IO[bytes], images: Header, labels: Header, where: str, where_labels: str) -> None:
+    """Check arrays of images and labels before anything but their headers, and a sample of odd images, is read.
+
+    Raises:
+        DataError: as `puma.data.checks.check_image_layout` and `puma.data.checks.check_labels`.
+    """
+    sample = None
+    if images.dtype != np.uint8:  # say in which range the values lie
+        file.seek(images.length)
+        count = min(1 << 16, images.data_size // images.dtype.itemsize)
+        sample = np.frombuffer(file.read(count * images.dtype.itemsize), images.dtype)
+    check_image_layout(images.shape, images.dtype, sample, where)
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        check_labels(np.broadcast_to(np.zeros((), labels.dtype), labels.shape), images.shape[0], where_labels)
+
+
+def load_npy(path: Path | str, *, labels: Path | str | None = None, verify: str = "headers") -> Source:
+    """Open ``images.npy``, mapped; labels come from ``labels``, by default ``images_labels.npy`` beside it.
+
+    An ``.npy`` file carries no checksum: the fingerprint covers its header and 256 blocks spread over it, that of
+    ``verify="full"`` every byte.
+
+    Raises:
+        DataError: missing or damaged file, wrong dtype, layout or labels.
+    """
+    path = Path(path)
+    label_path = _label_path(path) if labels is None else Path(labels)
+    try:
+        with path.open("rb") as file, label_path.open("rb") as label_file:
+            header = read_header(file, path.stat().st_size, str(path))
+            label_header = read_header(label_file, label_path.stat().st_size, str(label_path))
+            check_headers(file, header, label_header, str(path), str(label_path))
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} does not exist") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}", why=str(error)) from None
+    values = np.fromfile(label_path, label_header.dtype, offset=label_header.length)
+    pixels = sha256_file(path) if verify == "full" else _sampled_hash(path)
+    n, height, width, channels = header.shape
+    return Source(
+        Mapped(path, header.length, (n, height, width, channels)),
+        check_labels(values, n, str(label_path)),
+        name=path.stem,
+        fingerprint=fingerprint({"format": "npy", "image": pixels, "label": sha256_file(label_path)}),
+    )
+
+
+def _label_path(path: Path) -> Path:
+    for ending in _LABEL_ENDINGS:
+        if (beside := path.with_name(f"{path.stem}{ending}.npy")).is_file():
+            return beside
+    why = f"there is no {path.stem}_labels.npy beside it"
+    raise DataError(f"{path} has no labels", why=why, fix=f'name them: "{path}?labels=labels.npy"')
+
+
+def _sampled_hash(path: Path, blocks: int = 256, block: int = 4096) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for start in np.unique(np.linspace(0, max(size - block, 0), blocks).astype(np.int64)):
+            file.seek(int(start))
+            digest.update(file.read(block))
+    return digest.hexdigest()

@@ -1,161 +1,358 @@
-"""EDM-layout ``.npz`` files: uint8 NHWC ``image`` and integer ``label``, mapped at the member's place in the file.
+"""EDM-layout ``.npz`` files: uint8 NHWC ``image``, integer ``label``, perhaps ``classes``; reading and writing.
 
-``np.load(mmap_mode=...)`` silently ignores the mapping for ``.npz``; here the uncompressed member is mapped, so that a
-file of 154 GB opens in milliseconds. Compressed members are inflated as they are read (`puma.data.compressed`).
+It is the layout of the 1M-50M sets of Wang et al. 2023 (arXiv 2302.04638). ``np.load(mmap_mode=...)`` ignores the mapping
+for ``.npz``; here the uncompressed member is read in place, so that a file of 154 GB opens in milliseconds. Compressed
+files of up to 256 MiB are read into memory, larger ones are refused with the command that unpacks them.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.data.archive import Member, read_members
-from puma.data.compressed import compressed_images
-from puma.data.images import Images, Shape
-from puma.data.inflate import MemberReader
-from puma.data.layout import LABEL_NAMES, check_image_layout, check_labels
-from puma.data.mapped import MappedImages
-from puma.data.npy import Header, read_header
-from puma.data.source import ImageSource
-from puma.errors import DataError
-from puma.io import fingerprint
+from puma.data.checks import LABEL_NAMES, check_labels
+from puma.data.mapped import Header, Mapped, check_headers, read_header
+from puma.data.source import Pixels, Source, blocks, in_memory
+from puma.errors import DataError, PumaError, UsageError
+from puma.io import atomic_path, fingerprint
+from puma.progress import Progress
 
+IN_MEMORY = 256 << 20
 IMAGE_NAMES = ("image", "images", "img")
 _CLASS_NAMES = ("classes", "class_names")
 _LARGEST_NAMES = 1 << 20
 _BOMB_RATIO, _BOMB_SIZE = 100, 64 << 20
-_CHUNK = 1 << 24
+_MOST_MEMBERS, _LARGEST_DIRECTORY = 1_000, 1 << 20
+_LOCAL_HEADER = 30
+_CHUNK = 4 << 20
+_DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error, ValueError, EOFError, RuntimeError)
 
 
-def load_npz(path: Path | str, *, verify: str = "free") -> ImageSource:
-    """Open an EDM ``.npz``; images stay in the file.
+def load_npz(path: Path | str, *, verify: str = "headers") -> Source:
+    """Open an EDM ``.npz``; the images of an uncompressed one stay in the file.
+
+    The fingerprint is made of the shape of the images and the CRC-32 of every byte, as the archive's directory states it.
 
     Args:
         path: the file.
-        verify: ``"full"`` reads everything once and compares the CRC-32 that the archive holds of each member.
+        verify: ``"full"`` reads everything once and compares the CRC-32 of each member.
 
     Raises:
-        DataError: damaged or hostile archive, missing member, wrong dtype, layout or labels.
+        DataError: damaged or hostile archive, missing member, wrong dtype, layout or labels; compressed and large.
     """
     path = Path(path)
-    members = {member.name.removesuffix(".npy"): member for member in read_members(path)}
-    image, label = _member(path, members, IMAGE_NAMES), _member(path, members, LABEL_NAMES)
-    header = member_header(image)
-    where = f"{path}: {image.name.removesuffix('.npy')}"
-    check_not_bomb(image)
-    sample = None if header.dtype == np.uint8 else _sample(image, header)
-    check_image_layout(header.shape, header.dtype, sample, where)
-    class_names = _class_names(members)
-    labels = _labels(label, header.shape[0], class_names)
-    if verify == "full":
-        check_crc(image)
-    n, height, width, channels = header.shape
-    return ImageSource(
-        _images(image, header, (n, height, width, channels)),
-        labels,
-        name=path.stem,
-        fingerprint=_fingerprint(image, header, label, class_names),
-        class_names=class_names,
-    )
+    with opened_npz(path) as members:
+        named = {member.name.removesuffix(".npy"): member for member in members}
+        image, label = _first(path, named, IMAGE_NAMES), _first(path, named, LABEL_NAMES)
+        header, where_labels = image.header(), f"{path}: {label.name.removesuffix('.npy')}"
+        with image.open() as file:
+            where = f"{path}: {image.name.removesuffix('.npy')}"
+            check_headers(file, header, label.header(), where, where_labels)
+        class_names = next((names for name in _CLASS_NAMES if (names := _texts(named.get(name)))), None)
+        labels = check_labels(label.array(), header.shape[0], where_labels, class_names)
+        n, height, width, channels = header.shape
+        if not image.compressed:
+            images = Mapped(path, image.offset + header.length, (n, height, width, channels))
+        elif header.data_size <= IN_MEMORY:
+            images = in_memory(image.array())
+        else:
+            size = f"{header.data_size / 1e9:,.1f} GB"
+            why = f"its {size} of images cannot be read in place"
+            raise DataError(f"{path} is compressed", why=why, fix=f"puma data unpack {path}")
+        if verify == "full":
+            image.check_crc()
+    arrays = [["image", image.info.file_size, image.info.CRC], ["label", label.info.file_size, label.info.CRC]]
+    content = {"format": "npz", "shape": header.shape, "members": arrays, "classes": class_names}
+    return Source(images, labels, name=path.stem, fingerprint=fingerprint(content), class_names=class_names)
 
 
-def member_header(member: Member) -> Header:
-    """The ``.npy`` header of a member.
-
-    Raises:
-        DataError: as `puma.data.npy.read_header`.
-    """
-    with MemberReader(member) as reader:
-        return read_header(reader, member.size, f"{member.path}: member {member.name!r}")
-
-
-def check_not_bomb(member: Member) -> None:
-    """Refuse a deflated member that claims to unfold to over 100 times its size, from the directory alone.
+def check_npz(path: Path | str) -> dict[str, Any]:
+    """Read a whole archive, compare the CRC-32 of every member, and return the JSON object in its comment.
 
     Raises:
-        DataError: names both sizes. An uncompressed member is as large as it is, so it is never refused.
+        DataError: damaged or hostile.
     """
-    if member.compressed and member.size > _BOMB_SIZE and member.size > _BOMB_RATIO * member.stored_size:
-        raise DataError(
-            f"{member.path}: member {member.name!r} claims to unfold {member.stored_size:,} bytes into {member.size:,}",
-            why=f"more than {_BOMB_RATIO} times: no real images compress like that, so it is refused as a bomb",
-            fix="save it uncompressed (np.savez) where you trust it",
-        )
+    with opened_npz(path) as members:
+        for member in members:
+            member.check_crc()
+    return read_comment(path)
 
 
-def check_crc(member: Member) -> None:
-    """Read a whole member and compare its CRC-32.
+@dataclass(frozen=True)
+class Member:
+    """One member of an open archive; its bytes lie at ``offset`` of the file."""
 
-    Raises:
-        DataError: it differs.
-    """
-    with MemberReader(member) as reader:
-        while reader.read(_CHUNK):
+    path: Path
+    archive: zipfile.ZipFile
+    info: zipfile.ZipInfo
+    offset: int
+
+    @property
+    def name(self) -> str:
+        """As the directory says."""
+        return self.info.filename
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the bytes have to be inflated."""
+        return self.info.compress_type != zipfile.ZIP_STORED
+
+    def __str__(self) -> str:
+        return f"{self.path}: member {self.name!r}"
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Its bytes, inflated as they are read; at their end `zipfile` compares the CRC-32."""
+        with self.archive.open(self.info) as file:
+            try:
+                yield file
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise DataError(f"{self} is damaged", why=str(error), fix="copy or download the file again") from None
+
+    def header(self) -> Header:
+        """Its ``.npy`` header."""
+        with self.open() as file:
+            return read_header(file, self.info.file_size, str(self))
+
+    def array(self) -> NDArray[Any]:
+        """All of its values, for small ones."""
+        header = self.header()
+        with self.open() as file:
+            data = file.read()
+            if len(data) != self.info.file_size:
+                raise zipfile.BadZipFile(f"{self.info.file_size - len(data):,} bytes are missing")
+        return np.frombuffer(data, header.dtype, offset=header.length).reshape(header.shape)
+
+    def blocks(self) -> Iterator[bytes]:
+        """Its bytes, 4 MiB at a time."""
+        with self.open() as file:
+            missing = self.info.file_size
+            while block := file.read(_CHUNK):
+                missing -= len(block)
+                yield block
+            if missing:
+                raise zipfile.BadZipFile(f"{missing:,} of {self.info.file_size:,} bytes are missing")
+
+    def check_crc(self) -> None:
+        """Read it to its end."""
+        for _ in self.blocks():
             pass
 
 
-def read_array(member: Member, header: Header) -> NDArray[Any]:
-    """The whole array of a member, for small ones.
+@contextmanager
+def opened_npz(path: Path | str) -> Iterator[list[Member]]:
+    """The members of a zip archive in the order in which they lie in it; only the directory is read so far.
 
     Raises:
-        DataError: damaged, or another CRC-32 than the archive holds.
+        DataError: not a zip archive, truncated, encrypted, a method other than stored and deflate, two members of one
+            name, members that overlap, a compressed member that claims to unfold to over 100 times its size.
     """
-    with MemberReader(member) as reader:
-        reader.read(header.length)
-        data = reader.read(header.data_size)
-    return np.frombuffer(data, header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C")
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            _check_directory_size(file, path)
+            with zipfile.ZipFile(file) as archive:
+                members = [_member(file, archive, info, path) for info in archive.infolist()]
+                members.sort(key=lambda member: member.offset)
+                names = [member.name for member in members]
+                if twice := [name for name in names if names.count(name) > 1]:
+                    why = "duplicate member names are ambiguous"
+                    raise DataError(f"{path} holds two members called {twice[0]!r}", why=why)
+                for one, two in pairwise(members):
+                    if one.offset + one.info.compress_size > two.info.header_offset:
+                        why = "the archive is damaged or hostile"
+                        raise DataError(f"{path}: members {one.name!r} and {two.name!r} overlap", why=why)
+                if members and members[-1].offset + members[-1].info.compress_size > file.seek(0, 2):
+                    raise zipfile.BadZipFile(f"member {members[-1].name!r} ends beyond the end of the file")
+                yield members
+    except PumaError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except _DAMAGE as error:
+        why = f"truncated or damaged: {error}"
+        raise DataError(f"{path} is not a readable .npz file", why=why, fix="copy or download it again") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}", why=str(error)) from None
 
 
-def _images(member: Member, header: Header, shape: Shape) -> Images:
-    if member.compressed:
-        return compressed_images(member, header, shape)
-    return MappedImages(member.path, member.offset + header.length, shape, fortran_order=header.fortran_order)
-
-
-def _labels(member: Member, images: int, class_names: tuple[str, ...] | None) -> NDArray[np.int64]:
-    header = member_header(member)
-    where = f"{member.path}: {member.name.removesuffix('.npy')}"
-    if header.shape[:1] != (images,) or len(header.shape) != 1 or header.dtype.kind not in "iu":
-        count = header.shape[0] if header.shape else 0
-        check_labels(np.broadcast_to(np.zeros((), header.dtype), header.shape), images, where)
-        raise DataError(f"{where}: {count:,} labels for {images:,} images")
-    return check_labels(read_array(member, header), images, where, class_names)
-
-
-def _class_names(members: dict[str, Member]) -> tuple[str, ...] | None:
-    for name in _CLASS_NAMES:
-        if name in members and members[name].size <= _LARGEST_NAMES:
-            header = member_header(members[name])
-            if header.dtype.kind == "U" and len(header.shape) == 1 and header.shape[0]:
-                return tuple(str(text) for text in read_array(members[name], header))
-    return None
-
-
-def _member(path: Path, members: dict[str, Member], names: tuple[str, ...]) -> Member:
-    found = [name for name in names if name in members]
-    if not found:
+def _member(file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Member:
+    where = f"{path}: member {info.filename!r}"
+    if info.flag_bits & 1:
+        raise DataError(f"{where} is encrypted", fix="save it without a password")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        fix = "save with np.savez or np.savez_compressed"
+        raise DataError(f"{where} is compressed by method {info.compress_type}", fix=fix)
+    if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
+        raise zipfile.BadZipFile(f"member {info.filename!r} is stored, yet claims two sizes")
+    if info.file_size > max(_BOMB_SIZE, _BOMB_RATIO * info.compress_size):
         raise DataError(
-            f"{path} has no member {names[0]!r}",
-            why=f"it holds: {', '.join(sorted(members)) or 'nothing'}",
-            fix="np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)",
+            f"{where} claims to unfold {info.compress_size:,} bytes into {info.file_size:,}",
+            why=f"more than {_BOMB_RATIO} times: no real images compress like that, so it is refused as a bomb",
+            fix="save it uncompressed (np.savez) where you trust it",
         )
-    return members[found[0]]
+    file.seek(max(info.header_offset, 0))
+    header = file.read(_LOCAL_HEADER)
+    if header[:4] != b"PK\x03\x04" or len(header) < _LOCAL_HEADER:
+        raise zipfile.BadZipFile(f"member {info.filename!r} has no header where the directory says")
+    # the extra field of the local header may differ from the directory's
+    offset = info.header_offset + _LOCAL_HEADER + sum(struct.unpack_from("<HH", header, 26))
+    return Member(path, archive, info, offset)
 
 
-def _sample(member: Member, header: Header) -> NDArray[Any]:
-    """The first values of an array of a wrong dtype, to say in which range they lie."""
-    count = min(1 << 16, header.data_size // header.dtype.itemsize)
-    with MemberReader(member) as reader:
-        reader.read(header.length)
-        return np.frombuffer(reader.read(count * header.dtype.itemsize), header.dtype)
+def _check_directory_size(file: IO[bytes], path: Path) -> None:
+    """Refuse an archive whose directory alone is large: `zipfile` would read all of it into memory."""
+    file.seek(max(file.seek(0, 2) - 66_000, 0))
+    tail = file.read()
+    entries = directory = 0
+    if (at := tail.rfind(b"PK\x05\x06")) >= 0 and len(tail) >= at + 22:
+        entries, directory = struct.unpack_from("<HL", tail, at + 10)
+    if directory == 0xFFFFFFFF and (at := tail.rfind(b"PK\x06\x06")) >= 0 and len(tail) >= at + 56:
+        entries, directory = struct.unpack_from("<QQ", tail, at + 32)
+    if directory > _LARGEST_DIRECTORY or entries > _MOST_MEMBERS:
+        claim = f"{entries:,} members in a directory of {directory:,} bytes"
+        raise DataError(f"{path} claims {claim}", why="an .npz data set has a handful")
+    file.seek(0)
 
 
-def _fingerprint(image: Member, header: Header, label: Member, names: tuple[str, ...] | None) -> str:
-    """From what the archive's directory says: shapes, dtypes and the CRC-32 of every byte, so it costs nothing."""
-    arrays = [[kind, member.size, member.crc] for kind, member in (("image", image), ("label", label))]
-    return fingerprint(
-        {"format": "npz", "shape": header.shape, "order": header.fortran_order, "members": arrays, "classes": names}
-    )
+def _first(path: Path, members: dict[str, Member], names: Sequence[str]) -> Member:
+    for name in names:
+        if name in members:
+            return members[name]
+    present = ", ".join(sorted(members)) or "nothing"
+    fix = "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)"
+    raise DataError(f"{path} has no member {names[0]!r}", why=f"it holds: {present}", fix=fix)
+
+
+def _texts(member: Member | None) -> tuple[str, ...] | None:
+    if member is None or member.info.file_size > _LARGEST_NAMES:
+        return None
+    values = member.array()
+    return tuple(map(str, values)) if values.dtype.kind == "U" and values.ndim == 1 else None
+
+
+def write_npz(
+    path: Path | str,
+    chunks: Iterable[Pixels],
+    labels: NDArray[np.int64],
+    *,
+    class_names: Sequence[str] = (),
+    comment: dict[str, Any] | None = None,
+) -> None:
+    """Write image chunks and all labels as an uncompressed EDM ``.npz``, atomically and in constant memory.
+
+    Equal contents give equal bytes: no time of day is written.
+
+    Args:
+        path: target.
+        chunks: uint8 ``[n, H, W, C]`` each, ``len(labels)`` rows in all; one is held at a time.
+        labels: int64 ``[N]``.
+        class_names: one for each class; none are written where there are none.
+        comment: where the images come from; JSON that the archive carries as its comment (at most 65,535 bytes).
+
+    Raises:
+        ValueError: the chunks do not add up to ``len(labels)`` rows.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = b"" if comment is None else json.dumps(comment, sort_keys=True).encode()
+        rows = 0
+        with archive.open(_entry("image.npy"), "w", force_zip64=True) as member:
+            for chunk in chunks:
+                if rows == 0:
+                    member.write(npy_header((len(labels), *chunk.shape[1:]), chunk.dtype))
+                member.write(np.ascontiguousarray(chunk).data)
+                rows += len(chunk)
+        if rows != len(labels):
+            raise ValueError(f"{rows} images but {len(labels)} labels")
+        arrays: dict[str, NDArray[Any]] = {"label.npy": labels.astype("<i8")}
+        if class_names:
+            arrays["classes.npy"] = np.array(class_names)
+        for name, array in arrays.items():
+            with archive.open(_entry(name), "w", force_zip64=True) as member:
+                member.write(npy_header(array.shape, array.dtype) + array.tobytes())
+
+
+def read_comment(path: Path | str) -> dict[str, Any]:
+    """The JSON object in an archive's comment; empty for any other or broken file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            comment = json.loads(archive.comment or b"{}")
+    except (OSError, zipfile.BadZipFile, ValueError, RecursionError):
+        return {}
+    return comment if isinstance(comment, dict) else {}
+
+
+def save_source(source: Source, out: Path | str, *, progress: bool = False) -> Path:
+    """Write any source as an uncompressed EDM ``.npz``, in constant memory.
+
+    Raises:
+        DataError: an image that cannot be read.
+        StorageError: no space, or ``out`` cannot be written.
+    """
+    with Progress(f"writing {Path(out).name}", len(source), "images", show=progress) as bar:
+
+        def chunks() -> Iterator[Pixels]:
+            for rows in blocks(len(source), source.image_shape):
+                yield source.read(rows)
+                bar.advance(rows.stop - rows.start)
+
+        write_npz(out, chunks(), source.labels, class_names=source.class_names)
+    return Path(out)
+
+
+def unpack_npz(path: Path | str, out: Path | str, *, progress: bool = False) -> Path:
+    """Write the members of a compressed ``.npz`` uncompressed, byte for byte, in constant memory.
+
+    The CRC-32 of every member is compared on the way. The bytes are the same, so fingerprints, tables and plans of the
+    compressed file stay valid.
+
+    Raises:
+        UsageError: nothing in it is compressed, or ``out`` is the file itself.
+        DataError: damaged or hostile.
+        StorageError: no space, or ``out`` cannot be written.
+    """
+    path, out = Path(path), Path(out)
+    with opened_npz(path) as members:
+        if not any(member.compressed for member in members):
+            raise UsageError(f"{path} is not compressed: it is mapped as it is")
+        if out.resolve() == path.resolve():
+            raise UsageError(f"{out} is the file that is read", fix="choose another --out")
+        total = sum(member.info.file_size for member in members)
+        with (
+            atomic_path(out) as temporary,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+            Progress(f"unpacking {path.name}", total, "bytes", show=progress) as bar,
+        ):
+            archive.comment = members[0].archive.comment  # says where generated images come from
+            for member in members:
+                with archive.open(_entry(member.name), "w", force_zip64=True) as target:
+                    for block in member.blocks():
+                        target.write(block)
+                        bar.advance(len(block))
+    return out
+
+
+def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    """The header of an ``.npy`` array in C order."""
+    buffer = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """A directory entry with the earliest date that a zip can hold."""
+    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))

@@ -10,34 +10,35 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
+from collections import OrderedDict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from puma.data.encoded import EncodedImages, fitted
-from puma.data.images import ArrayImages, Images, Rows, Shape, blocks, remembered
-from puma.data.layout import LABEL_NAMES, check_image_layout, check_labels
-from puma.data.rowgroups import ColumnBytes
-from puma.data.source import ImageSource
+from puma.data.checks import LABEL_NAMES, check_image_layout, check_labels
+from puma.data.images import EncodedImages
+from puma.data.source import Images, Pixels, Rows, Source
 from puma.errors import DataError
 from puma.io import sha256_file
 
 _IMAGE_COLUMNS = ("img", "image", "images")
 _BOMB_RATIO, _BOMB_SIZE = 100, 64 << 20
-_LABELS_SIZE = 8
+_HELD = 512 << 20
 
 
 def load_parquet(
-    path: Path | str, *, verify: str = "free", resize: int | None = None, channels: int | None = None
-) -> ImageSource:
-    """Open one Parquet file of images and labels. Images are decoded when they are read, up to 1 GiB of them only once.
+    path: Path | str, *, verify: str = "headers", resize: int | None = None, channels: int | None = None
+) -> Source:
+    """Open one Parquet file of images and labels. Images are decoded when they are read.
 
     Args:
         path: the file.
-        verify: ``"full"`` compares page checksums, decodes every image and fingerprints every byte.
+        verify: ``"full"`` compares page checksums and fingerprints every byte.
         resize: scale each encoded image to this side.
         channels: 3 makes RGB of encoded grey images.
 
@@ -48,11 +49,10 @@ def load_parquet(
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             schema, metadata = file.schema_arrow, file.metadata
-            image = _column(path, schema.names, _IMAGE_COLUMNS)
-            label = _column(path, schema.names, LABEL_NAMES)
+            image, label = (_column(path, schema.names, names) for names in (_IMAGE_COLUMNS, LABEL_NAMES))
             _check_sizes(path, metadata)
             labels = file.read(columns=[label]).column(0).combine_chunks()
-        fetch = ColumnBytes(path, image, checksums=verify == "full")
+        files = ColumnBytes(path, image, checksums=verify == "full")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except DataError:
@@ -68,55 +68,94 @@ def load_parquet(
     names = _class_names(schema.metadata or {}, label)
     values = check_labels(labels.to_numpy(zero_copy_only=False), metadata.num_rows, f"{path}: {label}", names)
     kind = schema.field(image).type
-    where = f"{path}: {image}"
-    images = (
-        _raw_images(fetch, len(values), kind.byte_width, schema.metadata or {}, where)
-        if pa.types.is_fixed_size_binary(kind)
-        else _encoded_images(fetch, kind, len(values), where, resize, channels)
-    )
-    if verify == "full":
-        for block in blocks(len(values), images.shape[1:]):
-            images.read(np.arange(block.start, block.stop))
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        images: Images = EncodedImages(files, len(values), resize, channels)
+    elif pa.types.is_fixed_size_binary(kind):
+        shape = _raw_shape(kind.byte_width, schema.metadata or {}, f"{path}: {image}")
+        images = Images((len(values), *shape), partial(_read_raw, files, shape), slow=True)
+        check_image_layout(images.shape, np.dtype(np.uint8), None, f"{path}: {image}")
+    else:
+        why = "images are encoded files (binary, or a struct with bytes) or raw pixels"
+        raise DataError(f"{path}: {image} is {kind}", why=why)
     fingerprint = sha256_file(path) if verify == "full" else _footer_hash(path, metadata.serialized_size)
-    return ImageSource(images, values, name=path.stem, fingerprint=fingerprint, class_names=names)
+    return Source(images, values, name=path.stem, fingerprint=fingerprint, class_names=names)
 
 
-class RawImages:
-    """Images whose bytes are the pixels, HWC."""
+def _read_raw(files: ColumnBytes, image_shape: tuple[int, int, int], rows: Rows) -> Pixels:
+    pixels = np.frombuffer(b"".join(files(rows)), np.uint8)
+    return pixels.reshape(len(rows), *image_shape).copy()
 
-    def __init__(self, fetch: ColumnBytes, shape: Shape) -> None:
-        self.shape = shape
-        self._fetch = fetch
 
-    def read(self, rows: Rows) -> NDArray[np.uint8]:
-        """See `puma.data.images.Images.read`."""
-        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        flat = out.reshape(len(rows), math.prod(self.shape[1:]))
-        for place, data in enumerate(self._fetch(rows)):
-            flat[place] = np.frombuffer(data, np.uint8)
+class ColumnBytes:
+    """The values of a binary column (or of the ``bytes`` of a struct column), read by row group as they are asked for.
+
+    The row groups read last stay in memory, up to 512 MiB.
+
+    Args:
+        path: the Parquet file.
+        column: the column's name.
+        checksums: compare the checksums of pages, where the file has them.
+    """
+
+    def __init__(self, path: Path, column: str, *, checksums: bool = False) -> None:
+        self._settings = (path, column, checksums)
+        self._open()
+
+    def _open(self) -> None:
+        path, _, checksums = self._settings
+        self._file = pq.ParquetFile(path, page_checksum_verification=checksums)
+        groups = [self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)]
+        self._ends = np.cumsum(groups, dtype=np.int64)
+        self._groups: OrderedDict[int, pa.Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def where(self, row: int) -> str:
+        """The file, the column and the row."""
+        return f"{self._settings[0]}: {self._settings[1]}, row {row:,}"
+
+    def __call__(self, rows: Rows) -> list[Any]:
+        """The bytes at ``rows``, in their order.
+
+        Raises:
+            DataError: a damaged row group, or a row without bytes.
+        """
+        out: list[Any] = [None] * len(rows)
+        owner = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(owner).tolist():
+            group = self._group(number)
+            start = int(self._ends[number]) - len(group)
+            for place in np.flatnonzero(owner == number):
+                value = group[int(rows[place]) - start]
+                if not value.is_valid:
+                    raise DataError(f"{self.where(int(rows[place]))} holds no bytes")
+                out[place] = value.as_buffer()
         return out
 
+    def _group(self, number: int) -> pa.Array:
+        path, name, _ = self._settings
+        with self._lock:
+            if number not in self._groups:
+                try:
+                    column = self._file.read_row_group(number, columns=[name]).column(0).combine_chunks()
+                except (pa.ArrowException, OSError, ValueError) as error:
+                    raise DataError(f"{path} is damaged in row group {number}", why=str(error)[:200]) from None
+                if len(column) != self._file.metadata.row_group(number).num_rows:
+                    why = f"it holds {len(column):,} rows, not what its footer says"
+                    raise DataError(f"{path} is damaged in row group {number}", why=why)
+                self._groups[number] = column.field("bytes") if pa.types.is_struct(column.type) else column
+                while len(self._groups) > 1 and sum(group.nbytes for group in self._groups.values()) > _HELD:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(number)
+            return self._groups[number]
 
-def _encoded_images(
-    fetch: ColumnBytes, kind: pa.DataType, rows: int, where: str, resize: int | None, channels: int | None
-) -> Images:
-    if pa.types.is_struct(kind):
-        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise DataError(
-            f"{where} is {kind}", why="images are encoded files (binary, or a struct with bytes) or raw pixels"
-        )
-    first = fitted(fetch(np.array([0]))[0], f"{where}, row 0", resize, channels)
-    return remembered(EncodedImages(fetch, (rows, *first.shape), where, resize, channels))
+    def __getstate__(self) -> tuple[Path, str, bool]:
+        return self._settings
 
-
-def _raw_images(fetch: ColumnBytes, rows: int, width: int, metadata: dict[bytes, bytes], where: str) -> Images:
-    shape = _raw_shape(width, metadata, where)
-    images = RawImages(fetch, (rows, *shape))
-    check_image_layout(images.shape, np.dtype(np.uint8), None, where)
-    if rows * width <= 1 << 30:
-        return ArrayImages(images.read(np.arange(rows)))
-    return images
+    def __setstate__(self, state: tuple[Path, str, bool]) -> None:
+        self._settings = state
+        self._open()
 
 
 def _raw_shape(width: int, metadata: dict[bytes, bytes], where: str) -> tuple[int, int, int]:
@@ -131,9 +170,8 @@ def _raw_shape(width: int, metadata: dict[bytes, bytes], where: str) -> tuple[in
         side = math.isqrt(width // channels)
         if side * side * channels == width:
             return side, side, channels
-    raise DataError(
-        f"{where} has {width} bytes a row, no square image", fix='add "shape": "H,W,C" to the schema metadata'
-    )
+    fix = 'add "shape": "H,W,C" to the schema metadata'
+    raise DataError(f"{where} has {width} bytes a row, no square image", fix=fix)
 
 
 def _column(path: Path, names: list[str], wanted: tuple[str, ...]) -> str:
@@ -146,12 +184,11 @@ def _column(path: Path, names: list[str], wanted: tuple[str, ...]) -> str:
 def _check_sizes(path: Path, metadata: pq.FileMetaData) -> None:
     """Refuse a file whose footer announces over 100 times its size: encoded images do not compress."""
     total = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    total = max(total, metadata.num_rows * 8)
     held = path.stat().st_size
-    if metadata.num_rows * _LABELS_SIZE > max(_BOMB_SIZE, _BOMB_RATIO * held) or (
-        total > _BOMB_SIZE and total > _BOMB_RATIO * held
-    ):
+    if total > max(_BOMB_SIZE, _BOMB_RATIO * held):
         raise DataError(
-            f"{path} claims to unfold {held:,} bytes into {max(total, metadata.num_rows):,}",
+            f"{path} claims to unfold {held:,} bytes into {total:,}",
             why=f"more than {_BOMB_RATIO} times: no real images compress like that, so it is refused as a bomb",
         )
 
@@ -161,7 +198,7 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...] | 
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         return tuple(str(name) for name in features[label]["names"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         text = metadata.get(b"classes", b"").decode("utf-8", "replace")
         return tuple(name.strip() for name in text.split(",")) if text else None
 

@@ -1,4 +1,4 @@
-"""What images and labels have to look like; each check says what was found and how to mend it."""
+"""Checks of images, labels and classes; each error says what was found and the line of numpy or the option that helps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from puma.errors import DataError
 
+LABEL_NAMES = ("label", "labels", "y", "targets")
 _TYPE_LIMIT = 32_767  # labels are int16 in every table
 _CHANNELS = (1, 3)
-LABEL_NAMES = ("label", "labels", "y", "targets")
+_NO_CAST = "images are uint8 in 0..255; nothing is cast silently"
 
 
 def check_image_layout(
@@ -28,45 +29,29 @@ def check_image_layout(
     Raises:
         DataError: with the exact mismatch and the line of numpy that mends it.
     """
+    seen = f"{where} has shape {_text(shape)}"
     if dtype.hasobject:
-        raise DataError(
-            f"{where} holds Python objects",
-            why="reading them would run code from the file",
-            fix="save a plain uint8 array",
-        )
+        why = "reading them would run code from the file"
+        raise DataError(f"{where} holds Python objects", why=why, fix="save a plain uint8 array")
     if len(shape) == 3:
-        raise DataError(
-            f"{where} has shape {_text(shape)}, without a channel axis", fix="save images[..., None]: [N, H, W, 1]"
-        )
+        raise DataError(f"{seen}, without a channel axis", fix="save images[..., None]: [N, H, W, 1]")
     if len(shape) != 4:
-        raise DataError(f"{where} has shape {_text(shape)}", why="images are [N, H, W, C]")
+        raise DataError(seen, why="images are [N, H, W, C]")
     if shape[3] not in _CHANNELS and shape[1] in _CHANNELS:
-        raise DataError(
-            f"{where} has shape {_text(shape)}, which is NCHW",
-            why="images are [N, H, W, C]",
-            fix="save images.transpose(0, 2, 3, 1)",
-        )
+        fix = "save images.transpose(0, 2, 3, 1)"
+        raise DataError(f"{seen}, which is NCHW", why="images are [N, H, W, C]", fix=fix)
     if shape[3] not in _CHANNELS:
-        raise DataError(
-            f"{where} has shape {_text(shape)}: {shape[3]} channels", why="1 (grey) or 3 (RGB) are understood"
-        )
+        raise DataError(f"{seen}: {shape[3]} channels", why="1 (grey) or 3 (RGB) are understood")
     if 0 in shape:
-        raise DataError(f"{where} has shape {_text(shape)}: there is no image in it")
+        raise DataError(f"{seen}: there is no image in it")
     if dtype == np.uint8:
         return
     if dtype.kind == "f":
         raise _float_error(dtype, sample, where)
     if dtype.kind in "iu" and dtype.itemsize == 2:
-        raise DataError(
-            f"{where} is {dtype}: 16-bit images",
-            why="images are uint8 in 0..255",
-            fix="save (images >> 8).astype(np.uint8) if they fill 16 bits",
-        )
-    raise DataError(
-        f"{where} is {dtype}",
-        why="images are uint8 in 0..255; nothing is cast silently",
-        fix="save images.astype(np.uint8) if the values are 0..255",
-    )
+        fix = "save (images >> 8).astype(np.uint8) if they fill 16 bits"
+        raise DataError(f"{where} is {dtype}: 16-bit images", why="images are uint8 in 0..255", fix=fix)
+    raise DataError(f"{where} is {dtype}", why=_NO_CAST, fix="save images.astype(np.uint8) if the values are 0..255")
 
 
 def check_labels(
@@ -83,24 +68,16 @@ def check_labels(
     Raises:
         DataError: wrong type or shape, another length than the images, a label out of range.
     """
-    if labels.ndim == 2 and 1 not in labels.shape and labels.shape[0] == images:
-        raise DataError(
-            f"{where} has shape {_text(labels.shape)}: one-hot labels?",
-            why="labels are class numbers [N]",
-            fix="save labels.argmax(1)",
-        )
     if labels.ndim != 1:
+        one_hot = labels.ndim == 2 and 1 not in labels.shape and labels.shape[0] == images
         raise DataError(
-            f"{where} has shape {_text(labels.shape)}",
+            f"{where} has shape {_text(labels.shape)}{': one-hot labels?' if one_hot else ''}",
             why="labels are class numbers [N]",
-            fix="save labels.reshape(-1)",
+            fix=f"save labels.{'argmax(1)' if one_hot else 'reshape(-1)'}",
         )
     if labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{where} is {labels.dtype}",
-            why="labels are whole class numbers; nothing is cast silently",
-            fix="save labels.astype(np.int64)",
-        )
+        why = "labels are whole class numbers; nothing is cast silently"
+        raise DataError(f"{where} is {labels.dtype}", why=why, fix="save labels.astype(np.int64)")
     if len(labels) != images:
         raise DataError(f"{where}: {len(labels):,} labels for {images:,} images")
     low, high = int(labels.min()), int(labels.max())
@@ -122,33 +99,30 @@ def check_classes(labels: NDArray[np.int64], where: str, class_names: Sequence[s
     empty = np.flatnonzero(counts == 0)
     if not len(empty):
         return
-    called = [f"{number}" if class_names is None else class_names[number] for number in empty[:5]]
+    called = [str(number) if class_names is None else class_names[number] for number in empty[:5]]
     names = ", ".join(name if name == str(n) else f"{n} ({name})" for n, name in zip(empty, called, strict=False))
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-    there = ",".join(str(number) for number in np.flatnonzero(counts)[:12])
+    present = ",".join(str(number) for number in np.flatnonzero(counts)[:12])
     raise DataError(
         f"{where}: no image of class {names}{more}",
         why="every class needs images; class numbers run from 0 without gaps",
-        fix=f"choose the classes that are there: ?classes={there} (they are renumbered from 0)",
+        fix=f"choose the classes that are there: ?classes={present} (they are renumbered from 0)",
     )
 
 
 def _float_error(dtype: np.dtype[np.generic], sample: NDArray[np.generic] | None, where: str) -> DataError:
-    why = "images are uint8 in 0..255; nothing is cast silently"
     if sample is None or not sample.size or not np.isfinite(sample).all():
-        return DataError(f"{where} is {dtype}, with values that are not finite", why=why)
+        return DataError(f"{where} is {dtype}, with values that are not finite", why=_NO_CAST)
     low, high = float(np.min(sample)), float(np.max(sample))
-    if low >= 0 and high <= 1:
-        return DataError(f"{where} is {dtype} in 0..1", why=why, fix="save (images * 255).round().astype(np.uint8)")
-    if low >= 0 and high <= 255:
-        return DataError(f"{where} is {dtype} in 0..255", why=why, fix="save images.round().astype(np.uint8)")
-    if low >= -1 and high <= 1:
-        return DataError(
-            f"{where} is {dtype} in -1..1", why=why, fix="save (images * 127.5 + 127.5).round().astype(np.uint8)"
-        )
-    return DataError(
-        f"{where} is {dtype} in {low:.3g}..{high:.3g}: normalised?", why=why, fix="save the pixels before normalisation"
-    )
+    for floor, ceiling, line in (
+        (0, 1, "(images * 255).round().astype(np.uint8)"),
+        (0, 255, "images.round().astype(np.uint8)"),
+        (-1, 1, "(images * 127.5 + 127.5).round().astype(np.uint8)"),
+    ):
+        if low >= floor and high <= ceiling:
+            return DataError(f"{where} is {dtype} in {floor}..{ceiling}", why=_NO_CAST, fix=f"save {line}")
+    seen = f"{where} is {dtype} in {low:.3g}..{high:.3g}: normalised?"
+    return DataError(seen, why=_NO_CAST, fix="save the pixels before normalisation")
 
 
 def _text(shape: Sequence[int]) -> str:

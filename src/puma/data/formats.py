@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits: 1,797 real images of 8x8, no download."""
+"""Data sets in layouts of their own: scikit-learn's bundled digits."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import hashlib
 
 import numpy as np
 
-from puma.data.images import ArrayImages
-from puma.data.source import ImageSource
-from puma.data.stratified import stratified_rows
+from puma.data.sampler import stratified_rows
+from puma.data.source import Source, in_memory
 from puma.errors import unknown
 
-_TRAIN_ROWS = 898
+_DIGITS_TRAIN_ROWS = 898
 
 
-def load_digits(split: str = "train") -> ImageSource:
+def load_digits(split: str = "train") -> Source:
     """The digits: ``"train"`` (898 images), ``"test"`` (899) or ``"all"``; 8x8x1, 17 grey levels over 0..255.
 
     The split is stratified and fixed: it does not depend on a random number generator.
@@ -31,13 +30,9 @@ def load_digits(split: str = "train") -> ImageSource:
     labels = bunch.target.astype(np.int64)
     rows = np.arange(len(labels))
     if split != "all":
-        train = stratified_rows(labels, _TRAIN_ROWS, seed=0)
+        train = stratified_rows(labels, _DIGITS_TRAIN_ROWS, seed=0)
         rows = train if split == "train" else np.setdiff1d(rows, train)
     images, labels = images[rows], labels[rows]
-    return ImageSource(
-        ArrayImages(images),
-        labels,
-        name="digits" if split == "train" else f"digits-{split}",
-        fingerprint=hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest(),
-        spec=f"digits:{split}",
-    )
+    name = "digits" if split == "train" else f"digits-{split}"
+    digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes())
+    return Source(in_memory(images), labels, name=name, fingerprint=digest.hexdigest(), spec=f"digits:{split}")
