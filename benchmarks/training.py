@@ -33,7 +33,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from puma.data.pool import Pool
-from puma.data.source import ImageSource
+from puma.data.source import Source, in_memory
 from puma.distribute import Devices
 from puma.models.networks import build_model
 from puma.threat import ThreatModel
@@ -52,21 +52,11 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
-class _Memory:
-    """Images in memory, as the sources of `puma.data` read them."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self._images, self.shape = images, images.shape
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        return self._images[rows]
-
-
 def random_pool(count: int) -> Pool:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(count, dtype=np.int64) % 10
-    return Pool([ImageSource(_Memory(images), labels, name="random", fingerprint="0" * 64)])
+    return Pool([Source(in_memory(images), labels, name="random", fingerprint="0" * 64)])
 
 
 class PlainLoop:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from puma.attacks.deepfool import deepfool as deepfool
     from puma.attacks.pgd import pgd as pgd
     from puma.data.load import load_dataset as load_dataset
-    from puma.data.planned import PlannedDataset as PlannedDataset
     from puma.data.pool import Pool as Pool
+    from puma.data.tensors import PlannedDataset as PlannedDataset
     from puma.evaluation import evaluate as evaluate
     from puma.margins import MarginTable as MarginTable
     from puma.models.networks import build_model as build_model
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _FRONT_DOOR = {
     "MarginTable": "puma.margins",
     "Plan": "puma.plan",
-    "PlannedDataset": "puma.data.planned",
+    "PlannedDataset": "puma.data.tensors",
     "Pool": "puma.data.pool",
     "ThreatModel": "puma.threat",
     "build_model": "puma.models.networks",

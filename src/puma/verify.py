@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from puma.data.edmfile import read_comment
+from puma.data.npz import read_comment
 from puma.data.load import load_dataset
 from puma.errors import DataError, PumaError
 from puma.evaluation import Evaluation

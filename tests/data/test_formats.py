@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,11 @@ import pytest
 from handmade_zip import edm_arrays
 from PIL import Image
 
-from puma.data import rowgroups
-from puma.data.encoded import decoded
+from puma.data.images import decoded
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.data.source import required_spec
-from puma.errors import DataError, UsageError
+from puma.errors import DataError, StorageError, UsageError
 
 NAMES = ("cat", "dog", "ship")
 
@@ -113,15 +113,26 @@ def test_a_file_under_another_name_keeps_its_fingerprint(tmp_path: Path, kind: s
     assert found[0] == found[1]
 
 
-def test_parquet_larger_than_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rowgroups, "_CACHE", 1000)
-    monkeypatch.setattr("puma.data.images._REMEMBERED", 10)
+def test_parquet_larger_than_memory_is_decoded_once_into_the_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("puma.data.parquet._HELD", 1000)
+    monkeypatch.setattr("puma.data.images.IN_MEMORY", 10)
+    monkeypatch.setenv("PUMA_CACHE", str(tmp_path / "cache"))
     arrays = edm_arrays(33, 3, (6, 6, 3))
-    source = load_dataset(write_parquet(tmp_path / "d.parquet", arrays))
-    for seed in range(3):
-        rows = np.random.default_rng(seed).integers(0, 33, 20)
-        np.testing.assert_array_equal(source.read(rows), arrays["image"][rows])
-    assert source.images._fetch._held < 3000
+    path = write_parquet(tmp_path / "d.parquet", arrays)
+    for spec, images in ((path, arrays["image"]), (f"{path}?classes=ship", arrays["image"][22:])):
+        for _ in range(2):
+            source = load_dataset(spec)
+            for seed in range(3):
+                rows = np.random.default_rng(seed).integers(0, len(images), 20)
+                np.testing.assert_array_equal(source.read(rows), images[rows])
+    assert caplog.text.count("decoding") == 2
+    assert len(list((tmp_path / "cache" / "images").glob("*.npy"))) == 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(StorageError, match="no space to decode 11 images") as caught:
+        load_dataset(f"{path}?classes=cat").read(slice(None))
+    assert "PUMA_CACHE" in caught.value.fix
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:

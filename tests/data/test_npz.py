@@ -33,7 +33,6 @@ extras = st.binary(max_size=40).map(lambda data: struct.pack("<HH", 0xCAFE, len(
     rows=st.integers(2, 30),
     shape=st.tuples(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 3])),
     label_type=st.sampled_from(["<i8", ">i8", "<i4", ">i2", "u1", "<u8"]),
-    fortran=st.booleans(),
     deflate=st.booleans(),
     zip64=st.booleans(),
     version=st.sampled_from([(1, 0), (2, 0), (3, 0)]),
@@ -49,7 +48,6 @@ def test_every_way_of_writing_an_npz_reads_the_same(
     rows: int,
     shape: tuple[int, int, int],
     label_type: str,
-    fortran: bool,
     deflate: bool,
     zip64: bool,
     version: tuple[int, int],
@@ -60,8 +58,7 @@ def test_every_way_of_writing_an_npz_reads_the_same(
     seed: int,
 ) -> None:
     arrays = edm_arrays(rows, min(rows, 3), shape, seed)
-    images = np.asfortranarray(arrays["image"]) if fortran else arrays["image"]
-    written = {"image": images, "label": arrays["label"].astype(label_type)}
+    written = {"image": arrays["image"], "label": arrays["label"].astype(label_type)}
     written |= {f"other{number}": np.arange(number) for number in range(others)}
     options: dict[str, Any] = {"zip64": zip64, "local_extra": local_extra, "central_extra": central_extra}
     entries = [
@@ -112,7 +109,7 @@ def test_corrupted_files_give_the_right_bytes_or_a_refusal(tmp_path: Path, defla
         damaged = flipped(good, int(position), int(rng.integers(8)))
         outcomes[judged(path, damaged, arrays, verify="full")] += 1
         if position not in inside:  # without the CRC a flipped pixel is a pixel
-            judged(path, damaged, arrays, verify="free")
+            judged(path, damaged, arrays, verify="headers")
     for _ in range(150):
         start, stop = sorted(rng.integers(0, len(good), 2))
         damaged = [
@@ -140,12 +137,12 @@ def judged(path: Path, data: bytes, arrays: dict[str, Any], verify: str) -> str:
 
 
 def test_a_flipped_pixel_is_found_by_full_verification(tmp_path: Path) -> None:
-    arrays = edm_arrays()
-    good = write_zip(edm_entries())
+    arrays = edm_arrays(600)
+    good = write_zip([Entry(f"{name}.npy", npy_bytes(array)) for name, array in arrays.items()])
     path = tmp_path / "edm.npz"
-    path.write_bytes(flipped(good, good.find(arrays["image"].tobytes()) + 100, 3))
-    assert load_dataset(path, verify="free").labels.tolist() == arrays["label"].tolist()
-    with pytest.raises(DataError, match="CRC-32 is"):
+    path.write_bytes(flipped(good, good.find(arrays["image"].tobytes()) + 27_000, 3))
+    assert load_dataset(path, verify="headers").labels.tolist() == arrays["label"].tolist()
+    with pytest.raises(DataError, match="CRC-32"):
         load_dataset(path, verify="full")
 
 
@@ -172,11 +169,11 @@ HOSTILE = {
         [IMAGE, Entry("label.npy", npy_bytes(np.array([{}] * 12, dtype=object), allow_pickle=True))],
         r"Python objects \(pickle\)",
     ),
-    "structured": ([Entry("image.npy", npy_bytes(np.zeros(3, "u1,u1"))), LABEL], "structured array"),
+    "structured": ([Entry("image.npy", npy_bytes(np.zeros(3, "u1,u1"))), LABEL], "plain array of numbers"),
     "ten terabytes": ([Entry("image.npy", npy_header((10**9, 100, 100, 1)) + bytes(500)), LABEL], "but holds 500"),
     "a byte too many": ([Entry("image.npy", IMAGE.data + b"x"), LABEL], "but holds 577"),
-    "negative size": ([Entry("image.npy", npy_header((-1, 4, 4, 3)) + bytes(48)), LABEL], "claims shape"),
-    "not an array": ([Entry("image.npy", b"hello, this is text"), LABEL], r"not an \.npy array"),
+    "negative size": ([Entry("image.npy", npy_header((-1, 4, 4, 3)) + bytes(48)), LABEL], "plain array of numbers"),
+    "not an array": ([Entry("image.npy", b"hello, this is text"), LABEL], "header that cannot be read"),
     "deep header": ([Entry("image.npy", npy_header((1,), "(" * 9000)), LABEL], "header that cannot be read"),
     "code": (
         [Entry("image.npy", npy_header((1,), "' + exit() + '")), LABEL],
@@ -184,9 +181,9 @@ HOSTILE = {
     ),
     "endless header": (
         [Entry("image.npy", b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + b" " * 99), LABEL],
-        "announces a header of 4,294,967,295 bytes",
+        "header that cannot be read",
     ),
-    "version 9": ([Entry("image.npy", b"\x93NUMPY\x09\x00" + IMAGE.data[8:]), LABEL], r"version 9\.0"),
+    "version 9": ([Entry("image.npy", b"\x93NUMPY\x09\x00" + IMAGE.data[8:]), LABEL], r"header that cannot be read"),
     "no label": ([IMAGE], "has no member 'label'"),
     "no image": ([LABEL], "has no member 'image'"),
     "nothing": ([], "has no member 'image'"),

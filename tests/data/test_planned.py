@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from puma.data.load import load_dataset
-from puma.data.planned import PlannedDataset
 from puma.data.pool import Pool
-from puma.data.tensors import read_batch, to_tensor
+from puma.data.tensors import PlannedDataset, read_batch, to_tensor
 from puma.errors import DataError
 
 
@@ -86,7 +85,7 @@ def test_planned_dataset_in_a_data_loader() -> None:
 
 def test_plan_of_another_pool_is_refused() -> None:
     pool, plan = digits_plan()
-    with pytest.raises(DataError, match="of another pool"):
+    with pytest.raises(DataError, match="for another pool"):
         PlannedDataset(Pool(pool.sources, ["real", "real"]), plan)
     with pytest.raises(DataError, match="1,797 rows, the pool 898"):
         PlannedDataset(pool.sources[0], plan)

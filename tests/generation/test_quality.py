@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
-from puma.data.images import ArrayImages
 from puma.data.load import load_dataset
-from puma.data.source import ImageSource, Source
+from puma.data.source import Source, in_memory
 from puma.errors import DataError
 from puma.generation.quality import coverage, frechet_distance, measure, nearest
 
@@ -53,7 +52,7 @@ def test_frechet_distance_equals_the_matrix_root() -> None:
 
 
 def _source(images: NDArray[np.uint8], labels: NDArray[np.int64], name: str = "made") -> Source:
-    return ImageSource(ArrayImages(images), labels, name=name, fingerprint=name, class_names=list("0123456789"))
+    return Source(in_memory(images), labels, name=name, fingerprint=name, class_names=list("0123456789"))
 
 
 @pytest.fixture(scope="module")

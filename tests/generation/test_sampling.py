@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from puma.data.edmfile import read_comment, write_edm
+from puma.data.npz import read_comment, write_npz
 from puma.data.load import load_dataset
 from puma.errors import DataError, ModelError, ResumeError, UsageError
 from puma.generation import Diffusion, DiffusionConfig, SamplerConfig, generate, generate_from
@@ -153,7 +153,7 @@ def test_model_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_writer_refuses_a_wrong_number_of_labels(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="3 images but 4 labels"):
-        write_edm(tmp_path / "a.npz", [np.zeros((3, 2, 2, 1), np.uint8)], np.zeros(4, np.int64))
+        write_npz(tmp_path / "a.npz", [np.zeros((3, 2, 2, 1), np.uint8)], np.zeros(4, np.int64))
     assert not list(tmp_path.iterdir())
 
 

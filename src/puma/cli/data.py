@@ -28,17 +28,15 @@ def show(
     test: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Test set: its images must not be in the others.")
     ] = None,
-    sheet: Annotated[
-        Path | None, typer.Option(help="Draw a contact sheet of the first source here (PNG), the others beside it.")
-    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet of each source (PNG).")] = None,
     per_class: Annotated[int, typer.Option(min=1, max=100, help="Images of each class on the sheet.")] = 10,
     verify: Annotated[
         str, typer.Option(help="full: read every byte, compare checksums, look for overlapping parts.")
-    ] = "free",
+    ] = "headers",
     duplicates: Annotated[bool, typer.Option(help="Search for equal images: reads everything once.")] = True,
     quiet: Quiet = False,
 ) -> None:
-    """Say what sources hold: counts per class, long label runs, pixel statistics, duplicates; draw a contact sheet.
+    """Counts per class, label runs, pixel statistics and duplicates of sources; a contact sheet.
 
     Files of generated images are usually sorted by class, sometimes by confidence too: their first rows are no sample.
     Equal images are searched inside each source, between sources, and in the test set.
@@ -46,24 +44,24 @@ def show(
     from rich.console import Console
 
     from puma.data.load import load_dataset
-    from puma.data.sheet import contact_sheet
+    from puma.data.summary import contact_sheet
     from puma.io import prepare_folder, write_bytes
 
     if sheet is not None:
         prepare_folder(sheet.parent)
     console = Console()
-    options = {} if verify == "free" else {"verify": verify}
+    options = {} if verify == "headers" else {"verify": verify}
     opened = [load_dataset(spec, **options) for spec in sources]
     against = load_dataset(test, **options) if test is not None else None
     for source in opened:
         _print_summary(console, source)
     if duplicates:
         _print_duplicates(console, opened, against, progress=not quiet)
-    if sheet is not None:
-        for number, source in enumerate(opened, start=1):
-            target = sheet if number == 1 else sheet.with_name(f"{sheet.stem}-{number}{sheet.suffix}")
-            write_bytes(target, contact_sheet(source, per_class))
-            typer.echo(f"contact sheet of {source.name}: {target}")
+    for number, source in enumerate(opened if sheet is not None else [], start=1):
+        assert sheet is not None
+        target = sheet if number == 1 else sheet.with_name(f"{sheet.stem}-{number}{sheet.suffix}")
+        write_bytes(target, contact_sheet(source, per_class))
+        typer.echo(f"contact sheet of {source.name}: {target}")
 
 
 @data_app.command()
@@ -72,71 +70,72 @@ def unpack(
     out: Annotated[Path | None, typer.Option(help="File to write; default SOURCE-unpacked.npz beside it.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a source as an uncompressed .npz that is mapped into memory: nothing to inflate or decode ever after.
+    """Write a source as an uncompressed .npz that is read in place: nothing to inflate or decode ever after.
 
     The members of a compressed .npz are copied byte for byte, so tables and plans made from it stay valid.
     """
     from puma.data.load import load_dataset
-    from puma.data.unpack import unpack_npz, write_npz
+    from puma.data.npz import save_source, unpack_npz
     from puma.errors import UsageError
     from puma.io import prepare_folder
 
     path = Path(source)
-    if out is None:
-        if not path.exists():
-            raise UsageError(f"{source} is no file, so its target has to be named", fix="add --out images.npz")
-        out = path.with_name(f"{path.stem}-unpacked.npz")
+    if out is None and not path.exists():
+        raise UsageError(f"{source} is no file, so its target has to be named", fix="add --out images.npz")
+    out = out or path.with_name(f"{path.stem}-unpacked.npz")
     if out.suffix != ".npz":
         raise UsageError(f"--out {out} has to end in .npz")
     prepare_folder(out.parent)
     if path.suffix == ".npz" and path.is_file():
         unpack_npz(path, out, progress=not quiet)
     else:
-        write_npz(load_dataset(source), out, progress=not quiet)
+        save_source(load_dataset(source), out, progress=not quiet)
     typer.echo(f"written  {out} ({out.stat().st_size / 1e6:,.1f} MB)")
 
 
 def _print_summary(console: Console, source: Source) -> None:
     from rich.table import Table
 
-    from puma.data.summary import summarise
+    from puma.data.summary import summarize
 
-    facts = summarise(source)
+    facts = summarize(source)
     height, width, channels = source.image_shape
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title=repr(source)[1:-1], title_justify="left")
     counts = ", ".join(f"{name} {count:,}" for name, count in zip(source.class_names[:20], facts.counts, strict=False))
     more = f" and {source.num_classes - 20} more classes" if source.num_classes > 20 else ""
-    table.add_row("spec", source.spec or "none: made from a Python object")
-    table.add_row("images", f"{len(source):,} of {width}x{height}, {('grey', 'RGB')[channels == 3]}")
-    table.add_row("classes", f"{counts}{more} (smallest {facts.counts.min():,}, largest {facts.counts.max():,})")
     order = "[yellow]sorted, so its first rows are no sample (?subset= is)[/]" if facts.ordered else "mixed"
-    table.add_row("label runs", f"longest {facts.longest_run:,} (shuffled: about {facts.expected_run:.0f}): {order}")
     mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (facts.mean, facts.std))
-    table.add_row("pixels", f"mean {mean}, std {std}, {facts.low}..{facts.high} (of {facts.sampled:,} images)")
+    rows = {
+        "spec": source.spec or "none: made from a Python object",
+        "images": f"{len(source):,} of {width}x{height}, {('grey', 'RGB')[channels == 3]}",
+        "classes": f"{counts}{more} (smallest {facts.counts.min():,}, largest {facts.counts.max():,})",
+        "label runs": f"longest {facts.longest_run:,} (shuffled: about {facts.expected_run:.0f}): {order}",
+        "pixels": f"mean {mean}, std {std}, {facts.low}..{facts.high} (of {facts.sampled:,} images)",
+    }
     if facts.flat:
-        table.add_row("one colour", f"[yellow]{facts.flat:,} of {facts.sampled:,} images[/]")
-    table.add_row("fingerprint", source.fingerprint)
+        rows["one colour"] = f"[yellow]{facts.flat:,} of {facts.sampled:,} images[/]"
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title=repr(source)[1:-1], title_justify="left")
+    for label, text in (rows | {"fingerprint": source.fingerprint}).items():
+        table.add_row(label, text)
     console.print(table)
 
 
 def _print_duplicates(console: Console, sources: list[Source], test: Source | None, *, progress: bool) -> None:
-    from puma.data.duplicates import Duplicates, image_hashes, repeated, shared
+    from puma.data.summary import Duplicates, image_hashes, repeated, shared
 
-    def say(found: Duplicates, source: Source, where: str, other: Source) -> None:
-        text = f"{len(found):,} of {len(source):,} images of {source.name} {where}"
-        if len(found):
-            pairs = ", ".join(f"{row:,} = {twin:,}" for row, twin in zip(found.rows[:3], found.twins[:3], strict=True))
-            text = f"[yellow]{text}[/], {found.conflicts:,} with another label (rows {pairs} ...)"
+    def show_pairs(equal: Duplicates, source: Source, where: str, other: Source) -> None:
+        text = f"{len(equal):,} of {len(source):,} images of {source.name} {where}"
+        if len(equal):
+            pairs = ", ".join(f"{row:,} = {twin:,}" for row, twin in zip(equal.rows[:3], equal.twins[:3], strict=True))
+            text = f"[yellow]{text}[/], {equal.conflicts:,} with another label (rows {pairs} ...)"
         if source.image_shape != other.image_shape:
             text = f"{source.name} and {other.name} are not compared: their images are of different shape"
         console.print(f"duplicates  {text}")
 
     hashes = [image_hashes(source, progress=progress) for source in sources]
+    test_hashes = image_hashes(test, progress=progress) if test is not None else None
     for number, (source, own) in enumerate(zip(sources, hashes, strict=True)):
-        say(repeated(source, own), source, "occur earlier in it", source)
+        show_pairs(repeated(source, own), source, "occur earlier in it", source)
         for other, theirs in zip(sources[:number], hashes, strict=False):
-            say(shared(source, own, other, theirs), source, f"occur in {other.name}", other)
-    if test is not None:
-        tested = image_hashes(test, progress=progress)
-        for source, own in zip(sources, hashes, strict=True):
-            say(shared(source, own, test, tested), source, f"occur in the test set {test.name}", test)
+            show_pairs(shared(source, own, other, theirs), source, f"occur in {other.name}", other)
+        if test is not None and test_hashes is not None:
+            show_pairs(shared(source, own, test, test_hashes), source, f"occur in the test set {test.name}", test)

@@ -1,4 +1,4 @@
-"""Checks of images, labels and classes; each error says what was found and the line of numpy or the option that helps."""
+"""Checks of images, labels and classes; errors say what was found and what mends it."""
 
 from __future__ import annotations
 

@@ -97,7 +97,8 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
         UsageError: unknown kind of source, unknown option or value.
         DataError: missing, damaged or hostile file; wrong dtype, layout or labels; an empty class.
     """
-    if not isinstance(spec, (str, Path, list, tuple)) and hasattr(spec, "__getitem__") and hasattr(spec, "__len__"):
+    listed = isinstance(spec, (list, tuple)) and all(isinstance(part, (str, Path)) for part in spec)
+    if not isinstance(spec, (str, Path)) and not listed and hasattr(spec, "__getitem__") and hasattr(spec, "__len__"):
         from puma.data.objects import load_mapstyle
 
         chosen = _options({}, options)

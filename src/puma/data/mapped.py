@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from puma.data.checks import check_image_layout, check_labels
 from puma.data.source import Images, Pixels, Rows, Shape, Source

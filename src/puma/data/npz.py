@@ -1,8 +1,8 @@
 """EDM-layout ``.npz`` files: uint8 NHWC ``image``, integer ``label``, perhaps ``classes``; reading and writing.
 
-It is the layout of the 1M-50M sets of Wang et al. 2023 (arXiv 2302.04638). ``np.load(mmap_mode=...)`` ignores the mapping
-for ``.npz``; here the uncompressed member is read in place, so that a file of 154 GB opens in milliseconds. Compressed
-files of up to 256 MiB are read into memory, larger ones are refused with the command that unpacks them.
+It is the layout of the 1M-50M sets of Wang et al. 2023 (arXiv 2302.04638). ``np.load(mmap_mode=...)`` ignores the
+mapping for ``.npz``; here the uncompressed member is read in place, so that a file of 154 GB opens in milliseconds.
+Compressed files of up to 256 MiB are read into memory, larger ones are refused with the command that unpacks them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from puma.data.checks import LABEL_NAMES, check_labels
 from puma.data.mapped import Header, Mapped, check_headers, read_header
-from puma.data.source import Pixels, Source, blocks, in_memory
+from puma.data.source import Images, Pixels, Source, blocks, in_memory
 from puma.errors import DataError, PumaError, UsageError
 from puma.io import atomic_path, fingerprint
 from puma.progress import Progress
@@ -43,7 +43,7 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error, Va
 def load_npz(path: Path | str, *, verify: str = "headers") -> Source:
     """Open an EDM ``.npz``; the images of an uncompressed one stay in the file.
 
-    The fingerprint is made of the shape of the images and the CRC-32 of every byte, as the archive's directory states it.
+    The fingerprint is made of the images' shape and the CRC-32 of every byte, as the archive's directory states it.
 
     Args:
         path: the file.
@@ -64,7 +64,7 @@ def load_npz(path: Path | str, *, verify: str = "headers") -> Source:
         labels = check_labels(label.array(), header.shape[0], where_labels, class_names)
         n, height, width, channels = header.shape
         if not image.compressed:
-            images = Mapped(path, image.offset + header.length, (n, height, width, channels))
+            images: Images = Mapped(path, image.offset + header.length, (n, height, width, channels))
         elif header.data_size <= IN_MEMORY:
             images = in_memory(image.array())
         else:
@@ -76,18 +76,6 @@ def load_npz(path: Path | str, *, verify: str = "headers") -> Source:
     arrays = [["image", image.info.file_size, image.info.CRC], ["label", label.info.file_size, label.info.CRC]]
     content = {"format": "npz", "shape": header.shape, "members": arrays, "classes": class_names}
     return Source(images, labels, name=path.stem, fingerprint=fingerprint(content), class_names=class_names)
-
-
-def check_npz(path: Path | str) -> dict[str, Any]:
-    """Read a whole archive, compare the CRC-32 of every member, and return the JSON object in its comment.
-
-    Raises:
-        DataError: damaged or hostile.
-    """
-    with opened_npz(path) as members:
-        for member in members:
-            member.check_crc()
-    return read_comment(path)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def _check_alike(sources: tuple[Source, ...]) -> None:
             raise DataError(classes, why=why)
         named = not any(all(name.isdigit() for name in source.class_names) for source in (first, other))
         if named and other.class_names != first.class_names[: other.num_classes]:
-            texts = [", ".join(source.class_names[:4]) + ", ..." * (source.num_classes > 4) for source in (other, first)]
+            texts = [", ".join(names[:4]) for names in (other.class_names, first.class_names)]
             classes = f"{other.name} calls its classes {texts[0]}, {first.name} {texts[1]}"
             raise DataError(classes, why=why, fix="bring them into one order with ?classes=NAME,NAME,...")
 

@@ -1,4 +1,4 @@
-"""Rows by chance: batches that follow from (seed, step) alone, so that a resumed run saves only its step; subsets by class."""
+"""Rows by chance: batches that follow from (seed, step) alone, so that a resumed run saves only its step; subsets."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Images:
         self._reader, self.slow = read, slow
 
     def read(self, rows: Rows) -> Pixels:
-        """The images at ``rows``, int64, each in ``[0, N)``, any order, repeats allowed: a fresh uint8 ``[B, H, W, C]``."""
+        """The images at ``rows`` (int64 in ``[0, N)``, any order, repeats allowed): a fresh uint8 ``[B, H, W, C]``."""
         if self._reader is None:
             raise NotImplementedError
         return self._reader(rows)
@@ -217,4 +217,5 @@ class Kept(Images):
         if len(fresh):
             self._array[fresh] = self._images.read(fresh)
             self._known[fresh] = True
-        return self._array.take(rows, axis=0)
+        out: Pixels = np.take(self._array, rows, axis=0)
+        return out

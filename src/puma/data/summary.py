@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from puma.rng import mixed_key, permuted
 from puma.data.sampler import stratified_rows
 from puma.data.source import Rows, Source, blocks
 from puma.progress import Progress
+from puma.rng import mixed_key, permuted
 
 _SAMPLE, _LEAST, _SAMPLE_SIZE = 10_000, 1_000, 1 << 30
 _SHOWN, _GAP, _TITLE, _INK = 64, 4, 22, (30, 30, 30)

@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from puma.data.mapstyle import MapStyle
-from puma.data.source import Source
+from puma.data.source import MapStyle, Source
 from puma.errors import DataError, ResumeError, UsageError
 from puma.evaluation.attacks import attack_steps
 from puma.evaluation.job import Job

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from puma.data.load import as_source
-from puma.data.mapstyle import MapStyle
-from puma.data.source import Source
-from puma.data.stratified import stratified_rows
+from puma.data.sampler import stratified_rows
+from puma.data.source import MapStyle, Source
 from puma.data.tensors import to_tensor
 from puma.errors import UsageError
 

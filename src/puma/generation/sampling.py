@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from puma.data.edmfile import read_comment, write_edm
+from puma.data.npz import read_comment, write_npz
 from puma.data.source import Source
 from puma.errors import DataError, ResumeError, UsageError
 from puma.generation.config import DiffusionConfig, SamplerConfig, diffusion_config
@@ -171,7 +171,7 @@ def generate_from(
             comment = {"schema": SCHEMA, **settings, "count": count, "model": made_from}
             images = (_member(path, "image") for path in paths)
             labels = np.concatenate([_member(path, "label") for path in paths])
-            write_edm(out, images, labels, class_names=_worth_keeping(sampler.class_names), comment=comment)
+            write_npz(out, images, labels, class_names=_worth_keeping(sampler.class_names), comment=comment)
         if not _checksum(out).exists():
             write_text(_checksum(out), f"{sha256_file(out)}  {out.name}\n")  # the format of sha256sum
         if (folder / "shards").exists() or not (folder / "generated.json").exists():

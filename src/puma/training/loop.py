@@ -136,7 +136,10 @@ def prepare(
         keep, eps = np.ones(len(pool), dtype=np.bool_), np.full(len(pool), threat.eps, dtype=np.float32)
     else:
         plan = plan if isinstance(plan, Plan) else Plan.read(plan)
-        _check_plan(plan, pool, threat)
+        pool.check_plan(plan)
+        if plan.threat != threat:
+            what = f"the plan was made for {plan.threat}, not for {threat}"
+            raise DataError(what, fix=f"plan again with --threat {threat}")
         keep, eps = plan.keep.copy(), plan.eps
     validator, described = None, "none"
     if validation is None or isinstance(validation, int):
@@ -169,22 +172,6 @@ def prepare(
         "validation": described,
     }
     return Job(network, pool, recipe, threat, beta, batches, validator, settings)
-
-
-def _check_plan(plan: Plan, pool: Pool, threat: ThreatModel) -> None:
-    if len(plan) != len(pool):
-        raise DataError(f"the plan has {len(plan):,} rows, the pool {len(pool):,}", fix="plan this pool again")
-    planned = plan.meta.get("pool", {}).get("fingerprint")
-    if planned != pool.fingerprint:
-        raise DataError(
-            "the plan was made for another pool",
-            why=f"its pool is {str(planned)[:12]}, this one {pool.fingerprint[:12]}",
-            fix="score and plan this pool, or train on that one",
-        )
-    if plan.threat != threat:
-        raise DataError(
-            f"the plan was made for {plan.threat}, not for {threat}", fix=f"plan again with --threat {threat}"
-        )
 
 
 def _network(model: nn.Module | str, pool: Pool, recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
