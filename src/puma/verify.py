@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from puma.data.npz import read_comment
 from puma.data.load import load_dataset
+from puma.data.npz import read_comment
 from puma.errors import DataError, PumaError
 from puma.evaluation import Evaluation
 from puma.io import fingerprint, read_json, read_toml

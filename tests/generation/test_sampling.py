@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from puma.data.npz import read_comment, write_npz
 from puma.data.load import load_dataset
+from puma.data.npz import read_comment, write_npz
 from puma.errors import DataError, ModelError, ResumeError, UsageError
 from puma.generation import Diffusion, DiffusionConfig, SamplerConfig, generate, generate_from
 from puma.generation.diffusion import train_diffusion

@@ -194,7 +194,7 @@ def _read_converted(images: Images, convert: Callable[[Pixels], Pixels], rows: R
 def _read_joined(parts: Sequence[Images], ends: Rows, rows: Rows) -> Pixels:
     owner = np.searchsorted(ends, rows, side="right")
     out = np.empty((len(rows), *parts[0].shape[1:]), np.uint8)
-    for number in np.unique(owner):
+    for number in np.unique(owner).tolist():
         start = ends[number] - parts[number].shape[0]
         if (mine := owner == number).all():
             return parts[number].read(rows - start)
