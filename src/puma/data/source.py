@@ -195,10 +195,11 @@ def _read_joined(parts: Sequence[Images], ends: Rows, rows: Rows) -> Pixels:
     owner = np.searchsorted(ends, rows, side="right")
     out = np.empty((len(rows), *parts[0].shape[1:]), np.uint8)
     for number in np.unique(owner).tolist():
-        start = ends[number] - parts[number].shape[0]
+        part: Images = parts[number]
+        start = ends[number] - part.shape[0]
         if (mine := owner == number).all():
-            return parts[number].read(rows - start)
-        out[mine] = parts[number].read(rows[mine] - start)
+            return part.read(rows - start)
+        out[mine] = part.read(rows[mine] - start)
     return out
 
 
