@@ -60,7 +60,7 @@ def test_an_evaluation_by_a_weaker_attack_and_its_flags(run: Path) -> None:
     assert flags["correct clean"] == f"{facts['clean_accuracy']:.1%} of 40"
     assert flags["correct under pgd-2"] == f"{facts['attacked_accuracy']:.1%} of 20"
     assert int(flags["broken by clean"]) == round(40 * (1 - facts["clean_accuracy"]))
-    kind, piece = describe(run / "evaluation-pgd-2-pieces" / "piece-000000.parquet")
+    kind, piece = describe(run / "evaluation-pgd-2-shards" / "part-000000.parquet")
     assert (kind, piece["attack"], piece["images"]) == ("flags of an evaluation", "pgd-2", "20")
     assert piece["correct under pgd-2"] == flags["correct under pgd-2"]
     assert describe(run)[1]["evaluation-pgd-2"] == facts  # the run's folder tells of it too

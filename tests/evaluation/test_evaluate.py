@@ -43,15 +43,15 @@ def plain_flags(model: nn.Module, images: list[Any], threat: ThreatModel, batch_
 def test_flags_equal_plain_autoattack(
     network: nn.Module, images: list[Any], threat: ThreatModel, batch_size: int
 ) -> None:
-    result = evaluate(network, images, threat, batch_size=batch_size, piece_rows=40)
+    result = evaluate(network, images, threat, batch_size=batch_size, shard_rows=40)
     expected = plain_flags(network, images, threat, batch_size)
     assert 0.1 < expected.mean() < 0.7
     np.testing.assert_array_equal(result.robust, expected)
 
 
 @pytest.mark.usefixtures("short_attacks")
-def test_pieces_equal_plain_autoattack_on_each(network: nn.Module, images: list[Any]) -> None:
-    result = evaluate(network, images, LINF, batch_size=12, piece_rows=20)
+def test_shards_equal_plain_autoattack_on_each(network: nn.Module, images: list[Any]) -> None:
+    result = evaluate(network, images, LINF, batch_size=12, shard_rows=20)
     plain = [plain_flags(network, images[start : start + 20], LINF, 12) for start in (0, 20)]
     np.testing.assert_array_equal(result.robust, np.concatenate(plain))
 
@@ -67,7 +67,7 @@ def test_full_strength_costs_what_we_say(network: nn.Module, images: list[Any]) 
 
 @pytest.mark.usefixtures("short_attacks")
 def test_what_is_reported(network: nn.Module, images: list[Any], tmp_path: Path) -> None:
-    result = evaluate(network, images, LINF, out=tmp_path, checkpoint="best")
+    result = evaluate(network, images, LINF, out=tmp_path)
     assert (result.clean_accuracy, result.n_clean, result.n_test) == (0.8, 40, 40)
     assert result.robust_accuracy is not None
     assert result.apgd_accuracy is not None
@@ -77,7 +77,6 @@ def test_what_is_reported(network: nn.Module, images: list[Any], tmp_path: Path)
     np.testing.assert_array_equal(result.broken_by == "clean", ~result.clean_correct)
     value = json.loads((tmp_path / "evaluation.json").read_text())
     assert value["robust_accuracy"] == result.robust_accuracy
-    assert value["checkpoint"] == "best"
     assert value["settings"]["seed"] == 0
     table = pq.read_table(tmp_path / "evaluation.parquet")
     assert table.column_names == ["index", "label", "clean_correct", "robust", "broken_by"]
@@ -108,10 +107,13 @@ def test_weaker_attacks_by_name(network: nn.Module, images: list[Any]) -> None:
     assert clean.robust_accuracy is None
     assert clean.attacked_accuracy is None
     assert clean.describe() == "clean accuracy 80.00% (95 % interval 65.2% to 89.5%) on 40 images"
-    for attack in ("pgd-20", "cw-20", "apgd-ce"):
+    accuracy = {}
+    for attack in ("pgd-20", "cw-20", "ce-cw-20", "apgd-ce"):
         result = evaluate(network, images, LINF, attack=attack)
         assert result.attacked_accuracy is not None
         assert 0 < result.attacked_accuracy < 0.8, attack
+        accuracy[attack] = result.attacked_accuracy
+    assert accuracy["ce-cw-20"] <= min(accuracy["pgd-20"], accuracy["cw-20"])
 
 
 @pytest.mark.usefixtures("short_attacks")

@@ -37,9 +37,9 @@ class Changed(nn.Module):
         ({"attack": "autoattack"}, UsageError, "unknown attack"),
         ({"attack": "pgd-0"}, UsageError, "unknown attack"),
         ({"subset": 0}, UsageError, "a subset of 0"),
-        ({"subset": 41}, UsageError, "a subset of 41 test images of 40"),
+        ({"subset": 41}, UsageError, "a subset of 41 cannot be taken from 40 images"),
         ({"batch_size": 0}, UsageError, "batch_size 0"),
-        ({"piece_rows": -1}, UsageError, "piece_rows -1"),
+        ({"shard_rows": -1}, UsageError, "shard_rows -1"),
         ({"worker": 2, "num_workers": 2}, UsageError, "worker 2 of 2"),
         ({"num_workers": 2}, UsageError, "need a folder"),
     ],
@@ -92,7 +92,7 @@ def test_output_folder(network: nn.Module, images: list[Any], tmp_path: Path) ->
     with pytest.raises(StorageError):
         evaluate(network, images, LINF, out=tmp_path / "file")
     with (
-        lock(tmp_path / "evaluation-pgd-5-pieces", ".lock-0-of-1"),
+        lock(tmp_path / "evaluation-pgd-5-shards", ".lock-0-of-1"),
         pytest.raises(ResumeError, match="another process"),
     ):
         evaluate(network, images, LINF, out=tmp_path, attack="pgd-5")
@@ -115,12 +115,12 @@ def off_the_grid(images: Tensor) -> Tensor:
 @pytest.mark.usefixtures("short_attacks")
 def test_nan_under_attack(network: nn.Module, images: list[Any]) -> None:
     model = Changed(network, lambda x, logits: torch.where(off_the_grid(x).unsqueeze(1), logits * torch.nan, logits))
-    with pytest.raises(CheckError, match="NaN or infinite for images that"):
+    with pytest.raises(CheckError, match="NaN or infinite for images perturbed"):
         evaluate(model, images, LINF)
 
 
 class Unsteady(nn.Module):
-    """Every second time that it is asked about attacked images it names another class."""
+    """Every second call on attacked images predicts another class."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -134,6 +134,6 @@ class Unsteady(nn.Module):
         return logits.roll(self.calls % 2, 1)
 
 
-def test_contradicted_by_a_second_look(network: nn.Module, images: list[Any]) -> None:
-    with pytest.raises(CheckError, match="are correct when judged again"):
+def test_contradicted_by_a_second_evaluation(network: nn.Module, images: list[Any]) -> None:
+    with pytest.raises(CheckError, match="are correct when evaluated again"):
         evaluate(Unsteady(network), images, ThreatModel("Linf", 0.001), attack="pgd-2")

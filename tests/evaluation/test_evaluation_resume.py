@@ -1,4 +1,4 @@
-"""Interrupted and resumed equals uninterrupted; settings that differ are refused; workers share the pieces."""
+"""Interrupted and resumed equals uninterrupted; settings that differ are refused; workers share the shards."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from torch import nn
 
-from puma.errors import ResumeError
+from puma.errors import DataError, ResumeError
 from puma.evaluation import Evaluation, evaluate
-from puma.evaluation.job import Job
+from puma.evaluation.attacks import Attacker
 from puma.threat import ThreatModel
 
 LINF = ThreatModel("Linf", 0.02)
@@ -32,34 +32,33 @@ def test_finished_evaluation_is_not_repeated(
     network: nn.Module, images: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = evaluate(network, images, LINF, out=tmp_path)
-    monkeypatch.setattr(Job, "run", lambda *_: pytest.fail("attacked again"))
+    monkeypatch.setattr(network, "forward", lambda *_: pytest.fail("evaluated again"))
     assert evaluate(network, images, LINF, out=tmp_path).to_json() == first.to_json()
 
 
 def test_stopped_at_every_point(
     network: nn.Module, images: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stop before the n-th attack on a piece, for every n; no attack that was finished is repeated."""
-    expected = evaluate(network, images, LINF, piece_rows=20)
-    attack_once = Job._attack_once
-    calls = 0
+    """Stop at the second attack on a shard, again and again; no attack that was finished is repeated."""
+    expected = evaluate(network, images, LINF, shard_rows=20)
+    perturb = Attacker.perturb
+    calls: list[str] = []
 
-    def stop_at_second(self: Job, *arguments: Any) -> dict[str, Any]:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
+    def stop_at_second(self: Attacker, step: str, *batch: Any) -> Any:
+        calls.append(step)
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        return attack_once(self, *arguments)
+        return perturb(self, step, *batch)
 
-    monkeypatch.setattr(Job, "_attack_once", stop_at_second)
-    for _ in range(7):
-        calls = 0
+    monkeypatch.setattr(Attacker, "perturb", stop_at_second)
+    for _ in range(7):  # one batch a shard, four attacks, two shards
+        calls.clear()
         with pytest.raises(KeyboardInterrupt):
-            evaluate(network, images, LINF, piece_rows=20, out=tmp_path)
+            evaluate(network, images, LINF, shard_rows=20, out=tmp_path)
         assert not (tmp_path / "evaluation.json").exists()
-    calls = 0
-    result = evaluate(network, images, LINF, piece_rows=20, out=tmp_path)
-    assert calls == 1
+    calls.clear()
+    result = evaluate(network, images, LINF, shard_rows=20, out=tmp_path)
+    assert len(calls) == 1
     assert flags(result) == flags(expected)
     assert result.attack_cost == expected.attack_cost
 
@@ -74,37 +73,37 @@ from conftest import label_by, make_network
 from puma.evaluation import evaluate
 from puma.threat import ThreatModel
 model = make_network()
-result = evaluate(model, label_by(model, 40), ThreatModel("Linf", 0.02), attack="cw-150", piece_rows=4, out=sys.argv[1])
+result = evaluate(model, label_by(model, 40), ThreatModel("Linf", 0.02), attack="cw-150", shard_rows=4, out=sys.argv[1])
 """
 
 
 @pytest.mark.dist
 def test_killed_and_resumed(network: nn.Module, images: list[Any], tmp_path: Path) -> None:
-    expected = evaluate(network, images, LINF, attack="cw-150", piece_rows=4)
+    expected = evaluate(network, images, LINF, attack="cw-150", shard_rows=4)
     script = [sys.executable, "-c", SCRIPT.format(folder=str(Path(__file__).parent)), str(tmp_path)]
-    pieces = tmp_path / "evaluation-cw-150-pieces"
+    shards = tmp_path / "evaluation-cw-150-shards"
     with subprocess.Popen(script) as process:
         deadline = time.monotonic() + 120
-        while len(list(pieces.glob("piece-*.parquet"))) < 2 and time.monotonic() < deadline:
+        while len(list(shards.glob("part-*.parquet"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    kept = {path: path.stat().st_mtime_ns for path in pieces.glob("piece-*.parquet")}
+    kept = {path: path.stat().st_mtime_ns for path in shards.glob("part-*.parquet")}
     assert 2 <= len(kept) < 10
-    result = evaluate(network, images, LINF, attack="cw-150", piece_rows=4, out=tmp_path)
+    result = evaluate(network, images, LINF, attack="cw-150", shard_rows=4, out=tmp_path)
     assert flags(result) == flags(expected)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 def test_workers_share_and_the_last_writes(network: nn.Module, images: list[Any], tmp_path: Path) -> None:
-    expected = evaluate(network, images, LINF, piece_rows=16)
-    first = evaluate(network, images, LINF, piece_rows=16, out=tmp_path, worker=1, num_workers=2)
+    expected = evaluate(network, images, LINF, shard_rows=16)
+    first = evaluate(network, images, LINF, shard_rows=16, out=tmp_path, worker=1, num_workers=2)
     assert not first.complete
     assert first.robust_accuracy is None
     assert first.n_test == 16
     assert "not finished" in first.describe()
     assert not (tmp_path / "evaluation.json").exists()
-    last = evaluate(network, images, LINF, piece_rows=16, out=tmp_path, worker=0, num_workers=2)
+    last = evaluate(network, images, LINF, shard_rows=16, out=tmp_path, worker=0, num_workers=2)
     assert last.complete
     assert flags(last) == flags(expected)
     assert flags(Evaluation.read(tmp_path)) == flags(expected)
@@ -112,7 +111,7 @@ def test_workers_share_and_the_last_writes(network: nn.Module, images: list[Any]
 
 def test_other_settings_are_refused(network: nn.Sequential, images: list[Any], tmp_path: Path) -> None:
     evaluate(network, images, LINF, out=tmp_path, attack="pgd-5")
-    with pytest.raises(ResumeError, match="another evaluation") as caught:
+    with pytest.raises(ResumeError, match="made with other settings") as caught:
         evaluate(network, images, ThreatModel("Linf", 0.03), out=tmp_path, attack="pgd-5")
     assert "0.02" in caught.value.why
     assert "0.03" in caught.value.why
@@ -122,17 +121,26 @@ def test_other_settings_are_refused(network: nn.Sequential, images: list[Any], t
     network[0].weight.data[0, 0, 0, 0] += 1
     with pytest.raises(ResumeError) as caught:
         evaluate(network, images, LINF, out=tmp_path, attack="pgd-5")
-    assert caught.value.why.startswith("model")
+    assert caught.value.why.startswith("model:")
 
 
-def test_damaged_files_are_made_again(network: nn.Module, images: list[Any], tmp_path: Path) -> None:
-    first = evaluate(network, images, LINF, out=tmp_path, attack="pgd-5", piece_rows=20)
-    flags_file = tmp_path / "evaluation-pgd-5.parquet"
-    flags_file.write_bytes(flags_file.read_bytes()[:-20])
-    piece = tmp_path / "evaluation-pgd-5-pieces" / "piece-000001.parquet"
-    whole = bytearray(piece.read_bytes())
-    whole[len(whole) // 3] ^= 0xFF
-    piece.write_bytes(whole)
-    again = evaluate(network, images, LINF, out=tmp_path, attack="pgd-5", piece_rows=20)
-    np.testing.assert_array_equal(again.robust, first.robust)
-    assert Evaluation.read(tmp_path / "evaluation-pgd-5.json").n_test == 40
+def test_a_flipped_bit_is_never_read(network: nn.Module, images: list[Any], tmp_path: Path) -> None:
+    """In the result or its flags: put together again from the shards. In a shard: that shard is attacked again."""
+    arguments: dict[str, Any] = {"out": tmp_path, "attack": "pgd-5", "shard_rows": 20}
+    first = evaluate(network, images, LINF, **arguments)
+    result, shard = tmp_path / "evaluation-pgd-5.json", tmp_path / "evaluation-pgd-5-shards" / "part-000001.parquet"
+    rng = np.random.default_rng(0)
+    for path in (result, result.with_suffix(".parquet"), shard):
+        whole = path.read_bytes()
+        for _ in range(6):
+            damaged = bytearray(whole)
+            damaged[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+            path.write_bytes(damaged)
+            if path == shard:
+                result.unlink()
+            else:
+                with pytest.raises(DataError):
+                    Evaluation.read(result)
+            again = evaluate(network, images, LINF, **arguments)
+            assert flags(again) == flags(first)
+            assert flags(Evaluation.read(result)) == flags(first)

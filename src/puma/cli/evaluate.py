@@ -31,11 +31,13 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of evaluation.json; a run folder keeps its own by default.")
     ] = None,
-    attack: Annotated[str, typer.Option(help="standard (AutoAttack), clean, apgd-ce, pgd-20, cw-20, ...")] = "standard",
+    attack: Annotated[
+        str, typer.Option(help="standard (AutoAttack), clean, apgd-ce, pgd-20, cw-20, ce-cw-20.")
+    ] = "standard",
     subset: Annotated[int | None, typer.Option(min=1, help="Attack a stratified subset of this many images.")] = None,
     checkpoint: Annotated[str, typer.Option(help="Of a run folder: both (last and best), last, or best.")] = "both",
     batch_size: Annotated[int, typer.Option(min=1, help="Images attacked together.")] = 256,
-    piece_rows: Annotated[int, typer.Option(min=1, help="Images of a piece, the unit of sharing.")] = 1024,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Images of a shard, the unit of sharing.")] = 1024,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves it to torch.")] = 0,
     worker: Annotated[
@@ -49,19 +51,19 @@ def evaluate(
     config: Config = None,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a model: clean accuracy on all test images, robust accuracy under AutoAttack standard.
+    """Measure a model: clean accuracy on all test images, robust accuracy under AutoAttack standard.
 
-    Of a run folder, the model after the last step and the best checkpoint are both judged; the difference is robust
-    overfitting. AutoAttack costs about 10,000 forward passes for each image that withstands it: --subset 500 judges
-    500 images (their interval is about 4 points either way) and says so.
+    For a run folder both the model after the last step and the best checkpoint are evaluated; the difference is robust
+    overfitting. AutoAttack costs about 10,000 forward passes for each image that withstands it: --subset 500 attacks
+    500 images (their interval is about 4 points either way), and the output says so.
 
       puma evaluate runs/puma-30 --data digits:test --threat Linf:0.2
 
       puma evaluate my_package.nets:wide --weights runs/mine --data test.npz --threat Linf:8/255
 
-    Interrupted or killed, the same command goes on; a finished one only prints. Several processes may share --out:
-    --worker i --num-workers n, or torchrun, srun, or --devices n. Weaker attacks (--attack pgd-20) give upper bounds
-    and are stored under their own names.
+    Interrupted or killed, the same command resumes; a finished evaluation is only printed. Several processes may share
+    --out: --worker i --num-workers n, or torchrun, srun, or --devices n. Weaker attacks (--attack pgd-20) give upper
+    bounds and are stored under their own names.
     """
     from puma.scoring.workers import place_from_environment, run_on_devices
 
@@ -82,26 +84,26 @@ def evaluate(
     import torch
 
     from puma.data.load import load_dataset
-    from puma.evaluation import evaluate as judge
+    from puma.evaluation import evaluate as run_evaluation
     from puma.models.weights import weights_sha256
 
     if threads:
         torch.set_num_threads(threads)
-    me, among, local = (worker, num_workers, 0) if worker is not None else place_from_environment()
+    index, count, local = (worker, num_workers, 0) if worker is not None else place_from_environment()
     place = _device(device)
     if device == "auto" and local and place == "cuda":
         place = f"cuda:{local}"
     test = load_dataset(data)
     names = [checkpoint] if checkpoint != "both" else ["last", "best"]
-    judged: dict[str, str] = {}
+    evaluated: dict[str, str] = {}
     for name in names if run else ["last"]:
         network = _model(model, weights, test, run and run / f"{name}.safetensors")
-        same = judged.setdefault(weights_sha256(network), name)
+        same = evaluated.setdefault(weights_sha256(network), name)
         if same != name:  # without validation images the last model is the best one known
-            typer.echo(f"{name}: the same weights as {same}, judged once")
+            typer.echo(f"{name}: the same weights as {same}, evaluated once")
             continue
         target = None if folder is None else folder / name if name == "best" else folder
-        result = judge(
+        result = run_evaluation(
             network.to(place),
             test,
             threat,
@@ -110,13 +112,12 @@ def evaluate(
             seed=seed,
             attack=attack,
             batch_size=batch_size,
-            piece_rows=piece_rows,
-            checkpoint=name,
-            worker=me,
-            num_workers=among or 1,
+            shard_rows=shard_rows,
+            worker=index,
+            num_workers=count or 1,
             progress=not quiet,
         )
-        _report(result, name if run else model, target)
+        _print(result, name if run else model, target)
 
 
 def _model(spec: str, weights: Path | None, test: Source, checkpoint: Path | None) -> nn.Module:
@@ -138,7 +139,7 @@ def _device(device: str) -> str:
     return str(resolve_device(device))
 
 
-def _report(result: Evaluation, name: str, folder: Path | None) -> None:
+def _print(result: Evaluation, name: str, folder: Path | None) -> None:
     typer.echo(f"{name}:")
     for line in result.describe().splitlines():
         typer.echo(f"  {line}")

@@ -1,13 +1,13 @@
-"""Judging a model: clean accuracy on every test image, and accuracy under attack, AutoAttack standard by default.
+"""Clean accuracy on every test image, and accuracy under attack: AutoAttack standard by default.
 
-The attacks are pyautoattack's; what is around them is ours: fixed pieces of the test set, a flag for every image,
-resuming, sharing the pieces among processes, counting, and saying what AutoAttack's warnings mean.
+The attacks are pyautoattack's; the driver around them is ours, because the library's own resuming does not survive a
+restart: fixed shards of the test set, a flag for every image, resuming, sharing shards among processes, cost.
 """
 
 from __future__ import annotations
 
 from puma.evaluation.driver import evaluate as evaluate
-from puma.evaluation.judge import mislabelled_share as mislabelled_share
+from puma.evaluation.reference import mislabelled_share as mislabelled_share
 from puma.evaluation.result import Evaluation as Evaluation
 
 __all__ = ["Evaluation", "evaluate", "mislabelled_share"]

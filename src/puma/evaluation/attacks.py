@@ -1,8 +1,9 @@
-"""The attacks by name, and how one batch is attacked.
+"""The attacks by name, one batch at a time, and the check of what they claim to have broken.
 
 ``"standard"`` is AutoAttack standard (arXiv 2003.01690): APGD-CE, targeted APGD-DLR, targeted FAB and Square, each
-only on the images that withstood the ones before. The others (``"apgd-ce"``, ``"pgd-20"``, ``"cw-20"``) are single,
-weaker attacks: what they report is an upper bound.
+only on the images that withstood the ones before. The others (``"apgd-ce"``, ``"pgd-20"``, ``"cw-20"``, and
+``"ce-cw-20"``, PGD on the cross-entropy and then on the CW loss) are weaker: they give an upper bound of robust
+accuracy.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ from typing import Any, cast
 
 import torch
 from pyautoattack import AutoAttack, checks
-from torch import Tensor
+from torch import Tensor, nn
 
 from puma.attacks.pgd import pgd
-from puma.errors import UsageError, unknown
-from puma.evaluation.flags import FlagRecorder
-from puma.evaluation.network import CountedNetwork, generator
+from puma.errors import CheckError, UsageError, unknown
+from puma.evaluation.model import CountedNetwork
+from puma.evaluation.warnings import WarningRecorder
+from puma.rng import batch_seed
 from puma.threat import ThreatModel
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-NAMES = ("standard", "clean", "apgd-ce", "pgd-K", "cw-K")
+NAMES = ("standard", "clean", "apgd-ce", "pgd-K", "cw-K", "ce-cw-K")
+SLACK = 1e-5
+"""Float32 rounding of image + perturbation that is tolerated, in pixel units."""
+ROUNDING = 1e-3
+"""Relative gap of logits below which the predicted class may change with the composition of the batch."""
 
 
 def attack_steps(attack: str) -> tuple[str, ...]:
@@ -30,8 +36,8 @@ def attack_steps(attack: str) -> tuple[str, ...]:
 
     >>> attack_steps("standard")
     ('apgd-ce', 'apgd-t', 'fab-t', 'square')
-    >>> attack_steps("clean"), attack_steps("pgd-20")
-    ((), ('pgd-20',))
+    >>> attack_steps("clean"), attack_steps("pgd-20"), attack_steps("ce-cw-20")
+    ((), ('pgd-20',), ('pgd-20', 'cw-20'))
 
     Raises:
         UsageError: unknown name.
@@ -42,11 +48,13 @@ def attack_steps(attack: str) -> tuple[str, ...]:
         return ()
     if attack == "apgd-ce" or re.fullmatch(r"(pgd|cw)-[1-9]\d*", attack):
         return (attack,)
-    raise unknown("attack", attack, [*NAMES[:3], "pgd-20", "cw-20"])
+    if match := re.fullmatch(r"ce-cw-([1-9]\d*)", attack):
+        return (f"pgd-{match[1]}", f"cw-{match[1]}")
+    raise unknown("attack", attack, [*NAMES[:3], "pgd-20", "cw-20", "ce-cw-20"])
 
 
 def full_cost(step: str, targets: int) -> int:
-    """Forward-equivalents that one attack spends on an image that withstands it."""
+    """Forward-equivalents that one attack costs for an image that withstands it."""
     gradient = 2
     if step == "apgd-ce":
         return 1 + 101 * gradient + 1
@@ -64,11 +72,14 @@ class Attacker:
 
     Args:
         network: the model, in eval mode.
-        threat: norm and radius.
-        classes: how many logits there are.
+        threat: norm and eps.
+        classes: number of logits.
         seed: every batch of every attack starts from it, as in AutoAttack.
         device: where images lie.
-        recorder: takes AutoAttack's warnings.
+        recorder: receives AutoAttack's warnings.
+
+    Raises:
+        UsageError: see `check_classes`.
     """
 
     def __init__(
@@ -79,7 +90,7 @@ class Attacker:
         classes: int,
         seed: int,
         device: torch.device,
-        recorder: FlagRecorder,
+        recorder: WarningRecorder,
     ) -> None:
         self.network, self.threat, self.seed, self.device = network, threat, seed, device
         self.targets = min(9, classes - 1)
@@ -89,24 +100,24 @@ class Attacker:
         # the library asks for 9 targets whatever the number of classes, and then fails on fewer than ten
         suite.apgd_targeted.n_target_classes = suite.fab.n_target_classes = self.targets
         suite.fab.targeted = True
-        self._suite: dict[str, Any] = {
-            "apgd-ce": suite.apgd,
-            "apgd-t": suite.apgd_targeted,
-            "fab-t": suite.fab,
-            "square": suite.square,
-        }
+        self._suite: dict[str, Any] = dict(
+            zip(STANDARD, (suite.apgd, suite.apgd_targeted, suite.fab, suite.square), strict=True)
+        )
 
     def perturb(self, step: str, images: Tensor, labels: Tensor, offset: int) -> Tensor:
-        """Attack one batch with ``step``; the result has the batch's shape, unbroken images in any state.
+        """Attack one batch with ``step``.
 
         Args:
             step: one of `attack_steps`.
             images: float32 ``[B, C, H, W]``, all classified correctly.
             labels: int64 ``[B]``.
-            offset: row of the first image, which gives PGD's start its own random numbers.
+            offset: row of the first image, from which PGD's random start is seeded.
+
+        Returns:
+            float32 ``[B, C, H, W]``; images that withstand are in any state.
         """
         if step in self._suite:
-            # the library seeds torch's global generators; ours are put back
+            # the library seeds torch's global generators; their state is restored
             devices = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices), torch.no_grad():
                 self._suite[step].seed = self.seed
@@ -120,7 +131,7 @@ class Attacker:
             steps=int(steps),
             step_size=self.threat.eps / 4,
             loss="ce" if loss == "pgd" else "cw",
-            generator=generator(self.device, self.seed, offset),
+            generator=torch.Generator(self.device).manual_seed(batch_seed(self.seed, offset)),
         )
 
 
@@ -138,7 +149,7 @@ def check_classes(attack: str, classes: int) -> None:
         )
 
 
-def check_model(network: CountedNetwork, images: Tensor, labels: Tensor, recorder: FlagRecorder) -> None:
+def check_model(network: CountedNetwork, images: Tensor, labels: Tensor, recorder: WarningRecorder) -> None:
     """AutoAttack's checks of the model on one batch: is it randomised, does it return probabilities, is it dynamic."""
     with torch.no_grad():
         checks.check_randomized(network, images, labels, bs=len(images), logger=recorder)
@@ -149,3 +160,52 @@ def check_model(network: CountedNetwork, images: Tensor, labels: Tensor, recorde
         checks.check_dynamic(network, images, logger=recorder)
     finally:
         sys.settrace(tracer)
+
+
+def confirm(
+    network: nn.Module, images: Tensor, adversarial: Tensor, labels: Tensor, threat: ThreatModel, step: str
+) -> int:
+    """Evaluate broken images again, in another order, and check that each perturbation was allowed.
+
+    Args:
+        network: from images to logits.
+        images: float32 ``[B, C, H, W]``, before the attack.
+        adversarial: float32 ``[B, C, H, W]``, after it.
+        labels: int64 ``[B]``.
+        threat: norm and eps.
+        step: name of the attack, for messages.
+
+    Returns:
+        How many are correct after all by a gap that rounding explains. They still count as broken, as in AutoAttack.
+
+    Raises:
+        CheckError: outside the threat model or [0, 1], logits not finite, or correct again by more than rounding.
+    """
+    if not len(images):
+        return 0
+    delta = (adversarial - images).flatten(1)
+    size = delta.abs().amax(1) if threat.norm == "Linf" else delta.norm(dim=1)
+    allowed = (size <= threat.eps + SLACK) & ((adversarial >= 0) & (adversarial <= 1)).flatten(1).all(1)
+    logits = network(adversarial.flip(0)).flip(0)
+    if not bool(torch.isfinite(logits).all()):
+        raise CheckError(
+            f"the model's logits are NaN or infinite for images perturbed by {step}",
+            why="they would count as broken without being adversarial",
+            fix="look for a division, logarithm or overflow in the model",
+        )
+    if not bool(allowed.all()):
+        raise CheckError(
+            f"{int((~allowed).sum())} of {len(images)} images perturbed by {step} lie outside {threat} or [0, 1]",
+            why=f"the largest perturbation is {float(size.max()):.6g}",
+            fix="the figure would be too low; please report this with the model",
+        )
+    index = labels.unsqueeze(1)
+    lead = logits.gather(1, index).squeeze(1) - logits.scatter(1, index, -torch.inf).amax(1)
+    contradicted = lead > ROUNDING * logits.abs().amax(1).clamp_min(1)
+    if bool(contradicted.any()):
+        raise CheckError(
+            f"{int(contradicted.sum())} of {len(images)} images broken by {step} are correct when evaluated again",
+            why="the model's answers change from call to call or with the batch",
+            fix="switch dropout and noise off at test time",
+        )
+    return int((lead > 0).sum())

@@ -1,28 +1,42 @@
-"""`evaluate`: the front door. It checks, finds what is already there, and lets a `Job` do the rest."""
+"""`evaluate`: clean accuracy of every image, then the test set shard by shard through the attacks, resumable."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from puma._version import __version__
+from puma.data.load import as_source
+from puma.data.sampler import stratified_rows
 from puma.data.source import MapStyle, Source
-from puma.errors import DataError, ResumeError, UsageError
-from puma.evaluation.attacks import attack_steps
-from puma.evaluation.job import Job
-from puma.evaluation.network import judged
-from puma.evaluation.result import Evaluation
-from puma.evaluation.testset import open_test_set
-from puma.io import lock, prepare_folder, read_json, write_json
+from puma.data.tensors import read_batch
+from puma.errors import DataError, ModelError, UsageError
+from puma.evaluation.attacks import Attacker, attack_steps, check_classes, check_model, confirm, full_cost
+from puma.evaluation.model import CountedNetwork, check_batch_independence, check_logits, device_of, evaluation_mode
+from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table
+from puma.evaluation.warnings import WarningRecorder, explain
+from puma.io import Shards, fingerprint, prepare_folder, require_same_settings, spans
 from puma.models.weights import weights_sha256
+from puma.progress import Progress
 from puma.threat import ThreatModel
 
 logger = logging.getLogger("puma")
-_SETTINGS = "settings.json"
+SCHEMA = "puma.evaluation.shard/1"
+_SQUARE_GAIN = 0.002  # the threshold of AutoAttack's own check, applied to all shards together
 
 
 def evaluate(
@@ -32,37 +46,34 @@ def evaluate(
     *,
     out: Path | str | None = None,
     subset: int | None = None,
-    subset_seed: int = 0,
     seed: int = 0,
     attack: str = "standard",
     batch_size: int = 256,
-    piece_rows: int = 1024,
-    checkpoint: str = "last",
+    shard_rows: int = 1024,
     worker: int = 0,
     num_workers: int = 1,
     progress: bool = False,
 ) -> Evaluation:
-    """Judge ``model``: clean accuracy on every test image, accuracy under attack on every one or on a subset.
+    """Measure ``model``: clean accuracy on every test image, accuracy under attack on every one or on a subset.
 
-    The model is judged in eval mode and float32, where it lies; its mode and its weights stay as they are. Run again
-    with the same arguments, an evaluation in ``out`` goes on where it stopped, and a finished one is read.
+    The model is evaluated in eval mode and float32, on its device; its mode and its weights stay as they are. Called
+    again with the same arguments, an unfinished evaluation in ``out`` is resumed, and a finished one is read.
 
     Args:
         model: maps float images ``[B, C, H, W]`` in [0, 1] to logits; normalises inside.
         dataset: test images: a puma source, or any map-style dataset of ``(uint8 [H, W, C], label)``.
-        threat: norm and radius.
-        out: folder for ``evaluation.json``, the flags of every image (``evaluation.parquet``) and the pieces; None
+        threat: norm and eps.
+        out: folder for ``evaluation.json``, the flags of every image (``evaluation.parquet``) and the shards; None
             keeps nothing. Attacks other than ``"standard"`` write ``evaluation-ATTACK.json`` beside it.
-        subset: attack a stratified choice of this many images only; clean accuracy is always of all.
-        subset_seed: seed of that choice; the same for all models that are to be compared.
+        subset: attack a stratified sample of this many images only, the same for every model; clean accuracy is always
+            of all.
         seed: every batch of AutoAttack starts from it.
         attack: ``"standard"`` (AutoAttack), or ``"apgd-ce"``, ``"pgd-20"``, ``"cw-20"`` (CW loss; any number of
-            steps), or ``"clean"``.
+            steps), ``"ce-cw-20"`` (both), or ``"clean"``.
         batch_size: images attacked together; the attacks' random numbers depend on it.
-        piece_rows: images of a piece, the unit of resuming (with each attack) and of sharing among workers.
-        checkpoint: which model of a run this is, for the record.
+        shard_rows: images of a shard, the unit of resuming (with each attack) and of sharing among workers.
         worker: this process's number, from 0 to ``num_workers`` - 1.
-        num_workers: processes that share the pieces through ``out``; who finishes last writes the result.
+        num_workers: processes that share the shards through ``out``; the last to finish writes the result.
         progress: show progress.
 
     Returns:
@@ -71,37 +82,50 @@ def evaluate(
     Raises:
         UsageError: unknown attack, bad sizes, or AutoAttack on fewer than four classes.
         DataError: images or labels that cannot be used.
-        ModelError: not float32, NaN logits, too few classes, or answers that depend on the batch.
+        ModelError: not float32, NaN logits, too few classes, or logits that depend on the batch.
         ResumeError: ``out`` holds an evaluation of another model, test set or setting.
         StorageError: ``out`` cannot be written.
-        CheckError: an attack's images break the threat model, or re-evaluation contradicts it.
+        CheckError: an attack's images break the threat model, or a second evaluation contradicts it.
     """
     steps = attack_steps(attack)
-    _check_shares(out, batch_size, piece_rows, worker, num_workers)
+    for name, value in (("batch_size", batch_size), ("shard_rows", shard_rows)):
+        if value < 1:
+            raise UsageError(f"{name} {value} is not a number of images", fix="1 or more")
+    if not 0 <= worker < num_workers:
+        raise UsageError(f"worker {worker} of {num_workers} does not exist", fix="numbers run from 0")
+    if num_workers > 1 and out is None:
+        raise UsageError("several workers need a folder to share", fix="give out=")
     folder = None if out is None else prepare_folder(out)
-    test = open_test_set(dataset, subset, subset_seed)
+    source = as_source(dataset)
+    rows = np.arange(len(source), dtype=np.int64)
+    if subset is not None and subset != len(source):
+        rows = stratified_rows(np.asarray(source.labels, dtype=np.int64), subset, 0)
     settings = {
         "model": weights_sha256(model),
         "architecture": getattr(model, "config", None) or type(model).__qualname__,
-        "dataset": test.fingerprint,
-        "images": len(test),
+        "dataset": source.fingerprint,
+        "images": len(source),
         "threat": [threat.norm, threat.eps],
         "attack": attack,
         "steps": list(steps),
-        "subset": None if len(test.rows) == len(test) else len(test.rows),
-        "subset_seed": subset_seed,
+        "subset": None if len(rows) == len(source) else len(rows),
         "seed": seed,
         "batch_size": batch_size,
-        "piece_rows": piece_rows,
+        "shard_rows": shard_rows,
     }
     stem = "evaluation" if attack == "standard" else f"evaluation-{attack}"
-    if (found := _finished(folder, stem, settings)) is not None:
-        return found
-    pieces_folder = _open_pieces(folder, stem, settings)
-    job = Job(model, test, threat, attack, steps, settings, pieces_folder, checkpoint)
-    guard = nullcontext() if pieces_folder is None else lock(pieces_folder, f".lock-{worker}-of-{num_workers}")
-    with guard, judged(model):
-        result = job.run(worker, num_workers, progress)
+    if folder is not None and (folder / f"{stem}.json").is_file():
+        try:
+            finished = Evaluation.read(folder / f"{stem}.json")
+        except DataError as error:
+            logger.warning("%s; it is put together again from its shards", error.what)
+        else:
+            require_same_settings(folder / f"{stem}.json", finished.meta["settings"], settings)
+            return finished
+    shards = None if folder is None else Shards(folder / f"{stem}-shards", settings, schema=SCHEMA)
+    driver = _Driver(model, source, rows, threat, steps, settings, shards)
+    with nullcontext() if shards is None else shards.held(worker, num_workers), evaluation_mode(model):
+        result = driver.run(worker, num_workers, progress)
     if folder is not None and result.complete:
         result.write(folder / f"{stem}.json")
     for warning in result.warnings:
@@ -109,44 +133,197 @@ def evaluate(
     return result
 
 
-def _check_shares(out: Path | str | None, batch_size: int, piece_rows: int, worker: int, num_workers: int) -> None:
-    for name, value in (("batch_size", batch_size), ("piece_rows", piece_rows)):
-        if value < 1:
-            raise UsageError(f"{name} {value} is not a number of images", fix="1 or more")
-    if not 0 <= worker < num_workers:
-        raise UsageError(f"worker {worker} of {num_workers} does not exist", fix="numbers run from 0")
-    if num_workers > 1 and out is None:
-        raise UsageError("several workers need a folder to share", fix="give out=")
+def _unattacked(clean: NDArray[np.bool_]) -> NDArray[np.object_]:
+    broken_by = np.full(len(clean), None, dtype=object)
+    broken_by[~clean] = CLEAN
+    return broken_by
 
 
-def _finished(folder: Path | None, stem: str, settings: Mapping[str, Any]) -> Evaluation | None:
-    """The evaluation that lies in ``folder``, if it is whole and of the same settings."""
-    if folder is None or not (folder / f"{stem}.json").is_file():
-        return None
-    try:
-        found = Evaluation.read(folder / f"{stem}.json")
-    except DataError:
-        return None  # the pieces are still there: it is put together again
-    _compare(folder / f"{stem}.json", found.meta["settings"], settings)
-    return found
+@dataclass
+class _Shard:
+    """Rows of the test set and what the attacks did to them so far.
+
+    Args:
+        number: place among the shards.
+        rows: int64 ``[B]``, rows of the test set.
+        broken_by: object ``[B]``: None while the image withstands, ``"clean"`` where it was misclassified from the
+            start, else the attack that broke it.
+        log: one entry for each finished attack, with counts and cost.
+        warnings: AutoAttack's warnings, counted.
+    """
+
+    number: int
+    rows: NDArray[np.int64]
+    broken_by: NDArray[np.object_]
+    log: list[dict[str, Any]] = field(default_factory=list)
+    warnings: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def robust(self) -> NDArray[np.bool_]:
+        """bool ``[B]``: withstood the attacks so far."""
+        return np.array([name is None for name in self.broken_by], dtype=bool)
 
 
-def _open_pieces(folder: Path | None, stem: str, settings: Mapping[str, Any]) -> Path | None:
-    if folder is None:
-        return None
-    pieces = prepare_folder(folder / f"{stem}-pieces")
-    if (pieces / _SETTINGS).is_file():
-        _compare(pieces / _SETTINGS, read_json(pieces / _SETTINGS), settings)
-    else:
-        write_json(pieces / _SETTINGS, dict(settings))
-    return pieces
+class _Driver:
+    """One evaluation: what is evaluated, how, and where its shards lie (None: nowhere)."""
 
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source,
+        rows: NDArray[np.int64],
+        threat: ThreatModel,
+        steps: Sequence[str],
+        settings: Mapping[str, Any],
+        shards: Shards | None,
+    ) -> None:
+        self.network, self.source, self.rows, self.threat = CountedNetwork(model), source, rows, threat
+        self.steps, self.settings, self.shards = steps, settings, shards
+        self.labels = np.asarray(source.labels, dtype=np.int64)
+        self.device, self.batch_size = device_of(model), int(settings["batch_size"])
+        self.recorder = WarningRecorder()
 
-def _compare(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    different = [key for key in here if there.get(key) != here[key]]
-    if different:
-        raise ResumeError(
-            f"{path} is of another evaluation",
-            why="; ".join(f"{key}: there {there.get(key)!r}, now {here[key]!r}" for key in different),
-            fix="choose another folder, or move that evaluation away",
+    def run(self, worker: int, num_workers: int, show: bool) -> Evaluation:
+        """Evaluate clean, attack this worker's shards, and put together all that are finished."""
+        attack = str(self.settings["attack"])
+        clean, classes = self._predict_clean(show)
+        check_classes(attack, classes)
+        self.attacker = Attacker(
+            self.network,
+            self.threat,
+            classes=classes,
+            seed=int(self.settings["seed"]),
+            device=self.device,
+            recorder=self.recorder,
+        )
+        numbers = range(len(spans(len(self.rows), int(self.settings["shard_rows"]))) if self.steps else 0)
+        own = [self._open(number, clean) for number in numbers[worker::num_workers]]
+        total = sum(int(clean[shard.rows].sum()) for shard in own) * self._cost(self.steps)
+        done = total - sum(self._remaining(shard) for shard in own)
+        name = "AutoAttack" if attack == "standard" else attack
+        with Progress(name, total, "passes", show=show and bool(self.steps), done=done) as bar:
+            self.network.on_pass = bar.advance
+            for shard in own:
+                self._attack_shard(shard, bar)
+            self.network.on_pass = None
+        others = [self._open(number, clean) for number in numbers if number % num_workers != worker]
+        return self._result(clean, sorted(own + others, key=lambda shard: shard.number))
+
+    def _predict_clean(self, show: bool) -> tuple[NDArray[np.bool_], int]:
+        """Which images are classified correctly without attack, bool ``[N]``, and the number of classes."""
+        correct = np.zeros(len(self.labels), dtype=bool)
+        classes, highest = 0, int(self.labels.max())
+        with Progress("clean", len(self.labels), "images", show=show) as bar, torch.no_grad():
+            for span in spans(len(self.labels), self.batch_size):
+                images, labels = read_batch(self.source, np.asarray(span), self.device)
+                try:
+                    logits = self.network(images)
+                except RuntimeError as error:
+                    raise ModelError(f"the model fails on images {list(images.shape)}", why=str(error)) from error
+                check_logits(logits, images, highest)
+                if not classes:
+                    classes = logits.shape[1]
+                    check_batch_independence(self.network, images[:8])
+                correct[span.start : span.stop] = (logits.argmax(1) == labels).cpu().numpy()
+                bar.advance(len(span))
+        return correct, classes
+
+    def _open(self, number: int, clean: NDArray[np.bool_]) -> _Shard:
+        """Read a shard as it was left; a new one where there is none or it is damaged."""
+        span = spans(len(self.rows), int(self.settings["shard_rows"]))[number]
+        rows = self.rows[span.start : span.stop]
+        if self.shards is not None and self.shards.finished(number):
+            table = pq.read_table(self.shards.path(number))
+            meta = json.loads(table.schema.metadata[METADATA_KEY])
+            broken_by = np.array(table["broken_by"].to_pylist(), dtype=object)
+            return _Shard(number, rows, broken_by, meta["log"], Counter(meta["warnings"]))
+        return _Shard(number, rows, _unattacked(clean[rows]))
+
+    def _write(self, shard: _Shard) -> None:
+        if self.shards is None:
+            return
+        meta = {"schema": SCHEMA, "log": shard.log, "warnings": dict(shard.warnings)}
+        table = flag_table(shard.rows, self.labels[shard.rows], shard.broken_by, meta)
+        with self.shards.writing(shard.number) as temporary:
+            pq.write_table(table, temporary, write_page_checksum=True)
+
+    def _attack_shard(self, shard: _Shard, bar: Progress) -> None:
+        """Run the attacks that a shard has not seen; write it after each."""
+        if shard.number == 0 and not shard.log:
+            images, labels = read_batch(self.source, shard.rows[: self.batch_size], self.device)
+            check_model(CountedNetwork(self.network.model), images, labels, self.recorder)
+        for step in self.steps[len(shard.log) :]:
+            goal = bar.done + self._remaining(shard)
+            shard.log.append(self._attack_once(shard, step))
+            shard.warnings += self.recorder.raised
+            self.recorder.raised.clear()
+            self._write(shard)
+            # what the broken images would have cost in later attacks counts as done
+            note = f"{shard.robust.mean():.1%} robust after {step}" + (f" in shard {shard.number}" * bool(shard.number))
+            bar.advance(goal - self._remaining(shard) - bar.done, note)
+
+    def _attack_once(self, shard: _Shard, step: str) -> dict[str, Any]:
+        """Attack the robust images of a shard, mark those that break, and return the entry for the log."""
+        started, cost = time.perf_counter(), self.network.cost
+        candidates = np.flatnonzero(shard.robust)
+        broken = rounding = 0
+        for span in spans(len(candidates), self.batch_size) if self.threat.eps else []:
+            chosen = candidates[span.start : span.stop]
+            images, labels = read_batch(self.source, shard.rows[chosen], self.device)
+            adversarial = self.attacker.perturb(step, images, labels, int(shard.rows[chosen[0]]))
+            with torch.no_grad():
+                wrong = self.network(adversarial).argmax(1) != labels
+                rounding += confirm(self.network, images[wrong], adversarial[wrong], labels[wrong], self.threat, step)
+            shard.broken_by[chosen[wrong.cpu().numpy()]] = step
+            broken += int(wrong.sum())
+        return {
+            "attack": step,
+            "shard": shard.number,
+            "images": len(candidates),
+            "broken": broken,
+            "broken_within_rounding": rounding,
+            "cost": self.network.cost - cost,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+
+    def _remaining(self, shard: _Shard) -> int:
+        """Cost of the attacks still to come at most, in forward-equivalents."""
+        return int(shard.robust.sum()) * self._cost(self.steps[len(shard.log) :])
+
+    def _cost(self, steps: Sequence[str]) -> int:
+        return sum(full_cost(step, self.attacker.targets) for step in steps)
+
+    def _result(self, clean: NDArray[np.bool_], shards: Sequence[_Shard]) -> Evaluation:
+        finished = [shard for shard in shards if len(shard.log) == len(self.steps)]
+        attacked, robust = np.zeros((2, len(clean)), dtype=bool)
+        broken_by = _unattacked(clean)
+        raised: Counter[str] = Counter()
+        for shard in finished:
+            attacked[shard.rows], robust[shard.rows], broken_by[shard.rows] = True, shard.robust, shard.broken_by
+            raised += shard.warnings
+        if (broken_by == "square").sum() > _SQUARE_GAIN * max(int(attacked.sum()), 1):
+            raised["square-gains"] += 1
+        meta = {
+            "identity": fingerprint(dict(self.settings)),
+            "settings": dict(self.settings),
+            "environment": {
+                "puma": __version__,
+                "torch": torch.__version__,
+                "pyautoattack": version("pyautoattack"),
+                "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU",
+                "threads": torch.get_num_threads(),
+            },
+            "log": [entry for shard in finished for entry in shard.log],
+            "warnings": explain(raised),
+        }
+        return Evaluation(
+            threat=self.threat,
+            attack=str(self.settings["attack"]),
+            label=self.labels,
+            clean_correct=clean,
+            attacked=attacked,
+            robust=robust,
+            broken_by=broken_by,
+            meta=meta,
+            complete=len(finished) == len(shards),
         )

@@ -1,4 +1,4 @@
-"""What an evaluation found: accuracies with intervals, a flag for every image, and how it was done."""
+"""The result of an evaluation: accuracies with intervals, a flag for every image, settings, log and warnings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from puma.errors import DataError
-from puma.evaluation.pieces import CLEAN, METADATA_KEY, flag_columns
-from puma.io import atomic_path, read_json, write_json
+from puma.io import atomic_path, read_json, sha256_file, write_json
 from puma.threat import ThreatModel
 from puma.tradeoff import wilson_interval
 
 SCHEMA = "puma.evaluation/1"
+METADATA_KEY = b"puma"
+CLEAN = "clean"
+_META = ("identity", "settings", "environment", "log", "warnings")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +33,12 @@ class Evaluation:
         attack: ``"standard"`` for AutoAttack standard, else the name of a weaker attack, or ``"clean"``.
         label: int64 ``[N]``, of every test image.
         clean_correct: bool ``[N]``.
-        attacked: bool ``[N]``: judged by the attack (False outside a subset).
+        attacked: bool ``[N]``: the attack was run on it (False outside a subset).
         robust: bool ``[N]``: correct and not broken by any attack; False where not attacked.
         broken_by: object ``[N]``: None where robust or not attacked, ``"clean"`` where misclassified without attack,
             else the attack that broke it.
-        meta: settings, environment, log of the attacks, warnings.
-        complete: False while other processes still work on their share.
+        meta: identity, settings, environment, log of the attacks, warnings.
+        complete: False while other processes still work on their shards.
     """
 
     threat: ThreatModel
@@ -51,12 +53,12 @@ class Evaluation:
 
     @property
     def n_clean(self) -> int:
-        """How many images the clean accuracy is of: all of the test set."""
+        """Number of images behind the clean accuracy: all of the test set."""
         return len(self.label)
 
     @property
     def n_test(self) -> int:
-        """How many images the attack judged."""
+        """Number of images that were attacked."""
         return int(self.attacked.sum())
 
     @property
@@ -97,7 +99,7 @@ class Evaluation:
 
     @property
     def attack_cost(self) -> int:
-        """What the attacks cost, in forward-equivalents."""
+        """Cost of the attacks in forward-equivalents."""
         return sum(int(entry["cost"]) for entry in self.meta["log"])
 
     @property
@@ -106,7 +108,7 @@ class Evaluation:
         return list(self.meta["warnings"])
 
     def describe(self) -> str:
-        """Two lines for people, sizes and intervals included."""
+        """Two lines with sizes and intervals."""
         clean = f"clean accuracy {_percent(self.clean_accuracy, self.clean_interval)} on {self.n_clean:,} images"
         share, interval = self.attacked_accuracy, self.robust_interval
         if share is None or interval is None:
@@ -136,51 +138,71 @@ class Evaluation:
             **self.meta,
         }
 
-    def write(self, stem: Path) -> None:
-        """Write ``STEM.parquet`` (a row for every test image), then ``STEM.json``."""
-        names = np.where(self.clean_correct, self.broken_by, CLEAN)
-        table = flag_columns(np.arange(len(self.label)), self.label, names)
-        robust = pa.array([bool(r) if a else None for r, a in zip(self.robust, self.attacked, strict=True)], pa.bool_())
-        table = table.set_column(table.column_names.index("robust"), "robust", robust)
+    def write(self, path: Path | str) -> None:
+        """Write the flags (``.parquet``, a row for every test image), then ``path``, which holds their SHA-256."""
+        path = Path(path)
         meta = {"schema": SCHEMA, "identity": self.meta["identity"], "threat": str(self.threat), "attack": self.attack}
-        table = table.replace_schema_metadata({METADATA_KEY: json.dumps(meta).encode()})
-        with atomic_path(stem.with_suffix(".parquet")) as temporary:
+        names = np.where(self.clean_correct, self.broken_by, CLEAN)
+        table = flag_table(np.arange(len(self.label)), self.label, names, meta, self.attacked)
+        with atomic_path(path.with_suffix(".parquet")) as temporary:
             pq.write_table(table, temporary, write_page_checksum=True)
-        write_json(stem.with_suffix(".json"), self.to_json())
+            digest = sha256_file(temporary)
+        write_json(path, {**self.to_json(), "flags_sha256": digest}, checksum=True)
 
     @classmethod
     def read(cls, path: Path | str) -> Evaluation:
         """Read what `write` wrote: a run folder, or its ``evaluation.json``.
 
         Raises:
-            DataError: missing, broken, or the two files do not belong together.
+            DataError: missing or damaged, or the two files do not belong together.
         """
         path = Path(path)
         path = path / "evaluation.json" if path.is_dir() else path
         value = read_json(path)
-        if not isinstance(value, dict) or value.pop("schema", None) != SCHEMA:
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
             raise DataError(f"{path} is not an evaluation of this version", why=f"its schema should be {SCHEMA!r}")
+        flags = path.with_suffix(".parquet")
         try:
-            table = pq.read_table(path.with_suffix(".parquet"), page_checksum_verification=True)
-            identity = json.loads((table.schema.metadata or {})[METADATA_KEY])["identity"]
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise DataError(
-                f"the flags beside {path} are missing or broken", why=str(error), fix="evaluate again: it is resumed"
-            ) from None
-        if identity != value["identity"]:
-            raise DataError(f"{path} and the flags beside it are of different evaluations", fix="evaluate again")
-        robust = table["robust"].to_pylist()
-        names = np.array(table["broken_by"].to_pylist(), dtype=object)
-        return cls(
-            threat=ThreatModel(value["threat"]["norm"], value["threat"]["eps"]),
-            attack=value["attack"],
-            label=table["label"].to_numpy().astype(np.int64),
-            clean_correct=table["clean_correct"].to_numpy(zero_copy_only=False).astype(bool),
-            attacked=np.array([flag is not None for flag in robust], dtype=bool),
-            robust=np.array([bool(flag) for flag in robust], dtype=bool),
-            broken_by=names,
-            meta={key: value[key] for key in ("identity", "settings", "environment", "log", "warnings", "checkpoint")},
-        )
+            if sha256_file(flags) != value["flags_sha256"]:
+                raise DataError(
+                    f"{flags} does not belong to {path.name}, or is damaged",
+                    why="its SHA-256 is not the one recorded there",
+                    fix="evaluate again: it is put together from its shards",
+                )
+            table = pq.read_table(flags)
+            return cls(
+                threat=ThreatModel(value["threat"]["norm"], value["threat"]["eps"]),
+                attack=value["attack"],
+                label=table["label"].to_numpy().astype(np.int64),
+                clean_correct=np.array(table["clean_correct"].to_pylist(), dtype=bool),
+                attacked=np.array([flag is not None for flag in table["robust"].to_pylist()], dtype=bool),
+                robust=np.array([bool(flag) for flag in table["robust"].to_pylist()], dtype=bool),
+                broken_by=np.array(table["broken_by"].to_pylist(), dtype=object),
+                meta={key: value[key] for key in _META},
+            )
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise DataError(f"cannot read {flags}", why=str(error), fix="evaluate again: it is resumed") from None
+
+
+def flag_table(
+    rows: NDArray[np.int64],
+    label: NDArray[np.int64],
+    broken_by: NDArray[np.object_],
+    meta: Mapping[str, Any],
+    attacked: NDArray[np.bool_] | None = None,
+) -> pa.Table:
+    """The table ``index, label, clean_correct, robust, broken_by``; ``robust`` is null where not attacked."""
+    robust: list[bool | None] = [name is None for name in broken_by]
+    if attacked is not None:
+        robust = [flag if known else None for flag, known in zip(robust, attacked, strict=True)]
+    columns = {
+        "index": pa.array(rows, pa.int64()),
+        "label": pa.array(label, pa.int16()),
+        "clean_correct": pa.array([name != CLEAN for name in broken_by], pa.bool_()),
+        "robust": pa.array(robust, pa.bool_()),
+        "broken_by": pa.array(list(broken_by), pa.string()),
+    }
+    return pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(dict(meta), allow_nan=False).encode()})
 
 
 def _percent(share: float, interval: tuple[float, float]) -> str:

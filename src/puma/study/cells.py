@@ -60,7 +60,6 @@ def run_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
             out=out if checkpoint == "last" else out / checkpoint,
             attack=settings.attack,
             subset=settings.subset,
-            checkpoint=checkpoint,
             progress=show,
         )
         rows.append(_row(study, cell, pool, plan, run, checkpoint, judged))

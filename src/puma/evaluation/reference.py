@@ -1,6 +1,6 @@
-"""Mislabelled perturbed data: how often the attack of training carries an image over to another class.
+"""Mislabelled perturbed data: the share of perturbed training images that a reference model assigns to another class.
 
-Judged by a model that was not used for scoring: margin below eps_i alone would be true by construction.
+The reference model must not be the one that scored the margins: margin < eps_i alone would be true by construction.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from puma.attacks.pgd import Loss, pgd
 from puma.data.pool import Pool
 from puma.data.tensors import read_batch
 from puma.errors import DataError, UsageError
-from puma.evaluation.network import device_of, generator, judged
+from puma.evaluation.model import device_of, evaluation_mode
 from puma.plan import Plan
 from puma.progress import Progress
-from puma.rng import mixed_key, permuted
+from puma.rng import batch_seed, mixed_key, permuted
 from puma.threat import ThreatModel
 
 
 def mislabelled_share(
-    model_in_training: nn.Module,
-    judge_model: nn.Module,
+    model: nn.Module,
+    reference: nn.Module,
     pool: Pool,
     plan: Plan,
     threat: ThreatModel,
@@ -34,19 +34,19 @@ def mislabelled_share(
     seed: int = 0,
     progress: bool = False,
 ) -> float:
-    """Share of kept training images whose perturbed image the judge no longer gives its label.
+    """Share of kept training images whose perturbed image ``reference`` assigns to another class.
 
-    The perturbation is training's: PGD of the model being trained, at the image's own eps. Images that the judge gets
-    wrong unperturbed count too: their label is in doubt.
+    The perturbation is training's: PGD against the model being trained, at the image's own eps. Images that the
+    reference model misclassifies unperturbed count too: their label is in doubt.
 
     Args:
-        model_in_training: whose attack it is.
-        judge_model: an accurate model that did not score the margins.
+        model: the model being trained, which is attacked.
+        reference: an accurate model that did not score the margins.
         pool: training images.
         plan: which are kept, and their eps.
-        threat: norm and radius that the plan was made for.
-        sample: look at this many kept images, drawn at random; None looks at all.
-        loss: what PGD climbs: ``"kl"`` from the clean prediction as in TRADES, or ``"ce"`` of the label as in PGD-AT.
+        threat: norm and eps that the plan was made for.
+        sample: use this many kept images, chosen at random; None uses all.
+        loss: of PGD: ``"kl"`` to the clean prediction as in TRADES, or ``"ce"`` with the label as in PGD-AT.
         steps: PGD steps.
         batch_size: images attacked together.
         seed: of the sample and of the attack's starts.
@@ -70,26 +70,26 @@ def mislabelled_share(
         raise UsageError(f"a sample of {sample} images", fix="1 or more, or None for all")
     if sample is not None and sample < len(rows):
         rows = np.sort(rows[permuted(np.arange(sample), len(rows), mixed_key(seed, 0))])
-    device = device_of(model_in_training)
-    judge_device = device_of(judge_model)
+    device = device_of(model)
+    reference_device = device_of(reference)
     wrong = 0
-    bar = Progress("judging perturbed images", len(rows), "images", show=progress)
-    with bar, judged(model_in_training), judged(judge_model):
+    bar = Progress("perturbed images", len(rows), "images", show=progress)
+    with bar, evaluation_mode(model), evaluation_mode(reference):
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
             images, labels = read_batch(pool, chosen, device)
             perturbed = pgd(
-                model_in_training,
+                model,
                 images,
                 labels,
                 threat=threat,
                 eps=torch.from_numpy(plan.eps[chosen]).to(device),
                 steps=steps,
                 loss=loss,
-                generator=generator(device, seed, start),
+                generator=torch.Generator(device).manual_seed(batch_seed(seed, start)),
             )
             with torch.no_grad():
-                verdict = judge_model(perturbed.to(judge_device)).argmax(1).to(labels.device)
-            wrong += int((verdict != labels).sum())
+                predicted = reference(perturbed.to(reference_device)).argmax(1).to(labels.device)
+            wrong += int((predicted != labels).sum())
             bar.advance(len(chosen))
     return wrong / len(rows)

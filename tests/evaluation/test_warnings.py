@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from puma.evaluation import evaluate
-from puma.evaluation.flags import FLAGS, explain
+from puma.evaluation.warnings import WARNINGS, explain
 from puma.threat import ThreatModel
 
 LINF = ThreatModel("Linf", 0.02)
@@ -84,9 +84,9 @@ def test_masked_gradients(network: nn.Module, images: list[Any]) -> None:
     assert {"zero-gradient", "square-gains"} <= raised(Quantised(network), images)
 
 
-def test_every_flag_is_explained() -> None:
-    known = explain({flag.name: 1 for flag in FLAGS})
-    assert [entry["flag"] for entry in known] == [flag.name for flag in FLAGS]
+def test_every_warning_is_explained() -> None:
+    explained = explain({known.flag: 1 for known in WARNINGS})
+    assert [entry["flag"] for entry in explained] == [known.flag for known in WARNINGS]
     (unknown,) = explain({"a text of a later version": 3})
     assert unknown["times"] == 3
     assert "does not know" in str(unknown["means"])

@@ -1,4 +1,4 @@
-"""The model as the attacks see it: logits in float32, every pass counted and reported as progress."""
+"""The model under evaluation: eval mode, true float32, a count of its passes, and checks of its logits."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from torch import Tensor, nn
 
 from puma.errors import ModelError
 from puma.models.modes import attack_mode, true_float32
-from puma.rng import batch_seed
 
 
 class CountedNetwork(nn.Module):
-    """``model`` with a count of what it was asked.
+    """``model`` with a count of its passes.
 
     Args:
         model: from images ``[B, C, H, W]`` in [0, 1] to logits ``[B, K]``.
         on_pass: called after each forward pass with its cost.
 
-    ``cost`` is in forward-equivalents: an image passed forward is 1, with the gradient to the input 2 (the unit of
-    facts on training cost: one input gradient costs about one forward pass).
+    ``cost`` is in forward-equivalents: 1 for an image passed forward, 2 with the gradient to the input.
     """
 
     def __init__(self, model: nn.Module, on_pass: Callable[[int], None] | None = None) -> None:
@@ -41,19 +39,14 @@ class CountedNetwork(nn.Module):
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lies; the CPU where there is none."""
+    """Device of the model's first parameter or buffer; the CPU where there is none."""
     for tensor in [*model.parameters(), *model.buffers()]:
         return tensor.device
     return torch.device("cpu")
 
 
-def generator(device: torch.device, seed: int, place: int) -> torch.Generator:
-    """A generator of its own for each (seed, place); torch's CPU generator only takes in 32 bits of a seed."""
-    return torch.Generator(device).manual_seed(batch_seed(seed, place))
-
-
 @contextmanager
-def judged(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """While inside: eval mode, weights frozen, true float32 (no TF32, no autocast); everything is restored.
 
     Raises:
@@ -63,15 +56,15 @@ def judged(model: nn.Module) -> Iterator[None]:
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ModelError(
                 f"the model's weights are {str(tensor.dtype).removeprefix('torch.')} (at {name!r})",
-                why="half precision hides gradients from the attacks; the verdict is in float32",
-                fix="judge model.float()",
+                why="half precision hides gradients from the attacks; accuracies are measured in float32",
+                fix="evaluate model.float()",
             )
     with attack_mode(model, "eval"), true_float32(device_of(model).type):
         yield
 
 
 def check_logits(logits: Tensor, images: Tensor, highest_label: int) -> None:
-    """Refuse an answer that is not finite logits for every class.
+    """Refuse an output that is not finite logits for every class.
 
     Raises:
         ModelError: another shape, NaN or infinite values, or fewer classes than the labels need.
@@ -83,20 +76,20 @@ def check_logits(logits: Tensor, images: Tensor, highest_label: int) -> None:
         )
     if highest_label >= logits.shape[1]:
         raise ModelError(
-            f"the model knows {logits.shape[1]} classes but the test set has label {highest_label}",
+            f"the model has {logits.shape[1]} classes but the test set has label {highest_label}",
             why="model and test set do not belong together",
         )
     if not bool(torch.isfinite(logits).all()):
         bad = int((~torch.isfinite(logits)).any(1).sum())
         raise ModelError(
             f"the model's logits are NaN or infinite for {bad} of {len(images)} test images",
-            why="nothing can be judged by them: a NaN counts as a wrong class",
-            fix="look at the weights: training may have diverged",
+            why="a NaN would count as a wrong class",
+            fix="check the weights: training may have diverged",
         )
 
 
-def check_alone_equals_batch(network: CountedNetwork, images: Tensor) -> None:
-    """Refuse a model whose answer to an image depends on the other images of the batch.
+def check_batch_independence(network: CountedNetwork, images: Tensor) -> None:
+    """Refuse a model whose logits for an image depend on the other images of the batch.
 
     Raises:
         ModelError: logits of an image alone and in a batch differ by more than rounding.
@@ -109,6 +102,6 @@ def check_alone_equals_batch(network: CountedNetwork, images: Tensor) -> None:
     if gap > 1e-3 * max(1.0, float(together.abs().max())):
         raise ModelError(
             f"the model gives an image other logits alone than in a batch (they differ by {gap:.2g})",
-            why="an attack on a batch would judge something else than each image",
+            why="a batch under attack would give other results than its images one by one",
             fix="use BatchNorm's running statistics, and no layer that looks across the batch",
         )

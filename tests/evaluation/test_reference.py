@@ -66,7 +66,7 @@ def test_attack_of_trades_carries_over_no_more_than_the_label_attack(pool: Pool)
     assert 0 < max(shares) <= 0.4
 
 
-def test_the_judge_decides_not_the_model(pool: Pool) -> None:
+def test_the_reference_model_decides(pool: Pool) -> None:
     plan, threat = plan_of(pool, [True] * 10, [0.24] * 10), ThreatModel("Linf", 0.24)
     assert mislabelled_share(FirstPixel(0.55), FirstPixel(0.05), pool, plan, threat, loss="ce") == 0.5
 
