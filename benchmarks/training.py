@@ -34,7 +34,7 @@ from torch import nn
 
 from puma.data.pool import Pool
 from puma.data.source import Source, in_memory
-from puma.distribute import Devices
+from puma.devices import Devices
 from puma.models.networks import build_model
 from puma.threat import ThreatModel
 from puma.training.loop import Training, prepare

@@ -81,7 +81,7 @@ def test_a_network_of_ones_own_is_trained_and_evaluated_as_the_command_says(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     typed = ["train", "--real", "digits:train", "--threat", "Linf:0.1", "--model", "plain:net", "--recipe", "digits"]
-    typed += ["--out", "r", "--accelerator", "cpu", "--quiet", "--set", "steps=3", "--set", "attack_steps=1"]
+    typed += ["--out", "r", "--device", "cpu", "--quiet", "--set", "steps=3", "--set", "attack_steps=1"]
     trained = CliRunner().invoke(puma_app, typed, catch_exceptions=False)
     following = next(line for line in trained.output.splitlines() if line.startswith("next")).split()[2:]
     assert following[:6] == ["evaluate", "plain:net", "--weights", "r", "--data", "TEST"]

@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"losses"},
     {"data", "models"},
     {"attacks"},
-    {"distribute", "cluster", "checkpoints"},
+    {"cluster", "checkpoints"},
     {"scoring", "training", "evaluation", "generation", "report", "label_scores"},
     {"study", "export", "verify"},
     {"cli"},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from puma.distribute import Devices, processor
+from puma.devices import Devices, processor
 from puma.scoring.settings import environment as of_scoring
 from puma.training.recipe import load_recipe
 from puma.training.run import environment as of_training
@@ -20,12 +20,12 @@ CPU = torch.device("cpu")
 def test_training_and_scoring_record_the_vector_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9000")
     assert processor(CPU) == "AVX9000"
-    assert of_training(Devices(accelerator="cpu"))["processor"] == "AVX9000"
+    assert of_training(Devices(device="cpu"))["processor"] == "AVX9000"
     assert of_scoring(CPU)["device"] == "cpu AVX9000"
 
 
 def test_a_run_names_another_processor_and_says_nothing_of_what_it_does_not_know(tmp_path: Path) -> None:
-    settings, now = (load_recipe("digits"), {"seed": 0}), of_training(Devices(accelerator="cpu"))
+    settings, now = (load_recipe("digits"), {"seed": 0}), of_training(Devices(device="cpu"))
     assert open_folder(tmp_path, *settings, now) == []
     assert open_folder(tmp_path, *settings, now | {"processor": "AVX9000"}) == [
         f"processor: {now['processor']!r} there, 'AVX9000' now"

@@ -74,7 +74,7 @@ def batches(recipe, rank=0, world=1, eps=None, seed=0):
     eps = np.linspace(0, 0.2, len(pool), dtype=np.float32) if eps is None else eps
     keep = np.ones(len(pool), dtype=bool)
     return Batches(
-        pool, keep, eps, recipe, THREAT, seed=seed, device=torch.device("cpu"), rank=rank, world=world
+        pool, keep, eps, recipe, THREAT, seed=seed, device=torch.device("cpu"), rank=rank, world_size=world
     )  # fmt: skip
 
 

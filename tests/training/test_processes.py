@@ -56,7 +56,7 @@ def command(out, devices):
     settings = ("steps=10", "batch_size=768", "attack_steps=3", "checkpoint_every=2")
     typed = ["train", "--real", "digits", "--threat", "Linf:0.2", "--model", "nets:grouped", "--recipe", "digits"]
     typed += [word for pair in settings for word in ("--set", pair)]
-    return [*typed, "--accelerator", "cpu", "--quiet", "--devices", str(devices), "--out", out]
+    return [*typed, "--device", "cpu", "--quiet", "--devices", str(devices), "--out", out]
 
 
 def test_devices_of_the_command_line_killed_and_resumed_train_as_one_does(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 from typer.testing import CliRunner
 
-from puma.cli.recipe import recipe_app
+from puma.cli.train import recipe_app
 from puma.errors import UsageError
 from puma.training.recipe import Recipe, load_recipe, parse_recipe, recipe_names
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
-from puma.distribute import Devices
+from puma.devices import Devices
 from puma.errors import CheckError, DataError, ModelError, ResumeError, UsageError
 from puma.io import lock
 from puma.models.networks import build_model
@@ -375,7 +375,7 @@ def _other_pool():
         (lambda p: {"model": build_model("small-cnn", 10)}, ModelError, "does not take images"),
         (lambda p: {"recipe": SHORT.replace(batch_size=5000)}, UsageError, "larger than the 1,797"),
         (lambda p: {"validation": 600}, UsageError, "more than half of the 898"),
-        (lambda p: {"accelerator": "tpu"}, UsageError, "unknown accelerator"),
+        (lambda p: {"device": "tpu"}, UsageError, "tpu"),
         (lambda p: {"recipe": "trades-emd"}, UsageError, "did you mean 'trades-edm'"),
     ],
 )

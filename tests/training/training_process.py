@@ -50,7 +50,7 @@ def work(say, out, *pairs):
 
     Validation.measure = telling
     recipe = load_recipe("digits", **(settings | changes))
-    run = loop.train(model, pool, threat=ThreatModel("Linf", 0.2), recipe=recipe, out=out, accelerator="cpu")
+    run = loop.train(model, pool, threat=ThreatModel("Linf", 0.2), recipe=recipe, out=out, device="cpu")
     say({"last": weights_sha256(run.model), "best": weights_sha256(run.best)})
 
 

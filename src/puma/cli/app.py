@@ -18,12 +18,11 @@ from puma.cli.export import export
 from puma.cli.generate import generate
 from puma.cli.perceptron import perceptron
 from puma.cli.plan import plan
-from puma.cli.recipe import recipe_app
 from puma.cli.report import report
 from puma.cli.score import score
 from puma.cli.show import show
 from puma.cli.study import study_app
-from puma.cli.train import train
+from puma.cli.train import recipe_app, train
 from puma.cli.verify import verify
 from puma.errors import PumaError
 

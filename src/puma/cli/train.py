@@ -1,7 +1,9 @@
-"""``puma train``: adversarial training on a plan."""
+"""``puma train``: adversarial training on a plan; ``puma recipe``: its settings by name."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +11,47 @@ import typer
 
 from puma.cli.options import Config, Quiet, Seed, Threat
 from puma.errors import PumaError
+from puma.threat import ThreatModel
+
+recipe_app = typer.Typer(help="Recipes: the frozen settings of training.", no_args_is_help=True)
+
+
+@recipe_app.command("list")
+def list_recipes() -> None:
+    """List the packaged recipes, with where their settings come from."""
+    from puma.training.recipe import load_recipe, recipe_names
+
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        typer.echo(f"{name:12} {recipe.objective}, {recipe.steps:,} steps of {recipe.batch_size}: {recipe.source}")
+
+
+@recipe_app.command("show")
+def show_recipe(
+    name: Annotated[str, typer.Argument(help="A name of `puma recipe list`, or a TOML file.")],
+    plain: Annotated[bool, typer.Option("--plain", help="Without the explanations.")] = False,
+) -> None:
+    """Print every field of a recipe with its meaning, as TOML: save it, change it, and train with the file."""
+    from puma.training.recipe import load_recipe
+
+    typer.echo(load_recipe(name).to_toml(documented=not plain), nl=False)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What to train, in values that another process can be given."""
+
+    model: str
+    weights: Path | None
+    real: tuple[str, ...]
+    synthetic: tuple[str, ...]
+    plan: Path | None
+    threat: ThreatModel
+    recipe: str
+    changes: tuple[str, ...]
+    out: Path
+    seed: int
+    options: tuple[tuple[str, Any], ...]  # further arguments of `puma.training.loop.train`
 
 
 def train(
@@ -31,13 +74,13 @@ def train(
         int | None, typer.Option(min=0, help="Real images held out to choose the best checkpoint.")
     ] = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes on this machine, one for each GPU.")] = 1,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or one GPU such as cuda:1.")] = "auto",
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard's files too (needs tensorboard).")] = False,
     seed: Seed = 0,
     config: Config = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a network adversarially on the images that a plan keeps, each with its own attack norm.
+    """Train a network adversarially on the images that a plan keeps, each with its own eps.
 
     The number of optimiser steps is the recipe's, whatever the size of the pool. OUT then holds recipe.toml,
     metrics.csv, last.safetensors and best.safetensors (averaged weights) and checkpoints. Stop it at any time (Ctrl-C,
@@ -49,60 +92,63 @@ def train(
 
     On several machines: torchrun --nnodes ... -m puma train ... (without --devices).
     """
-    import sys
+    from puma.devices import world_size
+    from puma.tasks import Workers, run_tasks, worker_from_environment
 
-    from puma.distribute import start_processes, started_processes
+    options = {"validation": validation, "device": device, "tensorboard": tensorboard}
+    sources, generated, changes = tuple(real), tuple(synthetic or ()), tuple(change or ())
+    settings = tuple(options.items())
+    job = _Training(model, weights, sources, generated, plan, threat, recipe, changes, out, seed, settings)
+    if devices > 1 and world_size() == 1:
+        work = partial(_train, job, quiet)
+        described = dict(run_tasks(work, range(devices), Workers(devices, ranks=True)))[0]
+    else:
+        rank = worker_from_environment()[0] if world_size() > 1 else 0
+        try:
+            described = _train(job, quiet, rank)
+        except PumaError as error:
+            if rank == 0:
+                raise
+            raise typer.Exit(error.exit_code) from None  # one message is enough
+        if rank:
+            return
+    _report(described, out, f"{out}" if described["built_by_puma"] else f"{model} --weights {out}", threat)
 
-    if devices > 1 and started_processes() == 1:
-        raise typer.Exit(start_processes(devices, ["-m", "puma", *sys.argv[1:]]))
+
+def _train(job: _Training, quiet: bool, rank: int) -> dict[str, Any]:
+    """Train as process ``rank`` of those that train together; return facts about the run."""
     from puma.data.load import load_dataset
     from puma.data.pool import Pool
     from puma.models.zoo import resolve_model
     from puma.training.loop import train as train_model
     from puma.training.recipe import load_recipe, parse_changes
 
-    leads = _leads()
-    try:
-        settings = load_recipe(recipe, **parse_changes(change or []))
-        sources = [(spec, "real") for spec in real] + [(spec, "synthetic") for spec in synthetic or []]
-        pool = Pool([load_dataset(spec) for spec, _ in sources], [role for _, role in sources])
-        height, _, channels = pool.image_shape
-        options: dict[str, Any] = {}
-        if ":" not in model:
-            options = {"num_classes": pool.num_classes, "in_channels": channels, "image_size": height, "seed": seed}
-        run = train_model(
-            resolve_model(model, weights, **options),
-            pool,
-            threat=threat,
-            plan=plan,
-            recipe=settings,
-            out=out,
-            seed=seed,
-            validation=validation,
-            progress=leads and not quiet,
-            accelerator=accelerator,
-            tensorboard=tensorboard,
-        )
-    except PumaError as error:
-        if leads:
-            raise
-        raise typer.Exit(error.exit_code) from None  # one message is enough
-    if leads:
-        built = getattr(run.model, "config", None)  # what PUMA built, it can build again from the file
-        _report(run.meta, out, f"{out}" if built else f"{model} --weights {out}", threat)
+    recipe = load_recipe(job.recipe, **parse_changes(job.changes))
+    roles = ["real"] * len(job.real) + ["synthetic"] * len(job.synthetic)
+    pool = Pool([load_dataset(spec) for spec in (*job.real, *job.synthetic)], roles)
+    height, _, channels = pool.image_shape
+    options: dict[str, Any] = {}
+    if ":" not in job.model:
+        options = {"num_classes": pool.num_classes, "in_channels": channels, "image_size": height, "seed": job.seed}
+    run = train_model(
+        resolve_model(job.model, job.weights, **options),
+        pool,
+        threat=job.threat,
+        plan=job.plan,
+        recipe=recipe,
+        out=job.out,
+        seed=job.seed,
+        progress=rank == 0 and not quiet,
+        **dict(job.options),
+    )
+    return {**run.meta, "built_by_puma": bool(getattr(run.model, "config", None))}
 
 
-def _leads() -> bool:
-    import os
-
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _report(meta: dict[str, Any], out: Path, judged: str, threat: object) -> None:
+def _report(meta: dict[str, Any], out: Path, evaluated: str, threat: ThreatModel) -> None:
     typer.echo(f"steps    {meta['steps']:,} in {meta['seconds'] / 60:.1f} min")
     typer.echo(f"images   {meta['unique_images']:,} of {meta['trained_on']:,} seen, in {meta['draws']:,} draws")
     if meta["best_validation"] is not None:
-        found = f"{meta['best_validation']:.4f} under PGD (CW) on {meta['validation_images']:,} held-out real images"
-        typer.echo(f"best     step {meta['best_step']:,}: {found}")
+        accuracy = f"{meta['best_validation']:.4f} under PGD (CW) on {meta['validation_images']:,} held-out real images"
+        typer.echo(f"best     step {meta['best_step']:,}: {accuracy}")
     typer.echo(f"models   {out / 'last.safetensors'}, {out / 'best.safetensors'}")
-    typer.echo(f"next     puma evaluate {judged} --data TEST --threat {threat}")
+    typer.echo(f"next     puma evaluate {evaluated} --data TEST --threat {threat}")

@@ -20,7 +20,7 @@ from torch import Tensor
 from puma._version import __version__
 from puma.checkpoints import load_state, pack, save_state, unpack
 from puma.data.source import Source
-from puma.distribute import processor
+from puma.devices import processor
 from puma.errors import CheckError, ModelError
 from puma.generation.augment import augment
 from puma.generation.config import DiffusionConfig, validated

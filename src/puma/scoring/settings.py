@@ -13,7 +13,7 @@ from torch import nn
 
 from puma.attacks.deepfool import Mode, Precision, parse_mode, parse_precision
 from puma.data.pool import Pool
-from puma.distribute import processor
+from puma.devices import processor
 from puma.errors import UsageError
 from puma.margins import PART_ROWS
 from puma.models.weights import weights_sha256

@@ -134,7 +134,7 @@ class Batches:
         seed: another seed is another order and other noise.
         device: where batches are put.
         rank: this process.
-        world: how many share each batch.
+        world_size: how many share each batch.
 
     Raises:
         UsageError: the batch cannot be shared evenly, or is larger than what is kept.
@@ -151,10 +151,10 @@ class Batches:
         seed: int,
         device: torch.device,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
-        if recipe.batch_size % world:
-            raise UsageError(f"a batch of {recipe.batch_size} cannot be shared evenly by {world} processes")
+        if recipe.batch_size % world_size:
+            raise UsageError(f"a batch of {recipe.batch_size} cannot be shared evenly by {world_size} processes")
         kept = int(np.count_nonzero(keep))
         if recipe.batch_size > kept:
             raise UsageError(
@@ -167,7 +167,7 @@ class Batches:
             pool.synthetic, keep=keep, batch_size=recipe.batch_size, synthetic_share=recipe.synthetic_share, seed=seed
         )
         self._start = recipe.attack_start_linf if threat.norm == "Linf" else recipe.attack_start_l2
-        self._places = torch.arange(rank, recipe.batch_size, world)
+        self._places = torch.arange(rank, recipe.batch_size, world_size)
         self._thread = ThreadPoolExecutor(1, "puma-batches")
         self._pending: tuple[int, Future[Batch]] | None = None
 

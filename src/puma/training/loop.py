@@ -26,7 +26,7 @@ from puma.checkpoints import load_state, pack, save_state, unpack
 from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import to_tensor
-from puma.distribute import Devices
+from puma.devices import Devices
 from puma.errors import CheckError, DataError, ModelError
 from puma.io import lock
 from puma.models.ema import EMA
@@ -59,7 +59,7 @@ def train(
     seed: int = 0,
     validation: int | Source | None = None,
     progress: bool = False,
-    accelerator: str = "auto",
+    device: str = "auto",
     tensorboard: bool = False,
 ) -> Run:
     """Train a network adversarially on the kept images of a pool, each with its own eps.
@@ -80,7 +80,7 @@ def train(
         validation: how many real images to hold out, stratified, to choose the best checkpoint; or another source for
             it; None for the recipe's number.
         progress: show progress on the terminal.
-        accelerator: ``"auto"``, ``"cpu"`` or ``"cuda"``. Several devices: start the program with torchrun.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. Several devices: start the program with torchrun.
         tensorboard: write TensorBoard's files to ``out`` too.
 
     Raises:
@@ -91,11 +91,11 @@ def train(
         StorageError: ``out`` cannot be written.
     """
     recipe = load_recipe(recipe)
-    devices = Devices(recipe.precision, accelerator)
+    devices = Devices(recipe.precision, device)
     job = prepare(model, pool, threat, plan, recipe, seed, validation, devices)
     folder = Path(out) if out is not None else None
-    with lock(folder) if folder and devices.leads else nullcontext():
-        if folder and devices.leads:
+    with lock(folder) if folder and devices.is_rank_zero else nullcontext():
+        if folder and devices.is_rank_zero:
             open_folder(folder, recipe, job.settings, environment(devices))
         devices.barrier()
         if folder and (folder / "last.safetensors").is_file():
@@ -157,7 +157,15 @@ def prepare(
         validator = Validation(validation.read(slice(None)), validation.labels, threat, recipe, devices)
         described = validation.fingerprint
     batches = Batches(
-        pool, keep, eps, recipe, threat, seed=seed, device=devices.device, rank=devices.rank, world=devices.world
+        pool,
+        keep,
+        eps,
+        recipe,
+        threat,
+        seed=seed,
+        device=devices.device,
+        rank=devices.rank,
+        world_size=devices.world_size,
     )
     network = _network(model, pool, recipe, seed, devices.device)
     beta = recipe.trades_weight if plan is None or plan.trades_weight is None else plan.trades_weight
@@ -248,10 +256,10 @@ class Training:
         self._sums = torch.tensor(sums, device=devices.device)  # of the steps since the last row of metrics
         self._broken = torch.zeros((), device=devices.device)  # above 0 once a loss or gradient was not finite
         self._since = time.monotonic()
-        self.metrics = Metrics(folder if devices.leads else None, self.done, tensorboard=tensorboard)
+        self.metrics = Metrics(folder if devices.is_rank_zero else None, self.done, tensorboard=tensorboard)
         compiled: Any = torch.compile(self.network) if recipe.compile else self.network
         self.bare: nn.Module = compiled
-        self.both, self.optimizer = devices.place(TwoPasses(self.bare), self._sgd)
+        self.both, self.optimizer = devices.wrap(TwoPasses(self.bare), self._sgd)
         self.awp = AWP(self.network, recipe.awp, devices) if recipe.awp else None
         linf = job.threat.norm == "Linf"
         self.step_size = (recipe.attack_step_linf if linf else recipe.attack_step_l2) * job.threat.eps
@@ -261,7 +269,7 @@ class Training:
             and recipe.attack_batchnorm == "train"
             and not recipe.cutmix
             and not recipe.awp  # it moves the weights between the two
-            and devices.world == 1  # a wrapper for several has to see both passes in one call
+            and devices.world_size == 1  # a wrapper for several has to see both passes in one call
             and not any(isinstance(module, _DropoutNd) for module in self.network.modules())
         )
 
@@ -272,7 +280,7 @@ class Training:
         snapshots = {recipe.steps * (k + 1) // recipe.snapshots for k in range(recipe.snapshots)}
         self.network.train()
         with (
-            StopRequest(single_process=self.devices.world == 1) as stop,
+            StopRequest(single_process=self.devices.world_size == 1) as stop,
             Progress("training", recipe.steps, "steps", show=progress, done=self.done, each=drawn) as bar,
         ):
             for step in range(self.done, recipe.steps):
@@ -399,7 +407,7 @@ class Training:
         if longest := self.recipe.clip_gradient:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), longest, norm)
         broken = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
-        self._broken = torch.maximum(self._broken, self.devices.total(broken.float()))
+        self._broken = torch.maximum(self._broken, self.devices.all_reduce(broken.float()))
         if self.devices.device.type == "cpu":
             self._require_finite(step)
 
@@ -415,7 +423,7 @@ class Training:
 
     def _stopping(self, stop: StopRequest) -> bool:
         """Whether to stop after this step; processes agree on it now and then: signals reach them at other times."""
-        if self.devices.world == 1:
+        if self.devices.world_size == 1:
             return stop.wanted is not None
         return self.done % _AGREE_EVERY == 0 and self.devices.any(stop.wanted is not None)
 
@@ -442,13 +450,13 @@ class Training:
             self.best_step, self.best_score = self.done, robust
             if self.folder is None:
                 self.best = copy.deepcopy(average)
-            elif self.devices.leads:
+            elif self.devices.is_rank_zero:
                 save_model(average, self.folder / "best.safetensors", training=self._meta())
         return {"validation_clean": clean, "validation_robust": robust}
 
     def _log(self, validated: dict[str, float]) -> None:
         self._require_finite(self.done)
-        loss, clean, adversarial, eps, images = self.devices.total(self._sums).tolist()
+        loss, clean, adversarial, eps, images = self.devices.all_reduce(self._sums).tolist()
         self._sums.zero_()
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
         self._seconds += seconds
@@ -475,7 +483,7 @@ class Training:
             CheckError: a loss or gradient was not finite; nothing is written.
         """
         average = self.averaged()
-        if self.folder and self.devices.leads:
+        if self.folder and self.devices.is_rank_zero:
             meta = {
                 "best_step": self.best_step,
                 "best_score": self.best_score,
@@ -489,13 +497,13 @@ class Training:
     def _snapshot(self) -> None:
         """Keep the averaged network of this step, for scores that need several stages of one training."""
         average = self.averaged()
-        if self.folder and self.devices.leads:
+        if self.folder and self.devices.is_rank_zero:
             path = self.folder / "snapshots" / f"step-{self.done:09d}.safetensors"
             save_model(average, path, step=self.done)
 
     def _finish(self) -> Run:
         model, meta = self.averaged(), self._meta()
-        if self.folder and self.devices.leads:
+        if self.folder and self.devices.is_rank_zero:
             if not self.best_step:
                 save_model(model, self.folder / "best.safetensors", training=meta)
             save_model(model, self.folder / "last.safetensors", training=meta)
@@ -505,7 +513,7 @@ class Training:
         return Run(model.cpu(), (self.best or model).cpu(), None, self.metrics.rows, meta)
 
     def _meta(self) -> dict[str, Any]:
-        full = self.done * self.recipe.batch_size // self.devices.world * self.recipe.attack_steps
+        full = self.done * self.recipe.batch_size // self.devices.world_size * self.recipe.attack_steps
         return {
             "steps": self.done,
             "draws": self.done * self.recipe.batch_size,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from puma.distribute import Devices
+from puma.devices import Devices
 from puma.models.ema import ramped_decay
 from puma.training.recipe import Recipe
 
@@ -97,7 +97,7 @@ class AWP:
         self._before = [weight.detach().clone() for weight in self._weights]
         with torch.no_grad():
             for weight, gradient in zip(self._weights, gradients, strict=True):
-                mean = self._devices.total(gradient)
+                mean = self._devices.all_reduce(gradient)
                 weight.add_(mean * (self._size * weight.norm() / (mean.norm() + _TINY)))
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from puma._version import __version__
-from puma.distribute import Devices, processor
+from puma.devices import Devices, processor
 from puma.errors import ModelError, UsageError
 from puma.io import claim_folder, storage_errors, write_text
 from puma.models.modes import copy_network
@@ -97,7 +97,7 @@ def environment(devices: Devices) -> dict[str, Any]:
         "machine": torch.cuda.get_device_name(devices.device) if cuda else platform.machine(),
         "processor": processor(devices.device),
         "threads": torch.get_num_threads(),
-        "processes": devices.world,
+        "processes": devices.world_size,
     }
 
 

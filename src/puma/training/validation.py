@@ -11,7 +11,7 @@ from puma.attacks.pgd import ascend, start_noise
 from puma.data.pool import Pool
 from puma.data.sampler import stratified_rows
 from puma.data.tensors import to_tensor
-from puma.distribute import Devices
+from puma.devices import Devices
 from puma.errors import UsageError
 from puma.losses import carlini_wagner
 from puma.models.modes import attack_mode
@@ -62,7 +62,7 @@ class Validation:
     ) -> None:
         self.threat, self.recipe, self.devices = threat, recipe, devices
         self.count = len(labels)
-        share = slice(devices.rank, None, devices.world)
+        share = slice(devices.rank, None, devices.world_size)
         self._images, self._labels = images[share], torch.from_numpy(np.asarray(labels[share]))
         self._first = devices.rank
 
@@ -73,7 +73,7 @@ class Validation:
             part = slice(first, first + self.recipe.batch_size)
             images = to_tensor(self._images[part], self.devices.device)
             right += self._right(model, images, self._labels[part].to(self.devices.device), first)
-        clean, robust = (self.devices.total(right) / self.count).tolist()
+        clean, robust = (self.devices.all_reduce(right) / self.count).tolist()
         return clean, robust
 
     def _right(self, model: nn.Module, images: Tensor, labels: Tensor, first: int) -> Tensor:
