@@ -18,7 +18,7 @@ from puma.data.load import load_dataset
 from puma.data.npz import read_comment
 from puma.errors import DataError, PumaError
 from puma.evaluation import Evaluation
-from puma.io import fingerprint, read_json, read_toml
+from puma.io import fingerprint, read_json, read_toml, sha256_file
 from puma.margins import MarginTable
 from puma.models.weights import load_tensors, read_safetensors, weights_sha256
 from puma.plan import Plan
@@ -139,6 +139,9 @@ def _check(path: Path) -> Artefact:
     Raises:
         PumaError: it is damaged.
     """
+    stated = path.with_name(f"{path.name}.sha256")  # as `sha256sum` and `puma generate` write it
+    if stated.is_file() and stated.read_text().split()[:1] != [sha256_file(path)]:
+        raise DataError(f"{path} is damaged", why=f"its SHA-256 is not the one in {stated.name}")
     try:
         if path.suffix == ".parquet":
             return _parquet(path)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from puma._version import __version__
-from puma.data.load import as_source
+from puma.data.objects import load_mapstyle
 from puma.data.sampler import stratified_rows
 from puma.data.source import MapStyle, Source
 from puma.data.tensors import read_batch
@@ -96,7 +96,7 @@ def evaluate(
     if num_workers > 1 and out is None:
         raise UsageError("several workers need a folder to share", fix="give out=")
     folder = None if out is None else prepare_folder(out)
-    source = as_source(dataset)
+    source = dataset if isinstance(dataset, Source) else load_mapstyle(dataset)
     rows = np.arange(len(source), dtype=np.int64)
     if subset is not None and subset != len(source):
         rows = stratified_rows(np.asarray(source.labels, dtype=np.int64), subset, 0)

@@ -59,8 +59,7 @@ def mislabelled_share(
         DataError: plan and pool do not belong together, or the plan keeps nothing.
         UsageError: the plan is for another norm, or the sample is empty.
     """
-    if len(plan.keep) != len(pool):
-        raise DataError(f"the plan is for {len(plan.keep):,} images, the pool has {len(pool):,}")
+    pool.check_plan(plan)
     if plan.threat.norm != threat.norm:
         raise UsageError(f"the plan is for {plan.threat}, not for {threat}")
     rows = np.flatnonzero(plan.keep)
