@@ -7,11 +7,12 @@ line is a bug of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
 class PumaError(Exception):
-    """A mistake or a condition outside the program, told in two or three lines.
+    """A mistake or a condition outside the program: fact, cause and remedy, each on a line.
 
     Args:
         what: what is wrong, naming the value that was given.
@@ -92,3 +93,22 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(name, names, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     return UsageError(f"unknown {kind} {name!r}", fix=f"{guess}There are: {', '.join(names)}")
+
+
+def printable(text: object) -> str:
+    """``text`` for a terminal: control, bidirectional and other invisible characters become visible escapes.
+
+    Names of classes, files and studies come from strangers; an escape sequence in one would command the terminal. Line
+    ends and tabs stay.
+
+    >>> printable("a\\x1b[31m\\u202eb")
+    'a\\\\x1b[31m\\\\u202eb'
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    kinds = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+    return "".join(
+        character if character in "\n\t" or unicodedata.category(character) not in kinds else ascii(character)[1:-1]
+        for character in text
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import pytest
 import torch
@@ -11,48 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from puma import progress
 from puma.data.load import load_dataset
-from puma.progress import Progress
 from puma.threat import ThreatModel
 from puma.training.loop import train
 from puma.training.recipe import load_recipe
-
-
-class Clock:
-    """In place of the module ``time``."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self):
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
-    monkeypatch.setenv(progress.LOG_EVERY_ENV, "1")
-    return clock
-
-
-def test_a_line_says_the_rate_of_what_the_units_hold(clock, capsys):
-    with Progress("training", 20, "steps", show=True, done=10, each=(128, "images")) as bar:
-        clock.now = 2.0
-        bar.advance(1)
-        clock.now = 4.0
-        bar.advance(4, note="loss 0.5")
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "training: 11/20 steps 0.5/s, ETA 18 s, 64 images/s"  # what was done before is not counted
-    assert lines[1] == "training: 15/20 steps 1.2/s, ETA 4 s, 160 images/s, loss 0.5"
-
-
-def test_the_bar_of_a_terminal_has_it_as_its_note(clock, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Progress("training", 20, "steps", show=True, each=(128, "images")) as bar:
-        clock.now = 0.5
-        bar.advance(1)
-        shown = bar._bar.tasks[0].fields
-    assert (shown["rate"], shown["note"]) == ("2/s", "256 images/s")
 
 
 class Waits(TorchDispatchMode):

@@ -14,7 +14,7 @@ from contextlib import suppress
 import torch
 
 from puma.errors import PumaError
-from puma.progress import LOG_EVERY_ENV, Lines
+from puma.progress import LOG_EVERY_ENV, Progress
 from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
 from puma.study.status import StudyStatus
@@ -83,15 +83,15 @@ def run_workers(study: StudyFolder, *, jobs: int, budget: Budget | None = None, 
     budget = budget or Budget()
     status = StudyStatus(study, jobs)
     try:
-        with Lines(f"study {study.spec.name}", status.total, show=show) as lines:
+        with Progress(f"study {study.spec.name}", status.total, "%", show=show) as bar:
             while any(worker.process.poll() is None for worker in workers):
                 if any(worker.process.poll() not in (None, 0) for worker in workers):
                     break
                 if budget.spent:
                     return False
-                lines.update(status.done(), status.summary(), [worker.latest for worker in workers])
+                bar.update(status.done(), status.summary(), [worker.latest for worker in workers])
                 time.sleep(_POLL_S)
-            lines.update(status.done(), status.summary(), [])
+            bar.update(status.done(), status.summary(), [])
     finally:
         _stop(workers)
     failed = next((worker for worker in workers if worker.process.returncode not in (0, -signal.SIGTERM, 143)), None)
