@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
@@ -11,20 +12,23 @@ from puma.errors import UsageError
 
 Norm = Literal["Linf", "L2"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
+_SPELLINGS: dict[str, Norm] = {"linf": "Linf", "inf": "Linf", "linfty": "Linf", "l∞": "Linf", "l2": "L2"}
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?"
 
 
 def parse_norm(text: str) -> Norm:
-    """Return the norm called ``text``.
+    """Return the norm called ``text``; capitals, ``_`` and ``-`` do not matter.
 
-    >>> parse_norm("Linf")
-    'Linf'
+    >>> parse_norm("Linf"), parse_norm("l_inf"), parse_norm("l2")
+    ('Linf', 'Linf', 'L2')
 
     Raises:
-        UsageError: any other spelling.
+        UsageError: any other norm.
     """
-    if text not in NORMS:
+    norm = _SPELLINGS.get(re.sub(r"[\s_-]", "", str(text)).lower())
+    if norm is None:
         raise UsageError(f"unknown norm {text!r}", fix='use "Linf" or "L2"')
-    return text
+    return norm
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class ThreatModel:
 
     Args:
         norm: ``"Linf"`` or ``"L2"``.
-        eps: radius in pixel units of [0, 1] images; finite and not negative.
+        eps: in pixel units of [0, 1] images; finite and not negative.
 
     >>> ThreatModel.parse("Linf:8/255")
     ThreatModel(norm='Linf', eps=0.03137254901960784)
@@ -48,34 +52,46 @@ class ThreatModel:
     eps: float
 
     def __post_init__(self) -> None:
-        parse_norm(self.norm)
-        if not (isinstance(self.eps, (int, float)) and math.isfinite(self.eps) and self.eps >= 0):
+        object.__setattr__(self, "norm", parse_norm(self.norm))
+        try:
+            eps = math.nan if isinstance(self.eps, (str, bytes, bool)) else float(self.eps)
+        except (TypeError, ValueError, OverflowError):
+            eps = math.nan
+        if not (math.isfinite(eps) and eps >= 0):
             raise UsageError(f"eps {self.eps!r} is not a radius", why="it has to be finite and not negative")
-        if self.norm == "Linf" and self.eps > 1:
+        if self.norm == "Linf" and eps > 1:
             raise UsageError(
-                f"eps {self.eps:g} in Linf is larger than the whole pixel range [0, 1]",
-                fix=f'eps is in pixel units of [0, 1] images: write "{self.eps:g}/255"?',
+                f"eps {eps:g} in Linf is larger than the whole pixel range [0, 1]",
+                fix=f'eps is in pixel units of [0, 1] images: write "{eps:g}/255"?',
             )
-        object.__setattr__(self, "eps", float(self.eps))
+        object.__setattr__(self, "eps", eps)
 
     @classmethod
-    def parse(cls, text: str) -> ThreatModel:
-        """Read ``"NORM:EPS"``; EPS is a number or a fraction such as ``8/255``.
+    def parse(cls, text: str | ThreatModel) -> ThreatModel:
+        """Read ``"NORM:EPS"``; EPS is a number or a fraction such as ``8/255``. A threat model is returned as it is.
 
         Raises:
             UsageError: the text is of another form.
         """
-        norm, colon, eps = text.partition(":")
+        if isinstance(text, ThreatModel):
+            return text
+        first, colon, second = (part.strip() for part in str(text).partition(":"))
         if not colon:
-            raise UsageError(f"threat model {text!r} has no radius", fix='write it as "Linf:8/255" or "L2:0.5"')
-        return cls(parse_norm(norm.strip()), parse_eps(eps))
+            eps = first if re.fullmatch(f"{_NUMBER}(/{_NUMBER})?", first) else "8/255"
+            missing = "norm" if eps == first else "eps"
+            norm = "Linf" if missing == "norm" else _SPELLINGS.get(re.sub(r"[\s_-]", "", first).lower(), "Linf")
+            raise UsageError(
+                f"threat model {text!r} has no {missing}",
+                fix=f'write it as "{norm}:{"0.5" if (norm, missing) == ("L2", "eps") else eps}"',
+            )
+        return cls(parse_norm(first), parse_eps(second))
 
     def __str__(self) -> str:
         return f"{self.norm}:{format_eps(self.eps, self.norm)}"
 
 
 def parse_eps(text: str) -> float:
-    """Read a radius: a number or a fraction.
+    """Read an eps: a number or a fraction.
 
     >>> parse_eps("0.5"), parse_eps(" 1/4 "), parse_eps("25.5/255")
     (0.5, 0.25, 0.1)
@@ -83,19 +99,22 @@ def parse_eps(text: str) -> float:
     Raises:
         UsageError: neither a number nor a fraction.
     """
+    plain = text.replace(" ", "")
     try:
-        above, _, below = text.replace(" ", "").partition("/")
+        if len(plain) > 80 or not re.fullmatch(f"{_NUMBER}(/{_NUMBER})?", plain):
+            raise ValueError
+        above, _, below = plain.partition("/")
         return float(Fraction(above) / Fraction(below or 1))
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(f"cannot read {text!r} as a radius", fix='write a number or a fraction, "8/255"') from None
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise UsageError(f"cannot read {text[:80]!r} as eps", fix='write a number or a fraction, "8/255"') from None
 
 
 def format_eps(eps: float, norm: Norm) -> str:
-    """Print a radius the way the field does: k/255 in Linf where k is short, else a plain number.
+    """Print an eps the way the field does: a short decimal as it is, else k/255 in Linf.
 
-    >>> format_eps(8 / 255, "Linf"), format_eps(0.2, "Linf"), format_eps(1.5 / 255, "Linf")
-    ('8/255', '51/255', '1.5/255')
+    >>> format_eps(8 / 255, "Linf"), format_eps(0.2, "Linf"), format_eps(1.5 / 255, "Linf"), format_eps(0.123456, "L2")
+    ('8/255', '0.2', '1.5/255', '0.123456')
     """
-    if norm == "Linf":
+    if norm == "Linf" and float(f"{eps:.3g}") != eps:
         return f"{float(f'{eps * 255:.4g}'):g}/255"
     return f"{eps:.6g}"

@@ -55,7 +55,7 @@ def test_an_evaluation_by_a_weaker_attack_and_its_flags(run: Path) -> None:
     assert (kind, facts["attack"], facts["n_test"]) == ("evaluation", "pgd-2", 20)
     kind, flags = describe(run / "evaluation-pgd-2.parquet")
     assert (kind, flags["threat model"], flags["attack"], flags["images"]) == (
-        "flags of an evaluation", "Linf:25.5/255", "pgd-2", "40",
+        "flags of an evaluation", "Linf:0.1", "pgd-2", "40",
     )  # fmt: skip
     assert flags["correct clean"] == f"{facts['clean_accuracy']:.1%} of 40"
     assert flags["correct under pgd-2"] == f"{facts['attacked_accuracy']:.1%} of 20"
@@ -121,7 +121,7 @@ def test_settings(run: Path, tmp_path: Path) -> None:
     kind, facts = describe(run / "recipe.toml")
     assert (kind, facts["steps"], facts["objective"]) == ("recipe", 4, "trades")
     kind, facts = describe(run / "run.json")
-    assert (kind, facts["settings"]["threat"]) == ("record", "Linf:25.5/255")
+    assert (kind, facts["settings"]["threat"]) == ("record", "Linf:0.1")
     (tmp_path / "broken.toml").write_text("steps = [")
     with pytest.raises(DataError, match="is not TOML"):
         describe(tmp_path / "broken.toml")

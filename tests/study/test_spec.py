@@ -46,7 +46,7 @@ def test_lists_of_parameters_expand_and_repeated_blocks_do_not_repeat_cells() ->
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"threat": "Linf"}, "has no radius"),
+        ({"threat": "Linf"}, "has no eps"),
         ({"grid": [{"strategies": ["pumma"]}]}, "did you mean 'puma'"),
         ({"grid": [{"strategies": [{"name": "puma", "cc": 1}]}]}, "did you mean 'c'"),
         ({"grid": [{"strategies": ["puma"], "prune_fractions": [1.0]}]}, "grid.0.prune_fractions.0"),

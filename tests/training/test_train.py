@@ -370,7 +370,7 @@ def _other_pool():
             DataError,
             "made for another pool",
         ),
-        (lambda p: {"plan": plan_of(p, threat=ThreatModel("Linf", 0.1))}, DataError, "made for Linf:25.5/255"),
+        (lambda p: {"plan": plan_of(p, threat=ThreatModel("Linf", 0.1))}, DataError, "made for Linf:0.1"),
         (lambda p: {"model": network(classes=9)}, DataError, "labels reach 9, but the network has 9 logits"),
         (lambda p: {"model": build_model("small-cnn", 10)}, ModelError, "does not take images"),
         (lambda p: {"recipe": SHORT.replace(batch_size=5000)}, UsageError, "larger than the 1,797"),

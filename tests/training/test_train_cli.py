@@ -77,4 +77,4 @@ def test_a_plan_of_another_threat_model_is_refused(tmp_path):
     Plan(np.ones(len(pool), bool), np.full(len(pool), 0.5, np.float32), meta).write(tmp_path / "p.parquet")
     result = run("--out", tmp_path / "r", "--plan", tmp_path / "p.parquet")
     assert isinstance(result.exception, DataError)
-    assert "made for L2:0.5, not for Linf:51/255" in str(result.exception)
+    assert "made for L2:0.5, not for Linf:0.2" in str(result.exception)
