@@ -1,4 +1,4 @@
-"""The command ``puma``: which verbs there are, and how their errors reach the user."""
+"""The command ``puma``: which commands there are, and how errors and interruptions reach the user."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -24,12 +27,12 @@ from puma.cli.show import show
 from puma.cli.study import study_app
 from puma.cli.train import recipe_app, train
 from puma.cli.verify import verify
-from puma.errors import PumaError
+from puma.errors import PumaError, StorageError, printable
 
 app = typer.Typer(
     name="puma",
-    help="Adversarial training with less data: margins, pruning, per-image attack norms (arXiv 2405.06298).",
-    epilog="Start with `puma demo`: the whole way on real images in minutes. Each verb has its own --help.",
+    help="Adversarial training with less data: margins, pruning, per-image eps (arXiv 2405.06298).",
+    epilog="Start with `puma demo`: the whole way on real images in minutes. Each command has its own --help.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -51,8 +54,8 @@ def _options(
     pass
 
 
-for verb in (demo, generate, score, plan, train, evaluate, report, show, verify, export, perceptron):
-    app.command()(verb)
+for command in (demo, generate, score, plan, train, evaluate, report, show, verify, export, perceptron):
+    app.command()(command)
 for name, group in {"study": study_app, "data": data_app, "recipe": recipe_app}.items():
     app.add_typer(group, name=name)
 
@@ -63,19 +66,60 @@ _INTERRUPTED = 130
 def main() -> NoReturn:
     """Run the command line; a user's mistake ends in two or three lines and its exit code, a bug in a traceback."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=os.environ.get("PUMA_LOG", "WARNING").upper())
-    signal.signal(signal.SIGTERM, _terminated)
     try:
-        app()
-    except PumaError as error:
-        if os.environ.get("PUMA_DEBUG"):
+        with _interruptions():
+            app()
+    except (PumaError, OSError) as error:
+        if os.environ.get("PUMA_DEBUG") or (not isinstance(error, PumaError) and error.errno is None):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(f"error: {printable(_of_the_user(error))}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, PumaError) else StorageError.exit_code)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:  # Typer has turned Ctrl-C into it
             print("\nstopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
         raise
     sys.exit(0)
+
+
+def _of_the_user(error: PumaError | OSError) -> PumaError:
+    """An error of the operating system that no module has met, in the form of ours."""
+    if isinstance(error, PumaError):
+        return error
+    what = f"{error.filename}: {error.strerror}" if error.filename else f"the operating system says: {error.strerror}"
+    return StorageError(
+        what, why=f"error {error.errno}", fix="check the path and the disk, then run the same command again"
+    )
+
+
+@contextmanager
+def _interruptions() -> Iterator[None]:
+    """While inside: SIGTERM ends in order; the first Ctrl-C is acknowledged at once, and the second ends at once.
+
+    Python delivers signals between two instructions of the main thread, which may be many seconds inside one operation
+    of torch; another thread reads them as they come.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.signal(signal.SIGTERM, _terminated), signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before[1])
+        signal.signal(signal.SIGTERM, before[0])
+        os.close(writer)
+
+
+def _watch(reader: int) -> None:
+    seen = 0
+    with os.fdopen(reader, "rb", buffering=0) as signals:
+        while number := signals.read(1):
+            seen += number[0] == signal.SIGINT
+            if number[0] == signal.SIGINT and seen == 1:
+                with suppress(OSError, ValueError):
+                    print("\nstopping; Ctrl-C again ends at once", file=sys.stderr, flush=True)
+            elif number[0] == signal.SIGINT:
+                os._exit(_INTERRUPTED)
 
 
 def _terminated(number: int, frame: object) -> None:

@@ -1,54 +1,171 @@
-"""Options that several verbs share, spelt and explained once."""
+"""Options that several commands share, spelt and explained once, and how a command shares its work."""
 
 from __future__ import annotations
 
-import tomllib
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from puma.errors import UsageError, unknown
 from puma.threat import ThreatModel
 
+if TYPE_CHECKING:
+    from puma.tasks import Workers
+
+_FACTORY = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")  # package.module:factory
+_REGISTRIES = ("hf", "robustbench", "timm", "torchvision")  # these look like it, but run no code of the user's
+
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Make the settings of a TOML file the defaults of this verb: flags still win over them."""
+    """Make the settings of a TOML file the defaults of this command: flags still win over them."""
     if path is None:
         return None
-    try:
-        settings = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UsageError(f"--config {path} does not exist") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"cannot read --config {path}", why=str(error)) from None
-    names = {str(parameter.name) for parameter in context.command.params}
+    from puma.io import read_toml
+
+    names: dict[str, str] = {}
+    for parameter in context.command.params:
+        spelt = [option.lstrip("-") for option in parameter.opts] + [str(parameter.name)]
+        names |= {name.replace("-", "_"): str(parameter.name) for name in spelt}
     defaults: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = key.replace("-", "_")
-        if name not in names:
+    for key, value in read_toml(path).items():
+        name = names.get(key.replace("-", "_"))
+        if name is None:
             raise unknown(f"setting in {path}", key, names)
+        factory = _FACTORY.fullmatch(value) if isinstance(value, str) and name == "model" else None
+        if factory and factory[1] not in _REGISTRIES:
+            raise UsageError(
+                f"{path} sets {key} = {value!r}, which would run code",
+                why="a settings file may come from somebody else; only the command line names code to run",
+                fix="name it on the command line",
+            )
         defaults[name] = value
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
 
-def _parse_threat(text: str) -> ThreatModel:
+def parse_threat(text: str) -> ThreatModel:
+    """The value of ``--threat``, with the hint of `ThreatModel.parse` in Typer's own error."""
     try:
         return ThreatModel.parse(text)
     except UsageError as error:
         raise typer.BadParameter("; ".join(filter(None, (error.what, error.why, error.fix)))) from None
 
 
+def _complete_strategy(incomplete: str) -> list[str]:
+    from puma.strategies import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    from puma.training.recipe import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    known = ("small-cnn", "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-70-16", "preactresnet-18", "preactresnet-34")
+    return [name for name in known if name.startswith(incomplete)]
+
+
 Config = Annotated[
     Path | None,
     typer.Option(
-        "--config", callback=_load_config, is_eager=True, help="TOML file of this verb's settings; flags win."
+        "--config", callback=_load_config, is_eager=True, help="TOML file of this command's settings; flags win."
     ),
 ]
 Threat = Annotated[
     ThreatModel,
-    typer.Option("--threat", parser=_parse_threat, metavar="NORM:EPS", help='Threat model, "Linf:8/255" or "L2:0.5".'),
+    typer.Option("--threat", parser=parse_threat, metavar="NORM:EPS", help='Threat model, "Linf:8/255" or "L2:0.5".'),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and stop.")]
+Device = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Processor threads; 0 leaves it to torch.")]
+Devices = Annotated[
+    int, typer.Option("--devices", min=1, help="Share the work among so many processes here, one for each GPU.")
+]
+Jobs = Annotated[
+    int, typer.Option("--jobs", min=1, help="Processes on this machine; they share its cores and its GPUs.")
+]
+Worker = Annotated[
+    int | None, typer.Option("--worker", min=0, help="Number of this process, from 0; else torchrun's or SLURM's.")
+]
+NumWorkers = Annotated[int | None, typer.Option("--num-workers", min=1, help="Processes that share --out.")]
+Engine = Annotated[str, typer.Option("--engine", help="local, or ray (--out seen by every machine).")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Ray cluster, as host:6379; without it one starts on this machine.")
+]
+Strategy = Annotated[
+    str,
+    typer.Option("--strategy", help="A rule; `puma plan --list` names them all.", autocompletion=_complete_strategy),
+]
+RecipeName = Annotated[
+    str,
+    typer.Option("--recipe", help="A name of `puma recipe list`, or a TOML file.", autocompletion=_complete_recipe),
+]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="small-cnn, wrn-D-K, preactresnet-18, or package.module:factory.",
+        autocompletion=_complete_model,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which share of the work this process does, and where it runs.
+
+    Args:
+        worker: number of this process.
+        num_workers: processes that were started from outside and share the output folder.
+        device: of this process, as for `puma.devices.resolve_device`.
+        workers: where this process runs its share: here, in processes of its own, or on Ray.
+    """
+
+    worker: int
+    num_workers: int
+    device: str
+    workers: Workers
+
+
+def share_of(
+    device: str = "auto",
+    devices: int = 1,
+    worker: int | None = None,
+    num_workers: int | None = None,
+    engine: str = "local",
+    address: str | None = None,
+) -> Share:
+    """The share that the options, or else torchrun's or SLURM's variables, give to this process.
+
+    Raises:
+        UsageError: options that contradict each other, or a device that is not there.
+    """
+    from puma.devices import resolve_device
+    from puma.tasks import Workers, worker_from_environment
+
+    if engine not in ("local", "ray"):
+        raise unknown("engine", engine, ("local", "ray"))
+    if (worker is None) != (num_workers is None):
+        raise UsageError("--worker and --num-workers belong together", fix="--worker 0 --num-workers 2, and so on")
+    if worker is not None and num_workers is not None and worker >= num_workers:
+        raise UsageError(f"--worker {worker} of --num-workers {num_workers}", fix="count workers from 0")
+    if (engine == "ray") + (devices > 1) + (worker is not None) > 1:
+        raise UsageError("--engine ray, --devices and --worker are three ways to share work", fix="choose one of them")
+    if address is not None and engine != "ray":
+        raise UsageError("--address is for --engine ray")
+    me, size, local = (worker, num_workers, 0) if worker is not None else worker_from_environment()
+    if engine == "ray" or devices > 1:
+        me, size, local = 0, 1, 0
+    place = resolve_device(device, local)
+    gpus = int(place.type == "cuda")
+    ray = (address or "local") if engine == "ray" else None
+    own = "cuda" if gpus and (ray or devices > 1) else str(place)  # such processes see one GPU each
+    return Share(me or 0, size or 1, own, Workers(devices, gpus=gpus, ray=ray, retries=5))

@@ -1,0 +1,134 @@
+"""What holds for every command: options, interruptions, errors of the operating system, text of strangers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from puma.cli import app as application
+from puma.cli.app import app, main
+from puma.cli.options import share_of
+from puma.errors import PumaError, UsageError
+
+
+def puma(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """Run the command line in this process and return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["puma", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+INTERRUPTED = """
+import sys, time
+import puma.cli.app as application
+def busy():
+    try:
+        print("busy", file=sys.stderr, flush=True)
+        time.sleep(60)
+    finally:
+        time.sleep(60)  # what is to be written still takes its time
+application.app = busy
+application.main()
+"""
+
+
+def test_ctrl_c_is_answered_at_once_and_a_second_one_ends_at_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", INTERRUPTED], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "busy\n"
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "\n"
+        assert "Ctrl-C again ends at once" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) in (130, -signal.SIGINT)
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_errors_of_the_operating_system_are_no_tracebacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number), "real.npz")
+
+    monkeypatch.setattr(application, "app", fail)
+    assert puma(monkeypatch) == 6
+    said = capsys.readouterr().err
+    assert "real.npz" in said
+    assert os.strerror(number) in said
+    assert "try:" in said
+
+
+def test_control_characters_in_errors_are_shown_not_obeyed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert puma(monkeypatch, "show", "no\x1b]0;owned\x07where\u202e") != 0
+    said = capsys.readouterr().err
+    assert "no\\x1b]0;owned\\x07where\\u202e" in said
+    assert "\x1b" not in said
+
+
+def test_settings_files_have_the_names_of_the_flags_and_name_no_code(tmp_path: Path) -> None:
+    config = tmp_path / "a.toml"
+
+    def run(text: str) -> tuple[int, str]:
+        config.write_text(text)
+        result = CliRunner().invoke(app, ["train", "--config", str(config)])
+        error = result.exception if isinstance(result.exception, PumaError) else ""
+        return result.exit_code, f"{error}{result.output}"
+
+    assert "which would run code" in run('model = "mine:factory"')[1]
+    assert "did you mean 'recipe'" in run('recip = "digits"')[1]
+    assert "nested" in run("a = " + "[" * 5000)[1]
+    assert "which would run code" not in run('model = "timm:resnet18"')[1]
+    assert "setting in" not in run('set = ["steps=3"]')[1]  # the flag is --set, whatever the program calls it
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"worker": 0}, "belong together"),
+        ({"worker": 2, "num_workers": 2}, "from 0"),
+        ({"devices": 2, "worker": 0, "num_workers": 2}, "three ways"),
+        ({"devices": 2, "engine": "ray"}, "three ways"),
+        ({"engine": "rai"}, "did you mean 'ray'"),
+        ({"address": "auto"}, "engine ray"),
+        ({"device": "tpu"}, "auto, cpu, cuda"),
+        ({"device": "mps:x"}, "auto, cpu, cuda"),
+        ({"device": "cuda:99"}, "GPUs are visible"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        share_of(**options)  # type: ignore[arg-type]
+
+
+def test_the_share_comes_from_options_or_else_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (share_of("cpu").worker, share_of("cpu").num_workers) == (0, 1)
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert (share_of("cpu").worker, share_of("cpu").num_workers) == (3, 8)
+    share = share_of("cpu", worker=1, num_workers=2)
+    assert (share.worker, share.num_workers, share.device) == (1, 2, "cpu")
+    share = share_of("cpu", devices=4)
+    assert (share.worker, share.num_workers, share.workers.count) == (0, 1, 4)
+    assert share_of("cpu", engine="ray").workers.ray == "local"
+
+
+def test_device_is_spelt_alike_in_every_command() -> None:
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        for parameter in getattr(command, "params", []):
+            if "--device" in parameter.opts:
+                assert parameter.default == "auto", name
