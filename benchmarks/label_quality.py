@@ -18,13 +18,13 @@ import torch
 
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
-from puma.label_scores import score_labels
+from puma.scoring.labels import score_labels
 from puma.strategies.suspects import suspects
 from puma.threat import ThreatModel
 from puma.training.loop import train
 from puma.training.recipe import load_recipe
 
-RULES = {"confident-learning": None, "agreement < 0": 0.0, "agreement < -0.5": -0.5}
+RULES = {"label_issue": None, "label_quality < 0.5": 0.5, "label_quality < 0.25": 0.25}
 
 
 def one_seed(seed: int, share: float, folder: Path) -> dict[str, object]:
@@ -40,7 +40,6 @@ def one_seed(seed: int, share: float, folder: Path) -> dict[str, object]:
     table = score_labels(run.model.eval(), pool, out=folder / f"scores-{seed}")
     found: dict[str, object] = {
         "wrong": int(wrong.sum()),
-        "estimated_share": table.meta["settings"]["wrong_labels"][pool.names[1]],
     }
     for name, below in RULES.items():
         accused = suspects(table, below)[len(real) :]

@@ -94,11 +94,6 @@ def batch_seed(seed: int, first: int) -> int:
     return int(np.random.SeedSequence([seed, first]).generate_state(1)[0])
 
 
-def row_seed(seed: int, row: int) -> int:
-    """Seed of the batch of a pool that begins with row ``row``."""
-    return seed * 2**40 + row
-
-
 # --- generated images: counter-based generators (Philox; Salmon et al. 2011) --------------------------------------
 
 

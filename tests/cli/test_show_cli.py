@@ -18,8 +18,8 @@ from puma.cli.show import describe
 from puma.data.load import load_dataset
 from puma.errors import DataError, ModelError
 from puma.evaluation import evaluate
-from puma.label_scores import score_labels
 from puma.models.weights import save_model
+from puma.scoring.labels import score_labels
 from puma.threat import ThreatModel
 from puma.tradeoff import Flags, Group, Setting
 from puma.tradeoff.tables import write_flags
@@ -96,7 +96,7 @@ def test_trust_in_labels_has_no_norm_and_margins_have(run: Path) -> None:
     assert (kind, facts["mode"], facts["other scores"]) == (
         "margin table",
         "label-quality",
-        "agreement, confident-learning",
+        "label_quality, label_issue",
     )
     assert "norm" not in facts
     assert "norm" not in facts["made by"]

@@ -11,7 +11,6 @@ from puma.rng import (
     image_noise,
     mixed_key,
     permuted,
-    row_seed,
     sampled,
     torch_seed,
 )
@@ -22,7 +21,6 @@ def test_the_numbers_are_those_of_stored_results() -> None:
     assert sampled(5, 100, key=7).tolist() == [87, 4, 46, 3, 74]
     assert mixed_key(1, 2, 3) == 15020427595393229491
     assert batch_seed(2, 512) == 805281483
-    assert row_seed(3, 5) == 3 * 2**40 + 5
     assert torch_seed(1, Stream.STEP, 4, 1) == 1211848547413792664
     assert counter_generator(1, Stream.LABEL, 9).integers(10**6) == 523019
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from puma.devices import Devices, processor
-from puma.scoring.settings import environment as of_scoring
+from puma.scoring.parts import environment as of_scoring
 from puma.training.recipe import load_recipe
 from puma.training.run import environment as of_training
 from puma.training.run import open_folder

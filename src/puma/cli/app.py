@@ -22,7 +22,7 @@ from puma.cli.generate import generate
 from puma.cli.perceptron import perceptron
 from puma.cli.plan import plan
 from puma.cli.report import report
-from puma.cli.score import score
+from puma.cli.score import score, score_run
 from puma.cli.show import show
 from puma.cli.study import study_app
 from puma.cli.train import recipe_app, train
@@ -56,6 +56,7 @@ def _options(
 
 for command in (demo, generate, score, plan, train, evaluate, report, show, verify, export, perceptron):
     app.command()(command)
+app.command("score-run")(score_run)
 for name, group in {"study": study_app, "data": data_app, "recipe": recipe_app}.items():
     app.add_typer(group, name=name)
 

@@ -134,7 +134,7 @@ def _model(spec: str, weights: Path | None, test: Source, checkpoint: Path | Non
 
 
 def _device(device: str) -> str:
-    from puma.scoring.job import resolve_device
+    from puma.devices import resolve_device
 
     return str(resolve_device(device))
 

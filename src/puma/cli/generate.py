@@ -69,12 +69,12 @@ def generate(
     import torch
 
     from puma.data.load import load_dataset
+    from puma.devices import resolve_device
     from puma.generation import Diffusion, SamplerConfig, diffusion_config, generate_from
     from puma.generation import generate as train_and_sample
     from puma.generation.config import validated
     from puma.generation.quality import check_comparable
     from puma.generation.sampling import diffusion_sampler
-    from puma.scoring.job import resolve_device
     from puma.training.recipe import parse_changes
 
     _check_origin(source, model, diffusers, eval_data)

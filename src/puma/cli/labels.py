@@ -28,24 +28,21 @@ def labels(
 ) -> None:
     """Score how far every label of a pool is to be trusted: one forward pass, two columns beside the margins.
 
-    agreement: the model's probability of the label minus the largest other one; negative where it says another class.
-    confident-learning: 1 where the label is probably wrong. The model should not have been trained on these labels.
+    label_quality, 0 to 1: below 0.5 the model gives another class. label_issue: 1 where the label is probably wrong
+    (cleanlab, extra "labels"). The model should not have been trained on these labels.
     Interrupted or killed, the same command goes on.
 
     Example: puma data labels model.safetensors digits synthetic.npz --out label-quality
     """
-    from puma.label_scores import score_labels
-    from puma.scoring.job import ScoringJob
+    import torch
 
-    job = ScoringJob(
-        model=model,
-        sources=tuple(sources),
-        weights=None if weights is None else str(weights),
-        roles=None if roles is None else tuple(roles.split(",")),
-        device=device,
-        threads=threads,
-    )
-    network, pool = job.open()
+    from puma.scoring.job import open_model, open_pool
+    from puma.scoring.labels import score_labels
+
+    if threads:
+        torch.set_num_threads(threads)
+    pool = open_pool(tuple(sources), None if roles is None else tuple(roles.split(",")))
+    network = open_model(model, None if weights is None else str(weights), device)
     if _trained_on(Path(model), pool):
         typer.echo(
             "note: this model was trained on these very labels and knows some wrong ones by heart: few are flagged"
@@ -61,7 +58,7 @@ def drop_suspects(
     out: Annotated[Path, typer.Option("--out", help="Plan to write, a .parquet file.")],
     below: Annotated[
         float | None,
-        typer.Option(help="All with agreement below this, -1 to 1; none: the flags of confident learning."),
+        typer.Option(help="All with label_quality below this, 0 to 1; none: those flagged as label_issue."),
     ] = None,
 ) -> None:
     """Write a plan without the synthetic images whose label is probably wrong; all else stays as it is.
@@ -100,14 +97,12 @@ def _trained_on(run: Path, pool: Pool) -> bool:
 
 
 def _print_sources(table: MarginTable) -> None:
-    from puma.label_quality import AGREEMENT, CONFIDENT_LEARNING
+    from puma.margins import LABEL_ISSUE, LABEL_QUALITY
 
-    agrees, flagged = table.scores[AGREEMENT] > 0, table.scores[CONFIDENT_LEARNING] == 1
-    estimates = table.meta["settings"].get("wrong_labels", {})  # tables of earlier versions have none
+    agrees, flagged = table.scores[LABEL_QUALITY] > 0.5, table.scores[LABEL_ISSUE] == 1
     for code, source in enumerate(table.sources):
         mine, name = table.source == code, source["name"]
-        estimate = f"; estimated share {estimates[name]:.2%}" if name in estimates else ""
         typer.echo(
             f"{name} ({source['role']}, {source['rows']:,}): the model agrees with {agrees[mine].mean():.2%} "
-            f"of the labels; {flagged[mine].sum():,} are probably wrong ({flagged[mine].mean():.2%}{estimate})"
+            f"of the labels; {flagged[mine].sum():,} are probably wrong ({flagged[mine].mean():.2%})"
         )

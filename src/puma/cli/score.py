@@ -1,10 +1,9 @@
-"""``puma score``: the margin of every image."""
+"""``puma score`` and ``puma score-run``: margins of a pool, and scores over the snapshots of a run."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,51 +12,57 @@ from puma.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from puma.margins import MarginTable
-    from puma.scoring.cascade import Cascade
-    from puma.scoring.estimate import Estimate
+    from puma.scoring.cost import Estimate
     from puma.scoring.job import ScoringJob
+    from puma.threat import Norm
 
-Sizes = dict[str, Any]
+Sources = Annotated[list[str], typer.Argument(help="The pool: data sources, real ones first.", show_default=False)]
+Roles = Annotated[str | None, typer.Option(help="real,synthetic,... one for each source.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images computed together.")]
+PartRows = Annotated[int, typer.Option(min=1, help="Rows of one part file.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Threads = Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves it to torch.")]
+Worker = Annotated[int | None, typer.Option(min=0, help="This process (else torchrun's or SLURM's).")]
+NumWorkers = Annotated[int | None, typer.Option(min=1, help="Processes that share --out.")]
+Devices = Annotated[int, typer.Option(min=1, help="Start so many workers here, one a device.")]
+Engine = Annotated[str, typer.Option(help="process, or ray (--out seen by every machine).")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster, as host:6379; none: one here.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the table; parts that are finished there are kept.")]
 
 
 def score(
     model: Annotated[str, typer.Argument(help="Margin model: weights file, run folder, or package.module:factory.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the margin table; what is finished there is kept.")],
-    sources: Annotated[list[str] | None, typer.Argument(help="The pool: data sources, real ones first.")] = None,
+    sources: Sources,
+    out: Out,
     norm: Annotated[
         str | None,
-        typer.Option(help='"Linf" or "L2"; it has to be that of the threat model.', show_default="Linf"),
+        typer.Option(help='"Linf" or "L2", that of the training to come.', show_default="Linf, or that of --threat"),
     ] = None,
-    mode: Annotated[str, typer.Option(help="fast (estimates), deepfool, refined, tight; cascade.")] = "refined",
+    threat: Annotated[
+        str | None, typer.Option(help="Threat model of the training to come, as Linf:8/255: --refine-below twice eps.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="fast (estimates), deepfool, refined, tight.")] = "refined",
+    refine_below: Annotated[
+        str | None,
+        typer.Option(
+            help="Estimate every margin, search only where the estimate is below this, as 16/255.",
+            show_default="twice eps with --threat, else every image is searched",
+        ),
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Safetensors weights for a factory.")] = None,
-    roles: Annotated[str | None, typer.Option(help="real,synthetic,... one for each source.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Linearisations at most for one image.")] = 50,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images searched together.")] = None,
-    chunk: Annotated[int | None, typer.Option(min=1, help="Images per pass through the model.")] = None,
-    part_rows: Annotated[int, typer.Option(min=1, help="Rows of one part file.")] = 65_536,
+    roles: Roles = None,
+    steps: Annotated[int, typer.Option(min=1, help="Linearizations at most for one image.")] = 50,
+    batch_size: BatchSize = None,
+    part_rows: PartRows = 65_536,
     precision: Annotated[str, typer.Option(help="Of gradients: float32 or bf16; crossings in float32.")] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="Search with torch.compile's model.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves it to torch.")] = 0,
-    worker: Annotated[int | None, typer.Option(min=0, help="This process (else torchrun's or SLURM's).")] = None,
-    num_workers: Annotated[int | None, typer.Option(min=1, help="Processes that share --out.")] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Start so many workers here, one a device.")] = 1,
-    engine: Annotated[str, typer.Option(help="process, or ray (--out seen by every machine).")] = "process",
-    address: Annotated[str | None, typer.Option(help="Ray cluster, as host:6379; none: one here.")] = None,
-    from_run: Annotated[
-        Path | None,
-        typer.Option(help="Not margins but scores over this run's snapshots; no MODEL, only sources."),
-    ] = None,
-    rows: Annotated[str, typer.Option(help="With --from-run: all, or real (to be extrapolated).")] = "all",
-    threat: Annotated[str | None, typer.Option(help="With --mode cascade: the plan's threat, as Linf:8/255.")] = None,
-    prune_fraction: Annotated[
-        float | None, typer.Option(help="With --mode cascade: what the plan will prune.", show_default="0.3")
-    ] = None,
-    c: Annotated[
-        float | None,
-        typer.Option("--c", help="With --mode cascade: the plan's c, share of the margin.", show_default="0.5"),
-    ] = None,
-    features: Annotated[Path | None, typer.Option(help="With --from-run: folder for feature vectors.")] = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+    worker: Worker = None,
+    num_workers: NumWorkers = None,
+    devices: Devices = 1,
+    engine: Engine = "process",
+    address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and stop.")] = False,
     config: Config = None,
     quiet: Quiet = False,
@@ -65,195 +70,175 @@ def score(
     """Measure how far every image of a pool lies from the margin model's decision boundary (DeepFool).
 
     Positive margins: the model is right, higher is easier. Negative: it is wrong, and so far away is its label.
+    With --threat, images whose estimated margin is at least twice its eps keep the estimate (status estimated).
     Interrupted or killed, the same command goes on. Several processes may share one --out: give each --worker i
     --num-workers n, or start them with torchrun or srun, or use --devices n on one machine, or --engine ray.
-
-    --mode cascade with --threat, --prune-fraction and --c estimates every margin and measures only those that can
-    change that plan. One process does it.
-
-    With --from-run RUN four other scores are made (el2n-adv, robust-failure, dynamic-uncertainty, input-gradient), from
-    the snapshots that RUN kept because its recipe says snapshots = K.
     """
-    from puma.attacks.deepfool import MODES
+    from puma.attacks.deepfool import parse_mode, parse_precision
+    from puma.devices import resolve_device
     from puma.scoring.job import ScoringJob
-    from puma.scoring.workers import place_from_environment, run_on_devices
+    from puma.scoring.score import ScoringSettings
 
-    me, among, local = (worker, num_workers, 0) if worker is not None else place_from_environment()
-    cascade = None
-    if mode not in (*MODES, "cascade"):
-        raise unknown("mode", mode, (*MODES, "cascade"))
-    if mode == "cascade":
-        _refuse_with_cascade(dry_run, from_run is not None, engine == "ray" or devices > 1 or (among or 1) > 1)
-        cascade = _cascade(norm, threat, prune_fraction, c)
-    elif (threat, prune_fraction, c) != (None, None, None):
-        raise UsageError("--threat, --prune-fraction and --c belong to --mode cascade", fix="leave them out")
-    if engine not in ("process", "ray"):
-        raise unknown("engine", engine, ("process", "ray"))
-    if (worker is None) != (num_workers is None):
-        raise UsageError("--worker and --num-workers go together")
-    if engine == "ray" and (worker is not None or devices > 1):
-        raise UsageError("--engine ray divides the work itself", fix="leave out --worker, --num-workers and --devices")
-    if devices > 1 and worker is not None:
-        raise UsageError("--devices numbers its workers itself", fix="leave out --worker and --num-workers")
-    if devices > 1 and not dry_run:
-        sys.exit(run_on_devices(sys.argv[1:], devices, _device_type(device)))
-    if from_run is None and not sources:
-        raise UsageError("no data source is given", fix="puma score MODEL SOURCE... --out FOLDER")
-    if device == "auto" and local and _device_type("auto") == "cuda":
-        device = f"cuda:{local}"
-    if from_run is not None:
-        if dry_run or engine == "ray":
-            raise UsageError(
-                "--from-run works without --dry-run and --engine ray", fix="use --devices or --num-workers"
-            )
-        from puma.cli.from_run import score_from_run
-
-        score_from_run(
-            from_run,
-            [model, *(sources or [])],
-            out,
-            roles=roles,
-            rows=rows,
-            features=features,
-            batch_size=batch_size,
-            part_rows=part_rows,
-            device=device,
-            threads=threads,
-            worker=me,
-            num_workers=among or 1,
-            quiet=quiet,
-        )
-        return
+    worker, num_workers, device = _share(engine, worker, num_workers, devices, device)
+    chosen, limit = _threat_options(norm, threat, mode, refine_below)
+    settings = ScoringSettings.sized(
+        resolve_device(device),
+        norm=chosen,
+        mode=parse_mode(mode),
+        refine_below=limit,
+        steps=steps,
+        batch_size=batch_size,
+        part_rows=part_rows,
+        precision=parse_precision(precision),
+        compile=compile,
+    )
     job = ScoringJob(
         model=model,
-        sources=tuple(sources or ()),
+        sources=tuple(sources),
+        out=str(out.absolute()),
+        settings=settings,
         weights=None if weights is None else str(weights),
         roles=None if roles is None else tuple(roles.split(",")),
         device=device,
         threads=threads,
     )
-    sizes: Sizes = {"steps": steps, "batch_size": batch_size, "chunk": chunk, "part_rows": part_rows}
-    sizes |= {"precision": precision, "compile": compile}
-    norm = norm or "Linf"
-    if cascade is not None:
-        from puma.scoring.cascade import score_cascade
+    if dry_run:
+        from puma.scoring.cost import estimate
 
-        net, pool = job.open()
-        _print_table(score_cascade(net, pool, cascade, out=out, progress=not quiet, **sizes), out)
-    elif dry_run:
-        _print_estimate(_estimated(job, norm, mode, sizes, out, devices if devices > 1 else among or 1))
-    elif engine == "ray":
-        _print_table(_on_ray(job, norm, mode, sizes, out, address, quiet), out)
-    else:
-        _print_table(_here(job, norm, mode, sizes, out, me, among or 1, quiet), out)
+        _print_estimate(estimate(*job.load(), settings, out, max(devices, num_workers)))
+    elif (table := _make(job, engine, address, devices, worker, num_workers, quiet)) is not None:
+        _print_table(table, out)
 
 
-def _here(
-    job: ScoringJob, norm: str, mode: str, sizes: Sizes, out: Path, worker: int, workers: int, quiet: bool
-) -> MarginTable | None:
-    from puma.attacks.deepfool import parse_mode
-    from puma.scoring import score_margins
-    from puma.threat import parse_norm
+def score_run(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that kept snapshots.")],
+    sources: Sources,
+    out: Out,
+    rows: Annotated[str, typer.Option(help="all, or real (synthetic rows to be extrapolated).")] = "all",
+    features: Annotated[Path | None, typer.Option(help="Folder for feature vectors of the last snapshot.")] = None,
+    roles: Roles = None,
+    batch_size: BatchSize = None,
+    part_rows: PartRows = 65_536,
+    device: Device = "auto",
+    threads: Threads = 0,
+    worker: Worker = None,
+    num_workers: NumWorkers = None,
+    devices: Devices = 1,
+    engine: Engine = "process",
+    address: Address = None,
+    config: Config = None,
+    quiet: Quiet = False,
+) -> None:
+    """Score every image of a pool over the snapshots that a run kept because its recipe says snapshots = K.
 
-    distance, effort = parse_norm(norm), parse_mode(mode)
-    model, pool = job.open()
-    table: MarginTable | None = score_margins(
-        model,
-        pool,
-        norm=distance,
-        mode=effort,
-        out=out,
-        worker=worker,
-        num_workers=workers,
-        progress=not quiet,
-        **sizes,
+    Four scores, for strategies that need a training run: el2n-adv, robust-failure, dynamic-uncertainty, input-gradient.
+    Interrupted or killed, the same command goes on; processes share one --out as in puma score.
+
+    Example: puma score-run runs/all digits synthetic.npz --out scores --features features
+    """
+    from puma.devices import resolve_device
+    from puma.scoring.embed import embed
+    from puma.scoring.job import ScoringJob, open_pool
+    from puma.scoring.snapshots import SnapshotSettings, load_snapshots, threat_of
+
+    worker, num_workers, device = _share(engine, worker, num_workers, devices, device)
+    where = resolve_device(device)
+    chosen = None if roles is None else tuple(roles.split(","))
+    settings = SnapshotSettings(
+        threat_of(run),
+        rows=rows,  # type: ignore[arg-type]  # checked there
+        batch_size=batch_size or (1024 if where.type == "cuda" else 256),
+        part_rows=part_rows,
     )
+    job = ScoringJob(str(run.absolute()), tuple(sources), str(out.absolute()), settings, None, chosen, device, threads)
+    if (table := _make(job, engine, address, devices, worker, num_workers, quiet)) is not None:
+        _print_scores(table, out)
+    if features is not None and worker == 0:
+        model = load_snapshots(run)[-1].to(where)
+        embed(model, open_pool(job.sources, chosen), features, part_rows=part_rows, progress=not quiet)
+        typer.echo(f"feature vectors in {features}; give them to puma plan as --features")
+
+
+def _share(engine: str, worker: int | None, num_workers: int | None, devices: int, device: str) -> tuple[int, int, str]:
+    """Which worker of how many this process is, by its options or by torchrun's or SLURM's, and its device."""
+    from puma.devices import resolve_device
+    from puma.tasks import worker_from_environment
+
+    if engine not in ("process", "ray"):
+        raise unknown("engine", engine, ("process", "ray"))
+    if (worker is None) != (num_workers is None):
+        raise UsageError("--worker and --num-workers go together")
+    if worker is not None and not worker < (num_workers or 1):
+        raise UsageError(f"there is no worker {worker} among {num_workers}", fix="workers are numbered from 0")
+    if worker is not None and (engine == "ray" or devices > 1):
+        raise UsageError(
+            "--devices and --engine ray divide the work themselves", fix="leave out --worker and --num-workers"
+        )
+    if engine == "ray" and devices > 1:
+        raise UsageError("--devices and --engine ray are two ways to divide the work", fix="leave one of them out")
+    if worker is not None or engine == "ray" or devices > 1:
+        return worker or 0, num_workers or 1, device
+    worker, num_workers, local = worker_from_environment()
+    return worker, num_workers, str(resolve_device(device, local))
+
+
+def _threat_options(
+    norm: str | None, threat: str | None, mode: str, refine_below: str | None
+) -> tuple[Norm, float | None]:
+    """The norm of the margins, and below which estimate an image is searched."""
+    from puma.threat import ThreatModel, parse_eps, parse_norm
+
+    model = None if threat is None else ThreatModel.parse(threat)
+    if model is not None and norm is not None and parse_norm(norm) != model.norm:
+        raise UsageError(f"--norm {norm} contradicts --threat {model}", fix="leave out --norm")
+    limit = None if refine_below is None else parse_eps(refine_below)
+    if limit is None and model is not None and mode != "fast":
+        limit = 2 * model.eps
+    return model.norm if model else parse_norm(norm or "Linf"), limit
+
+
+def _make(
+    job: ScoringJob, engine: str, address: str | None, devices: int, worker: int, num_workers: int, quiet: bool
+) -> MarginTable | None:
+    """The finished table; None, and a line, while parts of other workers are missing."""
+    if engine == "ray" or devices > 1:
+        import torch
+
+        from puma.devices import resolve_device
+        from puma.tasks import Workers
+
+        gpus = 1 if resolve_device(job.device).type == "cuda" else 0
+        ray = (address or "local") if engine == "ray" else None
+        threads = job.threads or (torch.get_num_threads() if ray else None)
+        return job.make_in(Workers(devices, threads, gpus, ray, retries=5), progress=not quiet)
+    table = job.make(worker, num_workers, progress=not quiet)
+    if table is None:
+        typer.echo(f"this worker's parts are in {job.out}; others are still missing")
     return table
 
 
-def _refuse_with_cascade(dry_run: bool, from_run: bool, several: bool) -> None:
-    """Say what a cascade cannot do, before a model is opened or a process started."""
-    if from_run:
-        raise UsageError("--mode cascade measures margins, --from-run makes other scores", fix="leave one of them out")
-    if dry_run:
-        raise UsageError(
-            "--mode cascade cannot say what it will cost",
-            why="how many images are measured is known once all are estimated",
-            fix="--dry-run with --mode fast, and with --mode refined: it lies between the first and their sum",
-        )
-    if several:
-        raise UsageError(
-            "--mode cascade works in one process",
-            why="which images are measured is known once all are estimated",
-            fix="leave out --worker, --devices, --engine ray and launchers, or share out --mode refined",
-        )
-
-
-def _cascade(norm: str | None, threat: str | None, prune_fraction: float | None, c: float | None) -> Cascade:
-    """The plan that a cascade measures for."""
-    from puma.scoring.cascade import Cascade
-    from puma.threat import ThreatModel, parse_norm
-
-    if threat is None:
-        raise UsageError("--mode cascade needs the plan it measures for", fix="--threat Linf:8/255")
-    share = 0.3 if prune_fraction is None else prune_fraction
-    plan = Cascade(ThreatModel.parse(threat), share, 0.5 if c is None else c)
-    if norm is not None and parse_norm(norm) != plan.threat.norm:
-        raise UsageError(
-            f"--norm {norm} contradicts --threat {plan.threat}",
-            why="a cascade measures in the norm of its threat model",
-            fix="leave out --norm",
-        )
-    return plan
-
-
-def _on_ray(
-    job: ScoringJob, norm: str, mode: str, sizes: Sizes, out: Path, address: str | None, quiet: bool
-) -> MarginTable:
-    from puma.scoring.ray_engine import score_on_ray
-    from puma.scoring.settings import sized
-
-    device = _device_type(job.device)
-    settings = sized(norm, mode, device, **sizes)
-    return score_on_ray(job, settings, out, address=address, gpus=device == "cuda", progress=not quiet)
-
-
-def _estimated(job: ScoringJob, norm: str, mode: str, sizes: Sizes, out: Path, workers: int) -> Estimate:
-    from puma.scoring.estimate import estimate
-    from puma.scoring.health import check_model
-    from puma.scoring.settings import sized
-
-    settings = sized(norm, mode, _device_type(job.device), **sizes)
-    model, pool = job.open()
-    check_model(model, pool)
-    return estimate(model, pool, settings, settings.meta(model, pool), out, workers)
-
-
-def _device_type(device: str) -> str:
-    from puma.scoring.job import resolve_device
-
-    return resolve_device(device).type
-
-
-def _print_table(table: MarginTable | None, out: Path) -> None:
+def _print_table(table: MarginTable, out: Path) -> None:
     import numpy as np
 
-    from puma.margins import Status
-
-    if table is None:
-        typer.echo(f"this worker's parts are in {out}; others are still missing")
-        return
     typer.echo(f"{len(table):,} margins ({table.norm}, {table.meta['mode']}) in {out}")
-    if (measured := table.meta["settings"].get("measured")) is not None:
-        share = measured / len(table)
-        typer.echo(f"  stages: {len(table):,} estimated (fast), {measured:,} of them measured (refined), {share:.2%}")
-    for status in Status:
-        if count := int((table.status == status).sum()):
-            typer.echo(f"  {status.text:14} {count:12,}  {count / len(table):7.2%}")
+    if (limit := table.meta["settings"].get("refine_below")) is not None:
+        typer.echo(f"  searched only where a first-order estimate was below {limit:.4g}; the others are estimates")
+    for text, count in table.counts().items():
+        typer.echo(f"  {text:14} {count:12,}  {count / len(table):7.2%}")
     finite = table.margin[np.isfinite(table.margin) & (table.margin > 0)]
     if len(finite):
         low, middle, high = np.quantile(finite, [0.1, 0.5, 0.9])
         typer.echo(f"  positive margins: 10 % below {low:.4g}, median {middle:.4g}, 10 % above {high:.4g}")
+
+
+def _print_scores(table: MarginTable, out: Path) -> None:
+    import numpy as np
+
+    typer.echo(f"{len(table):,} images scored in {out}; give it to puma plan as another --table")
+    for name, column in table.scores.items():
+        scores = column[~np.isnan(column)]
+        low, middle, high = np.quantile(scores, [0.1, 0.5, 0.9]) if len(scores) else (np.nan,) * 3
+        typer.echo(f"  {name:20} 10 % below {low:.4g}, median {middle:.4g}, 10 % above {high:.4g}")
 
 
 def _print_estimate(cost: Estimate) -> None:
@@ -261,8 +246,8 @@ def _print_estimate(cost: Estimate) -> None:
     free = "" if cost.disk_free is None else f" of {cost.disk_free / 1e9:,.1f} GB free"
     typer.echo(
         f"images   {cost.images:,} to score, {cost.finished:,} finished\n"
-        f"speed    {cost.images_per_s:,.1f} images/s a worker (measured on {cost.probed:,})\n"
+        f"speed    {cost.images_per_s:,.1f} images/s a worker (measured on {cost.measured:,})\n"
         f"time     {hours} h {rest // 60} min {rest % 60} s\n"
-        f"memory   {'' if cost.whole_batch else 'at least '}{cost.memory_bytes / 1e9:,.2f} GB a worker\n"
+        f"memory   {'' if cost.full_batch else 'at least '}{cost.memory_bytes / 1e9:,.2f} GB a worker\n"
         f"disk     {cost.disk_bytes / 1e6:,.1f} MB{free}"
     )

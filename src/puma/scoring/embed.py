@@ -16,12 +16,12 @@ from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import read_batch
 from puma.errors import ModelError, ResumeError
-from puma.io import atomic_path, lock, read_json, sha256_file, write_json
-from puma.margins import PART_ROWS, differences
+from puma.io import atomic_path, lock, read_json, settings_diff, sha256_file, write_json
+from puma.margins import PART_ROWS
 from puma.models.weights import weights_sha256
 from puma.progress import Progress
-from puma.scoring.health import check_model, device_of
-from puma.scoring.score import as_pool
+from puma.scoring.check import check_model, device_of
+from puma.scoring.parts import as_pool
 from puma.strategies.features import RECORD
 
 
@@ -58,7 +58,7 @@ def embed(
         record = folder / RECORD
         known = read_json(record) if record.exists() else dict(meta)
         digests = known.pop("parts", {})
-        if changed := list(differences(known, meta)):
+        if changed := settings_diff(known, meta):
             raise ResumeError(
                 f"{folder} holds other features", why="; ".join(changed), fix="choose another output folder"
             )

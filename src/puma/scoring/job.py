@@ -1,26 +1,40 @@
-"""A margin model and a pool named by text, so that another process or machine can open the same ones."""
+"""A table to be scored, named by text, so that another process or machine can open the same model and pool."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from uuid import uuid4
 
 import torch
 from torch import nn
 
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
-from puma.errors import ModelError, UsageError
-from puma.models.weights import weights_sha256
+from puma.devices import resolve_device
+from puma.errors import ModelError
+from puma.margins import MarginTable
 from puma.models.zoo import resolve_model
+from puma.models.weights import weights_sha256
+from puma.progress import Progress
+from puma.scoring.check import check_model
+from puma.scoring.parts import Compute, TableParts
+from puma.scoring.score import ScoringSettings, margin_parts
+from puma.scoring.snapshots import SnapshotSettings, load_snapshots, snapshot_parts
+from puma.tasks import Workers, require_shared, run_tasks
 
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What to score, and with what.
+    """What to score, with what, into which folder.
 
     Args:
         model: a weights file, a run folder, or ``"package.module:factory"``; see `puma.models.zoo.resolve_model`.
+            For scores over the snapshots of a run: the run folder.
         sources: specs of `puma.load_dataset`, in the order of the pool.
+        out: folder of the table.
+        settings: of a margin table, or of scores over snapshots.
         weights: safetensors file for a factory.
         roles: ``"real"`` or ``"synthetic"`` for each source; None as in `Pool`.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
@@ -29,54 +43,107 @@ class ScoringJob:
 
     model: str
     sources: tuple[str, ...]
+    out: str
+    settings: ScoringSettings | SnapshotSettings
     weights: str | None = None
     roles: tuple[str, ...] | None = None
     device: str = "auto"
     threads: int = 0
 
-    def open(self) -> tuple[nn.Module, Pool]:
-        """Build the model, in eval mode on its device, and open the pool.
-
-        Raises:
-            UsageError: a device that is not there.
-            ModelError: a model that cannot be built.
-            DataError: a source that cannot be read.
-        """
+    def load(self) -> tuple[nn.Module, Pool]:
+        """The margin model, in eval mode on its device, and the pool; checked against each other."""
         if self.threads:
             torch.set_num_threads(self.threads)
-        device = resolve_device(self.device)
-        pool = Pool([load_dataset(source) for source in self.sources], roles=self.roles)
-        model = resolve_model(self.model, self.weights)
-        return model.eval().to(device), pool
+        pool = open_pool(self.sources, self.roles)
+        model = open_model(self.model, self.weights, self.device)
+        check_model(model, pool)
+        return model, pool
 
-    def open_same(self, sha256: str) -> tuple[nn.Module, Pool]:
-        """As `open`, and the weights must be those with this digest.
+    def open(self) -> tuple[TableParts, Compute]:
+        """Load the model and the pool, and claim the folder of the table.
 
         Raises:
-            ModelError: the other machine built a model with other weights.
+            UsageError: a device that does not exist.
+            ModelError: a model that cannot be built, or does not fit the pool.
+            DataError: a source that cannot be read.
+            ResumeError: the folder holds another table.
         """
-        model, pool = self.open()
-        if (found := weights_sha256(model)) != sha256:
+        if isinstance(self.settings, ScoringSettings):
+            return margin_parts(*self.load(), self.settings, self.out)
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        models = [model.to(resolve_device(self.device)) for model in load_snapshots(self.model)]
+        return snapshot_parts(models, open_pool(self.sources, self.roles), self.settings, self.out)
+
+    def make(self, worker: int = 0, num_workers: int = 1, progress: bool = False) -> MarginTable | None:
+        """Make every ``num_workers``-th part, from part ``worker`` on; None while parts of other workers are missing.
+
+        Raises:
+            BusyError: a live process is this worker, or divides the parts among another number of workers.
+            StorageError: the disk is full; finished parts are intact.
+        """
+        parts, compute = self.open()
+        with parts.held(worker, num_workers):
+            parts.make(range(worker, len(parts.ranges), num_workers), compute, progress)
+        return MarginTable.read(self.out) if num_workers == 1 or parts.all_finished() else None
+
+    def make_in(self, workers: Workers, progress: bool = False) -> MarginTable:
+        """Hand out the parts that are not finished, one by one, to processes of this machine or a Ray cluster.
+
+        Raises:
+            UsageError: Ray is not installed, or there is no cluster at the address.
+            StorageError: a machine of the cluster does not see the folder.
+            WorkerLost: a process was killed; finished parts are intact.
+        """
+        parts, _ = self.open()
+        sizes = {number: len(rows) for number, rows in enumerate(parts.ranges)}
+        sha256 = parts.meta["model"]["sha256"]
+        with parts.held():
+            mark = parts.folder / f".seen-{uuid4().hex}"
+            mark.touch()
+            try:
+                missing = parts.missing(sizes)
+                done = sum(sizes.values()) - sum(sizes[number] for number in missing)
+                with Progress("scores", sum(sizes.values()), "images", show=progress, done=done) as bar:
+                    for number, _ in run_tasks(partial(score_part, self, sha256, mark), missing, workers):
+                        bar.advance(sizes[number])
+            finally:
+                mark.unlink(missing_ok=True)
+        return MarginTable.read(self.out)
+
+
+def score_part(job: ScoringJob, sha256: str, mark: Path, number: int) -> None:
+    """The task of a process: make one part unless it is there.
+
+    Raises:
+        StorageError: this machine does not see the folder.
+        ModelError: the model has other weights here than where scoring began.
+    """
+    require_shared(mark, job.out)
+    parts, compute = _open(job, sha256)
+    parts.make([number], compute)
+
+
+@lru_cache(maxsize=1)
+def _open(job: ScoringJob, sha256: str) -> tuple[TableParts, Compute]:
+    """Model, pool and folder, opened once in each process."""
+    if isinstance(job.settings, ScoringSettings):
+        model, pool = job.load()
+        if (digest := weights_sha256(model)) != sha256:
             raise ModelError(
-                f"{self.model} has other weights here ({found[:12]}) than where scoring began ({sha256[:12]})",
+                f"{job.model} has other weights here ({digest[:12]}) than where scoring began ({sha256[:12]})",
                 why="a factory that draws its weights at random, or another file at that path",
                 fix="give --weights, and a path that is the same file on every machine",
             )
-        return model, pool
+        return margin_parts(model, pool, job.settings, job.out)
+    return job.open()
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device called ``name``.
+def open_model(model: str, weights: str | None = None, device: str = "auto") -> nn.Module:
+    """The model that a spec names, in eval mode on its device."""
+    return resolve_model(model, weights).eval().to(resolve_device(device))
 
-    Raises:
-        UsageError: there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"unknown device {name!r}", fix="cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"there is no device {name!r} here", why=f"{torch.cuda.device_count()} GPUs are visible")
-    return device
+
+def open_pool(sources: tuple[str, ...], roles: tuple[str, ...] | None = None) -> Pool:
+    """The pool of sources named by their specs."""
+    return Pool([load_dataset(source) for source in sources], roles=roles)

@@ -1,113 +1,117 @@
-"""The folder of a table while it grows: which parts are there, which are broken, who is writing."""
+"""A score table while it grows: parts that are made in any order by any process, each whole or absent."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from puma.errors import DataError, ResumeError
-from puma.io import lock, prepare_folder, read_json, write_json
-from puma.margins import differences, part_path, read_meta, read_part, write_part
-from puma.scoring.stream import Columns
+import torch
+from torch import nn
 
-logger = logging.getLogger("puma")
-TABLE_FILE = "table.json"
+from puma.data.pool import Pool
+from puma.data.source import Source
+from puma.devices import processor
+from puma.errors import DataError
+from puma.io import Shards, require_same_settings, spans
+from puma.margins import SCHEMA_VERSION, Columns, read_header, read_part, write_part
+from puma.models.weights import weights_sha256
+from puma.progress import Progress
+
+Compute = Callable[[range, Callable[[int], None]], Columns]
+"""From rows of the pool to their columns; the second argument is called with the number of rows as they are done."""
 
 
-class PartFolder:
-    """A table on its way: parts of ``part_rows`` rows, each whole or absent.
+class TableParts(Shards):
+    """The parts of a margin table, or of a table of other scores.
 
     Args:
-        folder: where the parts lie; made if need be.
-        meta: the table's metadata.
-        environment: the machine, recorded once and compared later.
-        create: False only looks at what is there, and writes nothing.
+        out: folder of the table.
+        meta: the table's metadata, as in `puma.margins.MarginTable`; its settings hold ``part_rows``.
+        device: where the work is done; recorded, and named where it differs later.
+        write: False only looks at what is there, and changes nothing.
 
     Raises:
         ResumeError: the folder holds a table made with other settings; both values are named.
         StorageError: it cannot be written.
     """
 
-    def __init__(
-        self, folder: Path | str, meta: Mapping[str, Any], environment: Mapping[str, Any], create: bool = True
-    ) -> None:
-        self.folder = prepare_folder(folder) if create else Path(folder)
+    def __init__(self, out: Path | str, meta: Mapping[str, Any], device: torch.device, *, write: bool = True) -> None:
         self.meta = dict(meta)
-        self.rows = int(sum(source["rows"] for source in meta["pool"]["sources"]))
-        self.part_rows = int(meta["settings"]["part_rows"])
-        record = self.folder / TABLE_FILE
-        if record.exists():
-            known = read_json(record)
-            self._refuse_other(known["meta"], record)
-            if create and (changed := list(differences(known["environment"], environment))):
-                logger.warning(
-                    "%s was begun on another machine or with other libraries (%s); its last bits may differ",
-                    self.folder,
-                    "; ".join(changed),
-                )
-        else:
-            for path in sorted(self.folder.glob("part-*.parquet"))[:1]:
-                self._refuse_other(read_meta(path), path)
-            if create:
-                write_json(record, {"meta": self.meta, "environment": dict(environment)})
+        rows = sum(source["rows"] for source in meta["pool"]["sources"])
+        self.ranges = spans(rows, meta["settings"]["part_rows"])
+        super().__init__(
+            out,
+            self.meta,
+            environment=environment(device),
+            record="table.json",
+            schema=SCHEMA_VERSION,
+            check=self._is_part,
+            write=write,
+        )
 
-    @property
-    def count(self) -> int:
-        """How many parts the whole table has."""
-        return -(-self.rows // self.part_rows)
+    def make(self, numbers: Iterable[int], compute: Compute, progress: bool = False) -> None:
+        """Compute and write those parts, among ``numbers``, that are not finished."""
+        wanted = list(numbers)
+        missing = self.missing(wanted)
+        total, left = (sum(len(self.ranges[number]) for number in part) for part in (wanted, missing))
+        with Progress(f"scores ({self.meta['mode']})", total, "images", show=progress, done=total - left) as bar:
+            for number in missing:
+                self.write(number, compute(self.ranges[number], bar.advance))
 
-    def bounds(self, part: int) -> tuple[int, int]:
-        """First row of a part and the row after its last."""
-        return part * self.part_rows, min((part + 1) * self.part_rows, self.rows)
+    def write(self, number: int, columns: Columns) -> None:
+        """Write one part; it appears whole or not at all."""
+        with self.writing(number) as temporary:
+            write_part(temporary, columns, self.meta)
 
-    def finished(self, part: int) -> bool:
-        """Whether a part is there, whole, and of this table; a broken one is named in the log.
+    def finished(self, key: int | str) -> bool:
+        """Whether a part is there, whole, and of this table.
 
         Raises:
             ResumeError: a part of another table lies at its place.
         """
-        path = part_path(self.folder, part)
-        if not path.exists():
+        if not super().finished(key):
             return False
-        try:
-            meta = read_meta(path)
-            columns = read_part(path, meta)
-        except DataError as error:
-            logger.warning("%s; it is made again", error.what)
-            return False
-        self._refuse_other(meta, path)
-        start, stop = self.bounds(part)
-        index = columns["index"]
-        if len(index) != stop - start or index[0] != start or index[-1] != stop - 1:
-            logger.warning("%s does not hold rows %d to %d; it is made again", path, start, stop - 1)
-            return False
+        require_same_settings(self.path(key), read_header(self.path(key))[0], self.meta)
         return True
 
-    def write(self, part: int, columns: Columns) -> None:
-        """Write a part; it appears whole or not at all."""
-        write_part(self.folder, part, columns, self.meta)
+    def all_finished(self) -> bool:
+        """Whether every part of the table is there."""
+        return not self.missing(range(len(self.ranges)))
 
-    @contextmanager
-    def held(self, worker: int, workers: int) -> Iterator[None]:
-        """Hold this worker's place in the folder.
+    def _is_part(self, path: Path) -> bool:
+        """For parts that were copied without their checksum file: they hold checksums of their own."""
+        try:
+            index = read_part(path)["index"]
+        except DataError:
+            return False
+        rows = self.ranges[int(path.stem.removeprefix("part-"))]
+        return len(index) == len(rows) and index[0] == rows.start and index[-1] == rows.stop - 1
 
-        Raises:
-            ResumeError: another live process is at the same place, or divides the work among other workers.
-        """
-        with lock(self.folder, f".lock-{worker}-of-{workers}"):
-            for other in self.folder.glob(".lock-*-of-*"):
-                if not other.name.endswith(f"-of-{workers}"):
-                    with lock(self.folder, other.name):
-                        pass
-            yield
 
-    def _refuse_other(self, known: Mapping[str, Any], path: Path) -> None:
-        if changed := list(differences(known, self.meta)):
-            raise ResumeError(
-                f"{path} was made with other settings",
-                why="(there and now) " + "; ".join(changed),
-                fix="use those settings, or another output folder",
-            )
+def environment(device: torch.device) -> dict[str, Any]:
+    """What may change the last bits of a margin: recorded beside the parts, and named where it differs."""
+    return {
+        "puma": version("puma-robust"),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "device": f"{device.type} {processor(device)}",
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cores": os.cpu_count(),
+    }
+
+
+def describe_model(model: nn.Module) -> dict[str, str]:
+    """Name of a model, and SHA-256 of its weights, for a table's metadata."""
+    config = getattr(model, "config", None)
+    name = config.get("name") if isinstance(config, dict) else type(model).__name__
+    return {"name": str(name), "sha256": weights_sha256(model)}
+
+
+def as_pool(pool: Pool | Source) -> Pool:
+    """A single source as a pool of its own."""
+    return pool if isinstance(pool, Pool) else Pool([pool])

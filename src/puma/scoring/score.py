@@ -1,81 +1,109 @@
-"""`score_margins`: the margins of a pool, in memory or in a folder that resumes by itself."""
+"""`score_margins`: the margins of a pool, streamed part by part, in memory or in a folder that resumes by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from puma.attacks.deepfool import Mode, Precision
+from puma.attacks.deepfool import Mode, Precision, deepfool, parse_mode, parse_precision
 from puma.data.pool import Pool
 from puma.data.source import Source
+from puma.data.tensors import read_batch
 from puma.errors import UsageError
-from puma.margins import PART_ROWS, MarginTable
+from puma.margins import PART_ROWS, Columns, MarginTable
 from puma.progress import Progress
-from puma.scoring.health import check_model, device_of
-from puma.scoring.parts import PartFolder
-from puma.scoring.settings import ScoringSettings, environment, sized
-from puma.scoring.stream import Columns, score_rows
-from puma.scoring.workers import share
-from puma.threat import Norm
+from puma.scoring.check import check_model, device_of
+from puma.scoring.parts import Compute, TableParts, as_pool, describe_model
+from puma.threat import Norm, parse_norm
 
 
-@overload
-def score_margins(
-    model: nn.Module,
-    pool: Pool | Source,
-    *,
-    norm: Norm = ...,
-    mode: Mode = ...,
-    out: Path | str | None = ...,
-    steps: int = ...,
-    batch_size: int | None = ...,
-    chunk: int | None = ...,
-    part_rows: int = ...,
-    precision: Precision = ...,
-    compile: bool = ...,
-    worker: int = ...,
-    num_workers: Literal[1] = ...,
-    progress: bool = ...,
-) -> MarginTable: ...
-@overload
-def score_margins(
-    model: nn.Module,
-    pool: Pool | Source,
-    *,
-    norm: Norm = ...,
-    mode: Mode = ...,
-    out: Path | str | None = ...,
-    steps: int = ...,
-    batch_size: int | None = ...,
-    chunk: int | None = ...,
-    part_rows: int = ...,
-    precision: Precision = ...,
-    compile: bool = ...,
-    worker: int = ...,
-    num_workers: int,
-    progress: bool = ...,
-) -> MarginTable | None: ...
+@dataclass(frozen=True)
+class ScoringSettings:
+    """Everything but the model and the pool that decides the bytes of a margin table.
+
+    Args:
+        norm: ``"Linf"`` or ``"L2"``.
+        mode: a mode of `puma.deepfool`.
+        refine_below: estimate every margin first (mode ``fast``) and run ``mode`` only on images whose estimate is
+            below this, in pixel units; the others keep status ``estimated``. None: run ``mode`` on every image.
+        steps: linearizations at most for one image.
+        batch_size: images read and searched together; its boundaries are fixed within a part.
+        chunk: images per pass through the model.
+        part_rows: rows of one part.
+        precision: of gradients, ``"float32"`` or ``"bf16"``; crossings are confirmed in float32 either way.
+        compile: search with ``torch.compile``'s version of the model; crossings are confirmed by the model itself.
+
+    Raises:
+        UsageError: unknown norm, mode or precision, a number that is not positive, ``refine_below`` with mode ``fast``.
+    """
+
+    norm: Norm = "Linf"
+    mode: Mode = "refined"
+    refine_below: float | None = None
+    steps: int = 50
+    batch_size: int = 512
+    chunk: int = 64
+    part_rows: int = PART_ROWS
+    precision: Precision = "float32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        parse_norm(self.norm)
+        parse_mode(self.mode)
+        parse_precision(self.precision)
+        for name in ("steps", "batch_size", "chunk", "part_rows"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} has to be positive, not {getattr(self, name)}")
+        if self.refine_below is not None:
+            if not 0 < self.refine_below < np.inf:
+                raise UsageError(f"refine_below has to be positive and finite, not {self.refine_below}")
+            if self.mode == "fast":
+                raise UsageError("refine_below needs a mode that searches", why="mode fast is what it estimates with")
+
+    @classmethod
+    def sized(cls, device: torch.device, *, batch_size: int | None = None, **settings: Any) -> ScoringSettings:
+        """Settings with sizes that suit the device: 64 images a pass stay in a CPU's cache, a GPU needs many more.
+
+        Args:
+            device: where the model is.
+            batch_size: default 512, or 4096 on a GPU.
+            settings: the other fields.
+        """
+        batch, chunk = (4096, 1024) if device.type == "cuda" else (512, 64)
+        size = batch_size or batch
+        return cls(batch_size=size, chunk=min(chunk, size), **settings)
+
+    def meta(self, model: nn.Module, pool: Pool) -> dict[str, Any]:
+        """The metadata of the table, as in `puma.margins.MarginTable`."""
+        settings = asdict(self)
+        norm, mode = settings.pop("norm"), settings.pop("mode")
+        model_meta = describe_model(model)
+        return {"norm": norm, "mode": mode, "settings": settings, "model": model_meta, "pool": pool.describe()}
+
+
 def score_margins(
     model: nn.Module,
     pool: Pool | Source,
     *,
     norm: Norm = "Linf",
     mode: Mode = "refined",
+    refine_below: float | None = None,
     out: Path | str | None = None,
     steps: int = 50,
     batch_size: int | None = None,
-    chunk: int | None = None,
     part_rows: int = PART_ROWS,
     precision: Precision = "float32",
     compile: bool = False,
-    worker: int = 0,
-    num_workers: int = 1,
     progress: bool = False,
-) -> MarginTable | None:
+) -> MarginTable:
     """Measure the margin of every image of a pool.
 
     Args:
@@ -83,87 +111,125 @@ def score_margins(
         pool: a `Pool`, or one source.
         norm: ``"Linf"`` or ``"L2"``.
         mode: as in `puma.deepfool`.
-        out: folder of the table; what is finished there is kept and not done again. None: memory only.
-        steps: linearisations at most for one image.
+        refine_below: as in `ScoringSettings`: the full search only where a first-order estimate is below this, in pixel
+            units. Twice the eps of the training to come is a good choice.
+        out: folder of the table; parts that are finished there are not made again. None: memory only.
+        steps: linearizations at most for one image.
         batch_size: images searched together; default 512, or 4096 on a GPU.
-        chunk: images per pass; default 64, or 1024 on a GPU.
         part_rows: rows of one part.
-        precision: ``"bf16"`` computes gradients in bfloat16; crossings are seen in float32 either way.
+        precision: ``"bf16"`` computes gradients in bfloat16; crossings are confirmed in float32 either way.
         compile: search with ``torch.compile``'s version of the model; crossings are confirmed by ``model`` itself.
-        worker: number of this process among ``num_workers`` that share ``out``.
-        num_workers: processes that share the work, part by part; they need not talk to each other.
         progress: show a bar.
 
-    Returns:
-        The table. With several workers: the table if every part is there by now, else None.
-
     Raises:
-        ModelError: a model in training mode, or whose answer depends on the batch.
+        ModelError: a model in training mode, or whose logits depend on the batch.
         ResumeError: ``out`` holds another table, or a live process is writing it.
-        UsageError: a worker number that does not exist, several workers without ``out``.
-        StorageError: ``out`` cannot be written, or the disk is full; what was finished is intact.
+        UsageError: as `ScoringSettings`.
+        StorageError: ``out`` cannot be written, or the disk is full; finished parts are intact.
     """
-    if not 0 <= worker < num_workers:
-        raise UsageError(f"there is no worker {worker} among {num_workers}", fix="workers are numbered from 0")
-    if out is None and num_workers > 1:
-        raise UsageError("several workers need a common folder", fix="give out=")
-    whole = as_pool(pool)
-    check_model(model, whole)
-    settings = sized(
-        norm,
-        mode,
-        device_of(model).type,
-        steps=steps,
+    settings = ScoringSettings.sized(
+        device_of(model),
         batch_size=batch_size,
-        chunk=chunk,
+        norm=norm,
+        mode=mode,
+        refine_below=refine_below,
+        steps=steps,
         part_rows=part_rows,
         precision=precision,
         compile=compile,
     )
-    meta = settings.meta(model, whole)
+    pool = as_pool(pool)
+    check_model(model, pool)
     if out is None:
-        with Progress("margins", len(whole), "images", show=progress) as bar:
-            columns = score_rows(model, whole, 0, len(whole), settings, bar.advance)
-        return table_of(columns, meta)
-    folder = PartFolder(out, meta, environment(device_of(model)))
-    with folder.held(worker, num_workers):
-        score_parts(model, whole, folder, settings, share(folder.count, worker, num_workers), progress)
-    if num_workers > 1 and not all(folder.finished(part) for part in range(folder.count)):
-        return None
+        with Progress("margins", len(pool), "images", show=progress) as bar:
+            columns = score_rows(model, pool, range(len(pool)), settings, bar.advance)
+        del columns["index"]
+        return MarginTable(**columns, meta=settings.meta(model, pool))  # type: ignore[arg-type]  # exactly its fields
+    parts, compute = margin_parts(model, pool, settings, out)
+    with parts.held():
+        parts.make(range(len(parts.ranges)), compute, progress)
     return MarginTable.read(out)
 
 
-def score_parts(
+def margin_parts(
+    model: nn.Module, pool: Pool, settings: ScoringSettings, out: Path | str
+) -> tuple[TableParts, Compute]:
+    """The parts of a margin table, and how the columns of some rows are computed."""
+    parts = TableParts(out, settings.meta(model, pool), device_of(model))
+    return parts, lambda rows, done: score_rows(model, pool, rows, settings, done)
+
+
+def score_rows(
     model: nn.Module,
     pool: Pool,
-    folder: PartFolder,
+    rows: range | NDArray[np.int64],
     settings: ScoringSettings,
-    parts: Sequence[int],
-    progress: bool = False,
-) -> list[int]:
-    """Score those of ``parts`` that are not finished yet; return them."""
-    missing = [part for part in parts if not folder.finished(part)]
-    sizes = {part: int(np.diff(folder.bounds(part))[0]) for part in parts}
-    ready = sum(sizes.values()) - sum(sizes[part] for part in missing)
-    with Progress("margins", sum(sizes.values()), "images", show=progress, done=ready) as bar:
-        for part in missing:
-            folder.write(part, score_rows(model, pool, *folder.bounds(part), settings, bar.advance))
-    return missing
+    done: Callable[[int], object] = lambda images: None,
+) -> Columns:
+    """The columns of some rows of a pool; ``done`` is called with the number of images that are finished.
+
+    Batches begin at the first row and are all of one size: the last is filled up with its own last image, so that the
+    bytes of a part do not depend on how many rows happen to remain.
+    """
+    first = settings if settings.refine_below is None else replace(settings, mode="fast", refine_below=None)
+    rows = np.asarray(rows, dtype=np.int64)
+    batches, postponed = [], 0
+    for start in range(0, len(rows), settings.batch_size):
+        batch = rows[start : start + settings.batch_size]
+        batches.append(score_batch(model, pool, batch, first, fill=len(rows) > len(batch)))
+        later = int(np.count_nonzero(_to_refine(batches[-1], settings)))
+        postponed += later
+        done(len(batch) - later)
+    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    if postponed:
+        places = np.flatnonzero(_to_refine(columns, settings))
+        for start in range(0, len(places), settings.batch_size):
+            some = places[start : start + settings.batch_size]
+            refined = score_batch(model, pool, rows[some], settings)
+            for name in ("predicted", "margin", "status", "steps"):
+                columns[name][some] = refined[name]
+            done(len(some))
+    return columns
 
 
-def table_of(columns: Columns, meta: dict[str, Any]) -> MarginTable:
-    """The table of a whole pool's columns."""
-    return MarginTable(
-        label=columns["label"],
-        predicted=columns["predicted"],
-        margin=columns["margin"],
-        status=columns["status"],
-        steps=columns["steps"],
-        source=columns["source"],
-        meta=meta,
+def score_batch(
+    model: nn.Module, pool: Pool, rows: NDArray[np.int64], settings: ScoringSettings, fill: bool = False
+) -> Columns:
+    """The columns of ``rows``; with ``fill`` the last row is repeated up to the full batch size, and not returned."""
+    count = len(rows)
+    full = np.pad(rows, (0, settings.batch_size - count), mode="edge") if fill else rows
+    images, labels = read_batch(pool, full, device_of(model))
+    hit = deepfool(
+        model,
+        images,
+        labels,
+        norm=settings.norm,
+        mode=settings.mode,
+        steps=settings.steps,
+        chunk=settings.chunk,
+        precision=settings.precision,
+        proxy=_compiled(model) if settings.compile else None,
     )
+    return {
+        "index": rows.astype(np.int64),
+        "label": pool.labels[rows].astype(np.int16),
+        "predicted": hit.predicted[:count].cpu().numpy().astype(np.int16),
+        "margin": hit.margin[:count].cpu().numpy().astype(np.float32),
+        "status": hit.codes[:count].cpu().numpy(),
+        "steps": hit.steps[:count].cpu().numpy(),
+        "source": pool.source.codes[rows],
+    }
 
 
-def as_pool(pool: Pool | Source) -> Pool:
-    """A single source as a pool of its own."""
-    return pool if isinstance(pool, Pool) else Pool([pool])
+def _to_refine(columns: Columns, settings: ScoringSettings) -> NDArray[np.bool_]:
+    """bool ``[rows]``: estimates below ``refine_below``, negative ones included, and rows without an estimate."""
+    if settings.refine_below is None:
+        return np.zeros(len(columns["margin"]), dtype=bool)
+    return np.asarray(~(columns["margin"] >= np.float32(settings.refine_below)))
+
+
+@lru_cache(maxsize=1)
+def _compiled(model: nn.Module) -> nn.Module:
+    """The compiled model, made once for a process; shapes are fixed, a batch is filled up to one of a few."""
+    proxy: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    return proxy

@@ -32,15 +32,6 @@ def place_from_environment(environment: Mapping[str, str] = os.environ) -> tuple
     return 0, 1, 0
 
 
-def share(parts: int, worker: int, num_workers: int) -> range:
-    """The parts of one worker: every ``num_workers``-th.
-
-    >>> list(share(7, 1, 3))
-    [1, 4]
-    """
-    return range(worker, parts, num_workers)
-
-
 def run_on_devices(arguments: Sequence[str], devices: int, device: str) -> int:
     """Run ``puma ARGUMENTS`` once for each device of this machine and wait; return the first exit code that is not 0.
 

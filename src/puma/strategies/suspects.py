@@ -2,7 +2,7 @@
 
 A generated image carries the label it was asked for. Where a model that knows better disagrees, its low or negative
 margin says "wrong label" rather than "hard image", and no attack norm mends that. The columns come from
-`puma.label_scores.score_labels`, joined to the margin table.
+`puma.scoring.labels.score_labels`, joined to the margin table.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import DataError
-from puma.label_quality import AGREEMENT, CONFIDENT_LEARNING
-from puma.margins import MarginTable
+from puma.margins import LABEL_ISSUE, LABEL_QUALITY, MarginTable
 from puma.plan import Plan
 from puma.strategies.describe import count, doubts
 from puma.strategies.problem import Choice, Problem, fraction
@@ -26,18 +25,18 @@ def suspects(table: MarginTable, below: float | None = None) -> NDArray[np.bool_
     """The synthetic rows whose label is probably wrong.
 
     Args:
-        table: a table with the scores of `puma.label_scores.score_labels`.
-        below: None takes the flags of confident learning; a number in [-1, 1] all rows whose ``agreement`` is lower:
-            0 is every image that the model gives another class, -0.5 only those it is sure of.
+        table: a table with the scores of `puma.scoring.labels.score_labels`.
+        below: None takes the rows flagged as ``label_issue``; a number in [0, 1] all rows whose ``label_quality`` is
+            lower: 0.5 is every image that the model gives another class, 0.25 only those it is sure of.
 
     Returns:
         bool ``[N]``; real rows are never suspect.
 
     Raises:
         DataError: the table lacks the scores.
-        UsageError: ``below`` outside [-1, 1].
+        UsageError: ``below`` outside [0, 1].
     """
-    name = CONFIDENT_LEARNING if below is None else AGREEMENT
+    name = LABEL_ISSUE if below is None else LABEL_QUALITY
     if name not in table.scores:
         raise DataError(
             f"the table has no scores {name!r}",
@@ -45,7 +44,7 @@ def suspects(table: MarginTable, below: float | None = None) -> NDArray[np.bool_
             fix="make them with `puma data labels` and give that table too",
         )
     scores = table.scores[name]
-    doubtful = scores == 1 if below is None else scores < fraction("below", below, low=-1.0)
+    doubtful = scores == 1 if below is None else scores < fraction("below", below)
     return np.asarray(table.synthetic & doubtful)
 
 
@@ -56,7 +55,7 @@ def drop_suspects(plan: Plan, table: MarginTable, below: float | None = None) ->
 
     Args:
         plan: any plan of the pool.
-        table: the margin table of the pool, with the scores of `puma.label_scores.score_labels` joined.
+        table: the margin table of the pool, with the scores of `puma.scoring.labels.score_labels` joined.
         below: see `suspects`.
 
     Returns:
@@ -64,7 +63,7 @@ def drop_suspects(plan: Plan, table: MarginTable, below: float | None = None) ->
 
     Raises:
         DataError: plan and table are of different pools, the table lacks the scores, or a class would lose all images.
-        UsageError: ``below`` outside [-1, 1].
+        UsageError: ``below`` outside [0, 1].
     """
     if plan.meta["pool"]["fingerprint"] != table.meta["pool"]["fingerprint"]:
         raise DataError(
@@ -79,7 +78,7 @@ def drop_suspects(plan: Plan, table: MarginTable, below: float | None = None) ->
         raise DataError(
             f"every image that the plan keeps of class {', '.join(map(str, empty[:5]))} is suspect",
             why="a model cannot learn a class it never sees",
-            fix="--below takes out fewer, as in --below -0.5; or look at the margin model: it may not know this class",
+            fix="--below takes out fewer, as in --below 0.25; or look at the margin model: it may not know this class",
         )
     choice = Choice(keep, np.where(keep, plan.eps, 0).astype(np.float32), plan.meta["derived"], plan.trades_weight)
     options = {name: plan.meta[name] for name in ("protect_real", "class_balanced")}

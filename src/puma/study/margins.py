@@ -16,7 +16,7 @@ from puma.models.weights import load_model
 from puma.plan import Plan
 from puma.scoring import score_margins
 from puma.scoring.embed import embed
-from puma.scoring.from_run import load_snapshots, score_run
+from puma.scoring.snapshots import load_snapshots, score_run
 from puma.study.folder import StudyFolder
 from puma.study.materials import load_pool, new_network, on_device, study_device
 from puma.training.loop import train

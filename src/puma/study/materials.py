@@ -8,10 +8,10 @@ from torch import nn
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.data.source import Source
+from puma.devices import resolve_device
 from puma.generation import diffusion_config, generate, measure
 from puma.io import write_json
 from puma.models.networks import build_model
-from puma.scoring.job import resolve_device
 from puma.study.folder import StudyFolder
 
 

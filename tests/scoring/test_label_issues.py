@@ -14,11 +14,11 @@ from puma.cli.data import data_app
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.errors import DataError, UsageError
-from puma.label_scores import score_labels
 from puma.margins import MarginTable
 from puma.models.networks import build_model
 from puma.models.weights import save_model
 from puma.plan import Plan
+from puma.scoring.labels import score_labels
 from puma.strategies import make_plan
 from puma.strategies.suspects import drop_suspects, suspects
 from puma.threat import ThreatModel
@@ -65,7 +65,7 @@ def scored(mislabelled: tuple[Path, np.ndarray], tmp_path_factory: pytest.TempPa
     margins = MarginTable(
         label=pool.labels,
         predicted=labels.predicted,
-        margin=labels.scores["agreement"],
+        margin=labels.scores["label_quality"] - 0.5,
         status=np.where(labels.predicted == pool.labels, 0, 1),
         steps=np.ones(len(pool)),
         source=pool.source.codes,
@@ -76,17 +76,16 @@ def scored(mislabelled: tuple[Path, np.ndarray], tmp_path_factory: pytest.TempPa
 
 def test_wrong_labels_of_generated_images_are_found(scored: MarginTable, mislabelled: tuple[Path, np.ndarray]) -> None:
     wrong = np.concatenate([np.zeros(898, bool), mislabelled[1]])
-    flagged, disagree = suspects(scored), suspects(scored, below=0)
+    flagged, disagree = suspects(scored), suspects(scored, below=0.5)
     assert flagged[wrong].mean() > 0.6
     assert wrong[flagged].mean() > 0.9
     assert disagree[wrong].mean() > 0.95  # more are found, and more that were right are accused
     assert wrong[disagree].mean() < wrong[flagged].mean()
     assert not (flagged | disagree)[:898].any()  # real images are never suspect
-    share = scored.meta["settings"]["wrong_labels"]["made"]
-    assert share == pytest.approx(0.1, abs=0.04)
+    assert flagged[898:].mean() == pytest.approx(0.1, abs=0.04)  # the share of wrong labels
 
 
-@pytest.mark.parametrize("below", [None, 0.0, -0.5])
+@pytest.mark.parametrize("below", [None, 0.5, 0.25])
 def test_a_plan_without_suspects_is_the_same_plan_less_those_rows(scored: MarginTable, below: float | None) -> None:
     plan = make_plan(scored, "puma", 0.2, threat="Linf:0.1")
     cleaned = drop_suspects(plan, scored, below)
@@ -104,10 +103,10 @@ def test_a_plan_without_suspects_is_the_same_plan_less_those_rows(scored: Margin
 def test_what_cannot_be_dropped_is_refused(scored: MarginTable) -> None:
     plan = make_plan(scored, "puma", 0.2, threat="Linf:0.1")
     bare = MarginTable(**{name: getattr(scored, name) for name in scored.__dataclass_fields__ if name != "scores"})
-    with pytest.raises(DataError, match="no scores 'confident-learning'") as caught:
+    with pytest.raises(DataError, match="no scores 'label_issue'") as caught:
         drop_suspects(plan, bare)
     assert "puma data labels" in caught.value.fix
-    with pytest.raises(UsageError, match=r"below = 2 is not in \[-1, 1\]"):
+    with pytest.raises(UsageError, match=r"below = 2 is not in \[0, 1\]"):
         drop_suspects(plan, scored, 2)
     other = Plan(plan.keep, plan.eps, {**plan.meta, "pool": {**plan.meta["pool"], "fingerprint": "0" * 64}})
     with pytest.raises(DataError, match="different pools"):
@@ -138,9 +137,9 @@ def test_as_a_user_types_it(mislabelled: tuple[Path, np.ndarray], scored: Margin
     make_plan(scored, "none", 0, threat="Linf:0.1").write(tmp_path / "plan.parquet")
     tables = ["--table", tmp_path / "margins", "--table", tmp_path / "labels"]
     told = _puma(
-        "drop-suspects", tmp_path / "plan.parquet", *tables, "--below", -0.001, "--out", tmp_path / "p.parquet"
+        "drop-suspects", tmp_path / "plan.parquet", *tables, "--below", 0.4995, "--out", tmp_path / "p.parquet"
     )
-    doubtful = table.synthetic & (table.scores["agreement"] < np.float32(-0.001))
+    doubtful = table.synthetic & (table.scores["label_quality"] < np.float32(0.4995))
     assert f"{doubtful.sum():,} of 1,797 kept images taken out" in told
     assert Plan.read(tmp_path / "p.parquet").kept == 1797 - doubtful.sum()
     assert isinstance(

@@ -1,8 +1,7 @@
-"""Scores that need a training: how images fare over the snapshots a run left behind.
+"""Scores that need a training run: how images fare over the snapshots that a run kept.
 
 A run keeps K averaged networks along the way if its recipe says ``snapshots = K``. Every image of the pool is attacked
-with each of them (PGD, the run's threat model), and four scores are made of what is seen. They become a table of the
-same shape as a margin table, keyed by index, in the same resumable parts; the training loop knows nothing of them.
+with each of them (PGD, the run's threat model), which gives four scores: a table of the same shape as a margin table.
 """
 
 from __future__ import annotations
@@ -24,16 +23,11 @@ from puma.data.source import Source
 from puma.data.tensors import read_batch
 from puma.errors import DataError, ModelError, UsageError, unknown
 from puma.io import fingerprint, read_json
-from puma.margins import PART_ROWS, MarginTable, Status
+from puma.margins import PART_ROWS, Columns, MarginTable, Status
 from puma.models.weights import SCHEMA, load_model, load_tensors, load_weights, weights_sha256
-from puma.progress import Progress
-from puma.rng import row_seed
-from puma.scoring.health import check_model, device_of
-from puma.scoring.parts import PartFolder
-from puma.scoring.score import as_pool
-from puma.scoring.settings import environment
-from puma.scoring.stream import Columns
-from puma.scoring.workers import share
+from puma.rng import batch_seed
+from puma.scoring.check import check_model, device_of
+from puma.scoring.parts import Compute, TableParts, as_pool
 from puma.threat import ThreatModel
 
 SCORES = ("dynamic-uncertainty", "el2n-adv", "input-gradient", "robust-failure")
@@ -42,12 +36,12 @@ Rows = Literal["all", "real"]
 
 
 @dataclass(frozen=True)
-class RunScoring:
-    """What decides the scores, besides the snapshots and the pool.
+class SnapshotSettings:
+    """Everything but the snapshots and the pool that decides the scores.
 
     Args:
         threat: the attack.
-        rows: ``"all"``, or ``"real"``: synthetic rows get NaN at no cost, to be extrapolated from their neighbours
+        rows: ``"all"``, or ``"real"``: synthetic rows get NaN at no cost, to be extrapolated from their neighbors
             (`puma.strategies.features.extrapolate`).
         steps: PGD steps, cross-entropy, uniform start.
         window: snapshots over which the dynamic uncertainty takes its standard deviation (fewer if there are fewer).
@@ -81,7 +75,7 @@ class RunScoring:
         sha256 = fingerprint([weights_sha256(model) for model in models])
         return {
             "norm": self.threat.norm,
-            "mode": "from-run",
+            "mode": "snapshots",
             "settings": settings,
             "model": {"name": type(models[-1]).__name__, "sha256": sha256},
             "pool": pool.describe(),
@@ -93,72 +87,55 @@ def score_run(
     pool: Pool | Source,
     *,
     out: Path | str,
-    threat: ThreatModel | None = None,
-    rows: Rows = "all",
-    steps: int = 10,
-    window: int = 10,
-    batch_size: int = 256,
-    part_rows: int = PART_ROWS,
-    seed: int = 0,
+    threat: ThreatModel | str | None = None,
     device: torch.device | str = "cpu",
     like: nn.Module | None = None,
-    worker: int = 0,
-    num_workers: int = 1,
     progress: bool = False,
-) -> MarginTable | None:
-    """Score every image of a pool over the snapshots of a run; goes on where it was interrupted.
+    **settings: Any,
+) -> MarginTable:
+    """Score every image of a pool over the snapshots of a run. Resumes by itself.
 
     Args:
         run: folder of a run that was trained with ``snapshots = K`` in its recipe, K at least 2.
         pool: a `Pool`, or one source; need not be what the run was trained on.
         out: folder of the table.
         threat: the attack; the run's own unless given.
-        rows: as in `RunScoring`, and so ``steps, window, batch_size, part_rows, seed``.
-        steps: PGD steps.
-        window: snapshots in the window of the dynamic uncertainty.
-        batch_size: images attacked together.
-        part_rows: rows of one part.
-        seed: of the attack's starts.
         device: where the networks run.
         like: a network of the run's architecture, where PUMA did not build it.
-        worker: number of this process among ``num_workers`` that share ``out``.
-        num_workers: processes that share the work, part by part.
         progress: show a bar.
+        settings: ``rows, steps, window, batch_size, part_rows, seed`` of `SnapshotSettings`.
 
     Returns:
-        A table with the columns `SCORES` and NaN margins, to be joined to a margin table of the same pool; None while
-        parts of other workers are missing.
+        A table with the columns `SCORES` and NaN margins, to be joined to a margin table of the same pool.
 
     Raises:
         ModelError: the run has fewer than two snapshots, or they do not fit the pool.
         ResumeError: ``out`` holds another table, or is being written.
         UsageError: a setting that cannot be used.
     """
-    if not 0 <= worker < num_workers:
-        raise UsageError(f"there is no worker {worker} among {num_workers}", fix="workers are numbered from 0")
-    settings = RunScoring(threat or threat_of(run), rows, steps, window, batch_size, part_rows, seed)
+    threat = ThreatModel.parse(threat) if isinstance(threat, str) else threat or threat_of(run)
+    chosen = SnapshotSettings(threat, **settings)
     models = [model.to(device) for model in load_snapshots(run, like)]
-    whole = as_pool(pool)
-    check_model(models[-1], whole)
-    folder = PartFolder(out, settings.meta(models, whole), environment(device_of(models[-1])))
-    with folder.held(worker, num_workers):
-        mine = share(folder.count, worker, num_workers)
-        missing = [part for part in mine if not folder.finished(part)]
-        sizes = {part: int(np.diff(folder.bounds(part))[0]) for part in mine}
-        done = sum(sizes.values()) - sum(sizes[part] for part in missing)
-        with Progress("scores of a run", sum(sizes.values()), "images", show=progress, done=done) as bar:
-            for part in missing:
-                folder.write(part, score_part(models, whole, *folder.bounds(part), settings, bar.advance))
-    if num_workers > 1 and not all(folder.finished(part) for part in range(folder.count)):
-        return None
+    parts, compute = snapshot_parts(models, as_pool(pool), chosen, out)
+    with parts.held():
+        parts.make(range(len(parts.ranges)), compute, progress)
     return MarginTable.read(out)
 
 
-def score_part(
-    models: Sequence[nn.Module], pool: Pool, start: int, stop: int, settings: RunScoring, done: Callable[[int], None]
+def snapshot_parts(
+    models: Sequence[nn.Module], pool: Pool, settings: SnapshotSettings, out: Path | str
+) -> tuple[TableParts, Compute]:
+    """The parts of a table of snapshot scores, and how their columns are computed."""
+    check_model(models[-1], pool)
+    parts = TableParts(out, settings.meta(models, pool), device_of(models[-1]))
+    return parts, lambda rows, done: score_rows(models, pool, rows, settings, done)
+
+
+def score_rows(
+    models: Sequence[nn.Module], pool: Pool, rows: range, settings: SnapshotSettings, done: Callable[[int], None]
 ) -> Columns:
-    """The columns of rows ``start`` to ``stop``; ``done`` is called with the number of images after each batch."""
-    index = np.arange(start, stop, dtype=np.int64)
+    """The columns of consecutive rows; ``done`` is called with the number of images after each batch."""
+    index = np.arange(rows.start, rows.stop, dtype=np.int64)
     columns: Columns = {
         "index": index,
         "label": pool.labels[index].astype(np.int16),
@@ -171,22 +148,22 @@ def score_part(
     wanted = index if settings.rows == "all" else index[~pool.synthetic[index]]
     done(len(index) - len(wanted))
     for first in range(0, len(wanted), settings.batch_size):
-        rows = wanted[first : first + settings.batch_size]
-        images, labels = read_batch(pool, rows, device_of(models[-1]))
-        generator = torch.Generator(images.device).manual_seed(row_seed(settings.seed, int(rows[0])))
-        seen = observe(models, images, labels, settings.threat, settings.steps, generator)
-        place = rows - start
-        columns["predicted"][place] = seen.predicted[-1].cpu().numpy()
-        columns["steps"][place] = len(models)
-        for name, values in seen.scores(settings.window).items():
-            columns[name][place] = values
-        done(len(rows))
+        batch = wanted[first : first + settings.batch_size]
+        images, labels = read_batch(pool, batch, device_of(models[-1]))
+        generator = torch.Generator(images.device).manual_seed(batch_seed(settings.seed, int(batch[0])))
+        observed = observe(models, images, labels, settings.threat, settings.steps, generator)
+        places = batch - rows.start
+        columns["predicted"][places] = observed.predicted[-1].cpu().numpy()
+        columns["steps"][places] = len(models)
+        for name, values in observed.scores(settings.window).items():
+            columns[name][places] = values
+        done(len(batch))
     return columns
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What K snapshots make of B images.
+    """Outputs of K snapshots on B images.
 
     Args:
         probability: float ``[K, B]``, of the label on the attacked image.
@@ -206,19 +183,19 @@ class Observed:
         """The four scores, float32 ``[B]`` each.
 
         - ``el2n-adv``: mean error over the snapshots (arXiv 2107.07075, on attacked images); higher is harder.
-        - ``robust-failure``: share of snapshots that the attack defeats (arXiv 2102.07437); higher is harder.
+        - ``robust-failure``: share of snapshots on which the attack succeeds (arXiv 2102.07437); higher is harder.
         - ``input-gradient``: mean gradient norm (EasyCore, arXiv 2510.11018); higher is harder.
         - ``dynamic-uncertainty``: standard deviation of the label's probability in a window of snapshots, averaged over
           all windows (arXiv 2306.05175; under attack arXiv 2406.13283); higher is less certain.
         """
         windows = self.probability.double().unfold(0, min(window, len(self.probability)), 1)  # [W, B, window]
-        found = {
+        scores = {
             "el2n-adv": self.error.double().mean(0),
             "robust-failure": self.failed.double().mean(0),
             "input-gradient": self.gradient.double().mean(0),
             "dynamic-uncertainty": windows.std(dim=2, unbiased=True).mean(0),
         }
-        return {name: values.float().cpu().numpy() for name, values in found.items()}
+        return {name: values.float().cpu().numpy() for name, values in scores.items()}
 
 
 def observe(
@@ -229,13 +206,13 @@ def observe(
     steps: int = 10,
     generator: torch.Generator | None = None,
 ) -> Observed:
-    """Attack a batch with each of ``models`` (in eval mode) and look at what it does.
+    """Attack a batch with each of ``models`` (in eval mode).
 
     Args:
         models: K networks.
         images: float ``[B, C, H, W]`` in [0, 1].
         labels: int64 ``[B]``.
-        threat: norm and radius of the attack.
+        threat: norm and eps of the attack.
         steps: PGD steps.
         generator: for the attack's starts, on the images' device.
     """

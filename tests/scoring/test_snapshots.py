@@ -11,7 +11,7 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
-from puma.cli.score import score
+from puma.cli.score import score_run as score_run_command
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.errors import DataError, ModelError, ResumeError, UsageError
@@ -20,7 +20,8 @@ from puma.margins import MarginTable, part_path
 from puma.models.networks import build_model
 from puma.models.weights import load_model, weights_sha256
 from puma.scoring.embed import embed
-from puma.scoring.from_run import SCORES, load_snapshots, observe, score_run, threat_of
+from puma.scoring.job import ScoringJob
+from puma.scoring.snapshots import SCORES, SnapshotSettings, load_snapshots, observe, score_run, threat_of
 from puma.strategies import make_plan
 from puma.strategies.features import RECORD, read_features
 from puma.threat import ThreatModel
@@ -127,7 +128,7 @@ def test_interrupted_and_shared_scoring_gives_the_same_bytes(
             raise KeyboardInterrupt
         return original(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("puma.scoring.from_run.observe", dies)
+    monkeypatch.setattr("puma.scoring.snapshots.observe", dies)
     with pytest.raises(KeyboardInterrupt):
         score_run(run, pool, out=tmp_path / "again", **options)
     assert len(digest(tmp_path / "again")) == 1
@@ -136,11 +137,13 @@ def test_interrupted_and_shared_scoring_gives_the_same_bytes(
     assert calls == 6 + 11  # parts of 500, 500, 500, 297 rows in batches of 128; the first part is not repeated
 
     monkeypatch.undo()
-    assert score_run(run, pool, out=tmp_path / "shared", worker=1, num_workers=2, **options) is None
-    assert score_run(run, pool, out=tmp_path / "shared", worker=0, num_workers=2, **options) is not None
+    settings = SnapshotSettings(THREAT, **options)
+    job = ScoringJob(str(run), ("digits:train", "digits:test"), str(tmp_path / "shared"), settings, device="cpu")
+    assert job.make(1, 2) is None
+    assert job.make(0, 2) is not None
     assert digest(tmp_path / "shared") == digest(tmp_path / "whole")
 
-    with pytest.raises(ResumeError, match="steps: 1 and 2"):
+    with pytest.raises(ResumeError, match="steps: 1 there, 2 now"):
         score_run(run, pool, out=tmp_path / "whole", **{**options, "steps": 2})
 
 
@@ -256,8 +259,6 @@ def test_mistakes(run: Path, pool: Pool, tmp_path: Path) -> None:
         score_run(tmp_path / "empty", pool, out=tmp_path / "out", threat=THREAT)
     with pytest.raises(UsageError, match="did you mean 'real'"):
         score_run(run, pool, out=tmp_path / "out", rows="reel")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="no worker 3"):
-        score_run(run, pool, out=tmp_path / "out", worker=3)
     for wrong in ({"steps": 0}, {"window": 1}, {"batch_size": 0}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             score_run(run, pool, out=tmp_path / "out", **wrong)
@@ -266,14 +267,14 @@ def test_mistakes(run: Path, pool: Pool, tmp_path: Path) -> None:
 
 def test_command(run: Path, tmp_path: Path) -> None:
     app = typer.Typer()
-    app.command()(score)
+    app.command()(score_run_command)
     out, features = tmp_path / "scores", tmp_path / "features"
-    arguments = ["digits:train", "--from-run", run, "--out", out, "--features", features, "--device", "cpu", "--quiet"]
+    arguments = [run, "digits:train", "--out", out, "--features", features, "--device", "cpu", "--quiet"]
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
     assert "898 images scored" in result.output
     assert "el2n-adv" in result.output
     assert part_path(out, 0).exists()
     assert len(read_features(features, 898)) == 898
-    without = CliRunner().invoke(app, ["digits:train", "--out", str(out)])
-    assert isinstance(without.exception, UsageError)
+    without = CliRunner().invoke(app, [str(tmp_path), "digits:train", "--out", str(out)])
+    assert isinstance(without.exception, DataError)

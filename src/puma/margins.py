@@ -1,0 +1,466 @@
+"""The margin table: one row per image of a pool, Parquet parts in a folder, readable without PUMA.
+
+Columns: ``index int64, label int16, predicted int16, margin float32, status, steps int16, source``. The schema's
+metadata (key ``puma``, JSON) holds the schema version, norm, mode and settings, SHA-256 of the margin model's weights,
+the pool, and a SHA-256 of the part's columns. Tables of other scores (``el2n-adv``, ``label_quality``, ...) have the
+same shape with their own float32 columns in place of ``margin``; `MarginTable.join` joins them by index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from puma.errors import DataError
+from puma.io import atomic_path, fingerprint, settings_diff
+from puma.threat import Norm, ThreatModel, parse_norm
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+SCHEMA_VERSION = "puma.margins/2"
+PART_ROWS = 65_536
+METADATA_KEY = b"puma"
+Columns = dict[str, NDArray[Any]]
+
+
+class Status(IntEnum):
+    """How a margin came about. The margin of the last three is NaN; failures are never reported as 0."""
+
+    CROSSED = 0
+    """The boundary was crossed, confirmed in float32 by the unmodified model."""
+    MISCLASSIFIED = 1
+    """The model gives another class: minus the distance to the label's region, -inf where no way there was found."""
+    ESTIMATED = 2
+    """A first-order estimate (mode fast, or above ``refine_below``); no crossing was confirmed."""
+    UNCONVERGED = 3
+    NO_GRADIENT = 4
+    NAN = 5
+
+    @property
+    def text(self) -> str:
+        """The name in tables and on screens, as in ``no-gradient``."""
+        return self.name.lower().replace("_", "-")
+
+
+LABEL_QUALITY, LABEL_ISSUE = "label_quality", "label_issue"
+"""Columns of `puma.scoring.labels.score_labels`."""
+STATUS_NAMES = tuple(status.text for status in Status)
+_TABLE_COLUMNS = {
+    "label": np.int16,
+    "predicted": np.int16,
+    "margin": np.float32,
+    "status": np.int8,
+    "steps": np.int16,
+    "source": np.int16,
+}
+_ARROW_TYPES = {"index": pa.int64(), "label": pa.int16(), "predicted": pa.int16(), "steps": pa.int16()}
+_PARQUET = {"write_page_checksum": True, "compression": "zstd"}
+_MOST_CLASSES = 1 << 15  # labels are int16
+_ROWS_PER_BYTE = 64  # a part that claims more rows than this for each byte of its file is forged
+_REDO = "delete it and run the same `puma score` command: it makes only this part again"
+
+
+@dataclass(frozen=True, repr=False)
+class MarginTable:
+    """Margins (and other scores) of a pool's images, in the order of the pool.
+
+    Args:
+        label: int16 ``[N]``.
+        predicted: int16 ``[N]``, the margin model's class.
+        margin: float32 ``[N]``, signed distance to the boundary in ``norm``, pixel units of [0, 1] images; higher is
+            easier, negative is misclassified, NaN where there is none.
+        status: int8 ``[N]``, codes of `Status`.
+        steps: int16 ``[N]``, iterations spent.
+        source: int16 ``[N]``, code into ``sources``.
+        meta: how it was made; keys ``norm, mode, settings, model, pool``. ``meta["pool"]`` holds ``fingerprint``,
+            ``num_classes`` and ``sources``, a list of ``{"name", "role", "rows"}`` in the order of the codes.
+        scores: other float32 columns ``[N]`` by name, such as ``"el2n-adv"``.
+
+    Raises:
+        DataError: columns of different lengths, labels outside the pool's classes, another number of rows than the
+            pool has.
+    """
+
+    label: NDArray[np.int16]
+    predicted: NDArray[np.int16]
+    margin: NDArray[np.float32]
+    status: NDArray[np.int8]
+    steps: NDArray[np.int16]
+    source: NDArray[np.int16]
+    meta: Mapping[str, Any]
+    scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, kind in _TABLE_COLUMNS.items():
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=kind))
+        columns = {name: getattr(self, name) for name in _TABLE_COLUMNS} | dict(self.scores)
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"the columns of a margin table differ in length: {lengths}")
+        parse_norm(self.meta["norm"])
+        rows = sum(source["rows"] for source in self.sources)
+        if rows != len(self):
+            raise DataError(f"the table has {len(self)} rows but its sources hold {rows}")
+        for name, codes, count in (("label", self.label, self.num_classes), ("source", self.source, len(self.sources))):
+            if len(codes) and not 0 <= codes.min() <= codes.max() < count:
+                raise DataError(f"{name}s of the table reach from {codes.min()} to {codes.max()}, not 0 to {count - 1}")
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """int64 ``[N]``: place in the pool, 0 to N-1."""
+        return np.arange(len(self), dtype=np.int64)
+
+    @property
+    def norm(self) -> Norm:
+        """The norm the margins are measured in."""
+        return parse_norm(self.meta["norm"])
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """``{"name", "role", "rows"}`` of each source, in the order of the codes in `source`."""
+        return list(self.meta["pool"]["sources"])
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the pool has."""
+        return int(self.meta["pool"]["num_classes"])
+
+    @property
+    def synthetic(self) -> NDArray[np.bool_]:
+        """bool ``[N]``: rows whose source is not real."""
+        roles = np.array([source["role"] != "real" for source in self.sources], dtype=bool)
+        return roles[self.source]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of every column and of how they were made; changes when one bit does."""
+        digest = hashlib.sha256(fingerprint(dict(self.meta)).encode())
+        for name in _TABLE_COLUMNS:
+            digest.update(getattr(self, name).data)
+        for name in sorted(self.scores):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(self.scores[name]).data)
+        return digest.hexdigest()
+
+    def join(self, other: MarginTable) -> MarginTable:
+        """Add the scores of ``other``, a table of the same pool.
+
+        Raises:
+            DataError: the tables are of different pools.
+        """
+        mine, theirs = self.meta["pool"]["fingerprint"], other.meta["pool"]["fingerprint"]
+        if mine != theirs:
+            raise DataError(
+                f"these score tables are of different pools ({mine[:12]} and {theirs[:12]})",
+                fix="score the same pool for both",
+            )
+        return replace(self, scores={**self.scores, **other.scores})
+
+    def write(self, folder: Path | str, part_rows: int = PART_ROWS) -> Path:
+        """Write the table as parts of ``part_rows`` rows into ``folder``; each part appears whole or not at all."""
+        folder = Path(folder)
+        for part, start in enumerate(range(0, max(len(self), 1), part_rows)):
+            rows = slice(start, min(start + part_rows, len(self)))
+            columns: Columns = {"index": self.index[rows]}
+            columns |= {name: getattr(self, name)[rows] for name in _TABLE_COLUMNS}
+            columns |= {name: column[rows] for name, column in self.scores.items()}
+            with atomic_path(part_path(folder, part)) as temporary:
+                write_part(temporary, columns, self.meta)
+        return folder
+
+    @classmethod
+    def read(cls, path: Path | str) -> MarginTable:
+        """Read a folder of parts, or one Parquet file, and check that it covers the pool exactly.
+
+        Raises:
+            DataError: nothing there, a foreign or damaged part, parts of different tables or under other numbers, rows
+                missing or twice.
+        """
+        paths = part_paths(path)
+        headers = [read_header(part) for part in paths]  # all of them before any memory is taken
+        meta, rows = headers[0][0], sum(count for _, count in headers)
+        total = sum(source["rows"] for source in meta["pool"]["sources"])
+        columns: Columns = {}
+        start = 0
+        for number, (part, (other, count)) in enumerate(zip(paths, headers, strict=True)):
+            if other != meta:
+                raise DataError(
+                    f"{part} is of another table than {paths[0].name}",
+                    why="; ".join(settings_diff(meta, other)) or "their metadata differ",
+                    fix="keep each table in a folder of its own",
+                )
+            values = read_part(part, meta)
+            index = values.pop("index")
+            if count and index[0] > start and part != part_path(path, number):
+                raise _incomplete(path, total, start, rows)
+            if (part != path and part != part_path(path, number)) or (index != np.arange(start, start + count)).any():
+                raise DataError(
+                    f"{part} does not hold rows {start} to {start + count - 1}, as part {number} of the table has to",
+                    why=f"its rows begin with {index[0]}: a part under another number?" if count else "it is empty",
+                    fix=_REDO,
+                )
+            for name, value in values.items():
+                columns.setdefault(name, np.empty(rows, value.dtype))[start : start + count] = value
+            start += count
+        if start != total:
+            raise _incomplete(path, total, start, rows)
+        scores = {name: columns.pop(name) for name in list(columns) if name not in _TABLE_COLUMNS}
+        if "margin" not in columns:
+            columns["margin"] = np.full(total, np.nan, np.float32)
+        return cls(**columns, meta=meta, scores=scores)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table as a pandas frame with readable status and source."""
+        import pandas as pd
+
+        names = [source["name"] for source in self.sources]
+        columns = {"index": self.index, "label": self.label, "predicted": self.predicted, "margin": self.margin}
+        frame = pd.DataFrame(columns | {"steps": self.steps, **self.scores})
+        frame["status"] = pd.Categorical.from_codes(self.status, categories=pd.Index(STATUS_NAMES))
+        frame["source"] = pd.Categorical.from_codes(self.source, categories=pd.Index(names))
+        return frame
+
+    def counts(self) -> dict[str, int]:
+        """Rows of each status that occurs, by its name."""
+        counts = np.bincount(self.status, minlength=len(Status))
+        return {status.text: int(counts[status]) for status in Status if counts[status]}
+
+    def plot(self, threat: ThreatModel | str | None = None, ax: Axes | None = None) -> Axes:
+        """Histogram of the finite margins of each status; with a threat model, a line at its eps.
+
+        Raises:
+            DataError: no finite margin, or the threat model has another norm than the margins.
+        """
+        from matplotlib.figure import Figure
+
+        finite = np.isfinite(self.margin)
+        if not finite.any():
+            raise DataError("the table has no finite margins to plot", why=f"it was made by mode {self.meta['mode']}")
+        threat = ThreatModel.parse(threat) if isinstance(threat, str) else threat
+        if threat is not None and threat.norm != self.norm:
+            raise DataError(f"margins are in {self.norm}, the threat model {threat} is not")
+        axes = Figure(figsize=(6, 3), layout="constrained").add_subplot() if ax is None else ax
+        low, high = np.quantile(self.margin[finite], [0.001, 0.999])
+        groups = {text: self.margin[finite & (self.status == STATUS_NAMES.index(text))] for text in self.counts()}
+        groups = {f"{text} ({len(values):,})": values for text, values in groups.items() if len(values)}
+        axes.hist(list(groups.values()), bins=60, range=(low, high), stacked=True, label=list(groups))
+        if threat is not None:
+            axes.axvline(threat.eps, color="black", linestyle="--", label=f"eps of {threat}")
+        axes.set_xlabel(f"margin ({self.norm}, pixels in [0, 1])")
+        axes.set_ylabel("images")
+        axes.legend()
+        return axes
+
+    def __repr__(self) -> str:
+        parts = [f"{count:,} {text}" for text, count in self.counts().items()]
+        positive = self.margin[np.isfinite(self.margin) & (self.margin > 0)]
+        parts += [f"median positive margin {np.median(positive):.4g}"] if len(positive) else []
+        parts += [f"scores {', '.join(sorted(self.scores))}"] if self.scores else []
+        return f"<MarginTable {len(self):,} images, {self.norm}, {self.meta['mode']}: {'; '.join(parts)}>"
+
+    def _repr_html_(self) -> str:
+        finite = self.margin[np.isfinite(self.margin)]
+        bars = np.histogram(finite, 40)[0] if len(finite) else np.zeros(0, int)
+        sparkline = "".join(" ▁▂▃▄▅▆▇█"[-(-8 * int(bar) // int(bars.max()))] for bar in bars)
+        rows = "".join(
+            f"<tr><td>{text}</td><td>{count:,}</td><td>{count / len(self):.1%}</td></tr>"
+            for text, count in self.counts().items()
+        )
+        span = f"<br><code>{finite.min():.3g} {sparkline} {finite.max():.3g}</code>" if len(finite) else ""
+        return f"<div>{html.escape(repr(self)[1:-1])}{span}<table>{rows}</table></div>"
+
+
+def part_path(folder: Path | str, part: int) -> Path:
+    """Where part number ``part`` of a table lies."""
+    return Path(folder) / f"part-{part:06d}.parquet"
+
+
+def part_paths(path: Path | str) -> list[Path]:
+    """The parts of a table: the Parquet files of a folder, or the file itself.
+
+    Raises:
+        DataError: there is none.
+    """
+    path = Path(path)
+    paths = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
+    if not paths or not paths[0].is_file():
+        raise DataError(f"no margin table at {path}", fix="make one with `puma score`")
+    return paths
+
+
+def write_part(path: Path, columns: Columns, meta: Mapping[str, Any]) -> None:
+    """Write one part (not atomically); equal columns and metadata give equal bytes.
+
+    Args:
+        path: the part's file.
+        columns: ``index``, and equally long columns as in `MarginTable` (``status`` and ``source`` as codes).
+        meta: the table's metadata, the same for every part.
+    """
+    pq.write_table(_to_arrow(columns, meta), path, **_PARQUET)
+
+
+def part_size(columns: Columns, meta: Mapping[str, Any]) -> int:
+    """Bytes that these rows would take as a part."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(_to_arrow(columns, meta), sink, **_PARQUET)
+    return int(sink.getvalue().size)
+
+
+def read_header(path: Path | str) -> tuple[dict[str, Any], int]:
+    """The metadata of one part and its number of rows, from the file's footer alone.
+
+    Raises:
+        DataError: not a Parquet file, not a margin table, of another schema version, a column missing or of another
+            type, or more rows or classes than such a file can hold.
+    """
+    header, meta, _ = _read_footer(Path(path))
+    return meta, int(header.num_rows)
+
+
+def read_part(path: Path | str, meta: Mapping[str, Any] | None = None) -> Columns:
+    """The columns of one part as numpy arrays, checksums verified, status and source as codes.
+
+    Args:
+        path: the part.
+        meta: the table's metadata, that of the part itself unless given.
+
+    Raises:
+        DataError: the part is damaged, or as `read_header`.
+    """
+    header, own, digest = _read_footer(Path(path))
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged", why=str(error).strip(), fix=_REDO) from None
+    if nulls := [name for name in table.column_names if table.column(name).null_count]:
+        raise DataError(f"{path} has no value in some rows of column {', '.join(nulls)}", fix=_REDO)
+    names = {"status": list(STATUS_NAMES), "source": [source["name"] for source in (meta or own)["pool"]["sources"]]}
+    columns: Columns = {}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        columns[name] = _codes(column, names[name], path) if name in names else column.to_numpy(zero_copy_only=False)
+    if table.num_rows != header.num_rows or _digest(columns, own) != digest:
+        raise DataError(f"{path} is damaged", why="its checksum does not fit its contents", fix=_REDO)
+    return columns
+
+
+def _to_arrow(columns: Columns, meta: Mapping[str, Any]) -> pa.Table:
+    """The columns as an Arrow table, status and source as text, with the metadata in its schema."""
+    names = [source["name"] for source in meta["pool"]["sources"]]
+    arrays: dict[str, pa.Array] = {}
+    for name, column in columns.items():
+        if name == "status":
+            arrays[name] = pa.DictionaryArray.from_arrays(pa.array(column, pa.int8()), pa.array(STATUS_NAMES))
+        elif name == "source":
+            arrays[name] = pa.DictionaryArray.from_arrays(pa.array(column, pa.int16()), pa.array(names, pa.string()))
+        else:
+            arrays[name] = pa.array(column, _ARROW_TYPES.get(name, pa.float32()))
+    record = {"schema": SCHEMA_VERSION, "sha256": _digest(columns, meta), **meta}
+    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    return pa.table(arrays).replace_schema_metadata({METADATA_KEY: text.encode()})
+
+
+def _digest(columns: Columns, meta: Mapping[str, Any]) -> str:
+    """SHA-256 of a part's columns and metadata; page checksums alone would not see a flipped bit in the footer."""
+    digest = hashlib.sha256(fingerprint(dict(meta)).encode())
+    for name in sorted(columns):
+        kind = _TABLE_COLUMNS.get(name, np.int64 if name == "index" else np.float32)
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(columns[name], kind).data)
+    return digest.hexdigest()
+
+
+def _read_footer(path: Path) -> tuple[pq.FileMetaData, dict[str, Any], str]:
+    """Footer, metadata without ``schema`` and ``sha256``, and the latter; see `read_header` for what is refused."""
+    try:
+        footer = pq.read_metadata(path)
+        schema = footer.schema.to_arrow_schema()
+        meta = dict(json.loads((schema.metadata or {})[METADATA_KEY]))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not a margin table", why=str(error), fix="`puma show` says what a file is"
+        ) from None
+    version = meta.pop("schema", None)
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{path} has schema {version!r}", why=f"this version reads {SCHEMA_VERSION!r}", fix="score the pool again"
+        )
+    digest = str(meta.pop("sha256", ""))
+    _check_header(path, footer.num_rows, schema, meta)
+    return footer, meta, digest
+
+
+def _check_header(path: Path, rows: int, schema: pa.Schema, meta: Mapping[str, Any]) -> None:
+    """Refuse what a margin table cannot be, before anything of its size is read or allocated."""
+    try:
+        sources, classes = meta["pool"]["sources"], meta["pool"]["num_classes"]
+        numbers = [classes, *(source["rows"] for source in sources)]
+        texts = [meta["norm"], meta["mode"], *(source[key] for source in sources for key in ("name", "role"))]
+        texts.append(meta["pool"]["fingerprint"])
+        sound = all(type(number) is int for number in numbers) and all(type(text) is str for text in texts)
+    except (KeyError, TypeError, IndexError):
+        sound = False
+    if not sound:
+        raise DataError(f"{path} does not say which pool it is of", why="its metadata are incomplete", fix=_REDO)
+    most = _ROWS_PER_BYTE * path.stat().st_size
+    if rows > most or min(numbers) < 0 or not 0 < classes <= _MOST_CLASSES:
+        raise DataError(
+            f"{path} claims {rows:,} rows and {classes:,} classes",
+            why=f"a file of its size holds at most {most:,} rows, a table at most {_MOST_CLASSES:,} classes",
+        )
+    floats = [name for name in schema.names if name not in (*_ARROW_TYPES, "status", "source")]
+    needed = [*_ARROW_TYPES, "status", "source", *([] if floats else ["margin"])]
+    if missing := [name for name in needed if name not in schema.names]:
+        raise DataError(f"{path} lacks column {', '.join(missing)}", fix=_REDO)
+    if len(set(schema.names)) < len(schema.names):
+        raise DataError(f"{path} has two columns of one name", fix=_REDO)
+    for name in schema.names:
+        kind, wanted = schema.field(name).type, _ARROW_TYPES.get(name, pa.float32())
+        if name in ("status", "source"):
+            wanted = pa.string()
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if kind != wanted:
+            raise DataError(f"column {name} of {path} is {kind}, not {wanted}", fix=_REDO)
+
+
+def _codes(column: pa.Array, names: list[str], path: Path | str) -> NDArray[Any]:
+    """Codes of a text column in the order of ``names``, however the file happened to encode it."""
+    if not isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_encode()
+    texts = column.dictionary.to_pylist()
+    if unknown := [text for text in texts if text not in names]:
+        raise DataError(f"{path} has the unknown value {unknown[0]!r}", why=f"known are {', '.join(names[:9])}")
+    order = np.array([names.index(text) for text in texts] or [0], dtype=np.int16)
+    codes: NDArray[Any] = order[column.indices.to_numpy(zero_copy_only=False)]
+    return codes
+
+
+def _incomplete(path: Path | str, total: int, first: int, rows: int) -> DataError:
+    if rows > total:
+        return DataError(
+            f"{path} holds {rows} rows, beyond the pool's {total}", fix="delete the parts that are too many"
+        )
+    return DataError(
+        f"{path} lacks {total - rows} of {total} rows, the first is {first}",
+        why="scoring has not finished, or a part was removed",
+        fix="run the same `puma score` command again: it makes only what is missing",
+    )

@@ -1,0 +1,139 @@
+"""Label quality and label issues of a pool under a model (cleanlab, extra ``labels``): columns beside the margins.
+
+On a synthetic image a wrong label is likelier than on a real one: it is the label that the generator was asked for.
+Confident learning (Northcutt, Jiang and Chuang 2021, arXiv 1911.00068) assumes probabilities of images that the model
+was not trained on; a model trained on the synthetic images has memorised some of their wrong labels and flags fewer.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from puma.data.pool import Pool
+from puma.data.source import Source
+from puma.data.tensors import read_batch
+from puma.errors import ModelError, UsageError
+from puma.io import Shards
+from puma.margins import LABEL_ISSUE, LABEL_QUALITY, PART_ROWS, Columns, MarginTable, Status
+from puma.progress import Progress
+from puma.scoring.check import check_model, device_of
+from puma.scoring.parts import TableParts, as_pool, describe_model
+
+
+def score_labels(
+    model: nn.Module,
+    pool: Pool | Source,
+    *,
+    out: Path | str,
+    batch_size: int = 512,
+    part_rows: int = PART_ROWS,
+    progress: bool = False,
+) -> MarginTable:
+    """Give every image of a pool the scores ``label_quality`` and ``label_issue``. Resumes by itself.
+
+    ``label_quality`` is cleanlab's normalized margin, (probability of the label - largest other one + 1) / 2 in [0, 1]:
+    below 0.5 the model gives another class. ``label_issue`` is 1 (else 0) for the n images of lowest quality among
+    those given another class, where n is the number of wrong labels that confident learning estimates.
+
+    Args:
+        model: the margin model, in eval mode, on the device to use.
+        pool: a `Pool`, or one source.
+        out: folder of the table. Until it is finished, the class probabilities lie there too (4 bytes x N x classes).
+        batch_size: images per forward pass.
+        part_rows: rows of one part.
+        progress: show a bar.
+
+    Returns:
+        A table without margins, to be joined to the margin table of the same pool (`MarginTable.join`).
+
+    Raises:
+        UsageError: cleanlab is not installed.
+        ModelError: a model in training mode, of another number of classes, or with logits that are not finite.
+        ResumeError: ``out`` holds a table made with other settings, or a live process is writing it.
+        StorageError: ``out`` cannot be written.
+    """
+    try:
+        from cleanlab.experimental.label_issues_batched import LabelInspector
+    except ImportError:
+        raise UsageError("cleanlab is not installed", fix='pip install "puma-robust[labels]"') from None
+    pool = as_pool(pool)
+    check_model(model, pool)
+    meta = {
+        "norm": "Linf",
+        "mode": "label-quality",
+        "settings": {"part_rows": part_rows, "batch_size": batch_size},
+        "model": describe_model(model),
+        "pool": pool.describe(),
+    }
+    table = TableParts(out, meta, device_of(model))
+    with table.held():
+        if not table.all_finished():
+            probabilities = Shards(table.folder / ".probabilities", meta, suffix=".npy")
+            missing = probabilities.missing(range(len(table.ranges)))
+            done = len(pool) - sum(len(table.ranges[part]) for part in missing)
+            with Progress("label quality", len(pool), "images", show=progress, done=done) as bar:
+                for part in missing:
+                    with probabilities.writing(part) as temporary, temporary.open("wb") as file:
+                        np.save(file, _predict(model, pool, table.ranges[part], batch_size, bar))
+            inspector = LabelInspector(
+                num_class=pool.num_classes,
+                store_results=False,
+                verbose=False,
+                quality_score_kwargs={"method": "normalized_margin"},
+            )
+            paths = [probabilities.path(part) for part in range(len(table.ranges))]
+            _write_table(table, pool, paths, inspector)
+        shutil.rmtree(table.folder / ".probabilities", ignore_errors=True)
+    return MarginTable.read(out)
+
+
+@torch.no_grad()
+def _predict(model: nn.Module, pool: Pool, part: range, batch_size: int, bar: Progress) -> NDArray[np.float32]:
+    """Class probabilities of the rows of one part, float32 ``[rows, K]``."""
+    batches = []
+    for start in range(part.start, part.stop, batch_size):
+        rows = np.arange(start, min(start + batch_size, part.stop))
+        logits = model(read_batch(pool, rows, device_of(model))[0])
+        if logits.shape[1] != pool.num_classes:
+            raise ModelError(f"the model gives {tuple(logits.shape)} for {pool.num_classes} classes")
+        if not bool(torch.isfinite(logits).all()):
+            raise ModelError(f"the model gives NaN or infinite logits among rows {start} to {rows[-1]}")
+        batches.append(logits.double().softmax(1).float().cpu().numpy())
+        bar.advance(len(rows))
+    return np.concatenate(batches)
+
+
+def _write_table(table: TableParts, pool: Pool, paths: list[Path], inspector: Any) -> None:
+    """Two passes over the probabilities (confident thresholds, then scores), then the parts of the table."""
+    labels = pool.labels
+    for part, path in zip(table.ranges, paths, strict=True):
+        inspector.update_confident_thresholds(labels[part.start : part.stop], np.load(path))
+    quality, predicted = np.empty(len(pool), np.float32), np.empty(len(pool), np.int16)
+    for part, path in zip(table.ranges, paths, strict=True):
+        rows, probabilities = slice(part.start, part.stop), np.load(path)
+        quality[rows] = inspector.score_label_quality(labels[rows], probabilities)
+        predicted[rows] = probabilities.argmax(1)
+    issue = np.zeros(len(pool), dtype=bool)
+    issue[np.argsort(quality, kind="stable")[: inspector.get_num_issues()]] = True
+    issue &= predicted != labels
+    status = np.where(predicted == labels, Status.ESTIMATED, Status.MISCLASSIFIED)
+    for number, part in enumerate(table.ranges):
+        rows = slice(part.start, part.stop)
+        columns: Columns = {
+            "index": np.arange(part.start, part.stop, dtype=np.int64),
+            "label": labels[rows].astype(np.int16),
+            "predicted": predicted[rows],
+            "status": status[rows].astype(np.int8),
+            "steps": np.zeros(len(part), np.int16),
+            "source": pool.source.codes[rows],
+            LABEL_QUALITY: quality[rows],
+            LABEL_ISSUE: issue[rows].astype(np.float32),
+        }
+        table.write(number, columns)
