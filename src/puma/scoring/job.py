@@ -15,8 +15,8 @@ from puma.data.pool import Pool
 from puma.devices import resolve_device
 from puma.errors import ModelError
 from puma.margins import MarginTable
-from puma.models.zoo import resolve_model
 from puma.models.weights import weights_sha256
+from puma.models.zoo import resolve_model
 from puma.progress import Progress
 from puma.scoring.check import check_model
 from puma.scoring.parts import Compute, TableParts
