@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
-import numpy as np
 import pytest
 import torch
 from test_deepfool import Curved, batch
-from test_scoring import Small
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import puma
 from puma.attacks.deepfool import deepfool
-from puma.errors import UsageError
 from puma.models.modes import true_float32
 
 NORMS = ["Linf", "L2"]
@@ -122,21 +116,3 @@ def test_shrinking_batches_do_not_recompile() -> None:
     plain = deepfool(model, x, labels, mode="tight", chunk=32)
     torch.testing.assert_close(hits[0].margin, plain.margin, rtol=1e-2, atol=1e-5, equal_nan=True)
     assert_crossings_are_real(model, x, labels, hits[0])
-
-
-def test_options_are_part_of_a_table(monkeypatch) -> None:
-    pool = puma.Pool([puma.load_dataset("digits")])
-    model = Small(pool).eval()
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    quick = puma.score_margins(model, pool, batch_size=256, precision="bf16", compile=True)
-    plain = puma.score_margins(model, pool, batch_size=256)
-    assert quick.meta["settings"]["precision"] == "bf16"
-    assert quick.meta["settings"]["compile"]
-    assert not plain.meta["settings"]["compile"]
-    assert (quick.predicted == plain.predicted).all()
-    assert (quick.status == plain.status).all()
-    with np.errstate(invalid="ignore"):
-        ratio = quick.margin / plain.margin
-    assert (np.abs(ratio[np.isfinite(ratio)] - 1) < 0.05).mean() > 0.99
-    with pytest.raises(UsageError, match="precision"):
-        puma.score_margins(model, pool, precision="fp8")

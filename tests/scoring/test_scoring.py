@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from pathlib import Path
 
@@ -207,3 +208,19 @@ def test_an_estimate_counts_what_is_left_and_writes_nothing(model, pool, tmp_pat
     assert after.disk_free is not None
     assert after.memory_bytes > 1e7
     assert sorted(path.name for path in out.iterdir()) == known
+
+
+def test_options_are_part_of_a_table(model, pool, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    quick = puma.score_margins(model, pool, batch_size=256, precision="bf16", compile=True)
+    plain = puma.score_margins(model, pool, batch_size=256)
+    assert quick.meta["settings"]["precision"] == "bf16"
+    assert quick.meta["settings"]["compile"]
+    assert not plain.meta["settings"]["compile"]
+    assert (quick.predicted == plain.predicted).all()
+    assert (quick.status == plain.status).all()
+    with np.errstate(invalid="ignore"):
+        ratio = quick.margin / plain.margin
+    assert (np.abs(ratio[np.isfinite(ratio)] - 1) < 0.05).mean() > 0.99
+    with pytest.raises(UsageError, match="precision"):
+        puma.score_margins(model, pool, precision="fp8")
