@@ -8,7 +8,7 @@ from test_deepfool import Curved, batch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from puma.attacks.deepfool import deepfool
+from puma.attacks.deepfool import DeepFool, deepfool
 from puma.models.modes import true_float32
 
 NORMS = ["Linf", "L2"]
@@ -22,7 +22,7 @@ def images_and_labels(count: int = 90) -> tuple[nn.Module, Tensor, Tensor]:
     return model, x, labels
 
 
-def assert_crossings_are_real(model: nn.Module, x: Tensor, labels: Tensor, hit: puma.attacks.deepfool.DeepFool) -> None:
+def assert_crossings_are_real(model: nn.Module, x: Tensor, labels: Tensor, hit: DeepFool) -> None:
     predicted = model(hit.adversarial).argmax(1)
     crossed = torch.from_numpy(hit.status == "crossed")
     back = torch.from_numpy(hit.status == "misclassified") & hit.margin.isfinite()

@@ -15,7 +15,7 @@ from torch import nn
 import puma
 from puma.attacks.deepfool import deepfool
 from puma.data.tensors import read_batch
-from puma.errors import ModelError, ResumeError
+from puma.errors import ModelError, ResumeError, UsageError
 from puma.io import lock
 from puma.margins import part_path
 from puma.scoring import score_margins
