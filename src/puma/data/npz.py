@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,12 +52,12 @@ def load_npz(path: Path | str, *, verify: str = "headers") -> Source:
         DataError: damaged or hostile archive, missing member, wrong dtype, layout or labels; compressed and large.
     """
     path = Path(path)
-    with opened_npz(path) as members:
-        named = {member.name.removesuffix(".npy"): member for member in members}
+    with _opened(path) as members:
+        named = {member.info.filename.removesuffix(".npy"): member for member in members}
         image, label = _first(path, named, IMAGE_NAMES), _first(path, named, LABEL_NAMES)
-        header, where_labels = image.header(), f"{path}: {label.name.removesuffix('.npy')}"
+        header = image.header()
+        where, where_labels = (f"{path}: {member.info.filename.removesuffix('.npy')}" for member in (image, label))
         with image.open() as file:
-            where = f"{path}: {image.name.removesuffix('.npy')}"
             check_headers(file, header, label.header(), where, where_labels)
         class_names = next((names for name in _CLASS_NAMES if (names := _texts(named.get(name)))), None)
         labels = check_labels(label.array(), header.shape[0], where_labels, class_names)
@@ -68,18 +67,18 @@ def load_npz(path: Path | str, *, verify: str = "headers") -> Source:
         elif header.data_size <= IN_MEMORY:
             images = in_memory(image.array())
         else:
-            size = f"{header.data_size / 1e9:,.1f} GB"
-            why = f"its {size} of images cannot be read in place"
+            why = f"its {header.data_size / 1e9:,.1f} GB of images cannot be read in place"
             raise DataError(f"{path} is compressed", why=why, fix=f"puma data unpack {path}")
         if verify == "full":
-            image.check_crc()
+            for _ in image.blocks():  # at the end its CRC-32 is compared
+                pass
     arrays = [["image", image.info.file_size, image.info.CRC], ["label", label.info.file_size, label.info.CRC]]
     content = {"format": "npz", "shape": header.shape, "members": arrays, "classes": class_names}
     return Source(images, labels, name=path.stem, fingerprint=fingerprint(content), class_names=class_names)
 
 
 @dataclass(frozen=True)
-class Member:
+class _Member:
     """One member of an open archive; its bytes lie at ``offset`` of the file."""
 
     path: Path
@@ -87,18 +86,12 @@ class Member:
     info: zipfile.ZipInfo
     offset: int
 
-    @property
-    def name(self) -> str:
-        """As the directory says."""
-        return self.info.filename
+    def __str__(self) -> str:
+        return f"{self.path}: member {self.info.filename!r}"
 
     @property
     def compressed(self) -> bool:
-        """Whether the bytes have to be inflated."""
         return self.info.compress_type != zipfile.ZIP_STORED
-
-    def __str__(self) -> str:
-        return f"{self.path}: member {self.name!r}"
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
@@ -110,18 +103,8 @@ class Member:
                 raise DataError(f"{self} is damaged", why=str(error), fix="copy or download the file again") from None
 
     def header(self) -> Header:
-        """Its ``.npy`` header."""
         with self.open() as file:
             return read_header(file, self.info.file_size, str(self))
-
-    def array(self) -> NDArray[Any]:
-        """All of its values, for small ones."""
-        header = self.header()
-        with self.open() as file:
-            data = file.read()
-            if len(data) != self.info.file_size:
-                raise zipfile.BadZipFile(f"{self.info.file_size - len(data):,} bytes are missing")
-        return np.frombuffer(data, header.dtype, offset=header.length).reshape(header.shape)
 
     def blocks(self) -> Iterator[bytes]:
         """Its bytes, 4 MiB at a time."""
@@ -133,37 +116,27 @@ class Member:
             if missing:
                 raise zipfile.BadZipFile(f"{missing:,} of {self.info.file_size:,} bytes are missing")
 
-    def check_crc(self) -> None:
-        """Read it to its end."""
-        for _ in self.blocks():
-            pass
+    def array(self) -> NDArray[Any]:
+        """All of its values, for small ones."""
+        header = self.header()
+        return np.frombuffer(b"".join(self.blocks()), header.dtype, offset=header.length).reshape(header.shape)
 
 
 @contextmanager
-def opened_npz(path: Path | str) -> Iterator[list[Member]]:
+def _opened(path: Path) -> Iterator[list[_Member]]:
     """The members of a zip archive in the order in which they lie in it; only the directory is read so far.
 
     Raises:
         DataError: not a zip archive, truncated, encrypted, a method other than stored and deflate, two members of one
             name, members that overlap, a compressed member that claims to unfold to over 100 times its size.
     """
-    path = Path(path)
     try:
         with path.open("rb") as file:
             _check_directory_size(file, path)
             with zipfile.ZipFile(file) as archive:
-                members = [_member(file, archive, info, path) for info in archive.infolist()]
-                members.sort(key=lambda member: member.offset)
-                names = [member.name for member in members]
-                if twice := [name for name in names if names.count(name) > 1]:
-                    why = "duplicate member names are ambiguous"
-                    raise DataError(f"{path} holds two members called {twice[0]!r}", why=why)
-                for one, two in pairwise(members):
-                    if one.offset + one.info.compress_size > two.info.header_offset:
-                        why = "the archive is damaged or hostile"
-                        raise DataError(f"{path}: members {one.name!r} and {two.name!r} overlap", why=why)
-                if members and members[-1].offset + members[-1].info.compress_size > file.seek(0, 2):
-                    raise zipfile.BadZipFile(f"member {members[-1].name!r} ends beyond the end of the file")
+                infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+                members = [_Member(path, archive, info, _data_offset(file, info)) for info in infos]
+                _check_members(members, file.seek(0, 2))
                 yield members
     except PumaError:
         raise
@@ -176,28 +149,39 @@ def opened_npz(path: Path | str) -> Iterator[list[Member]]:
         raise DataError(f"cannot read {path}", why=str(error)) from None
 
 
-def _member(file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Member:
-    where = f"{path}: member {info.filename!r}"
-    if info.flag_bits & 1:
-        raise DataError(f"{where} is encrypted", fix="save it without a password")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        fix = "save with np.savez or np.savez_compressed"
-        raise DataError(f"{where} is compressed by method {info.compress_type}", fix=fix)
-    if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
-        raise zipfile.BadZipFile(f"member {info.filename!r} is stored, yet claims two sizes")
-    if info.file_size > max(_BOMB_SIZE, _BOMB_RATIO * info.compress_size):
-        raise DataError(
-            f"{where} claims to unfold {info.compress_size:,} bytes into {info.file_size:,}",
-            why=f"more than {_BOMB_RATIO} times: no real images compress like that, so it is refused as a bomb",
-            fix="save it uncompressed (np.savez) where you trust it",
-        )
+def _check_members(members: list[_Member], size: int) -> None:
+    names = [member.info.filename for member in members]
+    limits = [*[member.info.header_offset for member in members], size][1:]
+    for member, limit in zip(members, limits, strict=False):
+        info, name = member.info, member.info.filename
+        if info.flag_bits & 1:
+            raise DataError(f"{member} is encrypted", fix="save it without a password")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            fix = "save with np.savez or np.savez_compressed"
+            raise DataError(f"{member} is compressed by method {info.compress_type}", fix=fix)
+        if names.count(name) > 1:
+            why = "duplicate member names are ambiguous"
+            raise DataError(f"{member.path} holds two members called {name!r}", why=why)
+        if not member.compressed and info.compress_size != info.file_size:
+            raise zipfile.BadZipFile(f"member {name!r} is stored, yet claims two sizes")
+        if member.offset + info.compress_size > limit:
+            raise zipfile.BadZipFile(f"member {name!r} overlaps the next one or ends beyond the end of the file")
+        if info.file_size > max(_BOMB_SIZE, _BOMB_RATIO * info.compress_size):
+            raise DataError(
+                f"{member} claims to unfold {info.compress_size:,} bytes into {info.file_size:,}",
+                why=f"more than {_BOMB_RATIO} times: no real images compress like that, so it is refused as a bomb",
+                fix="save it uncompressed (np.savez) where you trust it",
+            )
+
+
+def _data_offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin: the extra field of its local header may differ from the directory's."""
     file.seek(max(info.header_offset, 0))
     header = file.read(_LOCAL_HEADER)
     if header[:4] != b"PK\x03\x04" or len(header) < _LOCAL_HEADER:
         raise zipfile.BadZipFile(f"member {info.filename!r} has no header where the directory says")
-    # the extra field of the local header may differ from the directory's
-    offset = info.header_offset + _LOCAL_HEADER + sum(struct.unpack_from("<HH", header, 26))
-    return Member(path, archive, info, offset)
+    name, extra = struct.unpack_from("<HH", header, 26)
+    return int(info.header_offset + _LOCAL_HEADER + name + extra)
 
 
 def _check_directory_size(file: IO[bytes], path: Path) -> None:
@@ -215,7 +199,7 @@ def _check_directory_size(file: IO[bytes], path: Path) -> None:
     file.seek(0)
 
 
-def _first(path: Path, members: dict[str, Member], names: Sequence[str]) -> Member:
+def _first(path: Path, members: dict[str, _Member], names: Sequence[str]) -> _Member:
     for name in names:
         if name in members:
             return members[name]
@@ -224,7 +208,7 @@ def _first(path: Path, members: dict[str, Member], names: Sequence[str]) -> Memb
     raise DataError(f"{path} has no member {names[0]!r}", why=f"it holds: {present}", fix=fix)
 
 
-def _texts(member: Member | None) -> tuple[str, ...] | None:
+def _texts(member: _Member | None) -> tuple[str, ...] | None:
     if member is None or member.info.file_size > _LARGEST_NAMES:
         return None
     values = member.array()
@@ -313,7 +297,7 @@ def unpack_npz(path: Path | str, out: Path | str, *, progress: bool = False) -> 
         StorageError: no space, or ``out`` cannot be written.
     """
     path, out = Path(path), Path(out)
-    with opened_npz(path) as members:
+    with _opened(path) as members:
         if not any(member.compressed for member in members):
             raise UsageError(f"{path} is not compressed: it is mapped as it is")
         if out.resolve() == path.resolve():
@@ -326,7 +310,7 @@ def unpack_npz(path: Path | str, out: Path | str, *, progress: bool = False) -> 
         ):
             archive.comment = members[0].archive.comment  # says where generated images come from
             for member in members:
-                with archive.open(_entry(member.name), "w", force_zip64=True) as target:
+                with archive.open(_entry(member.info.filename), "w", force_zip64=True) as target:
                     for block in member.blocks():
                         target.write(block)
                         bar.advance(len(block))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,19 +108,8 @@ class SourceNames(Sequence[str]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
         return self.names[int(np.searchsorted(self._ends, checked_row(index, len(self)), side="right"))]
-
-    def __iter__(self) -> Iterator[str]:
-        for name, rows in zip(self.names, np.diff(self._ends, prepend=0), strict=True):
-            for _ in range(rows):
-                yield name
 
 
 def _check_roles(roles: tuple[str, ...], sources: int) -> None:
