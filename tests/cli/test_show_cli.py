@@ -1,8 +1,10 @@
-"""``puma show``: every artefact says what it is, and what a person asks of it first."""
+"""``puma show``: every artefact says what it is, how it was made, what it holds and what comes next."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,10 @@ from typer.testing import CliRunner
 from puma.cli.app import app
 from puma.cli.show import describe
 from puma.data.load import load_dataset
-from puma.errors import DataError, ModelError
+from puma.errors import DataError, ModelError, UsageError
 from puma.evaluation import evaluate
 from puma.models.weights import save_model
-from puma.scoring.labels import score_labels
 from puma.threat import ThreatModel
-from puma.tradeoff import Flags, Group, Setting
-from puma.tradeoff.tables import write_flags
 from puma.training.loop import train
 from puma.training.recipe import load_recipe
 
@@ -40,130 +39,121 @@ prune_fractions = [0.3]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a few steps, judged by a weak attack, and the trust in the labels that it trained on."""
-    folder, pool = tmp_path_factory.mktemp("show") / "run", load_dataset("digits?subset=100")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps with its margin table, plan and evaluation by a weak attack."""
+    folder, pool = tmp_path_factory.mktemp("show"), load_dataset("digits?subset=100")
     recipe = load_recipe("digits", steps=4, batch_size=16, attack_steps=1, validation_images=20, validation_steps=1)
-    trained = train("small-cnn", pool, threat=THREAT, recipe=recipe, out=folder)
-    evaluate(trained.model, load_dataset("digits:test?subset=40"), THREAT, out=folder, subset=20, attack="pgd-2")
-    score_labels(trained.model, pool, out=folder.parent / "labels")
+    trained = train("small-cnn", pool, threat=THREAT, recipe=recipe, out=folder / "run")
+    test = load_dataset("digits:test?subset=40")
+    evaluate(trained.model, test, THREAT, out=folder / "run", subset=20, attack="pgd-2")
+    for words in (
+        ["score", folder / "run", "digits?subset=100", "--mode", "fast", "--out", folder / "margins", "--quiet"],
+        ["plan", "--table", folder / "margins", "--threat", "Linf:0.1", "--out", folder / "plan.parquet"],
+    ):
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
     return folder
 
 
-def test_an_evaluation_by_a_weaker_attack_and_its_flags(run: Path) -> None:
-    kind, facts = describe(run / "evaluation-pgd-2.json")
+def printed(path: Path, *options: str) -> str:
+    result = CliRunner().invoke(app, ["show", str(path), *options])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_margin_table(made: Path) -> None:
+    kind, facts, next_ = describe(made / "margins")
+    assert (kind, facts["rows"], facts["norm"], facts["mode"]) == ("margin table", 100, "Linf", "fast")
+    assert facts["columns"]["status"].startswith(("estimated ", "misclassified "))
+    assert facts["columns"]["margin"].endswith("at 5, 25, 50, 75, 95 %")
+    assert next_.startswith(f"puma plan --table {made / 'margins'} ")
+    (part,) = (made / "margins").glob("part-*.parquet")
+    assert describe(part)[:2] == (kind, facts)
+
+
+def test_a_plan(made: Path) -> None:
+    kind, facts, next_ = describe(made / "plan.parquet")
+    assert (kind, facts["strategy"], facts["rows"]) == ("plan", "puma", 100)
+    assert facts["columns"]["keep"] == "70.0% true"
+    assert f"--plan {made / 'plan.parquet'}" in next_
+    assert "--threat Linf:0.1" in next_
+
+
+def test_a_run_and_its_evaluation(made: Path) -> None:
+    kind, facts, next_ = describe(made / "run")
+    judged = json.loads((made / "run" / "evaluation-pgd-2.json").read_text())
+    assert (kind, facts["finished"], facts["settings"]["threat"]) == ("run", True, "Linf:0.1")
+    assert facts["evaluation-pgd-2"]["clean_accuracy"] == judged["clean_accuracy"]
+    assert float(facts["last metrics"]["step"]) == 4
+    assert next_ == f"puma evaluate {made / 'run'} --data TEST --threat Linf:0.1"
+    kind, facts, _ = describe(made / "run" / "evaluation-pgd-2.json")
     assert (kind, facts["attack"], facts["n_test"]) == ("evaluation", "pgd-2", 20)
-    kind, flags = describe(run / "evaluation-pgd-2.parquet")
-    assert (kind, flags["threat model"], flags["attack"], flags["images"]) == (
-        "flags of an evaluation", "Linf:0.1", "pgd-2", "40",
-    )  # fmt: skip
-    assert flags["correct clean"] == f"{facts['clean_accuracy']:.1%} of 40"
-    assert flags["correct under pgd-2"] == f"{facts['attacked_accuracy']:.1%} of 20"
-    assert int(flags["broken by clean"]) == round(40 * (1 - facts["clean_accuracy"]))
-    kind, piece = describe(run / "evaluation-pgd-2-shards" / "part-000000.parquet")
-    assert (kind, piece["attack"], piece["images"]) == ("flags of an evaluation", "pgd-2", "20")
-    assert piece["correct under pgd-2"] == flags["correct under pgd-2"]
-    assert describe(run)[1]["evaluation-pgd-2"] == facts  # the run's folder tells of it too
+    kind, flags, _ = describe(made / "run" / "evaluation-pgd-2.parquet")
+    assert (kind, flags["rows"]) == ("evaluation", 40)
+    assert flags["columns"]["clean_correct"].startswith(f"{judged['clean_accuracy']:.1%} true")
 
 
-def test_the_state_of_a_training(run: Path) -> None:
-    kind, facts = describe(run / "checkpoints" / "state-000000004.safetensors")
-    rows = (run / "metrics.csv").read_text().splitlines()
-    seen = dict(zip(rows[0].split(","), rows[-1].split(","), strict=True))["unique_images"]
-    assert (kind, facts["after step"], facts["distinct images seen"]) == ("state of a training", 4, seen)
-    assert facts["numbers in model"] == facts["numbers in ema"] == "19,178"
-    assert facts["best so far"].startswith("step ")
-    damaged = run / "checkpoints" / "damaged.safetensors"
-    data = bytearray((run / "checkpoints" / "state-000000004.safetensors").read_bytes())
-    data[-9] ^= 1
-    damaged.write_bytes(data)
-    with pytest.raises(ModelError, match="is damaged"):
-        describe(damaged)
-
-
-def test_weights_of_any_network(run: Path, tmp_path: Path) -> None:
-    kind, facts = describe(run / "last.safetensors")
-    assert (kind, facts["network"]["name"], facts["parameters"]) == ("weights", "small-cnn", "19,178")
-    save_model(nn.Linear(4, 3), tmp_path / "own.safetensors")
-    save_file(nn.Linear(4, 3).state_dict(), tmp_path / "foreign.safetensors")
-    for name in ("own", "foreign"):
-        kind, facts = describe(tmp_path / f"{name}.safetensors")
-        assert (kind, facts["tensors"], facts["numbers in them"]) == ("weights", 2, "15")
-
-
-def test_trust_in_labels_has_no_norm_and_margins_have(run: Path) -> None:
-    kind, facts = describe(run.parent / "labels")
-    assert (kind, facts["mode"], facts["other scores"]) == (
-        "margin table",
-        "label-quality",
-        "label_quality, label_issue",
-    )
-    assert "norm" not in facts
-    assert "norm" not in facts["made by"]
-    scored = CliRunner().invoke(
-        app, ["score", str(run), "digits?subset=20", "--mode", "fast", "--out", str(run.parent / "margins"), "--quiet"]
-    )
-    assert scored.exit_code == 0, scored.output
-    facts = describe(run.parent / "margins")[1]
-    assert facts["norm"] == facts["made by"]["norm"] == "Linf"
-
-
-def test_settings(run: Path, tmp_path: Path) -> None:
+def test_settings(made: Path, tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(STUDY)
-    kind, facts = describe(tmp_path / "study.toml")
+    kind, facts, next_ = describe(tmp_path / "study.toml")
     assert (kind, facts["name"], facts["pool"]["synthetic"]) == ("settings of a study", "small", 10)
-    assert facts["4 cells"] == [
-        "none, 0% pruned, seed 0",
-        "random, 30% pruned, seed 0",
-        "uniform-eps(scale=0.5), 0% pruned, seed 0",
-        "uniform-eps(scale=0.75), 0% pruned, seed 0",
-    ]
-    kind, facts = describe(run / "recipe.toml")
+    assert next_ == f"puma study run {tmp_path / 'study.toml'}"
+    assert describe(tmp_path).kind == "study"
+    kind, facts, _ = describe(made / "run" / "recipe.toml")
     assert (kind, facts["steps"], facts["objective"]) == ("recipe", 4, "trades")
-    kind, facts = describe(run / "run.json")
-    assert (kind, facts["settings"]["threat"]) == ("record", "Linf:0.1")
     (tmp_path / "broken.toml").write_text("steps = [")
-    with pytest.raises(DataError, match="is not TOML"):
+    with pytest.raises(UsageError, match="is not TOML"):
         describe(tmp_path / "broken.toml")
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(DataError, match="is no artefact"):
         describe(tmp_path / "list.json")
 
 
-def test_tables_of_a_study_tell_its_cells_apart(tmp_path: Path) -> None:
-    clean, robust = np.array([1, 1, 0, 1.0]), np.array([1, 0, np.nan, np.nan])
-    judged = {
-        (Group("small", "digits", "digits", checkpoint), Setting("uniform-eps", params, 0.0), 0): (
-            Flags(clean, robust if checkpoint == "last" else clean),
-            "cw-20",
-        )
-        for checkpoint in ("last", "best")
-        for params in ('{"scale": 0.5}', '{"scale": 0.75}')
-    }
-    write_flags(tmp_path / "flags.parquet", judged, {})
-    kind, facts = describe(tmp_path / "flags.parquet")
-    assert kind == "flags of a study"
-    cells = [f'uniform-eps {{"scale": {scale}}}, 0% pruned, seed 0' for scale in (0.5, 0.75)]
-    assert facts == {
-        "checkpoint last": dict.fromkeys(cells, "75.0% of 4 clean, 50.0% of 2 under cw-20"),
-        "checkpoint best": dict.fromkeys(cells, "75.0% of 4 clean, 75.0% of 4 under cw-20"),
-    }
-    shares = [
-        {"pool": "digits", "prune_fraction": 0.6, "seed": seed, "strategy": "puma(c=0.5)", "share": 0.1 * seed}
-        for seed in (1, 2)
-    ]
-    pq.write_table(pa.Table.from_pylist(shares), tmp_path / "mislabelled.parquet")
-    assert describe(tmp_path / "mislabelled.parquet") == (
-        "mislabelled perturbed images of a study",
-        {"puma(c=0.5), 60% pruned, seed 1": "10.0%", "puma(c=0.5), 60% pruned, seed 2": "20.0%"},
-    )
+def test_weights_and_the_state_of_a_training(made: Path, tmp_path: Path) -> None:
+    kind, facts, next_ = describe(made / "run" / "last.safetensors")
+    assert (kind, next_.split()[:2]) == ("weights", ["puma", "score"])
+    assert "small-cnn" in printed(made / "run" / "last.safetensors")
+    (state,) = (made / "run" / "checkpoints").glob("state-*4.safetensors")
+    kind, facts, _ = describe(state)
+    assert (kind, facts["numbers in"]["model"]) == ("state of a training", facts["numbers in"]["ema"])
+    save_model(nn.Linear(4, 3), tmp_path / "own.safetensors")
+    save_file(nn.Linear(4, 3).state_dict(), tmp_path / "foreign.safetensors")
+    for name in ("own", "foreign"):
+        kind, facts, _ = describe(tmp_path / f"{name}.safetensors")
+        assert (kind, facts["tensors"], facts["numbers"]) == ("weights", 2, 15)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "own.safetensors").read_bytes()[:60])
+    with pytest.raises(ModelError, match="cannot read"):
+        describe(tmp_path / "cut.safetensors")
 
 
-def test_the_verb_prints_it_and_a_stranger_is_refused(run: Path, tmp_path: Path) -> None:
-    shown = CliRunner().invoke(app, ["show", str(run / "evaluation-pgd-2.json")], env={"COLUMNS": "300"})
-    assert shown.exit_code == 0, shown.output
-    assert "evaluation-pgd-2.json: evaluation" in shown.output
-    assert json.loads((run / "evaluation-pgd-2.json").read_text())["identity"] in shown.output
+def test_any_artefact_fits_one_screen_and_all_shows_the_rest(made: Path) -> None:
+    for name in ("margins", "plan.parquet", "run", "run/last.safetensors", "run/recipe.toml", "run/run.json"):
+        lines = printed(made / name).splitlines()
+        assert len(lines) <= 38, name
+    assert "lines more (--all shows them)" in printed(made / "run")
+    assert len(printed(made / "run", "--all").splitlines()) > 38
+    digest = describe(made / "margins").facts["model"]["sha256"]
+    assert digest not in printed(made / "margins")
+    assert digest in printed(made / "margins", "--all")
+
+
+def test_a_data_set_keeps_its_class_names_and_nothing_commands_the_terminal(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("cat", "[bold]\x1b]0;x", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(2):
+            pixels = np.full((8, 8, 3), number * 9 + len(name), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    said = printed(tmp_path / "images")
+    assert re.search(r"classes +\[bold\]\\x1b\]0;x 2, cat 2, dog 2", said)
+    assert "\x1b" not in said
+    shutil.rmtree(tmp_path / "images")
+
+
+def test_strangers_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "stranger.parquet")
     with pytest.raises(DataError, match="no column"):
         describe(tmp_path / "stranger.parquet")
+    with pytest.raises(DataError, match="nowhere"):
+        describe(tmp_path / "nowhere")

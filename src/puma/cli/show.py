@@ -1,17 +1,51 @@
-"""``puma show``: what a file or folder is, and what it says."""
+"""``puma show``: what a file or folder is, how it was made, what it holds, and what to do with it next."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from puma.cli import facts
-from puma.cli.facts import Facts
+from puma.cli.output import echo, print_facts
 from puma.errors import DataError
+
+_SCREEN = 36
+_KINDS = {
+    "puma.margins": "margin table",
+    "puma.plan": "plan",
+    "puma.run": "run",
+    "puma.model": "weights",
+    "puma.state": "state of a training",
+    "puma.diffusion": "diffusion model",
+    "puma.generated": "generated images",
+    "puma.quality": "quality of generated images",
+    "puma.evaluation.shard": "shard of an evaluation",
+    "puma.evaluation": "evaluation",
+    "puma.results": "results of a study",
+    "puma.flags": "flags of a study",
+    "puma.mislabelled": "mislabelled perturbed images of a study",
+    "puma.perceptron": "simulation of the perceptron",
+}
+_NEXT = {
+    "margin table": "puma plan --table {path} --threat Linf:8/255 --prune-fraction 0.3 --out plan.parquet",
+    "plan": "puma train --plan {path} --real SOURCE --threat {threat} --out RUN",
+    "run": "puma evaluate {path} --data TEST --threat {threat}",
+    "study": "puma study status {path}; puma report {path}",
+    "settings of a study": "puma study run {path}",
+    "recipe": "puma train --recipe {path} --real SOURCE --threat Linf:8/255 --out RUN",
+    "weights": "puma score {path} SOURCE --out margins",
+    "data set": "puma data show {path}",
+}
+
+
+class Shown(NamedTuple):
+    """What is known of an artefact: its kind, names and values, and the command that goes on from it."""
+
+    kind: str
+    facts: dict[str, Any]
+    next: str
 
 
 def show(
@@ -19,38 +53,65 @@ def show(
         Path,
         typer.Argument(help="Margin table, plan, run, study, evaluation, flags, weights, state, settings or data set."),
     ],
+    everything: Annotated[bool, typer.Option("--all", help="Every value, not one screen of them.")] = False,
 ) -> None:
-    """Say what an artefact is, how it was made and what it holds. Reads only."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    kind, found = describe(artefact)
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in _flat(found):
-        table.add_row(Text(name, style="bold"), Text(value))
-    console = Console()
-    console.print(Text(f"{artefact}: {kind}"), soft_wrap=True)  # a path that is broken in two cannot be copied
-    console.print(table)
+    """Say what an artefact is, how it was made and what it holds, on one screen. Reads only."""
+    found = describe(artefact)
+    echo(f"{artefact}: {found.kind}")
+    print_facts(found.facts, most=None if everything else _SCREEN)
+    if found.next:
+        echo(f"next  {found.next}")
 
 
-def describe(path: Path) -> tuple[str, Facts]:
-    """The kind of an artefact and the facts a person asks for first.
+def describe(path: Path) -> Shown:
+    """The kind of an artefact, the facts a person asks for first, and the next command.
 
     Raises:
         DataError: nothing there, or nothing that PUMA knows.
     """
     if path.is_dir():
-        for mark, kind, told in _FOLDERS:
-            if any(path.glob(mark)):
-                return kind, told(path)
-        raise DataError(f"{path} holds no table, run or study", fix="name one of its files")
-    if path.is_file() and path.suffix in _FILES:
-        return _FILES[path.suffix](path)
-    return "data set", facts.data_set(path)
+        kind, facts = _folder(path)
+    elif path.is_file() and path.suffix in _FILES:
+        kind, facts = _FILES[path.suffix](path)
+    else:
+        kind, facts = _data_set(path)
+    threat = facts.get("threat") or (facts.get("settings") or {}).get("threat") or "Linf:8/255"
+    if isinstance(threat, dict):
+        threat = f"{threat.get('norm')}:{threat.get('eps'):g}"
+    return Shown(kind, facts, _NEXT.get(kind, "").format(path=path, threat=threat))
 
 
-def _parquet(path: Path) -> tuple[str, Facts]:
+def _kind(schema: str) -> str | None:
+    """The name of a schema, whatever its version."""
+    family = schema.partition("/")[0]
+    return _KINDS.get(family) or (family or None)
+
+
+def _folder(path: Path) -> tuple[str, dict[str, Any]]:
+    from puma.io import read_json
+
+    if (path / "study.toml").is_file():
+        facts = _toml(path / "study.toml")[1]
+        return "study", {"finished tasks": len(list((path / "done").glob("*.json"))), **facts}
+    if parts := sorted(path.glob("part-*.parquet")):
+        return _table(parts)
+    if (path / "recipe.toml").is_file():
+        record = read_json(path / "run.json") if (path / "run.json").is_file() else {}
+        rows = (path / "metrics.csv").read_text().splitlines() if (path / "metrics.csv").is_file() else []
+        facts = {"finished": (path / "last.safetensors").is_file(), "steps logged": max(0, len(rows) - 1)}
+        if len(rows) > 1:
+            facts["last metrics"] = dict(zip(rows[0].split(","), rows[-1].split(","), strict=False))
+        for file in sorted(path.glob("evaluation*.json")):
+            values = read_json(file)
+            facts[file.stem] = {key: values[key] for key in values if key.endswith("accuracy") or key == "n_test"}
+        return "run", facts | record
+    if (path / "settings.json").is_file():
+        record = read_json(path / "settings.json")
+        return _kind(record.get("schema", "")) or "folder of shards", record
+    return _data_set(path)
+
+
+def _parquet(path: Path) -> tuple[str, dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -58,46 +119,122 @@ def _parquet(path: Path) -> tuple[str, Facts]:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a Parquet file", why=str(error)) from None
-    schema = json.loads(metadata.get(b"puma", b"{}")).get("schema") or metadata.get(b"schema", b"").decode()
-    if path.name == "mislabelled.parquet":  # those of earlier studies name no schema
-        schema = "puma.mislabelled"
-    for family, kind, told in _TABLES:
-        if schema.startswith(family):
-            return kind, told(path)
-    return "data set", facts.data_set(path)
+    if not _schema(metadata):
+        return _data_set(path)
+    return _table([path])
 
 
-def _flat(found: Facts, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Names and values, one line each; what lies inside another is indented below its name."""
-    for name, value in found.items():
-        label = "  " * depth + str(name)
-        if isinstance(value, dict) and value:
-            yield label, ""
-            yield from _flat(value, depth + 1)
-        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-            yield label, "\n".join(value) or "none"
-        elif isinstance(value, list) and all(isinstance(item, dict) for item in value):
-            yield label, "\n".join(", ".join(f"{key} {entry}" for key, entry in item.items()) for item in value)
-        else:
-            yield label, str(value)
+def _schema(metadata: dict[bytes, bytes]) -> str:
+    """The schema that a Parquet file's metadata names; images in Parquet name none."""
+    if b"huggingface" in metadata:
+        return ""
+    try:
+        made = json.loads(metadata.get(b"puma", b"{}"))
+    except ValueError:
+        return ""
+    return str(made.get("schema") or metadata.get(b"schema", b"").decode(errors="replace"))
 
 
-_FOLDERS: list[tuple[str, str, Callable[[Path], Facts]]] = [
-    ("study.toml", "study", facts.study),
-    ("part-*.parquet", "margin table", facts.margin_table),
-    ("recipe.toml", "run", facts.run),
-]
-_TABLES: list[tuple[str, str, Callable[[Path], Facts]]] = [
-    ("puma.margins", "margin table", facts.margin_table),
-    ("puma.plan", "plan", facts.plan),
-    ("puma.results", "results of a study", facts.results),
-    ("puma.flags", "flags of a study", facts.study_flags),
-    ("puma.mislabelled", "mislabelled perturbed images of a study", facts.mislabelled),
-    ("puma.evaluation", "flags of an evaluation", facts.evaluation_flags),  # whole, or a piece of one
-]
-_FILES: dict[str, Callable[[Path], tuple[str, Facts]]] = {
-    ".parquet": _parquet,
-    ".safetensors": facts.weights,
-    ".json": facts.record,
-    ".toml": facts.settings,
-}
+def _table(paths: list[Path]) -> tuple[str, dict[str, Any]]:
+    """A table in one or several Parquet files: its metadata, and a line about each column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_schema(paths[0]).metadata or {}
+        tables = [pq.read_table(path, page_checksum_verification=True) for path in paths]
+        table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{paths[0].parent} is broken", why=str(error).strip(), fix="`puma verify` names the file"
+        ) from None
+    made = json.loads(metadata.get(b"puma", b"{}"))
+    made.pop("schema", None)
+    columns = {name: _column(table[name]) for name in table.column_names if name != "index"}
+    return _kind(_schema(metadata)) or "table", {"rows": table.num_rows, **made, "columns": columns}
+
+
+def _column(column: Any) -> str:
+    """One line about a column: shares of its values, or its quantiles."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind, values = column.type, column.drop_null()
+    empty = f", {column.null_count:,} null" if column.null_count else ""
+    if not len(values):
+        return "empty"
+    if pa.types.is_boolean(kind):
+        return f"{pc.mean(values.cast(pa.int8())).as_py():.1%} true{empty}"
+    if pa.types.is_floating(kind):
+        numbers = values.to_numpy()
+        finite = numbers[np.isfinite(numbers)]
+        odd = f", {len(numbers) - len(finite):,} not finite" if len(finite) < len(numbers) else ""
+        points = np.quantile(finite, [0.05, 0.25, 0.5, 0.75, 0.95]) if len(finite) else []
+        return ", ".join(f"{point:.4g}" for point in points) + f" at 5, 25, 50, 75, 95 %{odd}{empty}"
+    if pa.types.is_integer(kind) and len(pc.unique(values)) > 12:
+        return f"{pc.min(values).as_py():,} to {pc.max(values).as_py():,}{empty}"
+    counts = sorted(values.value_counts().to_pylist(), key=lambda count: -count["counts"])
+    more = f", ... ({len(counts)} in all)" if len(counts) > 12 else ""
+    return ", ".join(f"{count['values']} {count['counts']:,}" for count in counts[:12]) + more + empty
+
+
+def _json(path: Path) -> tuple[str, dict[str, Any]]:
+    from puma.io import read_json
+
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path} is no artefact", why="it is JSON, but not names and values")
+    return _kind(str(value.get("schema", ""))) or "record", value
+
+
+def _toml(path: Path) -> tuple[str, dict[str, Any]]:
+    from puma.io import read_toml
+
+    values = read_toml(path)
+    if "grid" in values:
+        return "settings of a study", values
+    return "recipe" if {"steps", "learning_rate"} <= values.keys() else "settings", values
+
+
+def _safetensors(path: Path) -> tuple[str, dict[str, Any]]:
+    """A safetensors file from its header; the numbers are not read."""
+    from math import prod
+
+    from safetensors import SafetensorError, safe_open
+
+    from puma.errors import ModelError
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = dict(file.metadata() or {})
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        meta = {key: json.loads(value) if value[:1] in "{[" else value for key, value in header.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}", why=str(error)) from None
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        group = name.partition(".")[0]
+        sizes[group] = sizes.get(group, 0) + prod(shape)
+    facts = {"tensors": len(shapes), "numbers": sum(sizes.values()), **meta}
+    kind = _kind(str(meta.get("schema", ""))) or "weights"
+    return kind, facts | ({"numbers in": sizes} if kind == "state of a training" else {})
+
+
+def _data_set(path: Path) -> tuple[str, dict[str, Any]]:
+    """Images with labels."""
+    import numpy as np
+
+    from puma.data.load import load_dataset
+
+    source = load_dataset(str(path))
+    counts = np.bincount(source.labels, minlength=source.num_classes)
+    return "data set", {
+        "images": len(source),
+        "height, width, channels": source.image_shape,
+        "classes": [f"{name} {count:,}" for name, count in zip(source.class_names, counts, strict=True)],
+        "fingerprint": source.fingerprint,
+    }
+
+
+_FILES = {".parquet": _parquet, ".safetensors": _safetensors, ".json": _json, ".toml": _toml}

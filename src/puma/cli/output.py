@@ -1,0 +1,83 @@
+"""What commands print: text that may come from strangers, facts, and tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import typer
+
+from puma.errors import printable
+
+_MOST_ITEMS, _MOST_CHARACTERS = 12, 160
+
+
+def echo(text: object = "", *, err: bool = False) -> None:
+    """Print text whose names may come from strangers: control characters are shown, not obeyed."""
+    typer.echo(printable(text), err=err)
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", left: int = 1) -> None:
+    """Print rows of values; the first ``left`` columns are texts, the others numbers. Nothing is read as markup."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE if any(heads) else None, padding=(0, 1, 0, 0), pad_edge=False, show_header=any(heads))
+    for number, head in enumerate(heads):
+        text = number < left
+        table.add_column(Text(head), justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(value)) for value in row))
+    if title:
+        echo(title)
+    Console().print(table)
+
+
+def print_facts(facts: Mapping[str, Any], *, most: int | None = None) -> None:
+    """Print names and values, one a line; what lies inside another is indented. At most ``most`` lines, if given."""
+    lines = list(_flat(facts, full=most is None))
+    shown = lines if most is None or len(lines) <= most else lines[: most - 1]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        echo(f"{name:{width}}  {value}".rstrip())
+    if len(shown) < len(lines):
+        echo(f"... and {len(lines) - len(shown)} lines more (--all shows them)")
+
+
+def _flat(facts: Mapping[str, Any], depth: int = 0, *, full: bool) -> Iterable[tuple[str, str]]:
+    for name, value in facts.items():
+        label = "  " * depth + str(name)
+        if isinstance(value, Mapping) and value:
+            yield label, ""
+            yield from _flat(value, depth + 1, full=full)
+        else:
+            yield label, short(value, full=full)
+
+
+def short(value: Any, *, full: bool = False) -> str:
+    """A value on one line; unless ``full``, long lists and texts are cut, and a SHA-256 to its first 12 digits.
+
+    >>> short([1, 2]), short(0.1 + 0.2), short({"a": 1}), short(None)
+    ('1, 2', '0.3', 'a 1', 'none')
+    """
+    if value is None or value in ([], {}, ""):
+        return "none"
+    if isinstance(value, Mapping):
+        value = [f"{key} {short(inner, full=full)}" for key, inner in value.items()]
+    if isinstance(value, (list, tuple)):
+        shown = value if full else value[:_MOST_ITEMS]
+        more = f", ... ({len(value)} in all)" if len(value) > len(shown) else ""
+        return _cut(", ".join(short(item, full=full) for item in shown), full) + more
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    text = " ".join(str(value).split())
+    return f"{text[:12]}..." if re.fullmatch(r"[0-9a-f]{64}", text) and not full else _cut(text, full)
+
+
+def _cut(text: str, full: bool) -> str:
+    return text if full or len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
