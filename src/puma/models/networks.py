@@ -173,7 +173,7 @@ def _norm_layer(kind: str, channels: int) -> list[nn.Module]:
     raise unknown("normalisation layer", kind, ["batch", "group", "none"])
 
 
-# --- networks ------------------------------------------------------------------------------------------------------
+# --- networks (build_model explains the options) -------------------------------------------------------------------
 
 
 class SmallCNN(nn.Module):
@@ -181,16 +181,6 @@ class SmallCNN(nn.Module):
 
     Strides are chosen so that the map ends at 4 pixels (8 pixels: 1, 2, 1; 16: 1, 2, 2; 28 and 32: 2, 2, 2). With one
     8x8 channel and ten classes it has 19,178 parameters.
-
-    Args:
-        num_classes: number of logits.
-        in_channels: image channels.
-        image_size: height and width in pixels, 8 to 35.
-        activation: ``"silu"`` or ``"relu"``.
-        norm: ``"none"``, ``"batch"`` or ``"group"`` after each convolution.
-        widths: channels of the three convolutions.
-        mean: channel means in pixel units.
-        std: channel standard deviations in pixel units.
     """
 
     def __init__(
@@ -219,8 +209,7 @@ class SmallCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, C, H, W]`` in [0, 1]."""
-        logits: Tensor = self.logits(self.features(self.normalise(images)).flatten(1))
-        return logits
+        return cast(Tensor, self.logits(self.features(self.normalise(images)).flatten(1)))
 
 
 class _WideBlock(nn.Module):
@@ -254,18 +243,9 @@ class _WideGroup(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-width (arXiv 1605.07146) in the pre-activation form of robust training (arXiv 2010.03593, section 4).
 
-    WRN-28-10 on CIFAR-10 has 36,479,194 parameters.
-
-    Args:
-        depth: 6n + 4: 10, 16, 22, 28, 34, 40, 70, ...
-        width: channels are 16, 16w, 32w, 64w.
-        num_classes: number of logits.
-        in_channels: image channels.
-        activation: ``"silu"`` (as in the synthetic-data recipes) or ``"relu"``.
-        padding: at stride 2, ``"same"`` pads right and bottom (DeepMind, Wang et al. 2023), ``"symmetric"`` all sides
-            (TRADES, RobustBench's `WideResNet`). The same weights give different logits.
-        mean: channel means in pixel units.
-        std: channel standard deviations in pixel units.
+    Depth is 6n + 4, channels are 16, 16w, 32w, 64w. WRN-28-10 on CIFAR-10 has 36,479,194 parameters. Padding at stride
+    2: "same" pads right and bottom (DeepMind, Wang et al. 2023), "symmetric" all sides (TRADES, RobustBench's
+    `WideResNet`). The same weights give different logits.
     """
 
     def __init__(
@@ -296,9 +276,7 @@ class WideResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, C, H, W]`` in [0, 1]."""
         out = self.layer(self.init_conv(self.normalise(images)))
-        out = self.activation(self.batchnorm(out)).mean((2, 3))
-        logits: Tensor = self.logits(out)
-        return logits
+        return cast(Tensor, self.logits(self.activation(self.batchnorm(out)).mean((2, 3))))
 
 
 class _PreActBlock(nn.Module):
@@ -322,7 +300,7 @@ class _PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """PreActResNet-18 or -34 (arXiv 1603.05027) with 64 to 512 channels, as robust training uses them.
 
-    Depth 18 on CIFAR-10 has 12,548,426 parameters. Arguments as for `WideResNet`.
+    Depth 18 on CIFAR-10 has 12,548,426 parameters.
     """
 
     def __init__(
@@ -337,17 +315,15 @@ class PreActResNet(nn.Module):
         std: Sequence[float],
     ) -> None:
         super().__init__()
-        if depth not in _PREACT_BLOCKS:
-            raise UsageError(f"there is no PreActResNet-{depth}", fix="use 18 or 34")
         self.normalise = Normalise(mean, std)
         self.conv_2d = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+        inner = 64
         for i, blocks in enumerate(_PREACT_BLOCKS[depth]):
-            inner, outer, stride = 64 * 2 ** max(i - 1, 0), 64 * 2**i, 2 if i else 1
-            layers = [
-                _PreActBlock(outer if b else inner, outer, 1 if b else stride, activation, padding)
-                for b in range(blocks)
-            ]
-            self.add_module(f"layer_{i}", nn.Sequential(*layers))
+            outer, stride = 64 * 2**i, 2 if i else 1
+            first = _PreActBlock(inner, outer, stride, activation, padding)
+            others = [_PreActBlock(outer, outer, 1, activation, padding) for _ in range(blocks - 1)]
+            self.add_module(f"layer_{i}", nn.Sequential(first, *others))
+            inner = outer
         self.batchnorm = nn.BatchNorm2d(512)
         self.activation = _activation(activation)
         self.logits = nn.Linear(512, num_classes)
@@ -357,5 +333,4 @@ class PreActResNet(nn.Module):
         out = self.conv_2d(self.normalise(images))
         for i in range(4):
             out = self.get_submodule(f"layer_{i}")(out)
-        logits: Tensor = self.logits(self.activation(self.batchnorm(out)).mean((2, 3)))
-        return logits
+        return cast(Tensor, self.logits(self.activation(self.batchnorm(out)).mean((2, 3))))

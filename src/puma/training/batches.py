@@ -166,7 +166,7 @@ class Batches:
         self.sampler = BatchSampler(
             pool.synthetic, keep=keep, batch_size=recipe.batch_size, synthetic_share=recipe.synthetic_share, seed=seed
         )
-        self._start = recipe.attack_start_linf if threat.norm == "Linf" else recipe.attack_start_l2
+        self._start = recipe.attack_start(threat.norm)
         self._places = torch.arange(rank, recipe.batch_size, world_size)
         self._thread = ThreadPoolExecutor(1, "puma-batches")
         self._pending: tuple[int, Future[Batch]] | None = None

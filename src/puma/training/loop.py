@@ -261,8 +261,7 @@ class Training:
         self.bare: nn.Module = compiled
         self.both, self.optimizer = devices.wrap(TwoPasses(self.bare), self._sgd)
         self.awp = AWP(self.network, recipe.awp, devices) if recipe.awp else None
-        linf = job.threat.norm == "Linf"
-        self.step_size = (recipe.attack_step_linf if linf else recipe.attack_step_l2) * job.threat.eps
+        self.step_size = recipe.attack_step(job.threat.norm) * job.threat.eps
         # One clean pass serves attack and loss where both compute it with the same weights and batch statistics.
         self.shares_clean_pass = (
             recipe.objective == "trades"

@@ -139,6 +139,14 @@ class Recipe(BaseModel):
         factor: float = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[self.learning_rate_scaling]
         return self.learning_rate * factor
 
+    def attack_step(self, norm: str) -> float:
+        """Step of the attack in a norm, as a share of eps."""
+        return self.attack_step_linf if norm == "Linf" else self.attack_step_l2
+
+    def attack_start(self, norm: str) -> str:
+        """Start of the attack in a norm: ``uniform``, ``gaussian`` or ``none``."""
+        return self.attack_start_linf if norm == "Linf" else self.attack_start_l2
+
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some fields changed, checked again.
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from puma.attacks.pgd import ascend, start_noise
+from puma.attacks.pgd import pgd
 from puma.data.pool import Pool
-from puma.data.sampler import stratified_rows
+from puma.data.stratified import stratified_rows
 from puma.data.tensors import to_tensor
 from puma.devices import Devices
 from puma.errors import UsageError
-from puma.losses import carlini_wagner
-from puma.models.modes import attack_mode
 from puma.rng import mixed_key
 from puma.threat import ThreatModel
 from puma.training.recipe import Recipe
@@ -60,38 +58,29 @@ class Validation:
         recipe: Recipe,
         devices: Devices,
     ) -> None:
-        self.threat, self.recipe, self.devices = threat, recipe, devices
-        self.count = len(labels)
+        self.threat, self.recipe, self.devices, self.count = threat, recipe, devices, len(labels)
         share = slice(devices.rank, None, devices.world_size)
         self._images, self._labels = images[share], torch.from_numpy(np.asarray(labels[share]))
-        self._first = devices.rank
 
     def measure(self, model: nn.Module) -> tuple[float, float]:
         """(clean accuracy, robust accuracy), fractions; the model has to be in eval mode on the training device."""
-        right = torch.zeros(2, dtype=torch.float64, device=self.devices.device)
-        for first in range(0, len(self._labels), self.recipe.batch_size):
-            part = slice(first, first + self.recipe.batch_size)
-            images = to_tensor(self._images[part], self.devices.device)
-            right += self._right(model, images, self._labels[part].to(self.devices.device), first)
-        clean, robust = (self.devices.all_reduce(right) / self.count).tolist()
-        return clean, robust
-
-    def _right(self, model: nn.Module, images: Tensor, labels: Tensor, first: int) -> Tensor:
-        linf = self.threat.norm == "Linf"
-        step = (self.recipe.attack_step_linf if linf else self.recipe.attack_step_l2) * self.threat.eps
-        generator = torch.Generator(images.device).manual_seed(mixed_key(first, self._first) >> 1)
-        noise = start_noise(images.shape, "uniform", self.threat, generator, images.device)
-        radius = torch.full((len(images),), self.threat.eps, device=images.device)
-        with attack_mode(model):
-            attacked = ascend(
-                lambda x, rows: carlini_wagner(model(x), labels[rows]),
+        device, size = self.devices.device, self.recipe.batch_size
+        right = torch.zeros(2, dtype=torch.float64, device=device)
+        for first in range(0, len(self._labels), size):
+            images = to_tensor(self._images[first : first + size], device)
+            labels = self._labels[first : first + size].to(device)
+            attacked = pgd(
+                model,
                 images,
-                radius,
-                noise,
-                self.threat,
+                labels,
+                threat=self.threat,
                 steps=self.recipe.validation_steps,
-                step_size=step,
+                step_size=self.recipe.attack_step(self.threat.norm) * self.threat.eps,
+                loss="cw",
+                generator=torch.Generator(device).manual_seed(mixed_key(first, self.devices.rank) >> 1),
             )
-        with torch.no_grad():
-            hits = [model(batch).argmax(1) == labels for batch in (images, attacked)]
-        return torch.stack([hits[0].sum(), (hits[0] & hits[1]).sum()]).to(torch.float64)
+            with torch.no_grad():
+                clean, robust = (model(batch).argmax(1) == labels for batch in (images, attacked))
+            right += torch.stack([clean.sum(), (clean & robust).sum()])
+        clean_accuracy, robust_accuracy = (self.devices.all_reduce(right) / self.count).tolist()
+        return clean_accuracy, robust_accuracy
