@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from puma.cli.options import Config, Quiet, Seed, Threat
+from puma.cli.options import Config, Device, Devices, ModelName, Quiet, RecipeName, Seed, Threat
 from puma.errors import PumaError
 from puma.threat import ThreatModel
 
@@ -62,19 +62,17 @@ def train(
         list[str] | None, typer.Option(help="Source of synthetic images; may be given several times.")
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="Plan of `puma plan`; without it, everything at full eps.")] = None,
-    model: Annotated[str, typer.Option(help="small-cnn, wrn-D-K, preactresnet-18, or package.module:factory.")] = (
-        "wrn-28-10"
-    ),
+    model: ModelName = "wrn-28-10",
     weights: Annotated[Path | None, typer.Option(help="Start from these weights (safetensors).")] = None,
-    recipe: Annotated[str, typer.Option(help="A name of `puma recipe list`, or a TOML file.")] = "trades-edm",
+    recipe: RecipeName = "trades-edm",
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
     ] = None,
     validation: Annotated[
         int | None, typer.Option(min=0, help="Real images held out to choose the best checkpoint.")
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine, one for each GPU.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or one GPU such as cuda:1.")] = "auto",
+    devices: Devices = 1,
+    device: Device = "auto",
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard's files too (needs tensorboard).")] = False,
     seed: Seed = 0,
     config: Config = None,

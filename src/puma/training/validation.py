@@ -9,7 +9,7 @@ from torch import nn
 
 from puma.attacks.pgd import pgd
 from puma.data.pool import Pool
-from puma.data.stratified import stratified_rows
+from puma.data.sampler import stratified_rows
 from puma.data.tensors import to_tensor
 from puma.devices import Devices
 from puma.errors import UsageError
