@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from puma.cli.options import Config, Quiet
-from puma.errors import UsageError, unknown
+from puma.cli.options import (
+    Address,
+    Config,
+    Device,
+    Devices,
+    DryRun,
+    Engine,
+    NumWorkers,
+    Quiet,
+    Share,
+    Threads,
+    Worker,
+    share_of,
+)
+from puma.cli.output import echo
+from puma.errors import UsageError
 
 if TYPE_CHECKING:
     from puma.margins import MarginTable
@@ -20,13 +35,6 @@ Sources = Annotated[list[str], typer.Argument(help="The pool: data sources, real
 Roles = Annotated[str | None, typer.Option(help="real,synthetic,... one for each source.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images computed together.")]
 PartRows = Annotated[int, typer.Option(min=1, help="Rows of one part file.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Threads = Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves it to torch.")]
-Worker = Annotated[int | None, typer.Option(min=0, help="This process (else torchrun's or SLURM's).")]
-NumWorkers = Annotated[int | None, typer.Option(min=1, help="Processes that share --out.")]
-Devices = Annotated[int, typer.Option(min=1, help="Start so many workers here, one a device.")]
-Engine = Annotated[str, typer.Option(help="process, or ray (--out seen by every machine).")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster, as host:6379; none: one here.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the table; parts that are finished there are kept.")]
 
 
@@ -61,9 +69,9 @@ def score(
     worker: Worker = None,
     num_workers: NumWorkers = None,
     devices: Devices = 1,
-    engine: Engine = "process",
+    engine: Engine = "local",
     address: Address = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and stop.")] = False,
+    dry_run: DryRun = False,
     config: Config = None,
     quiet: Quiet = False,
 ) -> None:
@@ -79,10 +87,10 @@ def score(
     from puma.scoring.job import ScoringJob
     from puma.scoring.score import ScoringSettings
 
-    worker, num_workers, device = _share(engine, worker, num_workers, devices, device)
+    share = share_of(device, devices, worker, num_workers, engine, address)
     chosen, limit = _threat_options(norm, threat, mode, refine_below)
     settings = ScoringSettings.sized(
-        resolve_device(device),
+        resolve_device(share.device),
         norm=chosen,
         mode=parse_mode(mode),
         refine_below=limit,
@@ -99,14 +107,14 @@ def score(
         settings=settings,
         weights=None if weights is None else str(weights),
         roles=None if roles is None else tuple(roles.split(",")),
-        device=device,
+        device=share.device,
         threads=threads,
     )
     if dry_run:
         from puma.scoring.cost import estimate
 
-        _print_estimate(estimate(*job.load(), settings, out, max(devices, num_workers)))
-    elif (table := _make(job, engine, address, devices, worker, num_workers, quiet)) is not None:
+        _print_estimate(estimate(*job.load(), settings, out, max(devices, share.num_workers)))
+    elif (table := _make(job, share, quiet)) is not None:
         _print_table(table, out)
 
 
@@ -124,7 +132,7 @@ def score_run(
     worker: Worker = None,
     num_workers: NumWorkers = None,
     devices: Devices = 1,
-    engine: Engine = "process",
+    engine: Engine = "local",
     address: Address = None,
     config: Config = None,
     quiet: Quiet = False,
@@ -141,8 +149,8 @@ def score_run(
     from puma.scoring.job import ScoringJob, open_pool
     from puma.scoring.snapshots import SnapshotSettings, load_snapshots, threat_of
 
-    worker, num_workers, device = _share(engine, worker, num_workers, devices, device)
-    where = resolve_device(device)
+    share = share_of(device, devices, worker, num_workers, engine, address)
+    where = resolve_device(share.device)
     chosen = None if roles is None else tuple(roles.split(","))
     settings = SnapshotSettings(
         threat_of(run),
@@ -150,36 +158,15 @@ def score_run(
         batch_size=batch_size or (1024 if where.type == "cuda" else 256),
         part_rows=part_rows,
     )
-    job = ScoringJob(str(run.absolute()), tuple(sources), str(out.absolute()), settings, None, chosen, device, threads)
-    if (table := _make(job, engine, address, devices, worker, num_workers, quiet)) is not None:
+    job = ScoringJob(
+        str(run.absolute()), tuple(sources), str(out.absolute()), settings, None, chosen, share.device, threads
+    )
+    if (table := _make(job, share, quiet)) is not None:
         _print_scores(table, out)
-    if features is not None and worker == 0:
+    if features is not None and share.worker == 0:
         model = load_snapshots(run)[-1].to(where)
         embed(model, open_pool(job.sources, chosen), features, part_rows=part_rows, progress=not quiet)
-        typer.echo(f"feature vectors in {features}; give them to puma plan as --features")
-
-
-def _share(engine: str, worker: int | None, num_workers: int | None, devices: int, device: str) -> tuple[int, int, str]:
-    """Which worker of how many this process is, by its options or by torchrun's or SLURM's, and its device."""
-    from puma.devices import resolve_device
-    from puma.tasks import worker_from_environment
-
-    if engine not in ("process", "ray"):
-        raise unknown("engine", engine, ("process", "ray"))
-    if (worker is None) != (num_workers is None):
-        raise UsageError("--worker and --num-workers go together")
-    if worker is not None and not worker < (num_workers or 1):
-        raise UsageError(f"there is no worker {worker} among {num_workers}", fix="workers are numbered from 0")
-    if worker is not None and (engine == "ray" or devices > 1):
-        raise UsageError(
-            "--devices and --engine ray divide the work themselves", fix="leave out --worker and --num-workers"
-        )
-    if engine == "ray" and devices > 1:
-        raise UsageError("--devices and --engine ray are two ways to divide the work", fix="leave one of them out")
-    if worker is not None or engine == "ray" or devices > 1:
-        return worker or 0, num_workers or 1, device
-    worker, num_workers, local = worker_from_environment()
-    return worker, num_workers, str(resolve_device(device, local))
+        echo(f"feature vectors in {features}; give them to puma plan as --features")
 
 
 def _threat_options(
@@ -197,54 +184,47 @@ def _threat_options(
     return model.norm if model else parse_norm(norm or "Linf"), limit
 
 
-def _make(
-    job: ScoringJob, engine: str, address: str | None, devices: int, worker: int, num_workers: int, quiet: bool
-) -> MarginTable | None:
+def _make(job: ScoringJob, share: Share, quiet: bool) -> MarginTable | None:
     """The finished table; None, and a line, while parts of other workers are missing."""
-    if engine == "ray" or devices > 1:
+    if share.workers.ray or share.workers.count > 1:
         import torch
 
-        from puma.devices import resolve_device
-        from puma.tasks import Workers
-
-        gpus = 1 if resolve_device(job.device).type == "cuda" else 0
-        ray = (address or "local") if engine == "ray" else None
-        threads = job.threads or (torch.get_num_threads() if ray else None)
-        return job.make_in(Workers(devices, threads, gpus, ray, retries=5), progress=not quiet)
-    table = job.make(worker, num_workers, progress=not quiet)
+        threads = job.threads or (torch.get_num_threads() if share.workers.ray else None)
+        return job.make_in(replace(share.workers, threads=threads), progress=not quiet)
+    table = job.make(share.worker, share.num_workers, progress=not quiet)
     if table is None:
-        typer.echo(f"this worker's parts are in {job.out}; others are still missing")
+        echo(f"this worker's parts are in {job.out}; others are still missing")
     return table
 
 
 def _print_table(table: MarginTable, out: Path) -> None:
     import numpy as np
 
-    typer.echo(f"{len(table):,} margins ({table.norm}, {table.meta['mode']}) in {out}")
+    echo(f"{len(table):,} margins ({table.norm}, {table.meta['mode']}) in {out}")
     if (limit := table.meta["settings"].get("refine_below")) is not None:
-        typer.echo(f"  searched only where a first-order estimate was below {limit:.4g}; the others are estimates")
+        echo(f"  searched only where a first-order estimate was below {limit:.4g}; the others are estimates")
     for text, count in table.counts().items():
-        typer.echo(f"  {text:14} {count:12,}  {count / len(table):7.2%}")
+        echo(f"  {text:14} {count:12,}  {count / len(table):7.2%}")
     finite = table.margin[np.isfinite(table.margin) & (table.margin > 0)]
     if len(finite):
         low, middle, high = np.quantile(finite, [0.1, 0.5, 0.9])
-        typer.echo(f"  positive margins: 10 % below {low:.4g}, median {middle:.4g}, 10 % above {high:.4g}")
+        echo(f"  positive margins: 10 % below {low:.4g}, median {middle:.4g}, 10 % above {high:.4g}")
 
 
 def _print_scores(table: MarginTable, out: Path) -> None:
     import numpy as np
 
-    typer.echo(f"{len(table):,} images scored in {out}; give it to puma plan as another --table")
+    echo(f"{len(table):,} images scored in {out}; give it to puma plan as another --table")
     for name, column in table.scores.items():
         scores = column[~np.isnan(column)]
         low, middle, high = np.quantile(scores, [0.1, 0.5, 0.9]) if len(scores) else (np.nan,) * 3
-        typer.echo(f"  {name:20} 10 % below {low:.4g}, median {middle:.4g}, 10 % above {high:.4g}")
+        echo(f"  {name:20} 10 % below {low:.4g}, median {middle:.4g}, 10 % above {high:.4g}")
 
 
 def _print_estimate(cost: Estimate) -> None:
     hours, rest = divmod(round(cost.seconds), 3600)
     free = "" if cost.disk_free is None else f" of {cost.disk_free / 1e9:,.1f} GB free"
-    typer.echo(
+    echo(
         f"images   {cost.images:,} to score, {cost.finished:,} finished\n"
         f"speed    {cost.images_per_s:,.1f} images/s a worker (measured on {cost.measured:,})\n"
         f"time     {hours} h {rest // 60} min {rest % 60} s\n"
