@@ -60,7 +60,6 @@ def test_gap_per_seed_then_mean() -> None:
     assert puma.clean_gap.estimate is not None
     assert puma.clean_gap.estimate.value == pytest.approx(expected.value)
     assert puma.clean_gap.estimate.low == pytest.approx(expected.low)
-    assert puma.clean_gap.decided_by == ("trades-weight",)
     assert (puma.clean_gap.seeds, puma.clean_gap.of, puma.clean_gap.note) == (3, 3, "")
     # at equal clean accuracy only the first seed (0.90) is inside what the controls reach
     assert puma.robust_gap.seeds == 1

@@ -11,57 +11,46 @@ from typing import NamedTuple
 
 
 class AttackWarning(NamedTuple):
-    """One warning.
+    """A part of AutoAttack's message, what it says about the model or the figure, and what to do about it."""
 
-    Args:
-        flag: short name in ``evaluation.json``.
-        text: part of AutoAttack's message by which it is recognised.
-        means: what it says about the model or the figure.
-        do: what to do about it.
-    """
-
-    flag: str
     text: str
     means: str
     do: str
 
 
-WARNINGS = (
-    AttackWarning(
-        "randomised",
+WARNINGS = {
+    "randomised": AttackWarning(
         "randomized defense",
         "the model answers the same images differently when asked again; AutoAttack standard overestimates the "
         "robustness of such models",
         "switch dropout and noise off at test time; a randomised defence needs attacks averaged over its randomness",
     ),
-    AttackWarning(
-        "probabilities",
+    "probabilities": AttackWarning(
         "probability distribution",
-        "the model seems to return softmax outputs, on which gradients vanish where it is sure of itself",
+        "the model seems to return softmax outputs, on which gradients vanish where it is confident",
         "return logits: remove the softmax at the end of the model",
     ),
-    AttackWarning(
-        "dynamic",
+    "dynamic": AttackWarning(
         "dynamic defense",
-        "the model computes gradients inside its forward pass; attacks that know nothing of it are too weak",
+        "the model computes gradients inside its forward pass; attacks that do not take this into account are too weak",
         "remove the optimisation at test time, or attack the model with it in mind",
     ),
-    AttackWarning(
-        "zero-gradient",
+    "zero-gradient": AttackWarning(
         "zero gradient",
         "the loss of some attacked images has no gradient at all, so that gradient attacks cannot move them; FAB and "
         "Square may still break them",
         "look for quantisation, saturation or masking in the model; if Square breaks many of them, trust no figure "
         "of gradient attacks",
     ),
-    AttackWarning(
-        "square-gains",
+    "square-gains": AttackWarning(
         "Square Attack has decreased",
         "Square, which uses no gradients, broke more than 0.2 % of the images after the gradient attacks had given "
         "up: a sign of masked gradients",
         "run more and adaptive attacks before trusting the figure",
     ),
-)
+}
+"""By the short name that ``evaluation.json`` uses."""
+_UNKNOWN = AttackWarning("", "a warning that this version does not know", "read AutoAttack's flags_doc.md")
 
 
 class WarningRecorder:
@@ -71,14 +60,13 @@ class WarningRecorder:
         self.raised: Counter[str] = Counter()
 
     def warning(self, text: str) -> None:
-        """Count a warning by its flag; an unknown text counts under its own words."""
-        self.raised[next((known.flag for known in WARNINGS if known.text in text), text)] += 1
+        """Count a warning by its short name; an unknown text counts under its own words."""
+        self.raised[next((flag for flag, known in WARNINGS.items() if known.text in text), text)] += 1
 
     def info(self, text: str) -> None:
         """Ignore it."""
 
-    def debug(self, text: str) -> None:
-        """Ignore it."""
+    debug = info
 
 
 def explain(raised: Mapping[str, int]) -> list[dict[str, str | int]]:
@@ -87,12 +75,6 @@ def explain(raised: Mapping[str, int]) -> list[dict[str, str | int]]:
     >>> explain({"probabilities": 1})[0]["do"]
     'return logits: remove the softmax at the end of the model'
     """
-    known = {each.flag: each for each in WARNINGS}
-    new = AttackWarning(
-        "", "", "a warning of AutoAttack that this version does not know", "read AutoAttack's flags_doc.md"
-    )
-    order = [flag for flag in [*known, *(set(raised) - set(known))] if raised.get(flag)]
-    return [
-        {"flag": flag, "times": raised[flag], "means": known.get(flag, new).means, "do": known.get(flag, new).do}
-        for flag in order
-    ]
+    order = [flag for flag in [*WARNINGS, *(set(raised) - set(WARNINGS))] if raised.get(flag)]
+    rows = [(flag, WARNINGS.get(flag, _UNKNOWN)) for flag in order]
+    return [{"flag": flag, "times": raised[flag], "means": known.means, "do": known.do} for flag, known in rows]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,14 +36,12 @@ class Gap:
         estimate: mean over the seeds that could be compared, None if none could.
         seeds: how many of the setting's seeds could be compared.
         of: how many seeds the setting has.
-        decided_by: names of the frontiers that were the higher one, most frequent first.
         note: why a seed (or all) could not be compared; empty if all could.
     """
 
     estimate: Estimate | None
     seeds: int
     of: int
-    decided_by: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -175,7 +172,6 @@ def _gaps(
     values: dict[Setting, list[float]] = {setting: [] for setting in settings}
     again: dict[Setting, list[NDArray[np.float64]]] = {setting: [] for setting in settings}
     notes: dict[Setting, list[str]] = {setting: [] for setting in settings}
-    deciders: dict[Setting, Counter[str]] = {setting: Counter() for setting in settings}
     for seed in sorted({seed for runs in settings.values() for seed in runs}):
         runs = {setting: by_seed[seed] for setting, by_seed in settings.items() if seed in by_seed}
         controls = frontiers((setting, run.robust, run.clean) for setting, run in runs.items())
@@ -184,21 +180,17 @@ def _gaps(
             value = float(gap(run.robust, run.clean, controls, axis))
             if math.isnan(value):
                 notes[setting].append(why_not(run.robust, run.clean, controls, axis))
-                continue
-            values[setting].append(value)
-            deciders[setting].update(c.name for c in controls if gap(run.robust, run.clean, [c], axis) == value)
-            if setting in gaps_again:
-                again[setting].append(gaps_again[setting])
+            else:
+                values[setting].append(value)
+                again[setting] += [gaps_again[setting]] if setting in gaps_again else []
     summary = {}
     for setting, by_seed in settings.items():
-        count, note = len(values[setting]), (notes[setting] or [""])[0]
+        count, of, note = len(values[setting]), len(by_seed), (notes[setting] or [""])[0]
         if setting.is_control:
-            summary[setting] = Gap(None, 0, len(by_seed), note="is itself a point of the control frontiers")
+            summary[setting] = Gap(None, 0, of, "is itself a point of the control frontiers")
             continue
-        if note and count:
-            note = f"{count} of {len(by_seed)} seeds; for the others {note}"
-        names = tuple(name for name, _ in deciders[setting].most_common())
-        summary[setting] = Gap(_interval(values[setting], again[setting], level), count, len(by_seed), names, note)
+        note = f"{count} of {of} seeds; for the others {note}" if note and count else note
+        summary[setting] = Gap(_interval(values[setting], again[setting], level), count, of, note)
     return summary
 
 
