@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from puma.cli.options import Config, Quiet, Seed, Threat
+from puma.cli.options import Config, Device, Devices, NumWorkers, Quiet, Seed, Threads, Threat, Worker, share_of
 from puma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,22 +33,16 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of evaluation.json; a run folder keeps its own by default.")
     ] = None,
-    attack: Annotated[
-        str, typer.Option(help="standard (AutoAttack), clean, apgd-ce, pgd-20, cw-20, ce-cw-20.")
-    ] = "standard",
+    attack: Annotated[str, typer.Option(help="standard (AutoAttack), clean, apgd-ce, pgd-20, cw-20.")] = "standard",
     subset: Annotated[int | None, typer.Option(min=1, help="Attack a stratified subset of this many images.")] = None,
     checkpoint: Annotated[str, typer.Option(help="Of a run folder: both (last and best), last, or best.")] = "both",
     batch_size: Annotated[int, typer.Option(min=1, help="Images attacked together.")] = 256,
     shard_rows: Annotated[int, typer.Option(min=1, help="Images of a shard, the unit of sharing.")] = 1024,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves it to torch.")] = 0,
-    worker: Annotated[
-        int | None, typer.Option(min=0, help="Number of this process (else torchrun's or SLURM's).")
-    ] = None,
-    num_workers: Annotated[int | None, typer.Option(min=1, help="Processes that share --out.")] = None,
-    devices: Annotated[
-        int, typer.Option(min=1, help="Start one worker for each of so many devices of this machine.")
-    ] = 1,
+    device: Device = "auto",
+    devices: Devices = 1,
+    threads: Threads = 0,
+    worker: Worker = None,
+    num_workers: NumWorkers = None,
     seed: Seed = 0,
     config: Config = None,
     quiet: Quiet = False,
@@ -65,78 +61,85 @@ def evaluate(
     --out: --worker i --num-workers n, or torchrun, srun, or --devices n. Weaker attacks (--attack pgd-20) give upper
     bounds and are stored under their own names.
     """
-    from puma.scoring.workers import place_from_environment, run_on_devices
-
-    if (worker is None) != (num_workers is None):
-        raise UsageError("--worker and --num-workers go together")
-    if devices > 1 and worker is not None:
-        raise UsageError("--devices numbers its workers itself", fix="leave out --worker and --num-workers")
-    run = next(
-        (Path(place) for place in (model, weights) if place and (Path(place) / "last.safetensors").is_file()), None
-    )
-    folder = out or run
-    if devices > 1:
-        if folder is None:
-            raise UsageError("--devices needs a folder to share", fix="give --out")
-        sys.exit(run_on_devices(sys.argv[1:], devices, _device(device)))
     if checkpoint not in ("both", "last", "best"):
         raise UsageError(f"unknown checkpoint {checkpoint!r}", fix="both, last or best")
-    import torch
+    share = share_of(device, devices, worker, num_workers)
+    run = next((Path(p) for p in (model, weights) if p and (Path(p) / "last.safetensors").is_file()), None)
+    folder = out or run
+    if devices > 1 and folder is None:
+        raise UsageError("--devices needs a folder to share", fix="give --out")
+    arguments = {"subset": subset, "seed": seed, "attack": attack, "batch_size": batch_size, "shard_rows": shard_rows}
+    names = ("last", "best") if run and checkpoint == "both" else (checkpoint if run else "last",)
+    job = _Job(model, weights, data, run, folder, names, {"threat": threat, **arguments}, share.device, threads, quiet)
+    if devices > 1:
+        from puma.tasks import run_tasks
 
-    from puma.data.load import load_dataset
-    from puma.evaluation import evaluate as run_evaluation
-    from puma.models.weights import weights_sha256
-
-    if threads:
-        torch.set_num_threads(threads)
-    index, count, local = (worker, num_workers, 0) if worker is not None else place_from_environment()
-    place = _device(device)
-    if device == "auto" and local and place == "cuda":
-        place = f"cuda:{local}"
-    test = load_dataset(data)
-    names = [checkpoint] if checkpoint != "both" else ["last", "best"]
-    evaluated: dict[str, str] = {}
-    for name in names if run else ["last"]:
-        network = _model(model, weights, test, run and run / f"{name}.safetensors")
-        same = evaluated.setdefault(weights_sha256(network), name)
-        if same != name:  # without validation images the last model is the best one known
-            typer.echo(f"{name}: the same weights as {same}, evaluated once")
-            continue
-        target = None if folder is None else folder / name if name == "best" else folder
-        result = run_evaluation(
-            network.to(place),
-            test,
-            threat,
-            out=target,
-            subset=subset,
-            seed=seed,
-            attack=attack,
-            batch_size=batch_size,
-            shard_rows=shard_rows,
-            worker=index,
-            num_workers=count or 1,
-            progress=not quiet,
-        )
-        _print(result, name if run else model, target)
+        for _ in run_tasks(partial(_run_worker, job, devices), range(devices), share.workers):
+            pass
+    for name, result, target in job.run(share.worker, share.num_workers):
+        if isinstance(result, str):
+            typer.echo(f"{name}: the same weights as {result}, evaluated once")
+        else:
+            _print(result, name if run else model, target)
 
 
-def _model(spec: str, weights: Path | None, test: Source, checkpoint: Path | None) -> nn.Module:
-    """The model, or a run's ``checkpoint``; a bare name of a network takes its sizes from the test images."""
-    from puma.models.zoo import resolve_model
+@dataclass(frozen=True)
+class _Job:
+    """Everything that a worker needs to evaluate its share, as text and numbers."""
 
-    if weights is None:
-        return resolve_model(checkpoint or spec)
-    if ":" in spec:
-        return resolve_model(spec, checkpoint or weights)
-    height, _, channels = test.image_shape
-    sizes = {"num_classes": test.num_classes, "in_channels": channels, "image_size": height}
-    return resolve_model(spec, checkpoint or weights, **sizes)
+    model: str
+    weights: Path | None
+    data: str
+    run_folder: Path | None
+    out: Path | None
+    checkpoints: tuple[str, ...]
+    arguments: dict[str, Any]
+    device: str
+    threads: int
+    quiet: bool
+
+    def run(self, worker: int, num_workers: int) -> Iterator[tuple[str, Evaluation | str, Path | None]]:
+        """Yield the name, the evaluation (or the name of an equal checkpoint) and the folder of each checkpoint."""
+        import torch
+
+        from puma.data.load import load_dataset
+        from puma.evaluation import evaluate
+        from puma.models.weights import weights_sha256
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        test = load_dataset(self.data)
+        evaluated: dict[str, str] = {}
+        for name in self.checkpoints:
+            network = self._model(test, name)
+            target = self.out / name if self.out and name == "best" else self.out
+            same = evaluated.setdefault(weights_sha256(network), name)
+            if same != name:  # without validation images the last model is the best one known
+                yield name, same, target
+                continue
+            split = {"worker": worker, "num_workers": num_workers}
+            progress = not self.quiet and worker == 0
+            network = network.to(self.device)
+            yield name, evaluate(network, test, out=target, progress=progress, **self.arguments, **split), target
+
+    def _model(self, test: Source, checkpoint: str) -> nn.Module:
+        """The model, or a checkpoint of the run; a bare name of a network takes its sizes from the test images."""
+        from puma.models.zoo import resolve_model
+
+        file = self.run_folder and self.run_folder / f"{checkpoint}.safetensors"
+        if self.weights is None:
+            return resolve_model(file or self.model)
+        if ":" in self.model:
+            return resolve_model(self.model, file or self.weights)
+        height, _, channels = test.image_shape
+        sizes = {"num_classes": test.num_classes, "in_channels": channels, "image_size": height}
+        return resolve_model(self.model, file or self.weights, **sizes)
 
 
-def _device(device: str) -> str:
-    from puma.devices import resolve_device
-
-    return str(resolve_device(device))
+def _run_worker(job: _Job, num_workers: int, worker: int) -> None:
+    """Evaluate one worker's share; the results lie in the shared folder."""
+    for _ in job.run(worker, num_workers):
+        pass
 
 
 def _print(result: Evaluation, name: str, folder: Path | None) -> None:
