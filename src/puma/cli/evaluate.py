@@ -117,10 +117,16 @@ class _Job:
             if same != name:  # without validation images the last model is the best one known
                 yield name, same, target
                 continue
-            split = {"worker": worker, "num_workers": num_workers}
-            progress = not self.quiet and worker == 0
-            network = network.to(self.device)
-            yield name, evaluate(network, test, out=target, progress=progress, **self.arguments, **split), target
+            result = evaluate(
+                network.to(self.device),
+                test,
+                out=target,
+                worker=worker,
+                num_workers=num_workers,
+                progress=not self.quiet and worker == 0,
+                **self.arguments,
+            )
+            yield name, result, target
 
     def _model(self, test: Source, checkpoint: str) -> nn.Module:
         """The model, or a checkpoint of the run; a bare name of a network takes its sizes from the test images."""
