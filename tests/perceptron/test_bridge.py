@@ -5,7 +5,7 @@ import pytest
 
 from puma.errors import DataError, UsageError
 from puma.perceptron import bridge, clean_error, collapse_fraction, mislabelled_share, residual_mislabelled_mass
-from puma.perceptron.bridge import suggested_c
+from puma.perceptron.strategies import automatic_c
 
 
 def margins(angle: float, rows: int = 200_000) -> np.ndarray:
@@ -36,10 +36,10 @@ def test_collapse_margin_changes_sign_at_the_collapse_fraction(eps: float) -> No
 
 
 def test_cap_follows_the_rule_and_its_clip() -> None:
-    assert suggested_c(0.12, 0.25, 0.8) == pytest.approx(0.625)
-    assert suggested_c(0.5, 0.01, 0.5) == 0.25
-    assert suggested_c(0.0, 0.3, 0.5) == 0.75
-    assert suggested_c(0.0, 0.0, 0.5) == 0.75
+    assert automatic_c(0.12, 0.25, 0.8) == pytest.approx(0.625)
+    assert automatic_c(0.5, 0.01, 0.5) == 0.25
+    assert automatic_c(0.0, 0.3, 0.5) == 0.75
+    assert automatic_c(0.0, 0.0, 0.5) == 0.75
 
 
 def test_rows_without_margin_are_left_out_and_minus_infinity_is_misclassified() -> None:

@@ -9,10 +9,9 @@ import pytest
 
 from puma.errors import UsageError
 from puma.perceptron import capped_robust_error, clean_error, robust_error, simulate
-from puma.perceptron.population import Population
-from puma.perceptron.selection import Strategy
-from puma.perceptron.tasks import Task
-from puma.perceptron.theory import _Saddle, predict
+from puma.perceptron.simulate import Task
+from puma.perceptron.strategies import Strategy
+from puma.perceptron.theory import Population, SaddlePoint, predict
 
 ANGLE = math.radians(20)
 
@@ -61,7 +60,7 @@ def test_limit_agrees_with_simulation_on_the_anisotropic_task(strategy: str) -> 
     ],
 )
 def test_gradient_of_the_saddle_is_the_slope_of_its_value(strategy, task, angle, weights) -> None:
-    saddle = _Saddle(Population.of(Strategy.parse(strategy), 0.3, 0.6, angle), Task.named(task, 1000), 5.0, 1e-5)
+    saddle = SaddlePoint(Population.of(Strategy.parse(strategy), 0.3, 0.6, angle), Task.named(task, 1000), 5.0, 1e-5)
     weights = np.array(weights)
     slopes = [
         (saddle.loss(weights + step)[0] - saddle.loss(weights - step)[0]) / 2e-5 for step in 1e-5 * np.eye(len(weights))
@@ -120,7 +119,7 @@ def test_much_data_gives_the_teacher_and_its_errors() -> None:
 
 
 def test_what_cannot_be_predicted_is_refused() -> None:
-    with pytest.raises(UsageError, match="learned on the data"):
+    with pytest.raises(UsageError, match="trained on the same data"):
         predict("puma", 5, 0.3, 0.6, task="anisotropic")
     with pytest.raises(UsageError):
         predict("none", 0, 0.3)

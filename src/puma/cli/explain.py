@@ -124,10 +124,10 @@ def _margins(plan: Plan, table: MarginTable) -> str:
 
 
 def _theory(plan: Plan, table: MarginTable) -> str:
-    """The perceptron laboratory's quantities; only where margins are in the threat model's norm."""
+    """The linear task's quantities; only where margins are in the threat model's norm."""
     if table.norm != plan.threat.norm or not np.isfinite(table.margin).any():
         return ""
-    from puma.perceptron.bridge import bridge
+    from puma.perceptron import bridge
 
     facts = bridge(table.margin, plan.threat.eps, plan.kept / len(plan))
     lines = ["\ntheory of a linear two-class student (a compass, not a law)"]

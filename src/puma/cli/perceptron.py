@@ -1,4 +1,4 @@
-"""``puma perceptron``: the learning task in which PUMA's claims can be computed."""
+"""``puma perceptron``: the linear task in which PUMA's claims can be computed."""
 
 from __future__ import annotations
 
@@ -23,21 +23,19 @@ def perceptron(
 ) -> None:
     """See why PUMA works, and when it cannot: students of a linear teacher, simulated and predicted, in a minute.
 
-    Trains linear students to optimality on data pruned and attacked by each strategy, draws learning curves with the
-    high-dimensional theory through the points, the collapse of pruning easy examples, its recovery by gentler attacks,
-    and the trade-off against the free control (all data, smaller eps). Stop it and run it again: it goes on.
+    Trains linear students to optimality on data pruned and attacked by each strategy, plots learning curves with the
+    high-dimensional theory through the points, the collapse of pruning easy examples, its recovery by a smaller eps,
+    and the trade-off against the free control (all data, smaller eps). Interrupted, the same command resumes.
     """
     from puma.io import prepare_folder
     from puma.perceptron.experiments import DEFAULT, FULL
-    from puma.report.perceptron import run_laboratory, write_laboratory
+    from puma.report.perceptron import run_experiments, write_page
 
     started = time.monotonic()
     for folder in (out, pictures):
         if folder is not None:
             prepare_folder(folder)
-    laboratory = run_laboratory(FULL if full else DEFAULT, out, workers=jobs, progress=not quiet)
-    page = write_laboratory(laboratory, out, pictures)
-    students = sum(len(table) for table in laboratory.tables.values())
-    typer.echo(f"students {students:,}")
-    typer.echo(f"report   {page}")
-    typer.echo(f"took     {time.monotonic() - started:.0f} s")
+    results = run_experiments(FULL if full else DEFAULT, out, workers=jobs, progress=not quiet)
+    page = write_page(results, out, pictures)
+    students = sum(len(table) for table in results.tables.values())
+    typer.echo(f"students {students:,}\nreport   {page}\ntook     {time.monotonic() - started:.0f} s")

@@ -1,15 +1,17 @@
-"""The perceptron laboratory: the learning task in which PUMA's claims can be computed, and where they stop to hold."""
+"""The linear task in which PUMA's claims can be computed: closed forms, optimal students, theory, simulations."""
 
-from puma.perceptron.bridge import bridge
-from puma.perceptron.fit import fit
-from puma.perceptron.generalisation import capped_robust_error, clean_error, robust_error
-from puma.perceptron.mislabelling import (
+from puma.perceptron.closed_forms import (
+    capped_robust_error,
+    clean_error,
     collapse_fraction,
     mislabelled_share,
     mislabelled_share_after_pruning,
     residual_mislabelled_mass,
+    robust_error,
 )
 from puma.perceptron.simulate import simulate
+from puma.perceptron.solver import fit
+from puma.perceptron.strategies import bridge
 
 __all__ = [
     "bridge",

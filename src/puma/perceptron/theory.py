@@ -14,12 +14,18 @@ square, ``alpha`` counting kept rows. So the optimal loss is
     ``min_{b, r}  max_{g > 0}  E[ min_z softplus(-z) + (z - q)^2 / 2g ] - h^2 / 2g  +  l2 N^2 / 2``,
 
 a convex problem in a handful of numbers; its minimiser gives the student's overlap with the teacher, and the closed
-forms of `generalisation` give its errors. With blocks of coordinates of deviation ``s_k`` and share ``d_k``, each block
+forms give its errors. With blocks of coordinates of deviation ``s_k`` and share ``d_k``, each block
 has its own ``a_k`` along the teacher and ``r_k``: ``h = sum_k s_k r_k sqrt(d_k / alpha)`` and the variances add up.
 
 How far to trust it: at ``d = 200`` the mean over seeds lies within 0.3 points of it (tests/perceptron), but near the
 collapse and with very little data, which are marked. Its quadrature resolves margins of about 0.02, so that students
 better than 1 % clean error under a cap may be off by 0.2 points.
+
+The training set of a strategy with unlimited data is a quadrature rule over margins (`Population`). A probe at angle
+``t`` from the teacher sees the signed margin ``m = y w0.x``. With ``o`` the output along the direction in the plane of
+probe and teacher that is orthogonal to the probe, the teacher's margin is ``s = cos(t) m + sin(t) o``, and the label's
+sign makes ``s > 0``: ``(m, o)`` are independent standard normals given ``s > 0``. The margin is skew-normal with
+density ``2 phi(m) Phi(m / tan t)``. Every strategy keeps an interval of ``m`` and sets eps from it.
 """
 
 from __future__ import annotations
@@ -28,17 +34,114 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize, root
-from scipy.special import expit, ndtr, wrightomega
+from scipy.optimize import brentq, minimize, root
+from scipy.special import expit, ndtr, owens_t, wrightomega
 
 from puma.errors import CheckError, UsageError
-from puma.perceptron.gaussian import Array, panels
-from puma.perceptron.population import Population
-from puma.perceptron.selection import Strategy
-from puma.perceptron.tasks import Task
+from puma.perceptron.closed_forms import Array, panels
+from puma.perceptron.simulate import Task
+from puma.perceptron.strategies import WHOLE, Strategy
 
-_NOISE_NODES = 48
-_NOISE_REACH = 7.5
+_REACH, _MARGIN_NODES = 8.0, 12
+_NOISE_REACH, _NOISE_NODES = 7.5, 48
+SMALLEST_ANGLE = 1e-3
+"""Radians; better probes are computed as this one or as perfect ones."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """The kept rows of a strategy with unlimited data.
+
+    Args:
+        angle: of the probe, radians; 0 for a perfect one.
+        margin: nodes ``[M]``.
+        weight: their weights, without the factor ``P(s > 0 | m)``; with it they sum to 1.
+        eps: of the attack at each node.
+        keep: kept share.
+    """
+
+    angle: float
+    margin: Array
+    weight: Array
+    eps: Array
+    keep: float
+
+    @classmethod
+    def of(cls, strategy: Strategy, eps: float, keep: float, angle: float) -> Population:
+        """The population that ``strategy`` leaves."""
+        if strategy.name in WHOLE:
+            keep = 1.0
+        if strategy.name in ("none", "random", "uniform-eps"):
+            angle = 0.0  # their rows do not depend on margins: any probe will do
+        elif angle < SMALLEST_ANGLE:
+            angle = 0.0
+        err = angle / np.pi
+        cap = strategy.cap(err, _distribution(eps, angle) - err, keep)
+        low, high = _interval(strategy, keep, angle, err)
+        nodes, weights = panels(_breaks(low, high, angle, eps / cap if cap > 0 else 0.0), _MARGIN_NODES)
+        share = 1.0 if strategy.name == "random" else keep
+        weights = weights * 2 * np.exp(-(nodes**2) / 2) / np.sqrt(2 * np.pi) / share
+        if strategy.name == "uniform-eps":
+            radii = np.full_like(nodes, eps * float(strategy.parameters[0]))
+        elif np.isinf(cap):
+            radii = np.full_like(nodes, eps)
+        else:
+            radii = np.minimum(eps, cap * np.maximum(nodes, 0))
+        return cls(angle, nodes, weights, radii, keep)
+
+    @property
+    def mean_eps(self) -> float:
+        """Mean eps over the kept rows."""
+        return float(self._mass @ self.eps)
+
+    @property
+    def mean_margin(self) -> tuple[float, float]:
+        """Means of ``m`` and ``o`` over the kept rows: ``mean(y x)`` lies in the plane of probe and teacher."""
+        if self.angle == 0:
+            return float(self._mass @ self.margin), 0.0
+        slope = self.margin / np.tan(self.angle)
+        tail = np.exp(-(slope**2) / 2) / np.sqrt(2 * np.pi)  # E[o; o > -slope]
+        return float(self._mass @ self.margin), float(self.weight @ tail)
+
+    @property
+    def _mass(self) -> Array:
+        if self.angle == 0:
+            return self.weight
+        return np.asarray(self.weight * ndtr(self.margin / np.tan(self.angle)))
+
+
+def _distribution(margin: float, angle: float) -> float:
+    """``P(m < margin)``: skew-normal, or half-normal for a perfect probe."""
+    if angle == 0:
+        return float(max(0.0, 2 * ndtr(margin) - 1))
+    return float(ndtr(margin) - 2 * owens_t(margin, 1 / np.tan(angle)))
+
+
+def _quantile(share: float, angle: float) -> float:
+    if share <= 0:
+        return 0.0 if angle == 0 else -_REACH
+    if share >= 1:
+        return _REACH
+    return float(brentq(lambda m: _distribution(m, angle) - share, -_REACH, _REACH, xtol=1e-13))
+
+
+def _interval(strategy: Strategy, keep: float, angle: float, err: float) -> tuple[float, float]:
+    """Lowest and highest kept margin."""
+    start = 0.0
+    if strategy.name == "difficult":
+        start = 1 - keep
+    elif strategy.name == "puma-plus":
+        start = min(1 - keep, max(0.0, err - float(strategy.parameters[1]) * keep))
+    elif strategy.name == "random":
+        return _quantile(0, angle), _quantile(1, angle)
+    return _quantile(start, angle), _quantile(start + keep, angle)
+
+
+def _breaks(low: float, high: float, angle: float, knee: float) -> Array:
+    """Panel ends: where eps has its knees, and where the misclassified rows end (a width of ``tan(angle)``)."""
+    width = abs(np.tan(angle))
+    points = [low, high, 0.0, knee, *(side * size * width for side in (-1, 1) for size in (0.4, 1, 2.5, 8)), 1.0, 3.0]
+    return np.unique(np.clip(points, low, high))
 
 
 @dataclass(frozen=True)
@@ -86,9 +189,9 @@ def predict(
     Args:
         strategy: as in `simulate`.
         alpha: examples per dimension before pruning.
-        eps: attack norm in training and test.
+        eps: of the attack in training and test.
         keep: kept share.
-        task: ``"isotropic"``, or ``"anisotropic"`` for the strategies that look at no margins.
+        task: ``"isotropic"``, or ``"anisotropic"`` for the strategies that use no margins.
         angle: of the probe, radians.
         l2: penalty.
 
@@ -104,10 +207,12 @@ def predict(
     if not (alpha > 0 and eps >= 0 and 0 < keep <= 1 and 0 <= angle <= math.pi / 2 and l2 > 0):
         raise UsageError(f"no prediction for alpha {alpha}, eps {eps}, keep {keep}, angle {angle}, l2 {l2}")
     if task != "isotropic" and rule.name not in ("none", "random", "uniform-eps"):
-        raise UsageError(f"no prediction for {rule.name!r} on the {task} task", why="its probe is learned on the data")
+        raise UsageError(
+            f"no prediction for {rule.name!r} on the {task} task", why="its probe is trained on the same data"
+        )
     population = Population.of(rule, eps, keep, angle)
     shape = Task.named(task, 1000)
-    saddle = _Saddle(population, shape, alpha * population.keep, l2)
+    saddle = SaddlePoint(population, shape, alpha * population.keep, l2)
     mean_margin, mean_eps = saddle.mean_margin(), population.mean_eps
     reliable = alpha * population.keep >= 1.5 and not 0.9 < mean_margin / max(mean_eps, 1e-300) < 1.1
     if mean_margin <= mean_eps:
@@ -121,7 +226,7 @@ def predict(
     )
 
 
-class _Saddle:
+class SaddlePoint:
     """The scalar problem of one strategy at one data amount.
 
     Weights are a vector: signal coordinates first (``b_p, b_o``, or ``a_k`` of each block), then the lengths ``r_k``.

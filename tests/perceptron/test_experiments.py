@@ -1,4 +1,4 @@
-"""The verb, its page and its pictures, on grids of a few seconds."""
+"""The command, its page and its pictures, on grids of a few seconds."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from puma.perceptron import experiments
-from puma.perceptron.table import Table
-from puma.report.perceptron import compare_collapse, compare_theory, run_laboratory, write_laboratory
-from puma.report.perceptron_figures import exceed, measure_gaps
+from puma.perceptron.simulate import Grid
+from puma.perceptron.strategies import Strategy
+from puma.report.perceptron import Results, compare_collapse, compare_theory, run_experiments, write_page
+from puma.report.perceptron_plots import excess, measure_gaps, rows_of
 
 SMALL = tuple(
     replace(experiment, dimension=40, seeds=2, keeps=(0.4, 0.8), eps=experiment.eps[:1], alphas=alphas)
@@ -22,16 +24,16 @@ SMALL = tuple(
 
 
 @pytest.fixture(scope="module")
-def laboratory(tmp_path_factory: pytest.TempPathFactory):
-    return run_laboratory(SMALL, tmp_path_factory.mktemp("perceptron"))
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run_experiments(SMALL, tmp_path_factory.mktemp("perceptron"))
 
 
-def test_the_page_and_the_pictures_are_whole_and_repeat(laboratory, tmp_path: Path) -> None:
-    page = write_laboratory(laboratory, tmp_path / "one", tmp_path / "pictures")
-    again = write_laboratory(laboratory, tmp_path / "two")
+def test_the_page_and_the_pictures_are_whole_and_repeat(results: Results, tmp_path: Path) -> None:
+    page = write_page(results, tmp_path / "one", tmp_path / "pictures")
+    again = write_page(results, tmp_path / "two")
     assert page.read_bytes() == again.read_bytes()
     text = page.read_text()
-    assert text.count("<figure>") == 6
+    assert text.count("<figure") == 6
     assert "http://" not in text.replace("http://www.w3.org", "")
     pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert pictures == [
@@ -39,18 +41,20 @@ def test_the_page_and_the_pictures_are_whole_and_repeat(laboratory, tmp_path: Pa
     ]
     for name in pictures:
         picture = (tmp_path / "pictures" / name).read_text()
-        assert 'fill="#ffffff"' in picture
+        assert "fill: #ffffff" in picture
         assert picture == (tmp_path / "two" / name).read_text()
 
 
-def test_theory_is_compared_with_its_own_points(laboratory) -> None:
-    rows = compare_theory(laboratory)
-    assert {row["strategy"] for row in rows} == set(experiments.LEARNING.strategies)
-    point = next(row for row in rows if row["strategy"] == "easy" and row["alpha"] == 20)
-    found = laboratory.tables["learning"].where(strategy="easy", alpha=20, keep=0.4)["clean_error"].mean()
-    curve = laboratory.curves["learning"].where(strategy="easy", alpha=20, keep=0.4)["clean_error"]
-    assert point["clean_error"] == pytest.approx(float(curve[0] - found))
-    assert [row["eps"] for row in compare_collapse(laboratory)] == [0.3]
+def test_theory_is_compared_with_its_own_points(results: Results) -> None:
+    table = compare_theory(results)
+    assert set(table["strategy"]) == set(experiments.LEARNING.strategies)
+    assert set(table["alpha"]) == {2, 20}
+    point = rows_of(table, strategy="easy", alpha=20).iloc[0]
+    found = rows_of(results.tables["learning"], strategy="easy", alpha=20, keep=0.4)["clean_error"]
+    curve = rows_of(results.curves["learning"], strategy="easy", alpha=20, keep=0.4)["clean_error"]
+    assert point["clean_error"] == pytest.approx(float(curve.iloc[0] - found.mean()))
+    assert point["clean_error_se"] == pytest.approx(found.std(ddof=1) / np.sqrt(2))
+    assert [row["eps"] for row in compare_collapse(results)] == [0.3]
 
 
 def test_gaps_are_measured_to_each_seeds_own_frontier() -> None:
@@ -65,11 +69,11 @@ def test_gaps_are_measured_to_each_seeds_own_frontier() -> None:
             error = {"clean_error": 1 - clean - seed / 100, "robust_error": 1 - robust}
             rows.append({"strategy": strategy, "keep": 1.0 if strategy != "puma" else 0.6, "seed": seed, **error})
         rows.append({"strategy": "random", "keep": 0.6, "seed": seed, "clean_error": 0.5, "robust_error": 0.9})
-    points = {point.strategy: point for point in measure_gaps(Table.of(rows))}
-    assert points["puma"].mean == pytest.approx(0.03)
-    assert points["puma"].error == pytest.approx(0.01)
-    assert np.isnan(points["random"].mean)  # beyond the dial's range: not comparable
-    assert set(points) == {"puma", "random"}
+    gaps = measure_gaps(pd.DataFrame(rows)).set_index("strategy")
+    assert gaps.loc["puma", "gap"] == pytest.approx(0.03)
+    assert gaps.loc["puma", "gap_se"] == pytest.approx(0.01)
+    assert np.isnan(gaps.loc["random", "gap"])  # beyond the control's range: not comparable
+    assert set(gaps.index) == {"puma", "random"}
 
 
 def test_excess_is_paired_by_seed() -> None:
@@ -78,27 +82,29 @@ def test_excess_is_paired_by_seed() -> None:
         for seed in (1, 2)
         for strategy, shift in (("none", 0.0), ("easy", 0.03))
     ]
-    table = exceed(Table.of(rows)).where(strategy="easy")
+    table = rows_of(excess(pd.DataFrame(rows)), strategy="easy")
     np.testing.assert_allclose(table["clean_excess"], 0.03)
     np.testing.assert_allclose(table["robust_excess"], -0.03)
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_the_verb_asks_for_the_right_experiments_and_says_where(full, laboratory, monkeypatch, tmp_path: Path) -> None:
+def test_the_command_asks_for_the_right_experiments_and_says_where(
+    full: bool, results: Results, monkeypatch, tmp_path: Path
+) -> None:
     from puma.cli.perceptron import perceptron
 
     asked = {}
 
     def run(wanted, out, **options):
         asked.update(options, experiments=wanted, out=out)
-        return laboratory
+        return results
 
     def write(shown, out, pictures):
         asked.update(shown=shown, pictures=pictures)
         return out / "report.html"
 
-    monkeypatch.setattr("puma.report.perceptron.run_laboratory", run)
-    monkeypatch.setattr("puma.report.perceptron.write_laboratory", write)
+    monkeypatch.setattr("puma.report.perceptron.run_experiments", run)
+    monkeypatch.setattr("puma.report.perceptron.write_page", write)
     app = typer.Typer()
     app.command()(perceptron)
     pictures = tmp_path / "pictures"
@@ -108,15 +114,14 @@ def test_the_verb_asks_for_the_right_experiments_and_says_where(full, laboratory
     assert str(tmp_path / "report.html") in answer.output.replace("\n", "")
     assert asked["experiments"] is (experiments.FULL if full else experiments.DEFAULT)
     assert (asked["out"], asked["workers"], asked["progress"]) == (tmp_path, 3, False)
-    assert (asked["shown"], asked["pictures"]) == (laboratory, pictures)
+    assert (asked["shown"], asked["pictures"]) == (results, pictures)
 
 
 def test_every_standing_experiment_can_be_computed() -> None:
-    from puma.perceptron.selection import Strategy
-    from puma.perceptron.simulate import Grid
-
     for experiment in (*experiments.DEFAULT, *experiments.FULL):
-        texts = tuple(str(Strategy.parse(text)) for text in experiment.strategies)
-        grid = Grid(experiment.task, texts, experiment.keeps, experiment.dimension, experiment.probe, 1e-5)
+        assert [Strategy.parse(text) for text in experiment.strategies]
+        grid = Grid(
+            experiment.task, experiment.strategies, experiment.keeps, experiment.dimension, experiment.probe, 1e-5
+        )
         grid.check(experiment.alphas, experiment.eps, range(experiment.seeds))
     assert [one.name for one in experiments.DEFAULT] == [one.name for one in experiments.FULL]

@@ -1,4 +1,4 @@
-"""Adversarial logistic regression solved to optimality: the student of the laboratory."""
+"""Adversarial logistic regression solved to optimality: the student of the linear task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.special import expit
 
 from puma.errors import CheckError, DataError, UsageError
-from puma.perceptron.gaussian import Array
+from puma.perceptron.closed_forms import Array
 
 _STEPS = 200
 _TOLERANCE = 1e-11
@@ -28,7 +28,7 @@ def fit(inputs: ArrayLike, eps: ArrayLike, l2: float = 1e-5) -> Array:
 
     Args:
         inputs: label times input, ``[n, d]``.
-        eps: attack norm (L2), not negative: one number, or one per row ``[n]``.
+        eps: of the L2 attack, not negative: one number, or one per row ``[n]``.
         l2: weight of the penalty, positive (separable data have no optimum without it).
 
     Returns:
@@ -133,7 +133,7 @@ def _line_search(point: _Point, step: Array, decrement: float, rows: Array, radi
 
 
 def _checked(inputs: ArrayLike, eps: ArrayLike, l2: float) -> tuple[Array, Array]:
-    """Rows ``[n, d]`` and one radius per row ``[n]``, both float64 and valid."""
+    """Rows ``[n, d]`` and one eps per row ``[n]``, both float64 and valid."""
     rows = np.ascontiguousarray(inputs, dtype=np.float64)
     if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] == 0:
         raise DataError(f"inputs have shape {rows.shape}", fix="give label times input as rows [n, d]")

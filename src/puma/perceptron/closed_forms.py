@@ -1,0 +1,290 @@
+"""Closed forms of the linear task: errors of a student, and how many examples an attack mislabels.
+
+``x ~ N(0, I_d)``, a unit teacher ``w*`` and the label ``y = sign(w*.x)``. The student is a unit vector ``w`` with
+overlap ``R = w.w* = cos(theta)``. Only two directions matter: ``u = w*.x`` and ``v = w.x`` are standard normals with
+correlation ``R``. By symmetry take ``y = 1``: then ``s = |u|`` is half-normal and the student's signed margin is
+``y v = R s + sqrt(1 - R^2) z`` with an independent standard normal ``z``.
+
+The attacker moves ``x`` by at most ``eps`` in L2; against a linear student this lowers ``y v`` by exactly ``eps``. All
+errors are probabilities in [0, 1] and decrease in ``R``: **the isotropic task has no accuracy-robustness trade-off**.
+For ``x ~ N(0, S)`` and weights of any length put ``R = w'S w* / (|w|_S |w*|_S)`` and ``eps |w| / |w|_S`` in place of
+``R`` and ``eps``, where ``|w|_S^2 = w'S w``.
+
+Adversarial training keeps the label while it moves ``x``; where the move crosses the teacher's boundary, ``s < eps``,
+the label is wrong for the point that is trained on. A probe (the margin model of the real method) is a unit vector
+``w0`` at ``probe_angle`` from the teacher; ``v0 = w0.x`` has correlation ``cos(probe_angle)`` with ``u``.
+
+``phi``, ``Phi``: standard normal density and distribution function. ``T(h, a)``: Owen's function,
+``(1/2 pi) * int_0^a exp(-h^2 (1 + x^2) / 2) / (1 + x^2) dx``. Values out of their range raise `UsageError`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import erf, ndtr, ndtri, owens_t
+
+from puma.errors import UsageError, unknown
+
+Array = NDArray[np.float64]
+
+_SLACK = 1e-12  # how far beyond its range an argument may lie by rounding; it is clipped
+_NODES = 64
+_TAIL = 9.0  # standard deviations beyond which a normal has no mass in float64
+
+
+def clean_error(R: ArrayLike) -> Array:
+    """Probability that the student's label differs from the teacher's: ``arccos(R) / pi``.
+
+    The two hyperplanes cut the plane of ``w`` and ``w*`` into four wedges; they disagree in two of angle ``theta``
+    each, out of ``2 pi``, and the normal distribution has no preferred direction.
+
+    Args:
+        R: overlap in [-1, 1], any shape.
+
+    >>> clean_error([1.0, 0.0, -1.0]).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    return np.asarray(np.arccos(within("R", R, -1, 1)) / np.pi)
+
+
+def robust_error(R: ArrayLike, eps: ArrayLike, definition: Literal["fixed", "moved"] = "fixed") -> Array:
+    """Probability that an attack with ``eps`` succeeds.
+
+    ``"fixed"``: the label stays that of the clean ``x`` ("corrupted instance"), as adversarial training and AutoAttack
+    have it. The attack succeeds iff ``y v < eps``, and ``y v`` is skew-normal with shape ``k = R / sqrt(1 - R^2)``, so
+    the error is ``Phi(eps) - 2 T(eps, k)``. It does not vanish at ``R = 1``: what is left there is `mislabelled_share`,
+    the examples that the attack carries over the teacher's own boundary.
+
+    ``"moved"``: the label moves with ``x`` ("error region"): some point of the ball is labelled differently by student
+    and teacher. They agree in the cones ``u, v > 0`` and ``u, v < 0``, and the ball stays inside one iff both ``|u|``
+    and ``|v|`` exceed ``eps`` with one sign. So the error is ``1 - 2 P(u > eps, v > eps)``, which is
+    ``1 - 2 Phi(-eps) + 4 T(eps, tan(theta / 2))``. It is never below the fixed one, and useless for ranking: it tends
+    to `mislabelled_share` as ``theta`` falls to 0 but is 0 at ``theta = 0``, where no point is labelled differently.
+
+    Args:
+        R: overlap in [-1, 1].
+        eps: of the L2 attack, not negative; broadcasts against ``R``.
+        definition: ``"fixed"`` or ``"moved"``.
+
+    >>> robust_error(1.0, [0.1, 0.3, 0.5]).round(3).tolist()
+    [0.08, 0.236, 0.383]
+    >>> float(robust_error(1.0, 0.3, definition="moved"))
+    0.0
+    """
+    R, eps = within("R", R, -1, 1), within("eps", eps, 0, np.inf)
+    if definition == "fixed":
+        return np.asarray(np.clip(ndtr(eps) - 2 * owens_t(eps, _cotangent(R)), 0.0, 1.0))
+    if definition == "moved":
+        tan_half = divide(np.sqrt(1 - R), np.sqrt(1 + R))
+        error = 1 - 2 * ndtr(-eps) + 4 * owens_t(eps, tan_half)
+        return np.where(R == 1, 0.0, np.clip(error, 0.0, 1.0))
+    raise unknown("definition", definition, ("fixed", "moved"))
+
+
+def capped_robust_error(R: ArrayLike, eps: ArrayLike, c: ArrayLike) -> Array:
+    """Robust error when each example is attacked with ``min(eps, c s)``, ``s`` its distance to the teacher.
+
+    With ``c < 1`` no attack crosses the teacher's boundary: the label is right for every attacked point (a
+    "label-consistent" error), and it vanishes as ``R`` tends to 1. The attack succeeds iff ``y v < min(eps, c s)``.
+    Against the full attack this spares the triangle ``{c s < y v < eps}``. In the coordinates ``y v`` and the
+    independent ``t``, with ``s = R y v + sqrt(1 - R^2) t``, the triangle is ``0 < y v < eps``, ``-k y v < t < q y v``
+    with ``k = R / sqrt(1 - R^2)`` and ``q = (1/c - R) / sqrt(1 - R^2)``: two wedges (`wedge`), so
+
+        ``robust_error - 2 [wedge(eps, q) + wedge(eps, k) - (Phi(eps) - 1/2)]``.
+
+    At ``c = 1`` it tends to half of `mislabelled_share` as ``R`` tends to 1 (which of the two boundaries is nearer is a
+    coin flip) and is 0 at ``R = 1`` itself. ``c = 0`` gives the clean error, ``c = inf`` the fixed robust error.
+
+    Args:
+        R: overlap in [-1, 1].
+        eps: largest eps of the attack, not negative.
+        c: share of the distance ``s`` that the attack may go, not negative. All three broadcast.
+
+    >>> capped_robust_error(0.98, 0.3, [0.0, 0.5, np.inf]).round(4).tolist()
+    [0.0638, 0.1212, 0.2405]
+    """
+    R, eps, c = within("R", R, -1, 1), within("eps", eps, 0, np.inf), within("c", c, 0, np.inf)
+    fixed = robust_error(R, eps)
+    q = divide(divide(1.0, c) - R, np.sqrt((1 - R) * (1 + R)))
+    spared = wedge(eps, q) + wedge(eps, _cotangent(R)) - (ndtr(eps) - 0.5)
+    error = np.clip(fixed - 2 * spared, 0.0, 1.0)
+    return np.where((R == 1) & (c <= 1), 0.0, error)
+
+
+def mislabelled_share(eps: ArrayLike) -> Array:
+    """Share of examples that an attack with ``eps`` moves across the teacher: ``P(s < eps) = erf(eps / sqrt 2)``.
+
+    >>> mislabelled_share([0.1, 0.3, 0.5]).round(3).tolist()
+    [0.08, 0.236, 0.383]
+    """
+    return np.asarray(erf(within("eps", eps, 0, np.inf) / np.sqrt(2)))
+
+
+def mislabelled_share_after_pruning(
+    eps: ArrayLike, keep: ArrayLike, end: Literal["high", "low"] = "high", probe_angle: ArrayLike = 0.0
+) -> Array:
+    """Share of the *kept* examples that the attack mislabels, when the probe's margins ``|v0|`` decide who is kept.
+
+    With a perfect probe pruning the high end gives ``min(1, p / keep)`` and pruning the low end
+    ``max(0, (p - (1 - keep)) / keep)``, where ``p`` is `mislabelled_share`: pruning easy examples concentrates the
+    mislabelled ones, pruning difficult ones removes them first, random pruning leaves ``p``. With a probe at an angle
+    the kept slab is ``|v0| < tau``, ``2 Phi(tau) - 1 = keep`` (``|v0| > tau`` for the low end), and the share is
+    ``P(|u| < eps, kept) / keep``, a rectangle of the bivariate normal. It is computed as the mean over the slab of
+    ``P(|u| < eps | v0)``, which keeps its digits as ``keep`` falls to 0.
+
+    Args:
+        eps: of the L2 attack, not negative.
+        keep: kept share in [0, 1]; 0 gives the limit.
+        end: the end that is pruned: ``"high"`` (PE, the easy examples) or ``"low"`` (PD, the difficult ones).
+        probe_angle: radians in [0, pi]. All but ``end`` broadcast.
+
+    >>> mislabelled_share_after_pruning(0.3, 0.4, probe_angle=np.radians([0, 10, 20, 40])).round(3).tolist()
+    [0.59, 0.575, 0.491, 0.339]
+    """
+    if end not in ("high", "low"):
+        raise unknown("end", end, ("high", "low"))
+    eps, keep, angle = np.broadcast_arrays(
+        within("eps", eps, 0, np.inf), within("keep", keep, 0, 1), within("probe_angle", probe_angle, 0, np.pi)
+    )
+    share = mislabelled_share(eps)
+    if end == "high":
+        perfect = np.where(eps == 0, 0.0, np.minimum(1.0, divide(share, keep)))
+        tau = ndtri((1 + keep) / 2)
+        low, high = np.zeros_like(tau), np.minimum(tau, _TAIL)
+    else:
+        perfect = np.where(keep == 0, 0.0, np.clip(divide(share - (1 - keep), keep), 0.0, 1.0))
+        perfect = np.where(np.isinf(eps), 1.0, perfect)
+        tau = -ndtri(keep / 2)
+        low = np.minimum(tau, 38.0)  # beyond, the density underflows
+        high = np.sqrt(low**2 + 80)  # exp(-40) of the density at low
+    rho, sine = np.abs(np.cos(angle)), np.sin(angle)
+
+    def inside(eps: Array, v0: Array, rho: Array, sine: Array) -> Array:
+        """``P(|u| < eps | v0)``: given ``v0``, ``u`` is normal with mean ``rho v0`` and deviation ``sine``."""
+        return np.asarray(ndtr(divide(eps - rho * v0, sine)) - ndtr(divide(-eps - rho * v0, sine)))
+
+    # P(|u| < eps | v0) falls around v0 = eps / rho, over a width of sine / rho
+    edges = [divide(eps + side * _TAIL * sine, rho) for side in (-1, 1)]
+    v0, weight = panels(np.stack([low, *(np.clip(edge, low, high) for edge in edges), high], axis=-1), _NODES)
+    density = weight * np.exp(-(v0**2 - low[..., None] ** 2) / 2)
+    total = density.sum(-1)
+    mean = divide((density * inside(eps[..., None], v0, rho[..., None], sine[..., None])).sum(-1), total)
+    mean = np.where(total > 0, mean, inside(eps, low, rho, sine))  # the limit: an infinitely thin slab
+    return np.where(sine < 1e-15, perfect, np.clip(mean, 0.0, 1.0))
+
+
+def residual_mislabelled_mass(c: ArrayLike, probe_angle: ArrayLike, eps: ArrayLike = np.inf) -> Array:
+    """Share of examples that the *capped* attack ``min(eps, c max(m, 0))`` still mislabels, ``m = y v0``.
+
+    The attack crosses the teacher iff ``s < c m``. For ``eps = inf`` this is a wedge: with ``x`` at angle ``a`` from
+    the teacher, ``cos a < c cos(a - t)``, and its measure is
+
+        ``arg(1 - c exp(-i t)) / pi = arctan2(c sin t, 1 - c cos t) / pi``.
+
+    For a good probe and ``c < 1`` it is close to ``(t / pi) c / (1 - c)``, the probe's clean error times
+    ``c / (1 - c)``: **at c = 1/2 the residual equals the probe's own clean error**. At ``c = 1`` it is
+    ``1/2 - t / 2 pi``: a coin flip however good the probe (and 0 for the perfect one). A finite ``eps`` asks for
+    ``s < eps`` too, and leaves ``2 [Phi(eps) - 1/2 - wedge(eps, q)]`` with ``q = (1/c - cos t) / sin t``.
+
+    Args:
+        c: the cap's factor, not negative.
+        probe_angle: ``t``, radians in [0, pi].
+        eps: of the attack before the cap. All broadcast.
+
+    >>> residual_mislabelled_mass([0.25, 0.5, 1.0], np.radians(10)).round(4).tolist()
+    [0.0183, 0.0539, 0.4722]
+    >>> residual_mislabelled_mass([0.25, 0.5, 0.75, 1.0], np.radians(10), eps=0.3).round(3).tolist()
+    [0.018, 0.052, 0.091, 0.117]
+    """
+    c, angle = within("c", c, 0, np.inf), within("probe_angle", probe_angle, 0, np.pi)
+    eps = within("eps", eps, 0, np.inf)
+    finite = np.minimum(c, 1e300)  # inf * 0 is no angle
+    unlimited = np.arctan2(finite * np.sin(angle), 1 - finite * np.cos(angle)) / np.pi
+    q = divide(divide(1.0, c) - np.cos(angle), np.sin(angle))
+    limited = 2 * (ndtr(eps) - 0.5 - wedge(eps, q))
+    limited = np.where((np.sin(angle) < 1e-15) & (c <= 1), 0.0, np.clip(limited, 0.0, 1.0))
+    return np.asarray(np.where(np.isinf(eps), unlimited, np.minimum(limited, unlimited)))
+
+
+def collapse_fraction(eps: ArrayLike) -> Array:
+    """The kept share below which adversarial training on easy-pruned data collapses to ``w = 0``.
+
+    ``w = 0`` minimises the adversarial loss iff ``|mean(y x)| <= mean(eps_i)`` (see `fit`). When the high end is pruned
+    by a perfect probe, with unlimited data, ``mean(y x)`` points along the teacher and is the mean of a half-normal cut
+    at ``tau``: ``sqrt(2/pi) (1 - exp(-tau^2/2)) / keep`` with ``keep = erf(tau / sqrt 2)``. It grows with ``tau``;
+    where it equals ``eps`` lies the critical share. There about half of the kept examples are mislabelled by the
+    attack: ``collapse_fraction(eps)`` is close to ``2 mislabelled_share(eps)``.
+
+    With ``n`` examples in ``d`` dimensions noise lengthens the mean: the condition is
+    ``sqrt(mean^2 + d / (keep n)) <= eps``, so exact collapse needs ``keep n / d > 1 / eps^2``.
+
+    Args:
+        eps: of the L2 attack, not negative, any shape. From ``sqrt(2/pi)`` on, training collapses on all data: 1.
+
+    >>> collapse_fraction([0.0, 0.1, 0.3, 0.5, 1.0]).round(3).tolist()
+    [0.0, 0.159, 0.464, 0.732, 1.0]
+    """
+    eps = within("eps", eps, 0, np.inf)
+    low, high = 2 * np.minimum(eps, 1.0), np.full_like(eps, 40.0)  # the mean is below tau / 2: the density falls
+    for _ in range(110):
+        tau = (low + high) / 2
+        above = divide(-np.expm1(-(tau**2) / 2) * np.sqrt(2 / np.pi), erf(tau / np.sqrt(2))) > eps
+        low, high = np.where(above, low, tau), np.where(above, tau, high)
+    return np.where(eps >= np.sqrt(2 / np.pi), 1.0, erf(low / np.sqrt(2)))
+
+
+def wedge(h: ArrayLike, slope: ArrayLike) -> Array:
+    """``P(0 < a < h, b < slope * a)`` of two independent standard normals ``a, b``, for ``h >= 0``.
+
+    It is ``int_0^h phi(a) Phi(slope * a) da``. From ``int_-inf^h phi(a) Phi(k a) da = Phi(h)/2 - T(h, k)`` (half the
+    skew-normal distribution function) and its value ``1/4 - arctan(k)/2pi`` at 0.
+
+    >>> float(wedge(np.inf, 0.0))
+    0.25
+    """
+    h, slope = np.asarray(h, np.float64), np.asarray(slope, np.float64)
+    return np.asarray(ndtr(h) / 2 - 0.25 - owens_t(h, slope) + np.arctan(slope) / (2 * np.pi))
+
+
+def within(name: str, value: ArrayLike, low: float, high: float) -> Array:
+    """``value`` as float64, clipped to ``[low, high]``; NaN, or more than rounding outside, raises `UsageError`."""
+    array = np.asarray(value, dtype=np.float64)
+    if not np.all((array >= low - _SLACK) & (array <= high + _SLACK)):
+        raise UsageError(f"{name} is {value!r}", why=f"it has to lie between {low:g} and {high:g}")
+    return np.clip(array, low, high)
+
+
+def divide(top: ArrayLike, bottom: ArrayLike) -> Array:
+    """``top / bottom`` without warnings: +-inf where only ``bottom`` is 0, and 0 where both are."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio = np.asarray(np.divide(top, bottom))
+    return np.where(np.isnan(ratio), 0.0, ratio)
+
+
+@cache
+def legendre(count: int) -> tuple[Array, Array]:
+    """Nodes and weights of the Gauss-Legendre rule on [0, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return (nodes + 1) / 2, weights / 2
+
+
+def panels(breaks: ArrayLike, count: int) -> tuple[Array, Array]:
+    """A Gauss-Legendre rule of ``count`` nodes between each two neighbors of ``breaks`` ``[..., K]``.
+
+    Returns:
+        Nodes and weights, both ``[..., (K - 1) * count]``; panels of no width have weight 0.
+    """
+    breaks = np.asarray(breaks, np.float64)
+    low, width = breaks[..., :-1, None], np.diff(breaks)[..., None]
+    nodes, weights = legendre(count)
+    shape = (*breaks.shape[:-1], -1)
+    return (low + width * nodes).reshape(shape), (width * weights).reshape(shape)
+
+
+def _cotangent(R: Array) -> Array:
+    """``R / sqrt(1 - R^2)``, without cancellation near +-1."""
+    return divide(R, np.sqrt((1 - R) * (1 + R)))
