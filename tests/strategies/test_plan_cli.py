@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from puma.cli.plan import plan
 from puma.errors import DataError, PumaError, StorageError, UsageError
 from puma.margins import MarginTable
-from puma.perceptron.bridge import bridge
+from puma.perceptron import bridge
 from puma.plan import Plan
 
 app = typer.Typer()
