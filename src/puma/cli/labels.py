@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from puma.cli.options import Quiet
+from puma.cli.options import Device, Quiet, Threads
+from puma.cli.score import PartRows, Roles, Sources, Weights
 
 if TYPE_CHECKING:
     from puma.data.pool import Pool
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
 
 def labels(
     model: Annotated[str, typer.Argument(help="Margin model: weights file, run folder, or package.module:factory.")],
-    sources: Annotated[list[str], typer.Argument(help="The pool: data sources, real ones first.")],
+    sources: Sources,
     out: Annotated[Path, typer.Option("--out", help="Folder of the score table; what is finished there is kept.")],
-    weights: Annotated[Path | None, typer.Option(help="Safetensors weights for a factory.")] = None,
-    roles: Annotated[str | None, typer.Option(help="real,synthetic,... one for each source.")] = None,
+    weights: Weights = None,
+    roles: Roles = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 512,
-    part_rows: Annotated[int, typer.Option(min=1, help="Rows of one part file.")] = 65_536,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves it to torch.")] = 0,
+    part_rows: PartRows = 65_536,
+    device: Device = "auto",
+    threads: Threads = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Score how far every label of a pool is to be trusted: one forward pass, two columns beside the margins.
+    """Estimate which labels of a pool are wrong: one forward pass, two columns beside the margins.
 
     label_quality, 0 to 1: below 0.5 the model gives another class. label_issue: 1 where the label is probably wrong
     (cleanlab, extra "labels"). The model should not have been trained on these labels.
@@ -45,7 +46,7 @@ def labels(
     network = open_model(model, None if weights is None else str(weights), device)
     if _trained_on(Path(model), pool):
         typer.echo(
-            "note: this model was trained on these very labels and knows some wrong ones by heart: few are flagged"
+            "note: this model was trained on these very labels and has memorized some wrong ones: fewer are flagged"
         )
     table = score_labels(network, pool, out=out, batch_size=batch_size, part_rows=part_rows, progress=not quiet)
     _print_sources(table)

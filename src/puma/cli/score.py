@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,19 +19,21 @@ from puma.cli.options import (
     Share,
     Threads,
     Worker,
+    parse_threat,
     share_of,
 )
 from puma.cli.output import echo
 from puma.errors import UsageError
+from puma.threat import Norm, ThreatModel, parse_eps, parse_norm
 
 if TYPE_CHECKING:
     from puma.margins import MarginTable
     from puma.scoring.cost import Estimate
     from puma.scoring.job import ScoringJob
-    from puma.threat import Norm
 
 Sources = Annotated[list[str], typer.Argument(help="The pool: data sources, real ones first.", show_default=False)]
 Roles = Annotated[str | None, typer.Option(help="real,synthetic,... one for each source.")]
+Weights = Annotated[Path | None, typer.Option(help="Safetensors weights for a factory.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images computed together.")]
 PartRows = Annotated[int, typer.Option(min=1, help="Rows of one part file.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the table; parts that are finished there are kept.")]
@@ -47,7 +48,12 @@ def score(
         typer.Option(help='"Linf" or "L2", that of the training to come.', show_default="Linf, or that of --threat"),
     ] = None,
     threat: Annotated[
-        str | None, typer.Option(help="Threat model of the training to come, as Linf:8/255: --refine-below twice eps.")
+        ThreatModel | None,
+        typer.Option(
+            parser=parse_threat,
+            metavar="NORM:EPS",
+            help="Threat model of the training to come, as Linf:8/255: --refine-below twice its eps.",
+        ),
     ] = None,
     mode: Annotated[str, typer.Option(help="fast (estimates), deepfool, refined, tight.")] = "refined",
     refine_below: Annotated[
@@ -57,7 +63,7 @@ def score(
             show_default="twice eps with --threat, else every image is searched",
         ),
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Safetensors weights for a factory.")] = None,
+    weights: Weights = None,
     roles: Roles = None,
     steps: Annotated[int, typer.Option(min=1, help="Linearizations at most for one image.")] = 50,
     batch_size: BatchSize = None,
@@ -88,7 +94,7 @@ def score(
     from puma.scoring.score import ScoringSettings
 
     share = share_of(device, devices, worker, num_workers, engine, address)
-    chosen, limit = _threat_options(norm, threat, mode, refine_below)
+    chosen, limit = _norm_and_limit(norm, threat, mode, refine_below)
     settings = ScoringSettings.sized(
         resolve_device(share.device),
         norm=chosen,
@@ -113,7 +119,7 @@ def score(
     if dry_run:
         from puma.scoring.cost import estimate
 
-        _print_estimate(estimate(*job.load(), settings, out, max(devices, share.num_workers)))
+        _print_estimate(estimate(*job.load(), settings, out, max(share.workers.count, share.num_workers)))
     elif (table := _make(job, share, quiet)) is not None:
         _print_table(table, out)
 
@@ -169,28 +175,22 @@ def score_run(
         echo(f"feature vectors in {features}; give them to puma plan as --features")
 
 
-def _threat_options(
-    norm: str | None, threat: str | None, mode: str, refine_below: str | None
+def _norm_and_limit(
+    norm: str | None, threat: ThreatModel | None, mode: str, refine_below: str | None
 ) -> tuple[Norm, float | None]:
     """The norm of the margins, and below which estimate an image is searched."""
-    from puma.threat import ThreatModel, parse_eps, parse_norm
-
-    model = None if threat is None else ThreatModel.parse(threat)
-    if model is not None and norm is not None and parse_norm(norm) != model.norm:
-        raise UsageError(f"--norm {norm} contradicts --threat {model}", fix="leave out --norm")
+    if threat is not None and norm is not None and parse_norm(norm) != threat.norm:
+        raise UsageError(f"--norm {norm} contradicts --threat {threat}", fix="leave out --norm")
     limit = None if refine_below is None else parse_eps(refine_below)
-    if limit is None and model is not None and mode != "fast":
-        limit = 2 * model.eps
-    return model.norm if model else parse_norm(norm or "Linf"), limit
+    if limit is None and threat is not None and mode != "fast":
+        limit = 2 * threat.eps
+    return threat.norm if threat else parse_norm(norm or "Linf"), limit
 
 
 def _make(job: ScoringJob, share: Share, quiet: bool) -> MarginTable | None:
     """The finished table; None, and a line, while parts of other workers are missing."""
     if share.workers.ray or share.workers.count > 1:
-        import torch
-
-        threads = job.threads or (torch.get_num_threads() if share.workers.ray else None)
-        return job.make_in(replace(share.workers, threads=threads), progress=not quiet)
+        return job.make_in(share.workers, progress=not quiet)
     table = job.make(share.worker, share.num_workers, progress=not quiet)
     if table is None:
         echo(f"this worker's parts are in {job.out}; others are still missing")

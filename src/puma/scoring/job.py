@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from uuid import uuid4
@@ -95,6 +95,7 @@ class ScoringJob:
             StorageError: a machine of the cluster does not see the folder.
             WorkerLost: a process was killed; finished parts are intact.
         """
+        workers = replace(workers, threads=self.threads or workers.threads)
         parts, _ = self.open()
         sizes = {number: len(rows) for number, rows in enumerate(parts.ranges)}
         sha256 = parts.meta["model"]["sha256"]
