@@ -62,7 +62,7 @@ def test_folder_resumes_and_redoes_only_what_is_missing_or_broken(model, pool, t
 
 
 def test_any_number_of_workers_writes_the_same_bytes(weights, tmp_path) -> None:
-    settings = ScoringSettings(mode="deepfool", part_rows=200, batch_size=64)
+    settings = ScoringSettings(mode="fast", part_rows=200, batch_size=64)
 
     def made(name: str, *place: int) -> puma.MarginTable | None:
         job = ScoringJob(str(weights), ("digits",), str(tmp_path / name), settings, device="cpu")
