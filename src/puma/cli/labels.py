@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from puma.cli.options import Device, Quiet, Threads
+from puma.cli.output import echo
 from puma.cli.score import PartRows, Roles, Sources, Weights
 
 if TYPE_CHECKING:
@@ -45,12 +46,10 @@ def labels(
     pool = open_pool(tuple(sources), None if roles is None else tuple(roles.split(",")))
     network = open_model(model, None if weights is None else str(weights), device)
     if _trained_on(Path(model), pool):
-        typer.echo(
-            "note: this model was trained on these very labels and has memorized some wrong ones: fewer are flagged"
-        )
+        echo("note: this model was trained on these very labels and has memorized some wrong ones: fewer are flagged")
     table = score_labels(network, pool, out=out, batch_size=batch_size, part_rows=part_rows, progress=not quiet)
     _print_sources(table)
-    typer.echo(f"written to {out}; it joins the margins: puma plan --table margins --table {out}")
+    echo(f"written to {out}; it joins the margins: puma plan --table margins --table {out}")
 
 
 def drop_suspects(
@@ -83,10 +82,10 @@ def drop_suspects(
     made = Plan.read(plan)
     cleaned = without_suspects(made, margins, below)
     cleaned.write(out)
-    typer.echo(f"{made.kept - cleaned.kept:,} of {made.kept:,} kept images taken out, {cleaned.kept:,} are left")
+    echo(f"{made.kept - cleaned.kept:,} of {made.kept:,} kept images taken out, {cleaned.kept:,} are left")
     for warning in cleaned.warnings:
-        typer.echo(f"warning: {warning}")
-    typer.echo(f"written to {out}")
+        echo(f"warning: {warning}")
+    echo(f"written to {out}")
 
 
 def _trained_on(run: Path, pool: Pool) -> bool:
@@ -103,7 +102,7 @@ def _print_sources(table: MarginTable) -> None:
     agrees, flagged = table.scores[LABEL_QUALITY] > 0.5, table.scores[LABEL_ISSUE] == 1
     for code, source in enumerate(table.sources):
         mine, name = table.source == code, source["name"]
-        typer.echo(
+        echo(
             f"{name} ({source['role']}, {source['rows']:,}): the model agrees with {agrees[mine].mean():.2%} "
             f"of the labels; {flagged[mine].sum():,} are probably wrong ({flagged[mine].mean():.2%})"
         )
