@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import pickle
+import resource
+import time
 
 import pytest
 import torch
 
-from puma.errors import ModelError
+from puma.errors import DataError, ModelError
 from puma.models.networks import build_model
-from puma.models.weights import SCHEMA, load_model, load_tensors, load_weights, save_model, weights_sha256
+from puma.models.weights import (
+    SCHEMA,
+    class_map,
+    load_model,
+    load_tensors,
+    load_weights,
+    save_model,
+    save_tensors,
+    set_class_names,
+    weights_sha256,
+    write_safetensors,
+)
 
 
 @pytest.fixture
@@ -91,3 +104,104 @@ def test_foreign_model_cannot_be_built_again(tmp_path):
     save_model(torch.nn.Linear(2, 2), tmp_path / "m.safetensors")
     with pytest.raises(ModelError, match="factory"):
         load_model(tmp_path / "m.safetensors")
+
+
+def _forged(path, **config):
+    save_tensors({"logits.weight": torch.zeros(2, 2)}, path, SCHEMA, {"config": config})
+    return path
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"name": "wrn-28-100000", "num_classes": 10},
+        {"name": "wrn-600004-10", "num_classes": 10},
+        {"name": "wrn-28-10", "num_classes": 10**13},
+        {"name": "small-cnn", "num_classes": 10, "in_channels": 10**10, "image_size": 8},
+        {"name": "small-cnn", "num_classes": 10, "in_channels": 1, "image_size": 8, "widths": [10**6] * 3},
+        {"name": "small-cnn", "num_classes": "ten"},
+        {"name": "small-cnn", "num_classes": 10, "widths": "wide"},
+        {"name": ["small-cnn"], "num_classes": 10},
+        {"name": "small-cnn", "num_classes": 10, "mean": {"red": 0.5}},
+        {"num_classes": 10},
+        {"name": "timm:hf-hub:somebody/something", "num_classes": 10},
+    ],
+    ids=str,
+)
+def test_a_forged_configuration_is_refused_at_once_and_in_little_memory(config, tmp_path):
+    path = _forged(tmp_path / "m.safetensors", **config)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(ModelError):
+        load_model(path)
+    assert time.monotonic() - began < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64_000  # KiB
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000 + "]" * 100_000, "[1, 2]", "{", '{"a": "' + "x" * (1 << 23) + '"}'])
+def test_a_header_that_is_no_small_table_is_refused(text, tmp_path):
+    write_safetensors({"w": torch.zeros(1)}, tmp_path / "m.safetensors", {"schema": SCHEMA, "meta": text})
+    with pytest.raises(ModelError, match="PUMA did not write"):
+        load_model(tmp_path / "m.safetensors")
+
+
+def test_tied_weights_are_written_and_read(tmp_path):
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = torch.nn.Linear(4, 4)
+            self.two = torch.nn.Linear(4, 4)
+            self.two.weight = self.one.weight
+
+    tied, other = Tied(), Tied()
+    save_model(tied, tmp_path / "m.safetensors")
+    load_weights(other, load_tensors(tmp_path / "m.safetensors", SCHEMA)[0])
+    assert weights_sha256(tied) == weights_sha256(other)
+    assert other.two.weight is other.one.weight
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["dp", "c"])
+def test_prefixes_of_wrappers_are_never_written_and_are_ignored_on_loading(model, wrap, tmp_path):
+    wrapped = wrap(model)
+    assert weights_sha256(wrapped) == weights_sha256(model)
+    save_model(wrapped, tmp_path / "m.safetensors")
+    assert weights_sha256(load_model(tmp_path / "m.safetensors")) == weights_sha256(model)
+    other, third = (build_model(**{**model.config, "seed": seed}) for seed in (5, 6))
+    load_weights(other, wrapped.state_dict())
+    assert weights_sha256(other) == weights_sha256(model)
+    load_weights(wrap(third), model.state_dict())
+    assert weights_sha256(third) == weights_sha256(model)
+
+
+def test_another_head_is_left_as_it_is_only_where_asked():
+    ten, seven = (build_model("small-cnn", classes, in_channels=1, image_size=8) for classes in (10, 7))
+    head = seven.logits.weight.detach().clone()
+    with pytest.raises(ModelError, match=r"shapes: logits.bias \(10,\) for \(7,\)"):
+        load_weights(seven, ten.state_dict())
+    load_weights(seven, ten.state_dict(), new_head=True)
+    assert torch.equal(seven.logits.weight, head)
+    assert torch.equal(seven.features[0].weight, ten.features[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("model_names", "data_names", "mapped"),
+    [
+        (["cat", "dog", "frog"], ["cat", "dog", "frog"], None),
+        (["cat", "dog", "frog"], ["cat", "dog"], None),
+        (["cat", "dog", "frog"], ["dog", "frog"], [1, 2]),
+        (["cat", "dog", "frog"], ["frog", "cat"], [2, 0]),
+        (["cat", "dog"], ["0", "1"], None),
+        (["0", "1"], ["cat", "dog"], None),
+        (list("0123456789"), ["0", "1", "7"], [0, 1, 7]),
+        (None, ["cat"], None),
+    ],
+)
+def test_classes_are_compared_by_name(model_names, data_names, mapped, tmp_path):
+    save_model(build_model("small-cnn", 10, in_channels=1, image_size=8), tmp_path / "m", class_names=model_names)
+    result = class_map(load_model(tmp_path / "m"), data_names)
+    assert (None if result is None else result.tolist()) == mapped
+
+
+def test_an_unknown_class_is_refused_by_name(model):
+    set_class_names(model, ["cat", "dog"])
+    with pytest.raises(DataError, match="classes that the model does not know: horse"):
+        class_map(model, ["cat", "horse"])

@@ -74,7 +74,7 @@ def build_model(
             raise unknown(f"option of {name}", option, _OPTIONS[family])
     if num_classes < 2:
         raise UsageError(f"num_classes {num_classes} is not a classification", fix="at least two classes")
-    if image_size < 8 or in_channels < 1 or (family == "small-cnn" and image_size > 35):
+    if not 8 <= image_size <= (35 if family == "small-cnn" else 4096) or not 1 <= in_channels <= 1024:
         raise UsageError(
             f"{name} does not take {in_channels} x {image_size} x {image_size} images",
             fix="8 pixels or more (small-cnn: up to 35)",
@@ -261,7 +261,7 @@ class WideResNet(nn.Module):
         std: Sequence[float],
     ) -> None:
         super().__init__()
-        if depth < 10 or (depth - 4) % 6 or width < 1:
+        if not 10 <= depth <= 1000 or (depth - 4) % 6 or not 1 <= width <= 1000:
             raise UsageError(f"there is no WRN-{depth}-{width}", why="the depth has to be 6n + 4: 10, 16, 28, 34, 70")
         blocks, channels = (depth - 4) // 6, [16, 16 * width, 32 * width, 64 * width]
         self.normalise = Normalise(mean, std)

@@ -1,25 +1,48 @@
-"""Weights on disk: safetensors with the model's configuration and a checksum inside; nothing is ever unpickled."""
+"""Weights on disk: safetensors with the model's configuration and a checksum inside; nothing is ever unpickled.
+
+What a header claims (sizes, configuration, class names) is checked against the file before memory is allocated for it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from puma.errors import ModelError
+from puma.errors import DataError, ModelError, PumaError
 from puma.io import atomic_path
 from puma.models.networks import build_model
 
 SCHEMA = "puma.model/1"
+_MOST_META = 1 << 22  # characters of the JSON in a header
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+log = logging.getLogger("puma")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and torch.compile."""
+    while isinstance(model, _WRAPPERS) or "_orig_mod" in model._modules:
+        model = model.get_submodule("module" if isinstance(model, _WRAPPERS) else "_orig_mod")
+    return model
+
+
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict by the names that the network has without wrappers (``module.``, ``_orig_mod.``)."""
+    return {name.replace("_orig_mod.", ""): value for name, value in unwrap(model).state_dict().items()}
 
 
 def weights_sha256(weights: nn.Module | Mapping[str, torch.Tensor]) -> str:
@@ -27,7 +50,7 @@ def weights_sha256(weights: nn.Module | Mapping[str, torch.Tensor]) -> str:
 
     Independent of device and memory format: the same weights give the same digest.
     """
-    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    tensors = state_of(weights) if isinstance(weights, nn.Module) else weights
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -38,6 +61,8 @@ def weights_sha256(weights: nn.Module | Mapping[str, torch.Tensor]) -> str:
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path | str, schema: str, meta: Mapping[str, Any]) -> None:
     """Write named tensors and a JSON value ``meta`` to one safetensors file, atomically, with a checksum over both.
+
+    Tensors that share memory (tied weights) are written once for each name.
 
     Raises:
         StorageError: the disk is full or the path cannot be written.
@@ -54,9 +79,15 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path | str, hea
     Raises:
         StorageError: the disk is full or the path cannot be written.
     """
+    own: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        own[name] = tensor.clone() if place in storages else tensor  # the library refuses memory that is shared
+        storages.add(place)
     with atomic_path(path) as temporary:
         try:
-            save_file(dict(tensors), temporary, metadata=dict(header))
+            save_file(own, temporary, metadata=dict(header))
         except SafetensorError as error:
             # the library writes by itself and tells the system's error in words only: "... (os error 28)"
             if found := re.search(r"os error (\d+)", str(error)):
@@ -71,14 +102,11 @@ def load_tensors(path: Path | str, schema: str) -> tuple[dict[str, torch.Tensor]
         ModelError: the file is missing, a pickle, truncated, of another schema, or its checksum does not fit.
     """
     path = Path(path)
-    tensors, header = read_safetensors(path)
-    family = schema.partition("/")[0]
-    if header.get("schema", "").partition("/")[0] != family:
-        raise ModelError(f"{path} is not a {family} file", why=f"its schema is {header.get('schema', 'not given')!r}")
-    text = header.get("meta", "")
-    if header.get("sha256") != _checksum(tensors, header["schema"], text):
+    with _opened(path) as (file, header):
+        meta = _meta(path, header, schema)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if header.get("sha256") != _checksum(tensors, header["schema"], header.get("meta", "")):
         raise ModelError(f"{path} is damaged: its checksum does not fit its contents", fix="restore it from a copy")
-    meta: dict[str, Any] = json.loads(text)
     return tensors, meta
 
 
@@ -86,15 +114,20 @@ def read_safetensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[st
     """Tensors and header of any safetensors file.
 
     Raises:
-        ModelError: it is missing, a pickle (which is refused, never executed), or not a whole safetensors file.
+        ModelError: it is missing, a pickle, or not a whole safetensors file.
     """
-    path = Path(path)
+    with _opened(Path(path)) as (file, header):
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     try:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
         raise ModelError(f"cannot read weights {path}", why=error.strerror or str(error)) from None
-    # a safetensors file opens with the length of its header, which may be any bytes, and then "{"
+    # a safetensors file begins with the length of its header, which may be any bytes, and then "{"
     if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise ModelError(
             f"{path} is a pickled PyTorch file and is refused",
@@ -103,26 +136,46 @@ def read_safetensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[st
         )
     try:
         with safe_open(path, framework="pt") as opened:
-            header = opened.metadata() or {}
-            return {name: opened.get_tensor(name) for name in opened.keys()}, header  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+            yield opened, opened.metadata() or {}
+    except (SafetensorError, OSError, RuntimeError) as error:
         raise ModelError(f"{path} is not a whole safetensors file", why=str(error)) from None
 
 
-def save_model(model: nn.Module, path: Path | str, **meta: Any) -> None:
-    """Write a model's weights and configuration to ``path`` (safetensors).
+def _meta(path: Path, header: Mapping[str, str], schema: str) -> dict[str, Any]:
+    """The JSON of a header, once it is known to be of ``schema``."""
+    family, given = schema.partition("/")[0], header.get("schema", "")
+    if given != schema:
+        other = "of another version" if given.partition("/")[0] == family else f"not a {family} file"
+        raise ModelError(f"{path} is {other}", why=f"its schema is {given or 'not given'!r}, not {schema!r}")
+    text = header.get("meta", "{}")
+    try:
+        meta = json.loads(text) if len(text) <= _MOST_META else None
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
+        raise ModelError(f"{path} has a header that PUMA did not write", why="its meta entry is no small JSON table")
+    return meta
+
+
+def save_model(model: nn.Module, path: Path | str, *, class_names: Sequence[str] | None = None, **meta: Any) -> None:
+    """Write a model's weights, configuration and class names to ``path`` (safetensors).
 
     Args:
         model: of `build_model`, or any module; without ``config`` only the weights can be loaded again.
         path: file to write.
+        class_names: one for each logit; by default those that the model was loaded with.
         **meta: further JSON values kept beside the configuration.
     """
-    config = getattr(model, "config", None)
-    save_tensors(model.state_dict(), path, SCHEMA, {"config": config, **meta})
+    bare = unwrap(model)
+    names = class_names if class_names is not None else getattr(bare, "class_names", None)
+    described = {"config": getattr(bare, "config", None), "class_names": list(names) if names else None}
+    save_tensors(state_of(bare), path, SCHEMA, {**described, **meta})
 
 
 def load_model(path: Path | str) -> nn.Module:
     """Build the model that `save_model` wrote, in eval mode; a run folder stands for its last model.
+
+    Names of the classes, if the file has them, are in ``model.class_names``.
 
     Raises:
         ModelError: the file is damaged, a pickle, without a configuration, or its weights fit another architecture.
@@ -130,36 +183,80 @@ def load_model(path: Path | str) -> nn.Module:
     path = Path(path)
     if path.is_dir():
         path = path / "last.safetensors"
-    tensors, meta = load_tensors(path, SCHEMA)
-    config = meta.get("config")
-    if not config:
-        raise ModelError(
-            f"{path} holds the weights of a model that PUMA did not build",
-            fix=f"name what builds it: package.module:factory --weights {path} instead of the file",
-        )
+    with _opened(path) as (file, header):
+        meta = _meta(path, header, SCHEMA)
+        config = meta.get("config")
+        if not config:
+            raise ModelError(
+                f"{path} holds the weights of a model that PUMA did not build",
+                fix=f"name what builds it: package.module:factory --weights {path} instead of the file",
+            )
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        try:
+            with torch.device("meta"):  # shapes only: what a forged configuration asks for costs no memory
+                planned = {name: tuple(value.shape) for name, value in build_model(**config).state_dict().items()}
+        except (PumaError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ModelError(f"{path} has a configuration that builds no network", why=str(error)[:500]) from None
+        _require_fit(planned, shapes, path, str(config["name"]))
+    tensors, _ = load_tensors(path, SCHEMA)
     model = build_model(**config)
     load_weights(model, tensors, path)
+    set_class_names(model, meta.get("class_names"))
     return model.eval()
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, torch.Tensor], origin: Path | str = "weights") -> None:
+def load_weights(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], origin: Path | str = "weights", *, new_head: bool = False
+) -> None:
     """Copy ``tensors`` into ``model``.
+
+    Prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``) in either's names are ignored.
+
+    Args:
+        model: the network.
+        tensors: its state dict.
+        origin: where they are from, for messages.
+        new_head: leave tensors of the last layer as they are where the shapes differ (fine-tuning with other classes).
 
     Raises:
         ModelError: names or shapes differ; the message names them.
     """
-    own = model.state_dict()
+    own = state_of(model)
+    given = _renamed(tensors, own.keys())
+    if new_head:
+        head = list(own)[-1].rpartition(".")[0] + "."
+        for name in [n for n in own if n.startswith(head) and (n not in given or own[n].shape != given[n].shape)]:
+            given[name] = own[name]
+    shapes = [{name: tuple(value.shape) for name, value in values.items()} for values in (own, given)]
+    _require_fit(shapes[0], shapes[1], origin, type(unwrap(model)).__name__)
+    unwrapped = unwrap(model)
+    unwrapped.load_state_dict({name: given[name.replace("_orig_mod.", "")] for name in unwrapped.state_dict()})
+
+
+def _renamed(tensors: Mapping[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """``tensors`` without the prefixes that wrappers add, if that gives the wanted names."""
+    plain = {name.replace("_orig_mod.", ""): value for name, value in tensors.items()}
+    for prefix in ("module.", "model.", "network."):
+        if not plain.keys() & wanted and all(name.startswith(prefix) for name in plain):
+            plain = {name.removeprefix(prefix): value for name, value in plain.items()}
+        if not plain.keys() & wanted and all(name.startswith(prefix) for name in wanted):
+            plain = {prefix + name: value for name, value in plain.items()}
+    return plain
+
+
+def _require_fit(
+    own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], origin: Path | str, network: str
+) -> None:
     problems = []
-    if missing := sorted(own.keys() - tensors.keys()):
+    if missing := sorted(own.keys() - given.keys()):
         problems.append(f"missing: {_some(missing)}")
-    if unexpected := sorted(tensors.keys() - own.keys()):
+    if unexpected := sorted(given.keys() - own.keys()):
         problems.append(f"unexpected: {_some(unexpected)}")
-    shared = sorted(own.keys() & tensors.keys())
-    if shapes := [n for n in shared if own[n].shape != tensors[n].shape]:
-        problems.append("shapes: " + _some(f"{n} {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in shapes))
+    shared = sorted(own.keys() & given.keys())
+    if shapes := [name for name in shared if own[name] != given[name]]:
+        problems.append("shapes: " + _some(f"{name} {given[name]} for {own[name]}" for name in shapes))
     if problems:
-        raise ModelError(f"{origin} does not fit {type(model).__name__}", why="; ".join(problems))
-    model.load_state_dict(dict(tensors))
+        raise ModelError(f"{origin} does not fit {network}", why="; ".join(problems))
 
 
 def _some(names: Iterable[str], most: int = 4) -> str:
@@ -170,3 +267,52 @@ def _some(names: Iterable[str], most: int = 4) -> str:
 
 def _checksum(tensors: Mapping[str, torch.Tensor], schema: str, text: str) -> str:
     return hashlib.sha256(f"{weights_sha256(tensors)} {schema} {text}".encode()).hexdigest()
+
+
+# --- class names ---------------------------------------------------------------------------------------------------
+
+
+def set_class_names(model: nn.Module, names: Sequence[str] | None) -> None:
+    """Note the names of a model's classes in ``model.class_names``, one for each logit."""
+    object.__setattr__(model, "class_names", tuple(map(str, names)) if names else None)
+
+
+def class_map(model: nn.Module, class_names: Sequence[str], what: str = "the data") -> NDArray[np.int64] | None:
+    """For each label of some data, the logit of the model that has the same name.
+
+    Args:
+        model: with ``class_names`` of `load_model`; without them nothing can be compared.
+        class_names: of the data, one for each label.
+        what: name of the data, for messages.
+
+    Returns:
+        int64 ``[len(class_names)]``: ``map[labels]`` are the model's labels (a log line says so); None where labels are
+        right as they are, or where either has numbers instead of names.
+
+    Raises:
+        DataError: a class of the data is unknown to the model.
+
+    >>> model = nn.Linear(1, 3)
+    >>> set_class_names(model, ["cat", "dog", "frog"])
+    >>> class_map(model, ["dog", "frog"]).tolist()
+    [1, 2]
+    """
+    known = list(getattr(unwrap(model), "class_names", None) or ())
+    given = list(class_names)
+    if given == known or _unnamed(known, given) or _unnamed(given, known):
+        return None
+    if unknown_ := [name for name in given if name not in known]:
+        raise DataError(
+            f"{what} has classes that the model does not know: {_some(unknown_)}",
+            why=f"the model was trained on {_some(known, 10)}",
+            fix="take data of the same classes, or name the folders alike",
+        )
+    if known[: len(given)] == given:
+        return None
+    log.warning("labels of %s are matched with the model's classes by name", what)
+    return np.array([known.index(name) for name in given], dtype=np.int64)
+
+
+def _unnamed(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether names are just the numbers of the labels, beside others that are words."""
+    return list(names) == [str(number) for number in range(len(names))] and not all(map(str.isdecimal, others))
