@@ -27,20 +27,15 @@ from puma.errors import BusyError, DataError, ResumeError, StorageError, UsageEr
 logger = logging.getLogger("puma")
 Key = TypeVar("Key", int, str)
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_BAD_PATH = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.ENOENT,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-}
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-_NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS}
+
+def _errors(names: str) -> set[int]:
+    return {getattr(errno, name) for name in names.split()}
+
+
+_FULL = _errors("ENOSPC EDQUOT EFBIG")
+_BAD_PATH = _errors("EACCES EPERM EROFS ENOTDIR EEXIST EISDIR ENOENT ENAMETOOLONG ELOOP")
+_NO_LOCKS = _errors("ENOLCK ENOSYS ENOTSUP EOPNOTSUPP")
+_NO_FSYNC = _errors("EINVAL ENOSYS ENOTSUP EOPNOTSUPP EROFS")
 _NOT_STORAGE = (BlockingIOError, ChildProcessError, ConnectionError, InterruptedError, ProcessLookupError, TimeoutError)
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 _LEFTOVER = re.compile(rf"\..+\.{_HOST}-(\d+)-[0-9a-f]+\.tmp")
@@ -116,19 +111,17 @@ def storage_errors(target: Path | str) -> Iterator[None]:
     except OSError as error:
         if error.errno is None or isinstance(error, (StorageError, *_NOT_STORAGE)):
             raise
+        what, why = f"cannot write {target}", str(error)
+        fix = "check the disk or the mount and run the same command again; everything written before is kept"
         if error.errno in _FULL:
-            raise StorageError(
+            what, why = (
                 f"no space left for {target}",
-                why="the disk or the quota is full; everything written before is intact",
-                fix="free some space and run the same command again: it goes on from here",
-            ) from error
-        raise StorageError(
-            f"cannot write {target}",
-            why=str(error),
-            fix="choose another output path"
-            if error.errno in _BAD_PATH
-            else "check the disk or the mount and run the same command again; everything written before is kept",
-        ) from error
+                "the disk or the quota is full; everything written before is kept",
+            )
+            fix = "free some space and run the same command again: it goes on from here"
+        elif error.errno in _BAD_PATH:
+            fix = "choose another output path"
+        raise StorageError(what, why=why, fix=fix) from error
 
 
 def prepare_folder(folder: Path | str) -> Path:
@@ -170,8 +163,8 @@ def write_json(target: Path | str, value: Any, *, checksum: bool = False) -> Non
         checksum: add ``"checksum"`` to the object ``value``; `read_json` then refuses the file if a bit has changed.
     """
     if checksum:
-        value = {**json.loads(json.dumps(value, allow_nan=False))}
-        value["checksum"] = f"sha256:{fingerprint(value)}"
+        plain = json.loads(json.dumps(value, allow_nan=False))
+        value = {**plain, "checksum": f"sha256:{fingerprint(plain)}"}
     write_text(target, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -298,18 +291,13 @@ def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
         try:
             held.acquire()
         except filelock.Timeout:
-            raise BusyError(
-                f"{folder} is being written by another process ({_lock_text(path) or 'unknown'})",
-                fix="wait for it, or stop it; what it finished is kept",
-            ) from None
+            what = f"{folder} is being written by another process ({_lock_text(path) or 'unknown'})"
+            raise BusyError(what, fix="wait for it, or stop it; what it finished is kept") from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            raise StorageError(
-                f"{folder} is on a file system without locks",
-                why=str(error),
-                fix="choose an output folder on another file system",
-            ) from error
+            what, fix = f"{folder} is on a file system without locks", "choose an output folder on another file system"
+            raise StorageError(what, why=str(error), fix=fix) from error
         try:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_TRUNC | _NOFOLLOW), "w") as file:
                 file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
@@ -373,11 +361,8 @@ def require_same_settings(path: Path | str, there: Any, now: Any, *, fix: str = 
         ResumeError: they differ; every difference is named with both values.
     """
     if changed := settings_diff(there, now):
-        raise ResumeError(
-            f"{path} was made with other settings",
-            why="; ".join(changed),
-            fix=fix or "use those settings, or choose another output folder",
-        )
+        fix = fix or "use those settings, or choose another output folder"
+        raise ResumeError(f"{path} was made with other settings", why="; ".join(changed), fix=fix)
 
 
 def claim_folder(
@@ -599,10 +584,8 @@ def _temporary(target: Path) -> Path:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
