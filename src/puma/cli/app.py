@@ -66,7 +66,9 @@ _INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Run the command line; a user's mistake ends in two or three lines and its exit code, a bug in a traceback."""
-    logging.basicConfig(format="%(levelname)s %(message)s", level=os.environ.get("PUMA_LOG", "WARNING").upper())
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=os.environ.get("PUMA_LOG", "WARNING").upper())
     try:
         with _interruptions():
             app()
@@ -80,6 +82,13 @@ def main() -> NoReturn:
             print("\nstopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
         raise
     sys.exit(0)
+
+
+class _Printable(logging.Formatter):
+    """Log lines whose names may come from strangers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _of_the_user(error: PumaError | OSError) -> PumaError:

@@ -86,7 +86,7 @@ def resolve_model(spec: str | Path, weights: str | Path | None = None, **options
 def _call_factory(spec: str) -> nn.Module:
     module_name, _, factory_name = spec.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: a user's own file beside the command
+        sys.path.append(str(Path.cwd()))  # a user's own file beside the command; never in place of an installed module
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
         model = factory()
