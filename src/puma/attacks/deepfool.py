@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puma.attacks.halfspace import distances, dual_norm
-from puma.attacks.network import Network
+from puma.attacks.network import Network, as_batch, check_labels
 from puma.attacks.refine import Nearest, boundary_steps, locate_crossing, ray_points, rotate, trim, two_nearest
 from puma.attacks.search import (
     TUNED,
@@ -30,9 +30,10 @@ from puma.attacks.search import (
     not_crossed,
     strongest,
 )
-from puma.errors import DataError, UsageError, unknown
+from puma.errors import UsageError, unknown
 from puma.margins import STATUS_NAMES, Status
-from puma.models.modes import true_float32
+from puma.models.checks import IT_DEPENDS, check_same
+from puma.models.modes import kept_statistics, true_float32
 from puma.threat import Norm, parse_norm
 
 Mode = Literal["fast", "deepfool", "refined", "tight"]
@@ -119,9 +120,9 @@ def deepfool(
     """Measure the margins of ``images``.
 
     Args:
-        model: maps float images in [0, 1] to logits ``[B, K]``; in eval mode. It is not changed, nor are its gradients.
-        images: float32 ``[B, ...]`` in [0, 1].
-        labels: int64 ``[B]``.
+        model: maps float32 images ``[B, ...]`` in [0, 1] to logits ``[B, K]``; in eval mode. It is not changed.
+        images: float ``[B, ...]`` in [0, 1]; computed with in float32.
+        labels: int ``[B]``.
         norm: ``"Linf"`` or ``"L2"``.
         mode: ``"fast"`` estimates from one linearization and one more forward pass; ``"deepfool"`` is the textbook's;
             ``"refined"`` finds a nearby point of the boundary, ``"tight"`` searches longer for a nearer one.
@@ -133,25 +134,21 @@ def deepfool(
 
     Raises:
         UsageError: unknown norm, mode or precision.
-        DataError: images outside [0, 1] or not float32, labels that do not fit.
-        ModelError: the model is in training mode or does not return logits.
+        DataError: images or labels of the wrong type, shape or range.
+        ModelError: training mode; as `puma.models.checks.check_first`; an answer that depends on the other images.
     """
     parse_norm(norm)
     parse_mode(mode)
     parse_precision(precision)
     if steps < 1 or chunk < 1:
         raise UsageError(f"steps and chunk have to be positive, not {steps} and {chunk}")
-    check_images(images, labels)
-    network = Network(model, tuple(images.shape[1:]), chunk, precision == "bf16", proxy)
-    x0, labels = images.detach().flatten(1), labels.to(images.device).long()
-    with torch.no_grad(), true_float32(images.device.type), network.compiling():
-        if len(x0):
-            found, crossings = _search(network, x0, labels, norm, mode, steps)
-        else:
-            found = Images.of(network, norm, x0, labels, x0.new_zeros(0, 2))
-            crossings = Crossings(found)
-        if proxy is not None and mode != "fast":
-            _confirm(found, crossings)
+    with torch.inference_mode(False), torch.no_grad():
+        images, labels = as_batch(images, labels)
+        network = Network(model, tuple(images.shape[1:]), chunk, precision == "bf16", proxy)
+        with true_float32(images.device.type), network.compiling(), kept_statistics(model):
+            found, crossings = _search(network, images.flatten(1), labels, norm, mode, steps)
+            if proxy is not None and mode != "fast":
+                _confirm(found, crossings)
     crossed = crossings.distance.isfinite() & ~found.misclassified & (crossings.codes != int(Status.ESTIMATED))
     codes = torch.where(crossed, int(Status.CROSSED), crossings.codes).to(torch.int8)
     margin = torch.where(found.misclassified, -crossings.distance, crossings.distance)
@@ -169,15 +166,14 @@ def _search(
     network: Network, x0: Tensor, labels: Tensor, norm: Norm, mode: Mode, steps: int
 ) -> tuple[Images, Crossings]:
     """Run the stages of a mode."""
-    budget, count = BUDGETS[mode], network.logits(x0[:1]).shape[1]
-    if not (int(labels.min()) >= 0 and int(labels.max()) < count):
-        raise DataError(
-            f"labels reach from {int(labels.min())} to {int(labels.max())}", why=f"the model has {count} classes"
-        )
-    if count == 1:
-        images = Images.of(network, norm, x0, labels, network.exact(x0))
+    budget = BUDGETS[mode]
+    if not len(x0):
+        images = Images.of(network, norm, x0, labels, x0.new_zeros(0, 2))
         return images, Crossings(images)
+    alone = network.check(x0)
+    check_labels(labels, alone.shape[1])
     images, crossings, first = _first_step(network, x0, labels, norm, budget.candidates, mode)
+    check_same(alone[:1], images.logits0[:1], f"{IT_DEPENDS}, or changes from call to call")
     straight, x = first.straight, first.x[first.straight]
     if len(first.ahead):
         ray = locate_crossing(images, crossings, first.ahead, first.nearest, both=mode != "fast")
@@ -351,26 +347,3 @@ def parse_precision(text: str) -> Precision:
     if text not in PRECISIONS:
         raise unknown("precision", text, PRECISIONS)
     return text
-
-
-def check_images(images: Tensor, labels: Tensor) -> None:
-    """Refuse images and labels that cannot be scored.
-
-    Raises:
-        DataError: as told in `deepfool`.
-    """
-    if images.dtype != torch.float32:
-        raise DataError(
-            f"images are {images.dtype}", why="margins are measured in float32", fix="images.float() / 255?"
-        )
-    if images.ndim < 2:
-        raise DataError(f"images have shape {list(images.shape)}", why="[B, ...] is needed: a batch of images")
-    if len(images) and not bool(((images >= 0) & (images <= 1)).all()):
-        low, high = float(images.min()), float(images.max())
-        raise DataError(
-            f"images reach from {low:g} to {high:g}", why="pixels have to lie in [0, 1]", fix="divide by 255?"
-        )
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise DataError(
-            f"labels are {labels.dtype} {list(labels.shape)} for {len(images)} images", why="[B] int is needed"
-        )

@@ -13,17 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 
-from puma.errors import ModelError
+from puma.errors import DataError
+from puma.models.checks import as_logits, check_first, model_errors, require_eval
 
 Gradients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From classes ``up`` and ``down`` ``[b, m]`` to ``f_up - f_down`` ``[b, m]`` and its gradients ``[b, m, D]``."""
 
-_MODE_DEPENDENT = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.dropout._DropoutNd,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.RReLU,
-)
+
+ROUNDING = 1e-6
 
 
 class Network:
@@ -80,6 +77,11 @@ class Network:
 
             yield rows, value, gradients
 
+    def check(self, x: Tensor) -> Tensor:
+        """Return the logits ``[2, K]`` of the first of ``x`` and its negative; see `puma.models.checks.check_first`."""
+        self.forwards += 2
+        return check_first(self.model, x[:1].view(-1, *self.shape)).float()
+
     def compiling(self) -> AbstractContextManager[None]:
         """Let a compiled proxy keep what a second backward pass through the same graph will need."""
         if self.proxy is None:
@@ -101,16 +103,10 @@ class Network:
     def _forward(self, x: Tensor) -> Tensor:
         self.forwards += len(x)
         images = (x if self.proxy is None else self._padded(x)).view(-1, *self.shape)
-        if images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.model(images) if self.proxy is None else self.proxy(images)[: len(x)]
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ModelError(
-                f"the model returns {got} for {len(x)} images",
-                why=f"a margin needs logits of shape [{len(x)}, classes]",
-            )
-        return logits.float()
+        layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+        with model_errors(images):  # a copy: some models write into their input
+            output = (self.model if self.proxy is None else self.proxy)(images.clone(memory_format=layout))
+        return as_logits(output, len(images))[: len(x)].float()
 
     def _padded(self, x: Tensor) -> Tensor:
         """Fill up to the next of four sizes, so that a batch that shrinks does not make a compiler start again."""
@@ -123,16 +119,46 @@ class Network:
             yield slice(start, min(start + self.chunk, rows))
 
 
-def require_eval(model: nn.Module) -> None:
-    """Refuse a model whose answer would depend on the batch, or on chance.
+def as_batch(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return images as float32 in [0, 1] and labels as int64 beside them; numpy arrays are taken too.
+
+    Values up to 1e-6 outside [0, 1] are rounding and moved there.
 
     Raises:
-        ModelError: BatchNorm, dropout or the like is in training mode.
+        DataError: wrong type, shape or range.
     """
-    for name, module in model.named_modules():
-        if module.training and isinstance(module, _MODE_DEPENDENT):
-            raise ModelError(
-                f"the model is in training mode ({type(module).__name__} at {name or 'its root'!r})",
-                why="its logits would depend on the other images of the batch, or on chance",
-                fix="call model.eval() first",
+    images, labels = (torch.as_tensor(value).detach() for value in (images, labels))
+    if not images.is_floating_point() or images.ndim < 2:
+        raise DataError(
+            f"images are {images.dtype} {list(images.shape)}",
+            why="float [B, ...] in [0, 1] is needed, a batch of images",
+            fix="images.float() / 255 for pixels of 0 to 255, images[None] for a single image",
+        )
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
+        raise DataError(
+            f"labels are {labels.dtype} {list(labels.shape)} for {len(images)} images", why="int [B] is needed"
+        )
+    images, labels = images.float(), labels.to(images.device).long()
+    if images.numel():
+        low, high = float(images.min()), float(images.max())
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+            raise DataError(
+                f"images reach from {low:g} to {high:g}",
+                why="pixels have to be in [0, 1]",
+                fix="divide by 255" if low >= 0 and high > 2 else "undo the normalisation: the model normalises inside",
             )
+        if low < 0 or high > 1:
+            images = images.clamp(0, 1)
+    # tensors made in inference mode cannot take part in autograd
+    return images.clone() if images.is_inference() else images, labels.clone() if labels.is_inference() else labels
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Refuse labels that the model has no class for.
+
+    Raises:
+        DataError: a label below 0 or beyond the last class.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise DataError(f"labels reach from {low} to {high}", why=f"the model has {classes} classes")

@@ -5,14 +5,17 @@ The radius eps_i enters the start, the step and the projection. An image with ep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from puma.errors import DataError, UsageError, unknown
+from puma.attacks.network import as_batch, check_labels
+from puma.errors import UsageError, unknown
 from puma.losses import carlini_wagner, cross_entropy, kl_divergence
+from puma.models.checks import IT_CHANGES, apply_model, check_first, check_same, model_errors
 from puma.models.modes import attack_mode
 from puma.threat import Norm, ThreatModel
 
@@ -43,13 +46,13 @@ def pgd(
 ) -> Tensor:
     """Perturb ``images`` so that the loss rises, within eps_i of each image and inside [0, 1].
 
-    The model is called in the mode (train or eval) it is in; its parameters, gradients and running statistics stay as
-    they are.
+    The model is called in the mode (train or eval) it is in; its parameters, gradients and buffers stay as they are.
 
     Args:
-        model: from float images ``[B, C, H, W]`` in [0, 1] to logits ``[B, K]``.
-        images: float ``[B, C, H, W]`` in [0, 1].
-        labels: int64 ``[B]``.
+        model: maps float32 images ``[B, ...]`` in [0, 1] to logits ``[B, K]``. BatchNorm may be in training mode, but
+            nothing random may.
+        images: float ``[B, ...]`` in [0, 1]; computed with in float32.
+        labels: int ``[B]``.
         threat: norm, and the radius that ``step_size`` belongs to.
         eps: radius in pixel units: None for the threat model's, one number, or float ``[B]``.
         steps: gradient steps.
@@ -62,28 +65,37 @@ def pgd(
             repeated.
 
     Returns:
-        Perturbed images, same shape and type, detached.
+        Perturbed images, float32 of the same shape, detached.
 
     Raises:
         DataError: images or labels of the wrong type, shape or range.
         UsageError: unknown loss or start; eps negative, not finite or of another length than the batch.
+        ModelError: as `puma.models.checks.check_first`; an answer that changes from call to call.
     """
-    check_batch(images, labels)
     for kind, name, known in (("loss", loss, LOSSES), ("start", start, get_args(Start))):
         if name not in known:
             raise unknown(kind, name, known)
     if steps < 0 or (step_size is not None and not step_size >= 0):
         raise UsageError(f"PGD cannot take {steps} steps of size {step_size}")
-    radius = radii(images, eps, threat)
     step = 2.5 * threat.eps / max(steps, 1) if step_size is None else step_size
-    noise = start_noise(images.shape, start, threat, generator, images.device)
-    with attack_mode(model):
-        target = labels
-        if loss == "kl":
-            with torch.no_grad():
-                target = model(images)
+    with torch.inference_mode(False), torch.no_grad(), attack_mode(model):
+        images, labels = as_batch(images, labels)
+        radius = image_eps(images, eps, threat)
+        if not len(images):
+            return images
+        first = check_first(model, images)
+        check_labels(labels, first.shape[1])
+        check_same(first, check_first(model, images), IT_CHANGES)
+        target = apply_model(model, images.clone()) if loss == "kl" else labels
+        noise = start_noise(images.shape, start, threat, generator, images.device)
         return ascend(
-            lambda x, rows: LOSSES[loss](model(x), target), images, radius, noise, threat, steps=steps, step_size=step
+            lambda x, rows: LOSSES[loss](apply_model(model, x.clone()), target),  # a copy: some models write into it
+            images,
+            radius,
+            noise,
+            threat,
+            steps=steps,
+            step_size=step,
         )
 
 
@@ -160,7 +172,7 @@ class _Ball:
 
     def __init__(self, images: Tensor, eps: Tensor, threat: ThreatModel) -> None:
         self.images, self.threat = images, threat
-        self.radius = eps.to(images.dtype).view(-1, 1, 1, 1)
+        self.radius = _per_image(eps.to(images.dtype), images)
         self._lower = (images - self.radius).clamp_(min=0)
         self._upper = (images + self.radius).clamp_(max=1)
 
@@ -173,14 +185,17 @@ class _Ball:
         if self.threat.norm == "Linf":
             return torch.clamp(x, self._lower[first], self._upper[first], out=x)
         delta, radius = x.clamp_(0, 1).sub_(self.images[first]), self.radius[first]
-        length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        length = _per_image(delta.flatten(1).norm(dim=1), delta)
         return delta.mul_(torch.where(length > radius, radius / length, 1.0)).add_(self.images[first])
 
 
 def _gradient(objective: Callable[[Tensor, Rows], Tensor], at: Tensor, rows: Rows) -> Tensor:
     at = at.detach().requires_grad_(True)
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(objective(at, rows).sum(), at)
+    with torch.enable_grad(), model_errors(at):
+        loss = objective(at, rows).sum()
+        if not loss.requires_grad:  # a constant model
+            return torch.zeros_like(at)
+        gradient: Tensor = torch.autograd.grad(loss, at)[0]
     return gradient
 
 
@@ -205,13 +220,12 @@ def start_noise(
     if threat.norm == "Linf":
         return torch.rand(shape, generator=generator, device=device).mul_(2).sub_(1)
     direction = _direction(torch.randn(shape, generator=generator, device=device), "L2")
-    pixels = shape[1:].numel() if isinstance(shape, torch.Size) else torch.Size(shape[1:]).numel()
-    length: Tensor = torch.rand((shape[0], 1, 1, 1), generator=generator, device=device) ** (1 / pixels)
-    return direction * length
+    length: Tensor = torch.rand((shape[0], *[1] * (len(shape) - 1)), generator=generator, device=device)
+    return direction * length ** (1 / math.prod(shape[1:]))
 
 
-def radii(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) -> Tensor:
-    """The radius of every image, float ``[B]``.
+def image_eps(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) -> Tensor:
+    """Return the eps of every image, float ``[B]``.
 
     Raises:
         UsageError: negative, not finite, or of another length than the batch.
@@ -227,32 +241,15 @@ def radii(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) -> Te
     return radius
 
 
-def check_batch(images: Tensor, labels: Tensor) -> None:
-    """Refuse what is not a batch of [0, 1] images with its labels.
-
-    Raises:
-        DataError: wrong type, shape or range.
-    """
-    if not images.is_floating_point() or images.ndim != 4:
-        raise DataError(
-            f"images are {images.dtype} {list(images.shape)}",
-            why="expected float [B, C, H, W] in [0, 1]",
-            fix="to_tensor",
-        )
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise DataError(f"labels are {labels.dtype} {list(labels.shape)} for {len(images)} images", fix="int64 [B]")
-    if images.numel() and not bool(((images >= 0) & (images <= 1)).all()):
-        low, high = float(images.min()), float(images.max())
-        raise DataError(
-            f"images reach from {low:g} to {high:g}", why="they have to be in [0, 1]", fix="normalise inside the model"
-        )
-
-
 def _direction(gradient: Tensor, norm: Norm) -> Tensor:
     if norm == "Linf":
         return gradient.sign()
     # scaled by the largest entry first: the squares of a saturated image's gradient would underflow
-    largest = gradient.abs().flatten(1).amax(1).view(-1, 1, 1, 1)
+    largest = _per_image(gradient.abs().flatten(1).amax(1), gradient)
     scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
-    length: Tensor = scaled.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-    return scaled / length
+    return scaled / _per_image(scaled.flatten(1).norm(dim=1).clamp_min(1e-12), scaled)
+
+
+def _per_image(values: Tensor, images: Tensor) -> Tensor:
+    """Return ``[B]`` as ``[B, 1, ...]`` of the images' dimensions."""
+    return values.view(-1, *([1] * (images.ndim - 1)))

@@ -54,25 +54,30 @@ def attack_mode(model: nn.Module, batchnorm: str = "unchanged") -> Iterator[None
 def kept_statistics(model: nn.Module) -> Iterator[None]:
     """Context in which no buffer of ``model`` changes.
 
-    Batch normalisation in training mode normalises by the batch and leaves its running statistics alone; other layers
-    in training mode (spectral norm, layers with statistics of their own) get copies of their buffers.
+    Batch normalisation in training mode normalises by the batch and leaves its running statistics alone; what other
+    layers write into their buffers is put back afterwards.
     """
     layers = [layer for layer in batchnorm_layers(model) if layer.track_running_stats and layer.training]
-    originals: list[tuple[nn.Module, str, Tensor]] = []
+    saved = [
+        (module, name, buffer, buffer.clone(), buffer._version)
+        for module in model.modules()
+        if not isinstance(module, _BatchNorm)
+        for name, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_inference()
+    ]
     for layer in layers:
         layer.track_running_stats = False
-    for module in model.modules():
-        if module.training and not isinstance(module, _BatchNorm):
-            originals += [(module, name, buffer) for name, buffer in module.named_buffers(recurse=False)]
-    for module, name, buffer in originals:
-        setattr(module, name, buffer.clone())
     try:
         yield
     finally:
         for layer in layers:
             layer.track_running_stats = True
-        for module, name, buffer in originals:
-            setattr(module, name, buffer)
+        for module, name, buffer, value, version in saved:
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(value)
+            if getattr(module, name) is not buffer:
+                setattr(module, name, buffer)
 
 
 def set_momentum(model: nn.Module, momentum: float) -> None:
