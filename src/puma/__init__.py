@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from puma.data.tensors import PlannedDataset as PlannedDataset
     from puma.evaluation import evaluate as evaluate
     from puma.margins import MarginTable as MarginTable
+    from puma.models.checks import TwoLogits as TwoLogits
     from puma.models.networks import build_model as build_model
     from puma.models.weights import load_model as load_model
     from puma.plan import Plan as Plan
@@ -34,6 +35,7 @@ _FRONT_DOOR = {
     "PlannedDataset": "puma.data.tensors",
     "Pool": "puma.data.pool",
     "ThreatModel": "puma.threat",
+    "TwoLogits": "puma.models.checks",
     "build_model": "puma.models.networks",
     "deepfool": "puma.attacks.deepfool",
     "evaluate": "puma.evaluation",

@@ -103,7 +103,7 @@ def test_models_that_give_no_probabilities(tmp_path: Path, pool: Pool) -> None:
     with pytest.raises(ModelError, match="training mode"):
         score_labels(trained, pool, out=tmp_path / "a")
     few = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
-    with pytest.raises(ModelError, match="3 classes, the pool 10"):
+    with pytest.raises(ModelError, match="3 classes, the data 10"):
         score_labels(few, pool, out=tmp_path / "b")
     many = nn.Sequential(nn.Flatten(), nn.Linear(64, 11)).eval()
     with pytest.raises(ModelError, match="for 10 classes"):

@@ -120,7 +120,7 @@ def test_unsteady_models_are_caught(model, pool) -> None:
     trained = nn.Sequential(nn.BatchNorm2d(1), model)
     with pytest.raises(ModelError, match="training mode"):
         score(trained.train(), pool, None)
-    with pytest.raises(ModelError, match="has 3 classes, the pool 10"):
+    with pytest.raises(ModelError, match="has 3 classes, the data 10"):
         score(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval(), pool, None)
 
 

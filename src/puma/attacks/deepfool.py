@@ -172,6 +172,9 @@ def _search(
         return images, Crossings(images)
     alone = network.check(x0)
     check_labels(labels, alone.shape[1])
+    if alone.shape[1] == 1:
+        images = Images.of(network, norm, x0, labels, network.exact(x0))
+        return images, Crossings(images)
     images, crossings, first = _first_step(network, x0, labels, norm, budget.candidates, mode)
     check_same(alone[:1], images.logits0[:1], f"{IT_DEPENDS}, or changes from call to call")
     straight, x = first.straight, first.x[first.straight]

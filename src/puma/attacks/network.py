@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 
 from puma.errors import DataError
-from puma.models.checks import as_logits, check_first, model_errors, require_eval
+from puma.models.checks import ONE_LOGIT, as_logits, check_first, model_errors, require_eval
 
 Gradients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From classes ``up`` and ``down`` ``[b, m]`` to ``f_up - f_down`` ``[b, m]`` and its gradients ``[b, m, D]``."""
@@ -161,4 +161,8 @@ def check_labels(labels: Tensor, classes: int) -> None:
     """
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        raise DataError(f"labels reach from {low} to {high}", why=f"the model has {classes} classes")
+        raise DataError(
+            f"labels reach from {low} to {high}",
+            why=f"the model has {classes} classes",
+            fix=ONE_LOGIT if classes == 1 else "labels are 0 to classes - 1",
+        )

@@ -26,6 +26,7 @@ Linearized = tuple[slice, Tensor, Tensor, Tensor, Tensor]
 class Tuned:
     """The tuned constants of the search."""
 
+    largest: float = 1e15
     overshoot: float = 0.005
     tolerance: float = 1e-6
     growth: float = 1.5
@@ -171,9 +172,10 @@ def classes(images: Images, rows: Tensor, logits: Tensor, rivals: int | Tensor) 
 
 
 def checked(difference: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return differences and gradients with 0 for what is not finite, bool ``[b]`` (usable), and the status if not."""
-    finite = normals.isfinite().flatten(1).all(1) & difference.isfinite().all(1)
-    usable = finite & (normals.abs().amax((1, 2)) > 0)
+    """Return differences and gradients (0 in rows too large for float32), which rows are usable, and else their status."""
+    largest = normals.abs().amax((1, 2))  # NaN where there is one
+    finite = (largest < TUNED.largest) & (difference.abs().amax(1) < TUNED.largest)
+    usable = finite & (largest > 0)
     status = torch.where(finite, int(Status.NO_GRADIENT), int(Status.NAN)).to(torch.int8)
     normals = torch.where(finite.view(-1, 1, 1), normals, 0.0)
     return torch.where(finite.unsqueeze(1), difference, 0.0), normals, usable, status

@@ -26,10 +26,11 @@ from puma.data.source import MapStyle, Source
 from puma.data.tensors import read_batch
 from puma.errors import DataError, ModelError, UsageError
 from puma.evaluation.attacks import Attacker, attack_steps, check_classes, check_model, confirm, full_cost
-from puma.evaluation.model import CountedNetwork, check_batch_independence, check_logits, device_of, evaluation_mode
+from puma.evaluation.model import CountedNetwork, check_batch_independence, check_logits, evaluation_mode
 from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table
 from puma.evaluation.warnings import WarningRecorder, explain
 from puma.io import Shards, fingerprint, prepare_folder, require_same_settings, spans
+from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
 from puma.progress import Progress
 from puma.threat import ThreatModel

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from puma.errors import ModelError
-from puma.models.modes import attack_mode, true_float32
+from puma.models.modes import attack_mode, device_of, true_float32
 
 
 class CountedNetwork(nn.Module):
@@ -36,13 +36,6 @@ class CountedNetwork(nn.Module):
         if self.on_pass is not None:
             self.on_pass(cost)
         return logits
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Device of the model's first parameter or buffer; the CPU where there is none."""
-    for tensor in [*model.parameters(), *model.buffers()]:
-        return tensor.device
-    return torch.device("cpu")
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from puma.attacks.pgd import Loss, pgd
 from puma.data.pool import Pool
 from puma.data.tensors import read_batch
 from puma.errors import DataError, UsageError
-from puma.evaluation.model import device_of, evaluation_mode
+from puma.evaluation.model import evaluation_mode
+from puma.models.modes import device_of
 from puma.plan import Plan
 from puma.progress import Progress
 from puma.rng import batch_seed, mixed_key, permuted

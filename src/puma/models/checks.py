@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from puma.errors import ModelError, PumaError
 
+ONE_LOGIT = "a binary classifier with one logit: puma.TwoLogits(model)"
 IT_CHANGES = "its answer changes from call to call"
 IT_DEPENDS = "its answer depends on the other images of the batch"
 _TOLERANCE = 1e-3  # of the largest logit: float32 passes of one image in two batches differ by less
@@ -70,19 +71,19 @@ def as_logits(output: object, count: int) -> Tensor:
     """Return the logits ``[count, K]`` in a model's output; those of Hugging Face's output objects are unwrapped.
 
     Raises:
-        ModelError: a tuple, a dict without ``logits``, another shape, a single logit.
+        ModelError: a tuple, a dict without ``logits``, another shape.
     """
     logits = output
     if not isinstance(output, Tensor):
         logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == count and logits.shape[1] > 1:
+    if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == count:
         return logits
     got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-    single = isinstance(logits, Tensor) and logits.numel() == count and count > 0 and logits.ndim <= 2
+    single = isinstance(logits, Tensor) and logits.shape == (count,)
     raise ModelError(
         f"the model returns {got} for {count} images",
-        why=f"logits of shape [{count}, classes] are needed" + (", for two classes at least" if single else ""),
-        fix="puma.TwoLogits(model) makes two logits of one" if single else "wrap it so that forward returns its logits",
+        why=f"logits of shape [{count}, classes] are needed",
+        fix=ONE_LOGIT if single else "wrap it so that forward returns its logits",
     )
 
 
@@ -174,7 +175,7 @@ def check_model(model: nn.Module, images: Tensor, num_classes: int = 2, *, react
             raise ModelError(
                 f"the model has {logits.shape[1]} classes, the data {num_classes}",
                 why="model and data do not belong together",
-                fix="use a model trained on these classes",
+                fix=ONE_LOGIT if logits.shape[1] == 1 else "use a model trained on these classes",
             )
         check_same(logits, apply_model(model, images.clone()), IT_CHANGES)
         alone = [apply_model(model, images[row : row + 1].clone()) for row in range(min(4, len(images)))]

@@ -80,6 +80,12 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
                 setattr(module, name, buffer)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter or buffer; the CPU where there is none."""
+    tensor = next(model.parameters(), next(model.buffers(), None))
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
 def set_momentum(model: nn.Module, momentum: float) -> None:
     """Give every batch-normalisation layer the weight ``momentum`` of the newest batch in its running statistics."""
     for layer in batchnorm_layers(model):

@@ -15,7 +15,7 @@ from torch import nn
 
 from puma.data.pool import Pool
 from puma.margins import Columns, part_size
-from puma.scoring.check import device_of
+from puma.models.modes import device_of
 from puma.scoring.parts import TableParts
 from puma.scoring.score import ScoringSettings, score_rows
 

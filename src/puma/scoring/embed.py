@@ -18,9 +18,10 @@ from puma.data.tensors import read_batch
 from puma.errors import ModelError, ResumeError
 from puma.io import atomic_path, lock, read_json, settings_diff, sha256_file, write_json
 from puma.margins import PART_ROWS
+from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
 from puma.progress import Progress
-from puma.scoring.check import check_model, device_of
+from puma.scoring.check import check_model
 from puma.scoring.parts import as_pool
 from puma.strategies.features import RECORD
 

@@ -22,8 +22,9 @@ from puma.data.tensors import read_batch
 from puma.errors import ModelError, UsageError
 from puma.io import Shards
 from puma.margins import LABEL_ISSUE, LABEL_QUALITY, PART_ROWS, Columns, MarginTable, Status
+from puma.models.modes import device_of
 from puma.progress import Progress
-from puma.scoring.check import check_model, device_of
+from puma.scoring.check import check_model
 from puma.scoring.parts import TableParts, as_pool, describe_model
 
 

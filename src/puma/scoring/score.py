@@ -19,8 +19,9 @@ from puma.data.source import Source
 from puma.data.tensors import read_batch
 from puma.errors import UsageError
 from puma.margins import PART_ROWS, Columns, MarginTable
+from puma.models.modes import device_of
 from puma.progress import Progress
-from puma.scoring.check import check_model, device_of
+from puma.scoring.check import check_model
 from puma.scoring.parts import Compute, TableParts, as_pool, describe_model
 from puma.threat import Norm, parse_norm
 

@@ -24,9 +24,10 @@ from puma.data.tensors import read_batch
 from puma.errors import DataError, ModelError, UsageError, unknown
 from puma.io import fingerprint, read_json
 from puma.margins import PART_ROWS, Columns, MarginTable, Status
+from puma.models.modes import device_of
 from puma.models.weights import SCHEMA, load_model, load_tensors, load_weights, weights_sha256
 from puma.rng import batch_seed
-from puma.scoring.check import check_model, device_of
+from puma.scoring.check import check_model
 from puma.scoring.parts import Compute, TableParts, as_pool
 from puma.threat import ThreatModel
 

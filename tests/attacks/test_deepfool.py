@@ -137,11 +137,9 @@ def test_what_cannot_be_scored_is_refused() -> None:
     model, x, labels = Curved().eval(), batch(3), torch.zeros(3, dtype=torch.long)
     with pytest.raises(DataError, match="reach from 0 to 255"):
         deepfool(model, torch.tensor([0.0, 255.0]).view(1, 1, 1, 2).expand(3, 3, 2, 2)[:, :, :, :], labels)
-    with pytest.raises(DataError, match="float64"):
-        deepfool(model, x.double(), labels)
     with pytest.raises(DataError, match="5 classes"):
         deepfool(model, x, labels + 5)
-    with pytest.raises(DataError, match=r"\[B\] int is needed"):
+    with pytest.raises(DataError, match=r"int \[B\] is needed"):
         deepfool(model, x, labels[:2])
     with pytest.raises(UsageError, match="did you mean 'refined'"):
         deepfool(model, x, labels, mode="refine")
@@ -155,7 +153,7 @@ def test_cost_follows_the_candidates_not_the_classes() -> None:
     x = batch(16)
     few, many = Curved(classes=6).eval(), Curved(classes=500).eval()
     cost = [deepfool(m, x, m(x).argmax(1), mode="fast").passes for m in (few, many)]
-    assert cost[0] == cost[1] == (1 + 16 + 16, 3 * 16)  # classes counted once; the images; one look each; 3 candidates
+    assert cost[0] == cost[1] == (2 + 16 + 16, 3 * 16)  # the check; the images; one look each; 3 candidates
     for mode, candidates in (("refined", 4), ("tight", 5)):
         passes = deepfool(many, x, many(x).argmax(1), mode=mode).passes
         assert passes[1] <= 16 * (candidates + len(BUDGETS[mode].rotations) + 2)
