@@ -172,7 +172,7 @@ def classes(images: Images, rows: Tensor, logits: Tensor, rivals: int | Tensor) 
 
 
 def checked(difference: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return differences and gradients (0 in rows too large for float32), which rows are usable, the status of others."""
+    """Return differences and gradients (0 in rows too large for float32), which rows are usable, else their status."""
     largest = normals.abs().amax((1, 2))  # NaN where there is one
     finite = (largest < TUNED.largest) & (difference.abs().amax(1) < TUNED.largest)
     usable = finite & (largest > 0)
