@@ -99,6 +99,6 @@ def test_the_demos_report_opens_on_a_phone(open_page: Any, made: Path) -> None:
     seen = open_page(made / "report.html", 400)
     assert (seen.errors, seen.outside(), seen.overflow()) == ([], [], 0)
     assert "demo" in seen.page.title()
-    picture = seen.page.locator("svg[role=img]").first.get_attribute("aria-label")
+    picture = seen.page.locator("figure img").first.get_attribute("alt")
     assert "none: robust" in picture
     assert "puma: robust" in picture

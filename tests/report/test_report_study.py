@@ -11,25 +11,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from made_up_study import ARMS, REAL, SYNTHETIC, write_records, write_results, write_rows, write_run
-from matplotlib.text import Text
 from typer import Typer
 from typer.testing import CliRunner
 
-from puma.cli.report import report as verb
+from puma.cli.report import report as command
 from puma.errors import DataError
-from puma.report import write_report
-from puma.report.content import Code
-from puma.report.folder import make_report
-from puma.report.materials import Materials
-from puma.report.quality import quality_rows
-from puma.report.study import study_report
+from puma.report import make_report, verdict, write_report
+from puma.report.selection import quality_rows
+from puma.report.study_data import StudyData
+from puma.report.tables import number
 from puma.tradeoff import compare, random_images_needed
 from puma.tradeoff.tables import evaluation_file, read_evaluation, write_flags
 
 
 def table_of(report, name):
     """A table's rows as dictionaries, by its name."""
-    table = next(table for table in report.tables if table.name == name)
+    table = report.tables[name]
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
 
@@ -42,65 +39,136 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(study):
-    return study_report(study)
+    return make_report(study)
 
 
-def test_every_arm_shows_the_means_of_results_parquet(study, report):
+def test_every_setting_shows_the_means_of_results_parquet(study, report):
     rows = [row for row in pq.read_table(study / "results.parquet").to_pylist() if row["checkpoint"] == "last"]
-    shown = {row["strategy"]: row for row in table_of(report, "arms")}
+    shown = {row["strategy"]: row for row in table_of(report, "settings")}
     assert len(shown) == len(ARMS)
     for strategy in ("none", "puma", "easy"):
         mine = [row for row in rows if row["strategy"] == strategy]
-        assert shown[strategy]["clean accuracy"].number == pytest.approx(np.mean([r["clean_accuracy"] for r in mine]))
-        robust = np.mean([r["robust_accuracy"] for r in mine])
-        assert shown[strategy]["robust accuracy (AutoAttack standard)"].number == pytest.approx(robust)
-        assert shown[strategy]["images kept"] == mine[0]["kept"]
+        assert shown[strategy]["clean"].value == pytest.approx(np.mean([r["clean_accuracy"] for r in mine]))
+        assert shown[strategy]["robust"].value == pytest.approx(np.mean([r["robust_accuracy"] for r in mine]))
+        assert shown[strategy]["images"] == mine[0]["kept"]
         assert shown[strategy]["seeds"] == 2
+    main = {row["strategy"] for row in table_of(report, "strategies")}
+    assert main == {strategy for strategy, _, _ in ARMS} - {"uniform-eps", "trades-weight"}
 
 
-def test_gaps_are_those_of_tradeoff_with_the_flags_of_the_runs(study, report):
+def test_differences_and_gaps_are_those_of_tradeoff_with_the_flags_of_the_runs(study, report):
     rows = [row for row in pq.read_table(study / "results.parquet").to_pylist() if row["checkpoint"] == "last"]
     expected = {entry.setting.strategy: entry for entry in compare(rows) if not entry.setting.is_control}
-    shown = {row["strategy"]: row for row in table_of(report, "gap")}
+    shown = {row["strategy"]: row for row in table_of(report, "controls")}
+    main = {row["strategy"]: row for row in table_of(report, "strategies")}
     assert set(shown) == set(expected)
     for strategy, entry in expected.items():
-        gap = shown[strategy]["clean at equal robust"]
         value = None if entry.clean_gap.estimate is None else pytest.approx(entry.clean_gap.estimate.value)
-        assert gap.number == value
+        assert number(shown[strategy]["clean at equal robust"]) == value
+        assert main[strategy]["clean against none"].value == pytest.approx(entry.clean_difference.value)
+        assert main[strategy]["robust against none"].value == pytest.approx(entry.robust_difference.value)
     plain = expected["puma"].clean_gap.estimate
-    low = float(re.search(r"\[([-+.\d]+),", shown["puma"]["clean at equal robust"].text)[1])
+    low = shown["puma"]["clean at equal robust"].low
     assert low <= plain.low + 1e-3, "the variance of the test images makes the interval no shorter"
 
 
-def test_frontier_of_the_picture_runs_through_the_undominated_means(report):
-    picture = next(picture for picture in report.pictures if picture.name == "tradeoff")
-    axes = picture.figure.axes[0]
-    lines = {
-        line.get_label(): line.get_xydata()
-        for line in axes.lines
-        if line.get_label() in ("uniform-eps", "trades-weight")
-    }
-    assert set(lines) == {"uniform-eps", "trades-weight"}
-    for points in lines.values():
+def test_lines_of_the_picture_run_through_the_undominated_means(report):
+    axes = report.pictures["tradeoff"].figure.axes[0]
+    lines = [line.get_xydata() for line in axes.lines if len(line.get_xdata()) > 2]
+    assert len(lines) == 2
+    for points in lines:
         corners = points[1:-1]
         assert (np.diff(corners[:, 0]) > 0).all()
         assert (np.diff(corners[:, 1]) < 0).all()
-        # level beyond its ends, as far as the dial was run
+        # level beyond its ends, as far as the control was run
         assert points[0, 1] == corners[0, 1]
         assert points[0, 0] <= corners[0, 0]
         assert points[-1, 0] == corners[-1, 0]
         assert points[-1, 1] <= corners[-1, 1]
 
 
+def test_axes_of_the_picture_fit_the_points_in_percent(study, report):
+    axes = report.pictures["tradeoff"].figure.axes[0]
+    rows = [row for row in pq.read_table(study / "results.parquet").to_pylist() if row["checkpoint"] == "last"]
+    for limits, column in ((axes.get_xlim(), "robust_accuracy"), (axes.get_ylim(), "clean_accuracy")):
+        means = [np.mean([r[column] for r in rows if (r["strategy"], r["params"]) == key[:2]]) for key in ARMS]
+        span = 100 * (max(means) - min(means))
+        assert limits[0] <= 100 * min(means) <= 100 * max(means) <= limits[1]
+        assert limits[1] - limits[0] < 1.5 * span
+
+
 def test_labels_of_the_picture_do_not_overlap(report):
-    figure = next(picture for picture in report.pictures if picture.name == "tradeoff").figure
-    figure.canvas.draw()
-    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # without the lines to far labels
-    assert len(boxes) == len(ARMS)
-    overlaps = [
-        (i, j) for i in range(len(boxes)) for j in range(i) if boxes[i].padded(-1.5).overlaps(boxes[j].padded(-1.5))
-    ]
-    assert overlaps == []
+    figure = report.pictures["tradeoff"].figure
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
+    assert len(boxes) >= 12
+    for i, one in enumerate(boxes):
+        for other in boxes[:i]:
+            wide, high = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
+            assert wide <= 1 or high <= 1
+
+
+def test_verdict_says_both_comparisons_with_their_numbers(study, report):
+    found = verdict(study)
+    puma = next(row for row in table_of(report, "strategies") if row["strategy"] == "puma")
+    clean, gap = puma["clean against none"], puma["clean against free controls"]
+    assert found.headline.startswith(f"`puma` with 24 % fewer images: clean {100 * clean.value:+.1f} points [")
+    assert "against training on everything at full eps. Against the free controls" in found.headline
+    assert f"clean {100 * gap.value:+.1f} points [" in found.headline
+    assert "`" not in str(found)
+    assert report.values["verdict"] == found
+    regime = re.search(r"misclassifies ([\d.]+) % of the pool, (\d+) % of it have 0 < margin < eps", found.regime)
+    table = StudyData(study).table
+    assert float(regime[1]) == pytest.approx(100 * (table.status == 1).mean(), abs=0.05)
+    assert float(regime[2]) == pytest.approx(100 * ((table.margin > 0) & (table.margin < 0.2)).mean(), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((0.0, 0.001, 0.002), "next to nothing. The pool is redundant: no saving of data can be shown on it."),
+        ((-0.02, 0.03, 0.05), "no loss that could be shown, so no saving of data can be claimed here."),
+        ((0.05, 0.05, 0.05), "`puma` against it, at equally many images: clean +6.0 points [+6.0, +6.0]"),
+    ],
+)
+def test_verdict_judges_the_saving_of_data_by_random_pruning(tmp_path, losses, expected):
+    rows = pq.read_table(write_results(tmp_path, seeds=3) / "results.parquet").to_pylist()
+    for row in rows:
+        loss = losses[row["seed"]]
+        clean = {"none": 0.9, "random": 0.9 - loss, "puma": 0.96 - loss}.get(row["strategy"])
+        if clean is not None:
+            row["clean_accuracy"], row["robust_accuracy"] = clean, 0.5
+    write_rows(tmp_path, rows)
+    assert expected in verdict(tmp_path).data
+
+
+def test_verdict_of_an_unfinished_study_says_what_is_missing(tmp_path):
+    rows = pq.read_table(write_results(tmp_path, seeds=1) / "results.parquet").to_pylist()
+    write_rows(tmp_path, [row for row in rows if row["strategy"] in ("uniform-eps", "none")])
+    assert verdict(tmp_path).headline.startswith("Only `none` and the free controls are finished")
+    write_rows(tmp_path, [row for row in rows if row["strategy"] == "puma"])
+    found = verdict(tmp_path)
+    assert "`none` is not finished yet" in found.headline
+    assert "were not run" in found.headline
+    assert "`random` at the same share was not run" in found.data
+
+
+def test_a_smaller_eps_that_beats_none_in_both_is_said(tmp_path):
+    rows = pq.read_table(write_results(tmp_path, seeds=2) / "results.parquet").to_pylist()
+    for row in rows:
+        if row["strategy"] == "none":
+            row["clean_accuracy"], row["robust_accuracy"] = 0.9, 0.4
+    write_rows(tmp_path, rows)
+    warning = next(text for text in verdict(tmp_path).warnings if "too large" in text)
+    assert warning.startswith("All data with uniform eps × 0.375 beats `none` in both accuracies")
+    assert "too large" in write_report(tmp_path).read_text()
+
+
+def test_best_checkpoint_stands_beside_the_last(study, report):
+    rows = [row for row in pq.read_table(study / "results.parquet").to_pylist() if row["checkpoint"] == "best"]
+    shown = {row["strategy"]: row for row in table_of(report, "settings")}
+    mine = [row["clean_accuracy"] for row in rows if row["strategy"] == "puma"]
+    assert shown["puma"]["clean, best checkpoint"] == pytest.approx(np.mean(mine))
 
 
 def test_synthetic_quality_stands_beside_that_of_real_images():
@@ -118,16 +186,20 @@ def test_synthetic_quality_stands_beside_that_of_real_images():
     assert rows["coverage of the real images"] == [pytest.approx(0.85), 1.0]
 
 
-def test_companions_add_their_sections(report):
-    titles = [section.title for section in report.sections if section.items]
-    assert titles == [
-        "Result", "Every arm", "Which beats which", "Mislabelled perturbations", "Training", "Margins", "Attack norms",
-        "Images", "Synthetic images", "To repeat it",
+def test_companions_add_their_parts_all_folded(report):
+    text = report.html()
+    folds = [part.strip() for part in re.findall("<summary>([^<]*)<", text)]
+    assert folds == [
+        "Every setting", "Against the free controls", "Which beats which", "Mislabelled perturbations", "Training",
+        "Margins", "Eps of the images", "Do strategies remove the same images?", "Images", "Synthetic images",
+        "To repeat it",
     ]  # fmt: skip
+    assert "<details open" not in text
+    assert len(text) < 1_000_000
 
 
 def test_margin_table_counts_every_image(report):
-    rows = table_of(report, "margin-status")
+    rows = table_of(report, "margins")
     assert sum(row["count"] for row in rows if row["images"] == "real") == REAL
     assert sum(row["count"] for row in rows if row["images"] == "synthetic") == SYNTHETIC
     assert {row["status"] for row in rows} == {"crossed", "misclassified", "unconverged"}
@@ -143,11 +215,10 @@ def test_overlap_is_one_on_the_diagonal_and_a_share_elsewhere(report):
 
 def test_eps_table_is_that_of_the_plans(report):
     rows = {row["strategy"]: row for row in table_of(report, "eps")}
-    assert rows["none"]["at full eps"].number == 1
+    assert rows["none"]["at full eps"] == 1
     assert rows["uniform-eps scale=0.5"]["mean eps (Linf, in 1/255)"] == pytest.approx(25.5)
-    assert rows["puma"]["lowered"].number > 0.5
-    parts = [rows["puma"][name].number for name in ("at full eps", "lowered", "trained clean (eps 0)")]
-    assert sum(parts) == pytest.approx(1)
+    assert rows["puma"]["lowered"] > 0.5
+    assert sum(rows["puma"][name] for name in ("at full eps", "lowered", "trained clean (eps 0)")) == pytest.approx(1)
 
 
 def test_best_checkpoint_of_a_curve_is_the_latest_of_the_best(report):
@@ -157,19 +228,17 @@ def test_best_checkpoint_of_a_curve_is_the_latest_of_the_best(report):
 
 
 def test_one_seed_is_said_and_its_interval_is_of_the_images(tmp_path):
-    report = study_report(write_results(tmp_path / "one", seeds=1))
-    notes = [item.text for item in report.sections[0].items if hasattr(item, "kind")]
-    assert any("There is one seed" in text for text in notes)
-    shown = table_of(report, "arms")[0]["robust accuracy (AutoAttack standard)"]
-    assert re.search(r"\[0\.\d+, 0\.\d+\]", shown.text)
-    assert all(row["against the controls"] == "no interval" or "not comparable" in row["against the controls"]
-               for row in table_of(report, "gap"))  # fmt: skip
+    report = make_report(write_results(tmp_path / "one", seeds=1))
+    assert any("One seed" in text for text in report.values["verdict"].warnings)
+    shown = table_of(report, "settings")[0]["robust"]
+    assert 0.04 < shown.value - shown.low < 0.06
+    assert {row["against the free controls"] for row in table_of(report, "controls")} == {"no interval"}
 
 
 def test_results_alone_make_a_page_that_says_what_is_missing(tmp_path):
     folder = write_results(tmp_path / "bare", seeds=2)
     text = write_report(folder).read_text()
-    assert "Flags of single images are not at hand" in text
+    assert "flags of single test images are not at hand" in text
     assert "no <code>study.toml</code>" in text
 
 
@@ -183,9 +252,9 @@ def test_runs_without_autoattack_are_named_by_their_attack(tmp_path):
     rows = pq.read_table(folder / "results.parquet").to_pylist()
     write_rows(folder, [{**row, "robust_accuracy": None} for row in rows])
     text = write_report(folder).read_text()
-    assert "No run was judged by AutoAttack standard" in text
-    assert "accuracy under APGD-CE" in text
-    assert "robust accuracy (AutoAttack" not in text
+    assert "AutoAttack standard was not run: accuracy under APGD-CE is a screen, not robust accuracy." in text
+    assert "under APGD-CE, %" in text
+    assert "robust, %" not in text
     write_rows(folder, [{**row, "robust_accuracy": None, "apgd_accuracy": None} for row in rows])
     assert "No run was attacked" in write_report(folder).read_text()
 
@@ -216,19 +285,22 @@ def test_prune_fractions_and_pools_become_curves(tmp_path):
         if row["strategy"] in ("none", "random", "puma")
     ]
     write_rows(folder, [*rows, *more, *small])
-    report = study_report(folder)
-    assert {"prune-fraction", "images"} <= {picture.name for picture in report.pictures}
-    labels = {row["strategy"] for row in table_of(report, "arms")}
-    assert {"puma p=0.3", "puma p=0.6", "none"} <= labels
-    needed = table_of(report, "needed")
+    report = make_report(folder)
+    assert {"prune-fraction", "images"} <= set(report.pictures)
+    labels = {row["strategy"] for row in table_of(report, "settings")}
+    assert {"puma 30 %", "puma 60 %", "none"} <= labels
+    assert report.values["verdict"].headline.startswith("`puma 60 %`")
+    needed = table_of(report, "images-needed")
     assert {row["images trained on"] for row in needed} >= {REAL + 40, REAL + 240}
     last = [row for row in pq.read_table(folder / "results.parquet").to_pylist() if row["checkpoint"] == "last"]
     expected = {
-        (need.setting.label, need.kept, need.axis): None if need.images is None else need.images.value
+        (f"puma {100 * need.setting.prune_fraction:g} %", need.kept, need.axis): None
+        if need.images is None
+        else need.images.value
         for need in random_images_needed(last, ["puma"])
     }
     shown = {
-        (row["strategy"], row["images trained on"], axis): row[f"for its {axis} accuracy"].number
+        (row["strategy"], row["images trained on"], axis): number(row[f"random images for its {axis} accuracy"])
         for row in needed
         for axis in ("clean", "robust")
     }
@@ -238,7 +310,7 @@ def test_prune_fractions_and_pools_become_curves(tmp_path):
 
 
 def test_same_folder_gives_the_same_bytes(study, report):
-    assert study_report(study).page().html() == report.page().html()
+    assert make_report(study).html() == report.html()
 
 
 def test_unreadable_companions_are_named_and_left_out(tmp_path, make_study):
@@ -247,30 +319,30 @@ def test_unreadable_companions_are_named_and_left_out(tmp_path, make_study):
     (folder / "synthetic" / "quality.json").write_text("{")
     flags = next((folder / "runs").glob("none-*")) / "evaluation.parquet"
     flags.write_bytes(flags.read_bytes()[:100])
-    report = study_report(folder)
-    text = report.page().html()
+    report = make_report(folder)
+    text = report.html()
     assert "What could not be read" in text
     assert "Left out, margins:" in text
     assert "Left out, synthetic quality:" in text
     assert "Left out, flags of none, seed 0" in text
-    assert "Flags of single images are not at hand" in text
+    assert "flags of single test images are not at hand" in text
 
 
 def test_intervals_need_the_small_flags_file_only(tmp_path, make_study):
     folder = make_study(tmp_path / "study")
-    before = study_report(folder)
-    materials = Materials(folder)
+    before = make_report(folder)
+    data = StudyData(folder)
     judged = {
-        row.key: read_evaluation(evaluation_file(materials.run_folder(row), "last"))
-        for row in materials.results
-        if row.checkpoint == "last"
+        run.key: read_evaluation(evaluation_file(data.run_folder(run.key), "last"))
+        for run in data.runs
+        if run.group.checkpoint == "last"
     }
     write_flags(folder / "flags.parquet", judged, {})
     shutil.rmtree(folder / "runs")
-    after = study_report(folder)
-    assert table_of(after, "gap") == table_of(before, "gap")
+    after = make_report(folder)
+    assert table_of(after, "strategies") == table_of(before, "strategies")
     (folder / "flags.parquet").unlink()
-    assert table_of(study_report(folder), "gap") != table_of(before, "gap")  # without the images' share
+    assert table_of(make_report(folder), "strategies") != table_of(before, "strategies")  # without the images' share
 
 
 def test_a_page_is_not_replaced_by_one_made_from_less(tmp_path, make_study, caplog):
@@ -281,10 +353,10 @@ def test_a_page_is_not_replaced_by_one_made_from_less(tmp_path, make_study, capl
         shutil.rmtree(folder / name)
     assert write_report(folder) == page
     assert page.read_bytes() == whole
-    assert "it shows Training, Margins, Attack norms, Images" in caplog.text
+    assert "it shows training, margins, eps, overlap, for which" in caplog.text
     assert "--out" in caplog.text
     less = write_report(folder, tmp_path / "less.html").read_text()
-    assert "<h2>Training</h2>" not in less
+    assert "<summary>Training" not in less
     assert page.read_bytes() == whole
     page.unlink()
     assert write_report(folder).read_text() == less  # nothing is lost where nothing was
@@ -297,11 +369,11 @@ def test_exporting_keeps_a_page_made_from_more(tmp_path, make_study):
     shutil.rmtree(folder / "runs")
     make_report(folder)
     app = Typer()
-    app.command()(verb)
+    app.command()(command)
     told = CliRunner().invoke(app, [str(folder), "--export", "csv", "--export-out", str(tmp_path / "csv")])
     assert told.exit_code == 0, told.output
     assert (folder / "report.html").read_bytes() == whole
-    assert (tmp_path / "csv" / "arms.csv").is_file()
+    assert (tmp_path / "csv" / "settings.csv").is_file()
 
 
 def test_the_way_to_repeat_it_is_that_of_the_code_that_ran(tmp_path):
@@ -314,8 +386,7 @@ def test_the_way_to_repeat_it_is_that_of_the_code_that_ran(tmp_path):
         for path in records:
             told = {"torch": "2.13.0+cpu", "numpy": "2.4.6", "puma": "0.2.0", "commit": commit}
             path.write_text(json.dumps(json.loads(path.read_text()) | told | (first if path == records[0] else {})))
-        items = study_report(folder).sections[-1].items
-        return next(item.text for item in items if isinstance(item, Code))
+        return make_report(folder).values["commands"]
 
     assert commands() == (
         f"git checkout {commit}\npip install torch==2.13.0 numpy==2.4.6 .\n"
@@ -327,7 +398,7 @@ def test_the_way_to_repeat_it_is_that_of_the_code_that_ran(tmp_path):
     assert "git checkout" not in several
     for path in records:
         path.write_text(json.dumps({"rows": json.loads(path.read_text())["rows"]}))
-    text = study_report(folder).page().html()
+    text = make_report(folder).html()
     assert "the commit that ran was not recorded; this page was made by PUMA" in text
 
 
@@ -338,9 +409,9 @@ def test_the_program_on_the_statistics_page_gives_the_intervals_of_the_report(tm
     exec(program, {})
     line = next(line for line in capsys.readouterr().out.splitlines() if "(10000) puma 60% " in line)
     shown = [float(number) for number in re.findall(r"-?\d\.\d{3}", line)]
-    row = next(row for row in table_of(study_report("results/digits"), "arms") if row["strategy"] == "puma")
-    robust = row["robust accuracy (AutoAttack standard)"]
-    assert shown[3:6] == pytest.approx([robust.number, robust.low, robust.high], abs=3e-3)  # other resamples
+    row = next(row for row in table_of(make_report("results/digits"), "settings") if row["strategy"] == "puma")
+    robust = row["robust"]
+    assert shown[3:6] == pytest.approx([robust.value, robust.low, robust.high], abs=3e-3)  # other resamples
 
 
 def test_flags_of_another_result_are_not_used(tmp_path, make_study):
@@ -348,7 +419,7 @@ def test_flags_of_another_result_are_not_used(tmp_path, make_study):
     rows = pq.read_table(folder / "results.parquet").to_pylist()
     rows[0]["clean_accuracy"] -= 0.1
     write_rows(folder, rows)
-    assert "they do not give the accuracies in the results" in study_report(folder).page().html()
+    assert "they do not give the accuracies in the results" in make_report(folder).html()
 
 
 def test_broken_results_are_refused(tmp_path):
@@ -375,10 +446,10 @@ def test_broken_results_are_refused(tmp_path):
 def test_run_report_shows_its_evaluation_and_settings(tmp_path):
     write_run(tmp_path / "run", "puma", "{}", 0.6, 0)
     text = write_report(tmp_path / "run").read_text()
-    assert "How it was judged" in text
-    assert "[0.400, 0.600]" in text
+    assert "% under AutoAttack standard (400 images), last checkpoint." in text
+    assert "[40.0, 60.0]" in text or "±10.0" in text
     assert "trades_weight" in text
     (tmp_path / "run" / "evaluation.json").unlink()
-    assert "has not been judged yet" in write_report(tmp_path / "run").read_text()
+    assert "Not evaluated yet" in write_report(tmp_path / "run").read_text()
     (tmp_path / "run" / "metrics.csv").write_text("step,loss\n")
     assert "No step is in" in write_report(tmp_path / "run").read_text()

@@ -15,8 +15,8 @@ from puma._version import __version__
 from puma.errors import ResumeError
 from puma.io import sha256_file
 from puma.plan import Plan
-from puma.report.materials import Materials
-from puma.report.study import study_report
+from puma.report import make_report
+from puma.report.study_data import StudyData
 from puma.study.folder import StudyFolder
 from puma.study.queue import commit, run_task, work
 from puma.study.results import collect, write_results
@@ -45,17 +45,17 @@ def two_recipes(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 
 
 def test_the_report_pairs_each_row_with_its_own_plan_and_run(two_recipes: StudyFolder) -> None:
-    materials = Materials(two_recipes.path)
+    data = StudyData(two_recipes.path)
     found = [
-        (materials.plan(row).meta["params"]["c"], materials.run_folder(row).name)  # type: ignore[union-attr]
-        for row in materials.results
+        (data.plan(run.key).meta["params"]["c"], data.run_folder(run.key).name)  # type: ignore[union-attr]
+        for run in data.runs
     ]
     assert found == [
         (0.5, "puma-p50-s0-short"), (0.5, "puma-p50-s0-short-longer"), (0.25, "puma-c-0.25-p50-s0-short"),
     ]  # fmt: skip
     assert [row["steps"] for row in collect(two_recipes)] == [6, 8, 6]
-    assert isinstance(materials.plan(materials.results[0]), Plan)
-    assert materials.problems == []
+    assert isinstance(data.plan(data.runs[0].key), Plan)
+    assert data.problems == []
 
 
 def test_mislabelled_shares_are_not_pooled_over_recipes(two_recipes: StudyFolder) -> None:
@@ -63,9 +63,8 @@ def test_mislabelled_shares_are_not_pooled_over_recipes(two_recipes: StudyFolder
     shares = [two_recipes.result(f"judged-{cell.key}")["share"] for cell in two_recipes.spec.cells()]  # type: ignore[index]
     assert [row["share"] for row in rows] == shares
     assert [Path(row["recipe"]).stem for row in rows] == ["short", "short-longer", "short"]
-    report = study_report(two_recipes.path)  # of the recipe with most arms
-    table = next(table for table in report.tables if table.name == "mislabelled")
-    assert [(row[1], row[2].number) for row in table.rows] == [(1, shares[0]), (1, shares[2])]
+    table = make_report(two_recipes.path).tables["mislabelled"]  # of the recipe with most settings
+    assert [(row[1], row[2].value) for row in table.rows] == [(1, shares[0]), (1, shares[2])]
 
 
 def test_a_study_holds_on_to_the_recipe_it_began_with(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The page; default report.html in the folder.", dir_okay=False)
     ] = None,
+    pdf: Annotated[
+        Path | None, typer.Option("--pdf", help="Also a summary of two pages as PDF.", metavar="FILE", dir_okay=False)
+    ] = None,
     export: Annotated[
         list[str] | None,
         typer.Option("--export", metavar="FORMAT", help="svg, pdf, csv or latex; repeat it for several."),
@@ -21,30 +24,33 @@ def report(
         Path | None, typer.Option("--export-out", help="Where exported files go; default export/ in the folder.")
     ] = None,
 ) -> None:
-    """Draw a study or a run: one self-contained page that opens without a network.
+    """Write the page of a study or a run: one self-contained HTML file, and the verdict of a study in the terminal.
 
-    A study's page holds the trade-off with the control frontiers, the gap of every strategy to them, margins, attack
-    norms, images, training curves, and every setting needed to repeat it. Only results.parquet has to be there; all
-    else in the folder adds its section. Of a study that still runs, the cells finished so far. A page that was made
-    from more than is left in the folder is kept; --out writes another.
+    A study's page begins with the verdict, one picture and one table; margins, eps, images, training curves and all
+    that is needed to repeat it are folded below. Only results.parquet has to be there; all else in the folder adds its
+    part. Of a study that still runs it shows what is finished. A page that was made from more than is left in the
+    folder is kept; --out writes another.
 
         puma report results/digits
-        puma report results/digits --export pdf --export latex
+        puma report results/digits --pdf summary.pdf --export csv --export latex
     """
-    from puma.report.export import check_formats
-    from puma.report.export import export as write_files
-    from puma.report.folder import make_report, write_page
+    from puma.report.files import check_formats, make_report, write_report, write_summary
+    from puma.report.files import export as write_files
 
-    formats = check_formats(export or [])
+    check_formats(export or [])
     _refresh(folder)
     made = make_report(folder)
-    typer.echo(write_page(made, folder, out))
-    for path in write_files(made, formats, export_out or folder / "export") if formats else []:
+    if "verdict" in made.values:
+        typer.echo(f"{made.values['verdict']}\n")
+    typer.echo(write_report(folder, out, made))
+    if pdf is not None:
+        typer.echo(write_summary(made, pdf))
+    for path in write_files(made, export, export_out or folder / "export") if export else []:
         typer.echo(path)
 
 
 def _refresh(folder: Path) -> None:
-    """Write the results of a study that is still running anew, where more cells are finished than they hold."""
+    """Write results.parquet again where a study has finished more runs than it holds."""
     if not ((folder / "study.toml").is_file() and (folder / "done").is_dir()):
         return
     import pyarrow.parquet as pq

@@ -1,7 +1,6 @@
-"""Reports: one self-contained HTML page for a study or a run, and its figures and tables as files.
+"""Reports: one self-contained HTML page for a study or a run, its verdict in words, its figures and tables as files.
 
-`Page` builds a page, `write_report` the one of a study or run folder; each is imported when first used, so that a
-program which draws nothing never loads matplotlib.
+Each name is imported when first used, so that a program that draws nothing never loads matplotlib.
 """
 
 from __future__ import annotations
@@ -10,14 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from puma.report.folder import write_report as write_report
-    from puma.report.page import Page as Page
+    from puma.report.conclusion import verdict as verdict
+    from puma.report.files import export as export
+    from puma.report.files import make_report as make_report
+    from puma.report.files import write_report as write_report
 
-_PLACES = {"Page": "puma.report.page", "write_report": "puma.report.folder"}
-__all__ = ["Page", "write_report"]
+_MODULES = {"export": "files", "make_report": "files", "write_report": "files", "verdict": "conclusion"}
+__all__ = ["export", "make_report", "verdict", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'puma.report' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(f"puma.report.{_MODULES[name]}"), name)

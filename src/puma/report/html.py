@@ -11,8 +11,8 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from puma._version import __version__
 from puma.errors import UsageError
 from puma.io import write_text
 from puma.plots import svg_text
-from puma.report.tables import show
+from puma.report.tables import Table, show
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,28 @@ class Picture:
 
     Args:
         figure: the matplotlib figure.
-        caption: the sentence under it: what to see in it.
-        alt: the same for somebody who cannot see it, with the numbers that matter.
+        alt: what it shows, for somebody who cannot see it, with the numbers that matter.
 
     Raises:
         UsageError: no alt text.
     """
 
     figure: Figure
-    caption: str
     alt: str
 
     def __post_init__(self) -> None:
         if not self.alt.strip():
             raise UsageError("a figure has no alt text", fix="say in a sentence what it shows")
 
+    @cached_property
+    def svg(self) -> str:
+        """The figure as SVG; rendered once, as a second rendering may place ticks otherwise."""
+        return svg_text(self.figure)
+
     @property
     def uri(self) -> str:
         """The figure as a ``data:`` address."""
-        return "data:image/svg+xml;base64," + base64.b64encode(svg_text(self.figure).encode()).decode()
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
 
     @property
     def width(self) -> int:
@@ -78,6 +81,38 @@ class ImageRow:
         return [(png_uri(image), note) for image, note in zip(self.images, notes, strict=True)]
 
 
+@dataclass
+class Report:
+    """What a page shows, before it is HTML, files or a PDF.
+
+    Args:
+        template: its template.
+        title: one line.
+        pictures: by the name of the exported file.
+        tables: by the name of the exported file.
+        values: everything else that the template uses.
+    """
+
+    template: str
+    title: str
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def html(self) -> str:
+        """The page."""
+        return render(self.template, title=self.title, pictures=self.pictures, tables=self.tables, **self.values)
+
+    def write(self, path: Path | str) -> Path:
+        """Write the page and return its path.
+
+        Raises:
+            StorageError: the folder cannot be written, or the disk is full.
+        """
+        write_text(path, self.html())
+        return Path(path)
+
+
 def render(template: str, **values: Any) -> str:
     """Text of the page that a template of ``puma/report/templates`` makes of ``values``.
 
@@ -85,16 +120,6 @@ def render(template: str, **values: Any) -> str:
         jinja2.UndefinedError: the template uses a value that is not given.
     """
     return _environment().get_template(template).render(**values) + "\n"
-
-
-def write_html(path: Path | str, template: str, **values: Any) -> Path:
-    """Write a page and return its path.
-
-    Raises:
-        StorageError: the folder cannot be written, or the disk is full.
-    """
-    write_text(path, render(template, **values))
-    return Path(path)
 
 
 def png_uri(image: NDArray[np.uint8]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
@@ -48,7 +46,6 @@ class Curve:
 def tradeoff_figure(points: Sequence[Point], controls: Sequence[Frontier], robust_name: str) -> Figure:
     """Robust accuracy to the right, clean accuracy upwards, in percent; lines are the free controls."""
     figure, (axes,) = new_figure(5.6, 4.6)
-    lines = []
     for control in controls:
         robust, clean = (axis.tolist() for axis in control.corners)
         # level beyond the undominated points, as far as the control was run
@@ -56,26 +53,26 @@ def tradeoff_figure(points: Sequence[Point], controls: Sequence[Frontier], robus
         y = [clean[0], *clean, float(control.clean.min())]
         look = mark(control.name)
         axes.plot(_percent(x), _percent(y), look.line, color=look.colour, zorder=2)
-        lines.append(np.column_stack([_percent(x), _percent(y)]))
     for point in points:
         _draw(axes, point.strategy, point.robust, point.clean)
     axes.set_xlabel(f"{robust_name}, % →")
     axes.set_ylabel("clean accuracy, % →")
-    for axis, values in ((axes.xaxis, [p.robust.value for p in points]), (axes.yaxis, [p.clean.value for p in points])):
+    shown = dict.fromkeys(point.strategy for point in points)
+    handles = [_handle(axes, name, line=any(name == control.name for control in controls)) for name in shown]
+    for axis, set_limits, values in (
+        (axes.xaxis, axes.set_xlim, [p.robust.value for p in points]),
+        (axes.yaxis, axes.set_ylim, [p.clean.value for p in points]),
+    ):
         axis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
         if values:  # around the points themselves: long intervals are cut rather than squeeze the points together
-            room = max(0.15 * (max(values) - min(values)), 0.01)
-            axis.set_view_interval(100 * (min(values) - room), 100 * (max(values) + room), ignore=True)
-    names = list(dict.fromkeys(point.strategy for point in points))
-    handles = [_handle(axes, name, line=any(name == control.name for control in controls)) for name in names]
+            room = max(0.12 * (max(values) - min(values)), 0.005)
+            set_limits(100 * (min(values) - room), 100 * (max(values) + room))
     figure.legend(
-        handles, names, loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.0, fontsize=7.5
+        handles, list(shown), loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.0, fontsize=7.5
     )
-    named = [point for point in points if point.label]
     places = np.array([[100 * p.robust.value, 100 * p.clean.value] for p in points]).reshape(-1, 2)
-    colours = [INK if mark(p.strategy).colour == MUTED else mark(p.strategy).colour for p in named]
-    at = [place for place, point in zip(places, points, strict=True) if point.label]
-    place_labels(axes, np.array(at).reshape(-1, 2), [p.label for p in named], colours, [*lines, places])
+    colours = [INK if mark(p.strategy).colour == MUTED else mark(p.strategy).colour for p in points]
+    place_labels(axes, places, [p.label for p in points], colours)
     return figure
 
 
@@ -111,24 +108,6 @@ def dots_figure(rows: Sequence[tuple[str, str, Estimate]], xlabel: str) -> Figur
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"{xlabel}, %")
-    return figure
-
-
-def matrix_figure(values: NDArray[np.float64], names: Sequence[str], columns: Sequence[str], colour: str) -> Figure:
-    """Shares in [0, 1] as tinted cells with their percentage; NaN stays empty."""
-    rows, cols = values.shape
-    figure, (axes,) = new_figure(min(6.4, 1.8 + 0.42 * cols), 1.1 + 0.26 * rows)
-    for i, j in zip(*np.nonzero(np.isfinite(values)), strict=True):
-        tint = 0.6 * float(np.clip(values[i, j], 0, 1))
-        axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=colour, alpha=tint, edgecolor="none"))
-        axes.text(j, i, f"{100 * values[i, j]:.0f}", ha="center", va="center", fontsize=7.5)
-    axes.set_xlim(-0.5, cols - 0.5)
-    axes.set_ylim(rows - 0.5, -0.5)
-    axes.set_xticks(range(cols), list(columns), rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(rows), list(names))
-    axes.grid(visible=False)
-    axes.tick_params(length=0)
-    axes.spines[["left", "bottom"]].set_visible(False)
     return figure
 
 
@@ -273,93 +252,55 @@ def _handle(axes: Axes, strategy: str, line: bool) -> Any:
     )[0]
 
 
-# Labels beside points that cover neither each other nor the points: greedy and deterministic.
-_RADII = (7, 12, 18, 26, 36, 48, 62)
-_ANGLES = (0, 45, -45, 180, 135, -135, 90, -90, 22, -22, 158, -158)
-
-
 def place_labels(
-    axes: Axes,
-    points: NDArray[np.float64],
-    labels: Sequence[str],
-    colours: Sequence[str] | None = None,
-    obstacles: Sequence[NDArray[np.float64]] = (),
-    size: float = 7.5,
+    axes: Axes, points: NDArray[np.float64], labels: Sequence[str], colours: Sequence[str], size: float = 7.5
 ) -> list[Bbox]:
-    """Write ``labels`` beside ``points``, each in the nearest free place; a thin line leads to one that is further off.
+    """Write labels beside points, each where it covers least of the other points and labels; "" writes none.
 
-    Call it when everything else is drawn: the figure's layout is fixed here.
+    Greedy and deterministic. Call it when everything else is drawn: the figure's layout is fixed here.
 
     Args:
         axes: where the points are drawn.
         points: float64 ``[N, 2]`` in data coordinates, finite.
         labels: N texts.
-        colours: N colours of the texts; ink for all where left out.
-        obstacles: polylines ``[M, 2]`` in data coordinates that labels should not cover; the last one only by its
-            corners (other points).
+        colours: N colours of the texts.
         size: font size in points.
 
     Returns:
-        The N boxes the labels take, in pixels.
+        The boxes of the labels, in pixels.
     """
     figure = axes.figure
     canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]
     canvas.draw()  # type: ignore[no-untyped-call]
     figure.set_layout_engine("none")  # type: ignore[union-attr]
     scale, frame = figure.dpi / 72, axes.get_window_extent()
-    taken: list[Bbox] = []
-    for i, line in enumerate(obstacles):
-        corners = axes.transData.transform(line) if len(line) else np.empty((0, 2))
-        last = i == len(obstacles) - 1
-        half = 8.0 if last else 3.0
-        for x, y in corners if last else _along(corners, 4 * scale):
-            taken.append(Bbox.from_bounds(x - half * scale / 2, y - half * scale / 2, half * scale, half * scale))
+    places = axes.transData.transform(points) if len(points) else np.empty((0, 2))
+    taken = [Bbox.from_bounds(x - 4 * scale, y - 4 * scale, 8 * scale, 8 * scale) for x, y in places]
     boxes: list[Bbox] = []
-    for point, label, colour in zip(points, labels, colours or [INK] * len(labels), strict=True):
-        x, y = axes.transData.transform(point)
-        probe = axes.text(0, 0, label, fontsize=size)
-        extent = probe.get_window_extent(canvas.get_renderer())  # type: ignore[no-untyped-call]
-        probe.remove()
-        width, height = extent.width + 3, extent.height + 2
-
-        def cost(box: Bbox, x: float = x, y: float = y) -> float:  # overlaps weigh far more than any distance
-            outside = box.width * box.height - _overlap(box, frame)
-            return 1000 * (sum(_overlap(box, other) for other in [*taken, *boxes]) + outside) + _distance(box, x, y)
-
-        candidates = [
-            Bbox.from_bounds(
-                x + math.cos(math.radians(angle)) * (radius * scale + width / 2) - width / 2,
-                y + math.sin(math.radians(angle)) * (radius * scale + height / 2) - height / 2,
-                width,
-                height,
-            )
-            for radius in _RADII
-            for angle in _ANGLES
-        ]
-        best = min(candidates, key=cost)
-        boxes.append(best)
-        far = _distance(best, x, y) > 1.6 * _RADII[0] * scale
-        arrow = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3} if far else None
-        at = axes.transData.inverted().transform(((best.x0 + best.x1) / 2, (best.y0 + best.y1) / 2))
-        text = axes.annotate(label, tuple(point), tuple(at), ha="center", va="center", fontsize=size, color=colour,
-                             arrowprops=arrow, zorder=6)  # fmt: skip
+    for (x, y), label, colour in zip(places, labels, colours, strict=True):
+        if not label:
+            continue
+        text = axes.text(0, 0, label, fontsize=size, color=colour, ha="center", va="center", zorder=6)
         text.set_in_layout(False)
+        extent = text.get_window_extent(canvas.get_renderer())  # type: ignore[no-untyped-call]
+        width, height = extent.width + 2, extent.height + 1
+        candidates: list[tuple[float, int, Bbox, tuple[float, float]]] = []
+        for radius, angle in itertools.product((7, 12, 18, 26, 36, 48), np.arange(0, 360, 30)):
+            across, up = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+            middle = x + across * (radius * scale + width / 2), y + up * (radius * scale + height / 2)
+            box = Bbox.from_bounds(middle[0] - width / 2, middle[1] - height / 2, width, height)
+            outside = width * height - _overlap(box, frame)
+            cost = outside + sum(_overlap(box, other) for other in [*taken, *boxes])
+            candidates.append((1000 * cost + radius, len(candidates), box, middle))
+        cost, _, box, middle = min(candidates)
+        boxes.append(box)
+        text.set_position(tuple(axes.transData.inverted().transform(middle)))
+        if cost >= 18:  # further off: a thin line leads to it
+            ends = axes.transData.inverted().transform([(x, y), middle])
+            axes.plot(*ends.T, color=MUTED, linewidth=0.6, zorder=1)
     return boxes
-
-
-def _along(corners: NDArray[np.float64], step: float) -> NDArray[np.float64]:
-    """Points every ``step`` pixels along a polyline."""
-    parts = [
-        start + (end - start) * np.linspace(0, 1, max(2, int(np.hypot(*(end - start)) / step)))[:, None]
-        for start, end in itertools.pairwise(corners)
-    ]
-    return np.concatenate(parts) if parts else np.empty((0, 2))
 
 
 def _overlap(a: Bbox, b: Bbox) -> float:
     width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
     return float(width * height) if width > 0 and height > 0 else 0.0
-
-
-def _distance(box: Bbox, x: float, y: float) -> float:
-    return math.hypot(max(box.x0 - x, 0, x - box.x1), max(box.y0 - y, 0, y - box.y1))

@@ -1,87 +1,177 @@
-"""The report of one run: its settings, its training, how it was judged."""
+"""The page of one run: its evaluation, its training curves, its settings."""
 
 from __future__ import annotations
 
-import tomllib
+import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from puma.errors import DataError
-from puma.io import read_json
-from puma.report.content import Item, Note, Report, Section, Settings, Table
-from puma.report.page import Value
-from puma.report.training import curve_items, read_curves
+from puma.io import read_json, read_toml
+from puma.plots import figure_style
+from puma.report.html import Picture, Report
+from puma.report.plots import training_figure
+from puma.report.tables import Kind, Table
+from puma.tradeoff import Estimate
+
+STEP = "step"
+Columns = Mapping[str, NDArray[np.float64]]
+
+# panel -> columns, with their names where the panel shows one run
+_PANELS: dict[str, dict[str, str]] = {
+    "training loss": {"loss": "loss"},
+    "accuracy on training batches, %": {"clean_accuracy": "clean", "adversarial_accuracy": "under the training attack"},
+    "accuracy on validation images, %": {"validation_clean": "clean", "validation_robust": "under PGD"},
+    "learning rate": {"learning_rate": "learning rate"},
+}
 
 
 def run_report(folder: Path | str) -> Report:
-    """What the report of a run says; a run that is not finished is shown as far as it is.
+    """The report of a run; of an unfinished one, as far as it is.
 
     Raises:
-        DataError: the folder holds no run.
+        DataError: the folder holds no run, or its files are broken.
     """
     folder = Path(folder)
     if not (folder / "metrics.csv").is_file():
         raise DataError(f"{folder} holds no run", why="it has no metrics.csv", fix="`puma train --out` makes one")
     columns = read_curves(folder / "metrics.csv")
-    sections = [
-        Section("How it was judged", _judged(folder)),
-        Section("Training", curve_items({folder.resolve().name: columns}) or ["No step is in `metrics.csv` yet."]),
-        Section("Settings", _settings(folder)),
+    name = folder.resolve().name
+    evaluations = [
+        (checkpoint, dict(read_json(path)))
+        for checkpoint, place in (("last", folder), ("best", folder / "best"))
+        for path in _evaluation_files(place)
     ]
-    state = "finished" if (folder / "last.safetensors").is_file() else "not finished"
-    steps = int(columns["step"][-1]) if len(columns.get("step", ())) else 0
-    return Report(f"Run {folder.resolve().name}", f"{state}, {steps:,} steps", sections)
+    run = dict(read_json(folder / "run.json")) if (folder / "run.json").is_file() else {}
+    recipe = read_toml(folder / "recipe.toml") if (folder / "recipe.toml").is_file() else {}
+    report = Report("run.html.j2", f"Run {name}")
+    report.values = {
+        "finished": (folder / "last.safetensors").is_file(),
+        "steps": int(columns[STEP][-1]) if len(columns.get(STEP, ())) else 0,
+        "headline": _headline(*evaluations[0]) if evaluations else "",
+        "weaker": sorted({str(found.get("attack")) for _, found in evaluations} - {"standard", "clean"}),
+        "settings": {
+            "Recipe": recipe,
+            "Data, plan and network": {
+                key: value for key, value in run.get("settings", {}).items() if not key.startswith("recipe.")
+            },
+            "Environment": run.get("environment", {}),
+            **{f"Evaluation of the {where} checkpoint ({found.get('attack')})": found for where, found in evaluations},
+        },
+    }
+    if picture := training_picture({name: columns}):
+        report.pictures["training"] = picture
+        report.tables["training"] = training_table({name: columns})
+    if evaluations:
+        kinds: dict[str, Kind] = {
+            "checkpoint": "text", "attack": "text", "clean": "percent", "under attack": "percent",
+            "images attacked": "number", "images for clean": "number",
+        }  # fmt: skip
+        rows = [[where, *_cells(found)] for where, found in evaluations]
+        report.tables["evaluation"] = Table(kinds, rows)
+    return report
 
 
-def _judged(folder: Path) -> list[Item]:
-    judged = [
-        (name, dict(read_json(path)))
-        for name, place in (("last", folder), ("best", folder / "best"))
-        for path in _evaluations(place)
-    ]
-    if not judged:
-        return [Note("info", "This run has not been judged yet: `puma evaluate` does it.")]
-    rows = [[name, *_cells(evaluation)] for name, evaluation in judged]
-    head = ["checkpoint", "attack", "clean accuracy", "accuracy under it", "images attacked", "images for clean"]
-    items: list[Item] = [Table("evaluation", head, rows, "Accuracies with their 95 % intervals over test images.")]
-    if weaker := sorted({str(evaluation.get("attack")) for _, evaluation in judged} - {"standard", "clean"}):
-        text = "Weaker than AutoAttack standard, so that accuracy under it is an upper bound"
-        items.append(Note("info", f"{text}: {', '.join(weaker)}."))
-    items += [
-        Settings(evaluation, f"Evaluation of the {name} checkpoint ({evaluation.get('attack')})")
-        for name, evaluation in judged
-    ]
-    return items
+def read_curves(path: Path | str) -> dict[str, NDArray[np.float64]]:
+    """The columns of a ``metrics.csv`` as float64 ``[rows]``, NaN for none; cut-off lines are left out."""
+    with Path(path).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in (rows[0] if rows else {}) if name]
+    columns = {name: np.array([_float(row.get(name)) for row in rows]) for name in names}
+    complete = np.isfinite(columns[STEP]) if STEP in columns else np.zeros(len(rows), dtype=bool)
+    return {name: column[complete] for name, column in columns.items()}
 
 
-def _evaluations(folder: Path) -> list[Path]:
+def best_step(columns: Columns) -> int | None:
+    """The step of the best checkpoint: highest robust accuracy on validation images, the later of equals."""
+    robust = columns.get("validation_robust")
+    if robust is None or not np.isfinite(robust).any():
+        return None
+    return int(columns[STEP][np.flatnonzero(robust == np.nanmax(robust))[-1]])
+
+
+def training_picture(runs: Mapping[str, Columns]) -> Picture | None:
+    """Training curves: all quantities of one run, or loss and accuracies of several; None where there is no step."""
+    runs = {label: columns for label, columns in runs.items() if len(columns.get(STEP, ()))}
+    if not runs:
+        return None
+    panels: dict[str, dict[str, tuple[Any, Any]]] = {}
+    for title, names in _PANELS.items():
+        for column, words in names.items():
+            panel = title if len(runs) == 1 else f"{words}: {title}"
+            if len(runs) > 1 and column == "learning_rate":
+                continue  # the recipe's, the same for all
+            scale = 100.0 if title.endswith("%") else 1.0
+            for label, columns in runs.items():
+                values = columns.get(column, np.array([]))
+                known = np.isfinite(values)
+                if known.any():
+                    line = (columns[STEP][known], scale * values[known])
+                    panels.setdefault(panel, {})[words if len(runs) == 1 else label] = line
+    best = {label: step for label, columns in runs.items() if (step := best_step(columns)) is not None}
+    if len(runs) == 1:
+        best = dict.fromkeys(("clean", "under PGD"), next(iter(best.values()))) if best else {}
+    with figure_style():
+        figure = training_figure(panels, best)
+    alt = "; ".join(f"{label}: {columns[STEP][-1]:.0f} steps" for label, columns in runs.items())
+    return Picture(figure, f"Training curves. {alt}.")
+
+
+def training_table(runs: Mapping[str, Columns]) -> Table:
+    """Where training ended."""
+    rows = []
+    for label, columns in runs.items():
+        robust = columns.get("validation_robust", np.array([]))
+        best = best_step(columns)
+        at_best = float(np.nanmax(robust)) if best is not None else None
+        rows.append([label, best, int(columns[STEP][-1]), _last(columns.get("loss")), at_best, _last(robust)])
+    kinds: dict[str, Kind] = {
+        "run": "text", "best step": "number", "last step": "number", "loss, last": "number",
+        "validation robust, best": "percent", "validation robust, last": "percent",
+    }  # fmt: skip
+    return Table(kinds, rows).without_empty_columns()
+
+
+def _evaluation_files(folder: Path) -> list[Path]:
     """AutoAttack standard's file; where it was not run, those of the weaker attacks."""
     standard = folder / "evaluation.json"
     return [standard] if standard.is_file() else sorted(folder.glob("evaluation-*.json"))
 
 
-def _cells(evaluation: dict[str, Any]) -> list[Any]:
-    shown = [
-        _accuracy(evaluation.get("clean_accuracy"), evaluation.get("clean_interval")),
-        _accuracy(evaluation.get("attacked_accuracy"), evaluation.get("robust_interval")),
+def _headline(checkpoint: str, found: Mapping[str, Any]) -> str:
+    attack = "AutoAttack standard" if found.get("attack") == "standard" else str(found.get("attack"))
+    clean, robust = found.get("clean_accuracy"), found.get("attacked_accuracy")
+    parts = [] if clean is None else [f"{100 * clean:.1f} % clean accuracy"]
+    parts += [] if robust is None else [f"{100 * robust:.1f} % under {attack} ({found.get('n_test')} images)"]
+    return f"{', '.join(parts)}, {checkpoint} checkpoint."
+
+
+def _cells(found: Mapping[str, Any]) -> list[Any]:
+    return [
+        str(found.get("attack", "")),
+        _accuracy(found.get("clean_accuracy"), found.get("clean_interval")),
+        _accuracy(found.get("attacked_accuracy"), found.get("robust_interval")),
+        found.get("n_test"),
+        found.get("n_clean"),
     ]
-    return [str(evaluation.get("attack", "")), *shown, evaluation.get("n_test"), evaluation.get("n_clean")]
 
 
-def _accuracy(value: float | None, interval: Any) -> Value:
-    if value is None:
-        return Value(None, "–")
-    if not interval:
-        return Value(value, f"{value:.3f}")
-    return Value(value, f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]")
+def _accuracy(value: float | None, interval: Any) -> Estimate | None:
+    low, high = interval or (None, None)
+    return None if value is None else Estimate(value, low, high, 1)
 
 
-def _settings(folder: Path) -> list[Item]:
-    items: list[Item] = []
-    if (folder / "recipe.toml").is_file():
-        items.append(Settings(tomllib.loads((folder / "recipe.toml").read_text()), "Recipe"))
-    if (folder / "run.json").is_file():
-        run = dict(read_json(folder / "run.json"))
-        settings = {name: value for name, value in run.get("settings", {}).items() if not name.startswith("recipe.")}
-        items += [Settings(settings, "Data, plan and network"), Settings(run.get("environment", {}), "Environment")]
-    return items
+def _last(column: NDArray[np.float64] | None) -> float | None:
+    known = column[np.isfinite(column)] if column is not None else np.array([])
+    return float(known[-1]) if len(known) else None
+
+
+def _float(text: str | None) -> float:
+    try:
+        return float(text) if text else float("nan")
+    except ValueError:
+        return float("nan")

@@ -29,7 +29,6 @@ class Table:
     Args:
         columns: head -> kind.
         rows: one cell per column.
-        caption: what the table shows; may be empty.
 
     >>> table = Table({"strategy": "text", "clean": "percent"}, [["puma", Estimate(0.853, 0.845, 0.861, 3)]])
     >>> table.heads, table.shown
@@ -41,7 +40,6 @@ class Table:
 
     columns: Mapping[str, Kind]
     rows: Sequence[Sequence[Any]]
-    caption: str = ""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -74,9 +72,7 @@ class Table:
         """The table without the columns that are None in every row."""
         used = [i for i in range(len(self.columns)) if not self.rows or any(row[i] is not None for row in self.rows)]
         heads = list(self.columns)
-        return Table(
-            {heads[i]: self.columns[heads[i]] for i in used}, [[r[i] for i in used] for r in self.rows], self.caption
-        )
+        return Table({heads[i]: self.columns[heads[i]] for i in used}, [[r[i] for i in used] for r in self.rows])
 
     def frame(self) -> pd.DataFrame:
         """The table at full precision; the ends of an interval are two more columns."""
@@ -85,6 +81,7 @@ class Table:
         columns: dict[str, list[Any]] = {}
         for i, (head, kind) in enumerate(self.columns.items()):
             cells = [row[i] for row in self.rows]
+            head = _plain(head)
             columns[head] = [_plain(cell) if kind == "text" else number(cell, cell) for cell in cells]
             if any(isinstance(cell, Estimate) and cell.low is not None for cell in cells):
                 for end in ("low", "high"):
@@ -108,8 +105,7 @@ class Table:
         body: str = frame.to_latex(
             index=False, escape=False, column_format="".join("r" if n else "l" for n in self.numeric)
         )
-        caption = f"% {_plain(self.caption)}\n" if self.caption else ""
-        return f"{caption}% \\usepackage{{booktabs}}\n{body}"
+        return f"% \\usepackage{{booktabs}}\n{body}"
 
 
 def number(cell: Any, otherwise: Any = None) -> Any:
