@@ -26,7 +26,7 @@ _THUMBNAILS, _MOST_CLASSES = 12, 10
 
 def read_plans(data: StudyData) -> dict[Setting, Plan]:
     """The plans of the main group."""
-    plans = {entry.setting: data.plan((entry.group, entry.setting, entry.seeds[0])) for entry in data.entries}
+    plans = {setting: data.plan(data.first_runs[setting].key) for setting in data.labels if setting in data.first_runs}
     return {setting: plan for setting, plan in plans.items() if plan is not None}
 
 
@@ -119,10 +119,10 @@ _MEASURES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("usefulness: accuracy on real test images of a classifier trained on these",
      ("synthetic_trained_accuracy",), ("real_accuracy",)),
     ("mean distance to the nearest training image",
-     ("neighbour", "synthetic_to_train", "mean"), ("neighbour", "test_to_train", "mean")),
+     ("neighbor", "synthetic_to_train", "mean"), ("neighbor", "test_to_train", "mean")),
     ("least distance to a training image",
-     ("neighbour", "synthetic_to_train", "least"), ("neighbour", "test_to_train", "least")),
-    ("copies: share nearer to a training image than all but 1 % of test images", ("neighbour", "copies"), ()),
+     ("neighbor", "synthetic_to_train", "least"), ("neighbor", "test_to_train", "least")),
+    ("copies: share nearer to a training image than all but 1 % of test images", ("neighbor", "copies"), ()),
     ("coverage of the real images, mean over classes", ("coverage", "synthetic"), ("coverage", "test")),
     ("Frechet distance to the training images", ("frechet", "synthetic"), ("frechet", "test")),
 )  # fmt: skip

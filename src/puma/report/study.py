@@ -50,8 +50,8 @@ def study_report(folder: Path | str) -> Report:
     if data.entries:
         _add_comparison(report, data)
         _add_axes(report, data)
-        _add_mislabelled(report, data)
-        _add_training(report, data)
+    _add_mislabelled(report, data)
+    _add_training(report, data)
     if data.table is not None:
         add_margins(report, data, data.table)
     plans = read_plans(data)
@@ -248,12 +248,13 @@ def _add_mislabelled(report: Report, data: StudyData) -> None:
     """Share of perturbed training images that a reference model gives another class."""
     sample = data.settings.get("evaluation", {}).get("mislabelled", 2000)
     rows = []
-    for entry in data.entries:
-        if shares := data.mislabelled.get((entry.group.pool, entry.group.recipe, entry.setting)):
+    for setting in data.labels:
+        run = data.first_runs.get(setting)
+        if run and (shares := data.mislabelled.get((run.group.pool, run.group.recipe, setting))):
             share = mean_interval(shares)
             if len(shares) == 1:
-                share = Estimate(share.value, *wilson_interval(share.value, int(min(sample, entry.kept))), 1)
-            rows.append((entry.setting.strategy, data.labels[entry.setting], share))
+                share = Estimate(share.value, *wilson_interval(share.value, int(min(sample, run.kept))), 1)
+            rows.append((setting.strategy, data.labels[setting], share))
     if rows:
         with figure_style():
             figure = plots.dots_figure(rows, "perturbed training images given another class")
@@ -266,11 +267,11 @@ def _add_mislabelled(report: Report, data: StudyData) -> None:
 def _add_training(report: Report, data: StudyData) -> None:
     """Training curves of the main strategies at their first seed."""
     curves: dict[str, Columns] = {}
-    fraction = data.subject.setting.prune_fraction if data.subject else None
-    for entry in filter(None, (data.entry(name, fraction) or data.entry(name) for name in NAMED)):
-        folder = data.run_folder((entry.group, entry.setting, entry.seeds[0]))
+    fractions = (0, data.subject.setting.prune_fraction if data.subject else 0)
+    for setting, run in sorted(data.first_runs.items(), key=lambda item: item[0].strategy):
+        folder = data.run_folder(run.key) if setting.strategy in NAMED and setting.prune_fraction in fractions else None
         if folder and (folder / "metrics.csv").is_file():
-            curves[data.labels[entry.setting]] = read_curves(folder / "metrics.csv")
+            curves[data.labels[setting]] = read_curves(folder / "metrics.csv")
     if picture := training_picture(curves):
         report.pictures["training"], report.tables["training"] = picture, training_table(curves)
 

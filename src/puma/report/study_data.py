@@ -150,6 +150,12 @@ class StudyData:
         return read_runs(self.rows, self.column)
 
     @cached_property
+    def first_runs(self) -> dict[Setting, RunResult]:
+        """The run of the lowest seed of each setting of the main group, attacked or not."""
+        runs = [run for run in self.runs if run.group == self.main]
+        return {run.setting: run for run in sorted(runs, key=lambda run: -run.seed)}
+
+    @cached_property
     def best_entries(self) -> list[Comparison]:
         """The settings of the main group at the best checkpoint, where the main one is the last."""
         twin = replace(self.main, checkpoint="best") if self.main else None
