@@ -14,7 +14,7 @@ from puma.io import write_text
 from puma.perceptron import collapse_fraction
 from puma.perceptron.experiments import COLLAPSE, LEARNING, NONROBUST, TRADEOFF, UNIFORM_EPS, Experiment
 from puma.plots import figure_style, svg_text
-from puma.report.html import Picture, write_html
+from puma.report.html import Picture, render
 from puma.report.perceptron_plots import (
     METRICS,
     collapse_figure,
@@ -84,16 +84,17 @@ def write_page(results: Results, out: Path | str, pictures: Path | str | None = 
     figures = make_figures(results)
     for name, figure in figures.items():
         write_text(Path(pictures or out) / f"perceptron-{name}.svg", svg_text(figure))
-    return write_html(
-        Path(out) / "report.html",
+    page = render(
         "perceptron.html.j2",
-        figure=lambda name, caption, alt: Picture(figures[name], caption, alt),
+        figure=lambda name, caption, alt: (Picture(figures[name], alt), caption),
         tables=_tables(results),
         experiments={
             name: {key: value for key, value in vars(one).items() if key != "name"}
             for name, one in results.experiments.items()
         },
     )
+    write_text(Path(out) / "report.html", page)
+    return Path(out) / "report.html"
 
 
 def make_figures(results: Results) -> dict[str, Figure]:
