@@ -1,28 +1,31 @@
-"""Matplotlib style shared by every figure of PUMA: colours, one marker per strategy, SVG output.
+"""Matplotlib style of every figure of PUMA, one marker per strategy, and plots of single artefacts from plain arrays.
 
-Figures are made with `new_figure` inside `figure_style`, never through pyplot: no global state, safe in threads and
-servers. Their ground is white, so that they read in any theme.
+Reports make figures with `new_figure` inside `figure_style`, never through pyplot: no global state, safe in servers.
+The ground is white, so that they read in any theme.
 """
 
 from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from cycler import cycler
 from matplotlib import rc_context, rcParams, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#6a727c", "#dfe3e8", "#ffffff"
 # Okabe and Ito's palette, darkened where the original is too pale for a thin line on white.
 BLUE, SKY, GREEN, ORANGE = "#0072b2", "#3a9bd9", "#00845f", "#c27c00"
 RED, PURPLE, GREY, BROWN = "#d55e00", "#b0578d", "#737b85", "#7a5230"
 
+STATUS_COLOURS = {"crossed": BLUE, "misclassified": RED, "estimated": GREEN}
 CYCLE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BROWN, GREY)
 """Colours for series that are not strategies, in the order to use them."""
 
@@ -75,42 +78,15 @@ def mark(strategy: str) -> Mark:
 
 _UNTOUCHED = {"backend", "backend_fallback", "interactive"}
 _RC: Any = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "text.parse_math": False,
-    "axes.prop_cycle": cycler(color=CYCLE),
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.7,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": PAPER,
-    "savefig.facecolor": PAPER,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "puma",
-    "pdf.fonttype": 42,
-    "pdf.use14corefonts": False,
-}
+    "font.family": ["DejaVu Sans"], "font.size": 9, "text.parse_math": False, "axes.prop_cycle": cycler(color=CYCLE),
+    "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 9,
+    "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.linewidth": 0.8, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7,
+    "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "lines.linewidth": 1.5, "lines.markersize": 6, "legend.frameon": False,
+    "legend.fontsize": 8, "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER,
+    "svg.fonttype": "none", "svg.hashsalt": "puma", "pdf.fonttype": 42, "pdf.use14corefonts": False,
+}  # fmt: skip
 
 
 @contextmanager
@@ -118,8 +94,7 @@ def figure_style() -> Iterator[None]:
     """Use PUMA's matplotlib settings for everything drawn or saved inside, whatever the user's own are."""
     with rc_context():
         defaults: Any = {name: rcParamsDefault[name] for name in rcParamsDefault if name not in _UNTOUCHED}
-        rcParams.update(defaults)
-        rcParams.update(_RC)
+        rcParams.update(defaults | _RC)
         yield
 
 
@@ -145,3 +120,76 @@ def svg_text(figure: Figure) -> str:
         for line in buffer.getvalue().splitlines()
     )
     return "\n".join(lines) + "\n"
+
+
+def unit(norm: str) -> tuple[float, str]:
+    """Factor and words in which margins and eps are shown: 1/255 in Linf, plain pixel units in L2."""
+    return (255.0, f"{norm}, in 1/255") if norm == "Linf" else (1.0, norm)
+
+
+def plot_margins(
+    margins: Mapping[str, NDArray[np.float32]], norm: str, eps: float | None = None, axes: Axes | None = None
+) -> Axes:
+    """Plot a histogram of margins stacked by status, in percent of the images; dashed lines are 0 and eps.
+
+    Args:
+        margins: status -> margins in pixel units; those that are not finite are left out.
+        norm: their norm.
+        eps: of the threat model, if it is in the same norm.
+        axes: where to plot; None makes a new pyplot figure.
+
+    Returns:
+        the axes.
+    """
+    axes, (factor, words) = axes or new_axes(), unit(norm)
+    finite = {name: factor * values[np.isfinite(values)] for name, values in margins.items()}
+    together = np.concatenate([*finite.values(), np.zeros(1)])
+    low, high = np.quantile(together, [0.001, 0.999])  # the outermost thousandth is counted in the end bins
+    edges = np.linspace(min(low, 0.0), max(high, low + 1.0), 61)
+    base, total = np.zeros(60), max(sum(map(len, margins.values())), 1)
+    for number, (name, values) in enumerate(finite.items()):
+        counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+        if counts.any():
+            colour = STATUS_COLOURS.get(name, CYCLE[number % len(CYCLE)])
+            axes.stairs(base + 100 * counts / total, edges, baseline=base, fill=True, color=colour, label=name)
+            base = base + 100 * counts / total
+    axes.axvline(0, color=INK, linewidth=0.9, linestyle="--")
+    if eps is not None:
+        axes.axvline(eps * factor, color=MUTED, linewidth=0.9, linestyle="--")
+        axes.annotate("eps", (eps * factor, 1), (3, -2), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", va="top", fontsize=7.5, color=MUTED)  # fmt: skip
+    axes.set(xlabel=f"margin ({words}); higher is easier", ylabel="% of images")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper right")
+    return axes
+
+
+def plot_eps(eps: NDArray[np.float32], norm: str, axes: Axes | None = None, colour: str = BLUE) -> Axes:
+    """Plot a histogram of the eps of kept images, in percent of them; the dashed line is the mean.
+
+    Args:
+        eps: float32 ``[kept]``, pixel units.
+        norm: its norm.
+        axes: where to plot; None makes a new pyplot figure.
+        colour: of the bars.
+
+    Returns:
+        the axes.
+    """
+    axes, (factor, words) = axes or new_axes(), unit(norm)
+    edges = np.linspace(0, factor * float(eps.max(initial=0)) * 1.0001 or 1.0, 41)
+    axes.stairs(
+        100 * np.histogram(eps * factor, edges)[0] / max(len(eps), 1), edges, fill=True, color=colour, alpha=0.85
+    )
+    if len(eps):
+        axes.axvline(float(eps.mean()) * factor, color=INK, linewidth=0.9, linestyle="--")
+    axes.set(xlabel=f"eps of kept images ({words})", ylabel="% of kept images")
+    return axes
+
+
+def new_axes() -> Axes:
+    """Axes of a new pyplot figure, which a notebook shows."""
+    from matplotlib import pyplot
+
+    with figure_style():
+        return pyplot.subplots(figsize=(5.0, 3.4), layout="constrained")[1]

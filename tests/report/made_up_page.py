@@ -41,7 +41,7 @@ def hostile_report(**values: Any) -> Report:
     report.values = {
         "finished": True,
         "steps": 1,
-        "headline": HOSTILE,
+        "evaluation": ("last", {"attack": HOSTILE, "clean_accuracy": 0.9, "attacked_accuracy": 0.5, "n_test": 9}),
         "weaker": [HOSTILE],
         "settings": settings,
     } | values

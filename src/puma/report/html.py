@@ -28,7 +28,7 @@ from puma._version import __version__
 from puma.errors import UsageError
 from puma.io import write_text
 from puma.plots import svg_text
-from puma.report.tables import Table, show
+from puma.report.tables import Table, number, show
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _environment() -> Environment:
     script = files("puma.report").joinpath("templates/page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals.update(version=__version__, script=Markup(script), script_digest=digest)
-    environment.filters.update(inline=_inline, flatten=flatten, show=show)
+    environment.filters.update(inline=_inline, flatten=flatten, show=show, number=number)
     return environment
 
 

@@ -16,12 +16,9 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from puma.margins import STATUS_NAMES, MarginTable
-from puma.plots import BLUE, GREEN, INK, MUTED, ORANGE, RED, mark, new_figure
+from puma.plots import BLUE, INK, MUTED, ORANGE, RED, mark, new_figure, plot_eps, plot_margins, unit
 from puma.threat import Norm, ThreatModel
 from puma.tradeoff import Estimate, Frontier
-
-STATUS_COLOURS = {"crossed": BLUE, "misclassified": RED, "estimated": GREEN}
-_BINS = 60
 
 
 @dataclass(frozen=True)
@@ -112,34 +109,15 @@ def dots_figure(rows: Sequence[tuple[str, str, Estimate]], xlabel: str) -> Figur
 
 
 def margin_figure(table: MarginTable, threat: ThreatModel | None = None) -> Figure:
-    """Histogram of the margins of each kind of image, stacked by status; the dashed lines are 0 and eps."""
+    """Histogram of the margins of each kind of image, stacked by status."""
     kinds = image_kinds(table)
-    figure, panels = new_figure(5.0, 0.9 + 1.5 * len(kinds), rows=len(kinds), sharex=True)
-    factor, words = unit(table.norm)
-    finite = np.isfinite(table.margin)
-    values = table.margin[finite] * factor
-    low, high = np.quantile(values, [0.001, 0.999]) if len(values) else (-1.0, 1.0)
-    room = (high - low) * 0.02 or 1.0  # the outermost thousandth is counted in the end bins
-    edges = np.linspace(min(low - room, 0.0), high + room, _BINS + 1)
+    figure, panels = new_figure(5.0, 0.9 + 1.7 * len(kinds), rows=len(kinds), sharex=True)
+    eps = threat.eps if threat is not None and threat.norm == table.norm else None
     for axes, (kind, rows) in zip(panels, kinds.items(), strict=True):
-        base, total = np.zeros(_BINS), max(int(rows.sum()), 1)
-        for name, colour in STATUS_COLOURS.items():
-            of_status = rows & finite & (table.status == STATUS_NAMES.index(name))
-            counts = np.histogram(np.clip(table.margin[of_status] * factor, edges[0], edges[-1]), edges)[0]
-            if counts.any():
-                top = base + 100 * counts / total
-                axes.stairs(top, edges, baseline=base, fill=True, color=colour, label=name)
-                base = top
-        axes.axvline(0, color=INK, linewidth=0.9, linestyle="--")
-        if threat is not None and threat.norm == table.norm:
-            axes.axvline(threat.eps * factor, color=MUTED, linewidth=0.9, linestyle="--")
-            axes.annotate("eps", (threat.eps * factor, 1), (3, -2), xycoords=("data", "axes fraction"),
-                          textcoords="offset points", va="top", fontsize=7.5, color=MUTED)  # fmt: skip
+        by_status = {name: table.margin[rows & (table.status == code)] for code, name in enumerate(STATUS_NAMES)}
+        plot_margins(by_status, table.norm, eps, axes)
         axes.set_title(f"{kind}: {int(rows.sum()):,} images")
-        axes.set_ylabel("% of images")
-        axes.set_ylim(bottom=0)
-    panels[0].legend(loc="upper right")
-    panels[-1].set_xlabel(f"margin ({words}); higher is easier")
+        axes.label_outer()
     return figure
 
 
@@ -170,19 +148,13 @@ def class_figure(table: MarginTable, names: Sequence[str]) -> Figure:
 def eps_figure(epsilons: Mapping[str, tuple[str, NDArray[np.float32]]], norm: Norm) -> Figure:
     """A histogram of the eps of kept images for each label -> (strategy, float32 ``[kept]``)."""
     rows = -(-len(epsilons) // 2)
-    figure, panels = new_figure(5.0, 0.6 + 1.1 * rows, rows=rows, columns=2, sharex=True, sharey=True)
-    factor, words = unit(norm)
-    top = max((float(values.max()) for _, values in epsilons.values() if len(values)), default=1.0) * factor
-    edges = np.linspace(0, top * 1.0001 or 1.0, 41)
+    figure, panels = new_figure(5.0, 0.6 + 1.3 * rows, rows=rows, columns=2, sharex=True, sharey=True)
     for axes, (label, (strategy, values)) in zip(panels, epsilons.items(), strict=False):
-        share = 100 * np.histogram(values * factor, edges)[0] / max(len(values), 1)
-        axes.stairs(share, edges, fill=True, color=mark(strategy).colour, alpha=0.85)
-        axes.set_title(label, fontsize=8.5)
-        if len(values):
-            axes.axvline(float(values.mean()) * factor, color=INK, linewidth=0.9, linestyle="--")
+        plot_eps(values, norm, axes, mark(strategy).colour)
+        axes.set(title=label, xlabel="", ylabel="")
     for axes in panels[len(epsilons) :]:
         axes.set_visible(False)
-    figure.supxlabel(f"eps of kept images ({words}); dashed: mean", fontsize=9)
+    figure.supxlabel(f"eps of kept images ({unit(norm)[1]}); dashed: mean", fontsize=9)
     figure.supylabel("% of kept images", fontsize=9)
     return figure
 
@@ -216,11 +188,6 @@ def image_kinds(table: MarginTable) -> dict[str, NDArray[np.bool_]]:
     if not table.synthetic.any() or table.synthetic.all():
         return {"synthetic" if len(table) and table.synthetic.all() else "real": np.ones(len(table), dtype=bool)}
     return {"real": ~table.synthetic, "synthetic": table.synthetic}
-
-
-def unit(norm: Norm) -> tuple[float, str]:
-    """Factor and words in which margins and eps are shown: 1/255 in Linf, plain pixel units in L2."""
-    return (255.0, f"{norm}, in 1/255") if norm == "Linf" else (1.0, norm)
 
 
 def _percent(values: Sequence[float]) -> NDArray[np.float64]:

@@ -40,38 +40,38 @@ def run_report(folder: Path | str) -> Report:
     if not (folder / "metrics.csv").is_file():
         raise DataError(f"{folder} holds no run", why="it has no metrics.csv", fix="`puma train --out` makes one")
     columns = read_curves(folder / "metrics.csv")
-    name = folder.resolve().name
-    evaluations = [
-        (checkpoint, dict(read_json(path)))
-        for checkpoint, place in (("last", folder), ("best", folder / "best"))
-        for path in _evaluation_files(place)
-    ]
-    run = dict(read_json(folder / "run.json")) if (folder / "run.json").is_file() else {}
-    recipe = read_toml(folder / "recipe.toml") if (folder / "recipe.toml").is_file() else {}
-    report = Report("run.html.j2", f"Run {name}")
+    evaluations: list[tuple[str, dict[str, Any]]] = []
+    for checkpoint, place in (("last", folder), ("best", folder / "best")):
+        standard = place / "evaluation.json"  # where AutoAttack standard was not run, those of weaker attacks
+        for path in [standard] if standard.is_file() else sorted(place.glob("evaluation-*.json")):
+            evaluations.append((checkpoint, dict(read_json(path))))
+    settings = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+    others = {name: value for name, value in settings.get("settings", {}).items() if not name.startswith("recipe.")}
+    report = Report("run.html.j2", f"Run {folder.resolve().name}")
     report.values = {
         "finished": (folder / "last.safetensors").is_file(),
         "steps": int(columns[STEP][-1]) if len(columns.get(STEP, ())) else 0,
-        "headline": _headline(*evaluations[0]) if evaluations else "",
+        "evaluation": evaluations[0] if evaluations else None,
         "weaker": sorted({str(found.get("attack")) for _, found in evaluations} - {"standard", "clean"}),
         "settings": {
-            "Recipe": recipe,
-            "Data, plan and network": {
-                key: value for key, value in run.get("settings", {}).items() if not key.startswith("recipe.")
-            },
-            "Environment": run.get("environment", {}),
+            "Recipe": read_toml(folder / "recipe.toml") if (folder / "recipe.toml").is_file() else {},
+            "Data, plan and network": others,
+            "Environment": settings.get("environment", {}),
             **{f"Evaluation of the {where} checkpoint ({found.get('attack')})": found for where, found in evaluations},
         },
     }
-    if picture := training_picture({name: columns}):
-        report.pictures["training"] = picture
-        report.tables["training"] = training_table({name: columns})
+    curves = {folder.resolve().name: columns}
+    if picture := training_picture(curves):
+        report.pictures["training"], report.tables["training"] = picture, training_table(curves)
     if evaluations:
-        kinds: dict[str, Kind] = {
-            "checkpoint": "text", "attack": "text", "clean": "percent", "under attack": "percent",
-            "images attacked": "number", "images for clean": "number",
-        }  # fmt: skip
-        rows = [[where, *_cells(found)] for where, found in evaluations]
+        kinds: dict[str, Kind] = {"checkpoint": "text", "attack": "text", "clean": "percent", "under attack": "percent"}
+        rows = []
+        for checkpoint, found in evaluations:
+            clean = _accuracy(found.get("clean_accuracy"), found.get("clean_interval"))
+            attacked = _accuracy(found.get("attacked_accuracy"), found.get("robust_interval"))
+            counts = found.get("n_test"), found.get("n_clean")
+            rows.append([checkpoint, str(found.get("attack", "")), clean, attacked, *counts])
+        kinds |= {"images attacked": "number", "images for clean": "number"}
         report.tables["evaluation"] = Table(kinds, rows)
     return report
 
@@ -95,7 +95,7 @@ def best_step(columns: Columns) -> int | None:
 
 
 def training_picture(runs: Mapping[str, Columns]) -> Picture | None:
-    """Training curves: all quantities of one run, or loss and accuracies of several; None where there is no step."""
+    """Training curves of one run or several; None where there is no step."""
     runs = {label: columns for label, columns in runs.items() if len(columns.get(STEP, ()))}
     if not runs:
         return None
@@ -134,30 +134,6 @@ def training_table(runs: Mapping[str, Columns]) -> Table:
         "validation robust, best": "percent", "validation robust, last": "percent",
     }  # fmt: skip
     return Table(kinds, rows).without_empty_columns()
-
-
-def _evaluation_files(folder: Path) -> list[Path]:
-    """AutoAttack standard's file; where it was not run, those of the weaker attacks."""
-    standard = folder / "evaluation.json"
-    return [standard] if standard.is_file() else sorted(folder.glob("evaluation-*.json"))
-
-
-def _headline(checkpoint: str, found: Mapping[str, Any]) -> str:
-    attack = "AutoAttack standard" if found.get("attack") == "standard" else str(found.get("attack"))
-    clean, robust = found.get("clean_accuracy"), found.get("attacked_accuracy")
-    parts = [] if clean is None else [f"{100 * clean:.1f} % clean accuracy"]
-    parts += [] if robust is None else [f"{100 * robust:.1f} % under {attack} ({found.get('n_test')} images)"]
-    return f"{', '.join(parts)}, {checkpoint} checkpoint."
-
-
-def _cells(found: Mapping[str, Any]) -> list[Any]:
-    return [
-        str(found.get("attack", "")),
-        _accuracy(found.get("clean_accuracy"), found.get("clean_interval")),
-        _accuracy(found.get("attacked_accuracy"), found.get("robust_interval")),
-        found.get("n_test"),
-        found.get("n_clean"),
-    ]
 
 
 def _accuracy(value: float | None, interval: Any) -> Estimate | None:

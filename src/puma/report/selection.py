@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from puma.data.pool import Pool
 from puma.margins import STATUS_NAMES, MarginTable
 from puma.plan import Plan
-from puma.plots import figure_style
+from puma.plots import figure_style, unit
 from puma.report import plots
 from puma.report.html import ImageRow, Picture, Report
 from puma.report.study_data import StudyData
@@ -32,7 +32,7 @@ def read_plans(data: StudyData) -> dict[Setting, Plan]:
 
 def add_margins(report: Report, data: StudyData, table: MarginTable) -> None:
     """Margins of the pool by status and by class."""
-    factor, words = plots.unit(table.norm)
+    factor, words = unit(table.norm)
     names = data.pool.class_names if data.pool else [str(code) for code in range(table.num_classes)]
     rows = []
     for kind, of_kind in plots.image_kinds(table).items():
@@ -55,7 +55,7 @@ def add_plans(report: Report, data: StudyData, plans: Plans) -> None:
     if not plans:
         return
     norm = next(iter(plans.values())).threat.norm
-    factor, words = plots.unit(norm)
+    factor, words = unit(norm)
     eps = {data.labels[setting]: (setting.strategy, plan.eps[plan.keep]) for setting, plan in plans.items()}
     varied = {label: entry for label, entry in eps.items() if len(np.unique(entry[1])) > 1}
     if varied:
@@ -160,5 +160,5 @@ def _by_margin(table: MarginTable, which: NDArray[np.bool_]) -> NDArray[np.int64
 
 
 def _thumbnails(label: str, pool: Pool, table: MarginTable, rows: NDArray[np.int64]) -> ImageRow:
-    factor, _ = plots.unit(table.norm)
+    factor, _ = unit(table.norm)
     return ImageRow(label, list(pool.read(rows)), [f"{margin * factor:+.3g}" for margin in table.margin[rows]])

@@ -11,7 +11,7 @@ import numpy as np
 
 from puma._version import __version__
 from puma.io import read_toml, sha256_file
-from puma.plots import figure_style
+from puma.plots import figure_style, unit
 from puma.report import plots
 from puma.report.conclusion import robust_name, side, verdict
 from puma.report.html import Picture, Report
@@ -93,7 +93,7 @@ def _add_comparison(report: Report, data: StudyData) -> None:
     report.pictures["tradeoff"] = tradeoff_picture(data)
     name, subject = robust_name(data), data.subject
     report.values["strong"] = data.labels[subject.setting] if subject else None
-    factor, words = plots.unit(data.threat.norm) if data.threat else (1.0, "pixel units")
+    factor, words = unit(data.threat.norm) if data.threat else (1.0, "pixel units")
     columns: dict[str, Kind] = {
         "strategy": "text", "images": "number", f"mean eps ({words})": "number", "clean": "percent", name: "percent",
         "clean against none": "points", f"{name} against none": "points", "clean against free controls": "points",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Kind = Literal["text", "number", "percent", "points"]
 """How a column is shown: text; a number; a fraction as percent; a difference of fractions in signed points."""
 
+_UNITS = {"percent": ", %", "points": ", points"}
+
 
 @dataclass(frozen=True)
 class Table:
@@ -49,24 +51,13 @@ class Table:
     @property
     def heads(self) -> list[str]:
         """Heads of the columns with their units."""
-        units = {"percent": ", %", "points": ", points"}
-        return [head + units.get(kind, "") for head, kind in self.columns.items()]
-
-    @property
-    def numeric(self) -> list[bool]:
-        """Which columns are aligned and sorted as numbers."""
-        return [kind != "text" for kind in self.columns.values()]
+        return [head + _UNITS.get(kind, "") for head, kind in self.columns.items()]
 
     @property
     def shown(self) -> list[list[str]]:
         """Every cell as a person reads it."""
         kinds = list(self.columns.values())
         return [[show(cell, kind) for cell, kind in zip(row, kinds, strict=True)] for row in self.rows]
-
-    @property
-    def sort_keys(self) -> list[list[str]]:
-        """What each cell is sorted by on the page: the full number, empty where there is none."""
-        return [["" if (value := number(cell)) is None else repr(value) for cell in row] for row in self.rows]
 
     def without_empty_columns(self) -> Table:
         """The table without the columns that are None in every row."""
@@ -79,41 +70,32 @@ class Table:
         import pandas as pd
 
         columns: dict[str, list[Any]] = {}
-        for i, (head, kind) in enumerate(self.columns.items()):
-            cells = [row[i] for row in self.rows]
-            head = _plain(head)
-            columns[head] = [_plain(cell) if kind == "text" else number(cell, cell) for cell in cells]
+        for head, cells in zip(self.columns, zip(*self.rows, strict=True), strict=False):
+            columns[head] = [number(cell, cell) for cell in cells]
             if any(isinstance(cell, Estimate) and cell.low is not None for cell in cells):
                 for end in ("low", "high"):
-                    columns[f"{head}, {end}"] = [
-                        getattr(cell, end) if isinstance(cell, Estimate) else None for cell in cells
-                    ]
-        return pd.DataFrame(columns, dtype=object)
+                    columns[f"{head}, {end}"] = [getattr(cell, end, None) for cell in cells]
+        return pd.DataFrame(columns, columns=None if self.rows else list(self.columns), dtype=object)
 
     def csv(self) -> str:
         """The table as CSV, numbers at full precision."""
-        text: str = self.frame().to_csv(index=False, lineterminator="\n")
-        return text
+        return str(self.frame().to_csv(index=False, lineterminator="\n")).replace("`", "")
 
     def latex(self) -> str:
         r"""The table as a LaTeX ``tabular`` with the rules of the package booktabs."""
         import pandas as pd
 
-        cells = [[_plain(text) for text in row] for row in self.shown]
-        frame = pd.DataFrame(cells, columns=[_plain(head) for head in self.heads]).map(_latex)
-        frame.columns = pd.Index([_latex(head) for head in frame.columns])
-        body: str = frame.to_latex(
-            index=False, escape=False, column_format="".join("r" if n else "l" for n in self.numeric)
-        )
-        return f"% \\usepackage{{booktabs}}\n{body}"
+        frame = pd.DataFrame(self.shown, columns=self.heads)
+        kinds = "".join("l" if kind == "text" else "r" for kind in self.columns.values())
+        body = str(frame.to_latex(index=False, escape=True, column_format=kinds))
+        return "% \\usepackage{booktabs}\n" + body.replace("−", "$-$").replace("–", "--").replace("`", "")
 
 
 def number(cell: Any, otherwise: Any = None) -> Any:
     """The number in a cell, ``otherwise`` where it holds none."""
     value = cell.value if isinstance(cell, Estimate) else cell
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
-        return value.item() if isinstance(value, np.generic) else value
-    return otherwise
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
 
 
 def show(cell: Any, kind: Kind = "number") -> str:
@@ -124,49 +106,18 @@ def show(cell: Any, kind: Kind = "number") -> str:
     >>> show(1200), show(0.95312), show("puma", "percent")
     ('1,200', '0.9531', 'puma')
     """
-    if cell is None:
-        return "–"
     value = number(cell)
-    if value is None:
-        return str(cell)
-    if kind not in ("percent", "points"):
-        return _number_text(value)
-    text = _scaled(value, kind)
+    if value is None or not math.isfinite(value):
+        return "–" if cell is None or value is not None else str(cell)
+    if kind not in _UNITS:
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     if not isinstance(cell, Estimate) or cell.low is None or cell.high is None:
-        return text
-    below, above = cell.value - cell.low, cell.high - cell.value
-    if abs(below - above) < 5e-4:
-        return f"{text} ±{100 * (below + above) / 2:.1f}"
-    return f"{text} [{_scaled(cell.low, kind)}, {_scaled(cell.high, kind)}]"
+        return _hundredfold(value, kind)
+    if abs(2 * value - cell.low - cell.high) < 5e-4:
+        return f"{_hundredfold(value, kind)} ±{50 * (cell.high - cell.low):.1f}"
+    return f"{_hundredfold(value, kind)} [{_hundredfold(cell.low, kind)}, {_hundredfold(cell.high, kind)}]"
 
 
-def _scaled(value: float, kind: Kind) -> str:
-    if not math.isfinite(value):
-        return "–"
+def _hundredfold(value: float, kind: Kind) -> str:
     text = f"{100 * value:+.1f}" if kind == "points" else f"{100 * value:.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "−")
-
-
-def _number_text(value: float) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    if math.isnan(value):
-        return "NaN"
-    return f"{value:.4g}" if abs(value) < 10_000 or math.isinf(value) else f"{value:,.0f}"
-
-
-def _plain(cell: Any) -> Any:
-    return " ".join(cell.replace("`", "").split()) if isinstance(cell, str) else cell
-
-
-_LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "×": r"$\times$", "–": "--", "−": "$-$",
-        "→": r"$\rightarrow$", "<": r"\textless{}", ">": r"\textgreater{}",
-    }
-)  # fmt: skip
-
-
-def _latex(text: str) -> str:
-    return text.translate(_LATEX)
