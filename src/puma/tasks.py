@@ -67,14 +67,15 @@ class Workers:
 
     Args:
         count: processes of this machine; 1 runs the tasks in this process.
-        threads: CPU threads of each process; None shares the cores equally (one process keeps what it has).
+        threads: CPU threads of each process; None: ``OMP_NUM_THREADS`` if that is set, else an equal share of the cores.
         gpus: GPUs of each task. Local processes get one of the visible GPUs each, in turn; Ray takes fractions too.
         ray: address of a Ray cluster (``"auto"``, ``"host:6379"``), or ``"local"`` to start one on this machine for the
             time. Then ``count`` is not used.
         cpus: CPUs of each Ray task.
         retries: how often Ray runs a task again whose worker was lost.
         ranks: the processes train together: each gets torchrun's variables and exactly one task.
-        on_line: called with (number of the process, line) for what local processes write to stderr; None passes it on.
+        on_line: called with (number of the process, line) for what local processes write to stderr, from other threads;
+            then even a single task gets a process. None passes the lines on.
     """
 
     count: int = 1
@@ -143,7 +144,7 @@ class _Engine(Protocol):
 def _engine(function: Callable[[Any], Any], tasks: int, workers: Workers) -> AbstractContextManager[_Engine]:
     if workers.ray is not None:
         return _ray(function, workers)
-    if workers.ranks or (workers.count > 1 and tasks > 1):
+    if tasks and (workers.ranks or workers.on_line is not None or (workers.count > 1 and tasks > 1)):
         return _processes(function, min(workers.count, tasks), workers)
     return _here(function)
 
@@ -280,10 +281,13 @@ def _processes(function: Callable[[Any], Any], count: int, workers: Workers) -> 
 def _environments(count: int, workers: Workers) -> Iterator[dict[str, str]]:
     """The environment of each process: threads, its GPU, its rank."""
     threads = workers.threads or max(1, len(os.sched_getaffinity(0)) // count)
+    threads_of = (
+        {} if "OMP_NUM_THREADS" in os.environ and not workers.threads else dict.fromkeys(_THREADS, str(threads))
+    )
     source = Path(__file__).parents[1]
     paths = [] if source.name.endswith("-packages") else [str(source)]
     paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    common = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **dict.fromkeys(_THREADS, str(threads))}
+    common = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **threads_of}
     if workers.on_line is not None:
         common[LOG_EVERY_ENV] = "1"
     if workers.ranks:

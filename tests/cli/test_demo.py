@@ -17,7 +17,7 @@ from pyautoattack import AutoAttack
 
 from puma.cli.app import main
 from puma.study.folder import to_toml
-from puma.study.queue import work
+from puma.study.runner import work
 from puma.study.spec import StudySpec
 from puma.training.recipe import load_recipe
 
@@ -47,7 +47,7 @@ def demo(out: Path, small: Path, seeds: int) -> list[dict[str, Any]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("puma.cli.demo.files", lambda _: small)
-        patch.setattr("puma.study.workers.run_workers", lambda folder, **_: work(folder))
+        patch.setattr("puma.study.runner.run_study", lambda folder, *_, **__: work(folder))
         patch.setattr(AutoAttack, "_set_version", shorter)
         patch.setattr(sys, "argv", ["puma", *map(str, words), "--quiet"])
         with pytest.raises(SystemExit) as stop:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from puma.errors import DataError
 from puma.tasks import WorkerLost, Workers, run_tasks
@@ -25,6 +26,10 @@ def square(x: int) -> int:
 
 def place(x: int) -> tuple[int, str | None, str | None, str]:
     return os.getpid(), os.environ.get("RANK"), os.environ["OMP_NUM_THREADS"], sys.path[0]
+
+
+def gpu(x: int) -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def refuse(x: int) -> int:
@@ -103,6 +108,27 @@ def test_ranks_get_the_variables_of_torchrun_and_one_task_each() -> None:
     places = dict(run_tasks(place, range(2), Workers(2, ranks=True)))
     assert len({pid for pid, *_ in places.values()}) == 2
     assert sorted(str(rank) for _, rank, *_ in places.values()) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("count", "visible", "expected"),
+    [
+        (0, None, [None, None, None]),
+        (1, "3", ["3", "3", "3"]),  # as it is
+        (2, None, ["0", "1", "0"]),
+        (2, "5, GPU-8a7b", ["5", "GPU-8a7b", "5"]),
+        (1, "2,-1,3", ["2,-1,3"] * 3),  # CUDA reads no further than the -1
+        (0, "", ["", "", ""]),
+    ],
+)
+def test_each_process_gets_one_of_several_gpus(
+    monkeypatch: pytest.MonkeyPatch, count: int, visible: str | None, expected: list[str | None]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert [place for _, place in sorted(run_tasks(gpu, range(3), Workers(3, gpus=1)))] == expected
 
 
 def test_a_mistake_of_the_user_keeps_its_text_and_a_bug_its_traceback() -> None:

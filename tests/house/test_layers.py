@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"losses"},
     {"data", "models"},
     {"attacks"},
-    {"cluster", "checkpoints"},
+    {"checkpoints"},
     {"scoring", "training", "evaluation", "generation", "report"},
     {"study", "export", "verify"},
     {"cli"},

@@ -1,4 +1,4 @@
-"""Where a study computes: everything on the GPU if there is one, and each worker on its own if there are several."""
+"""Where a study computes: everything on the GPU if there is one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from small_study import small_study
 from torch import nn
 
-from puma.study.queue import work
-from puma.study.workers import run_workers
+from puma.study.runner import work
 
 GPU = torch.device("cpu", 0)  # a CPU under another name: computes here, and is told apart from "cpu"
 
@@ -51,40 +50,3 @@ def test_every_engine_gets_its_networks_on_the_device(tmp_path: Path, monkeypatc
     assert sorted(seen) == sorted(
         ["generate", *["score_margins"] * 2, "score_run", "embed", "evaluate", "mislabelled_share"]
     )
-
-
-@pytest.mark.parametrize(
-    ("count", "visible", "expected"),
-    [
-        (0, None, [None, None, None]),
-        (1, "3", ["3", "3", "3"]),  # as it is
-        (2, None, ["0", "1", "0"]),
-        (2, "5, GPU-8a7b", ["5", "GPU-8a7b", "5"]),
-        (1, "2,-1,3", ["2,-1,3"] * 3),  # CUDA reads no further than the -1
-        (0, "", ["", "", ""]),
-    ],
-)
-def test_each_worker_gets_one_of_several_gpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, visible: str | None, expected: list[str | None]
-) -> None:
-    started: list[str | None] = []
-
-    class Process:
-        returncode, stderr = 0, ()
-
-        def __init__(self, command: list[str], env: dict[str, str], **options: Any) -> None:
-            started.append(env.get("CUDA_VISIBLE_DEVICES"))
-
-        def poll(self) -> int:
-            return 0
-
-        def wait(self, timeout: float) -> int:
-            return 0
-
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setattr("puma.study.workers.subprocess.Popen", Process)
-    assert run_workers(small_study(tmp_path), jobs=3, show=False)
-    assert started == expected

@@ -17,9 +17,9 @@ from small_study import outcome, small_study
 
 from puma.errors import UsageError
 from puma.study.budget import Budget
-from puma.study.queue import work
-from puma.study.ray_engine import run_on_ray
+from puma.study.runner import run_study, work
 from puma.study.status import StudyStatus
+from puma.tasks import Workers
 from puma.training.recipe import load_recipe
 
 ray = pytest.importorskip("ray")
@@ -66,7 +66,7 @@ def test_stated_cpus_and_gpus_a_users_mistake_and_a_time_budget(
     monkeypatch.setattr(ray, "remote", lambda real=ray.remote, **options: given.append(options) or real(**options))
     study = small_study(tmp_path / "mistaken", network={"name": "small-cnn", "options": {"widht": 8}}, **SHORT)
     with pytest.raises(UsageError, match="widht"):  # as it was raised on the cluster
-        run_on_ray(study, address=address, num_cpus=2, num_gpus=0.5)
+        run_study(study, Workers(ray=address, cpus=2, gpus=0.5))
     asked = [options for options in given if "max_retries" in options]
     assert asked == [{"num_cpus": 2, "num_gpus": 0.5, "max_retries": 3}]
     assert (study.result("synthetic") or {})["threads"] == 2  # done before the mistake was met
@@ -75,5 +75,5 @@ def test_stated_cpus_and_gpus_a_users_mistake_and_a_time_budget(
     endless = load_recipe(study.spec.recipe).replace(steps=1_000_000).to_toml()  # no machine finishes it in the time
     for recipe in (Path(study.spec.recipe), study.recipe_file(study.spec.recipe)):
         recipe.write_text(endless)
-    assert not run_on_ray(study, address=address, budget=Budget.of(2))
+    assert not run_study(study, Workers(ray=address), budget=Budget.of(2))
     assert StudyStatus(study).done() < 100

@@ -18,8 +18,8 @@ from puma.plan import Plan
 from puma.report import make_report
 from puma.report.study_data import StudyData
 from puma.study.folder import StudyFolder
-from puma.study.queue import commit, run_task, work
 from puma.study.results import collect, write_results
+from puma.study.runner import commit, run_task, work
 from puma.study.tasks import study_tasks
 from puma.training.recipe import load_recipe
 from puma.verify import verify

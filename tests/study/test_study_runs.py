@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 from small_study import outcome, small_study
 
+from puma.errors import UsageError
 from puma.margins import MarginTable
 from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
-from puma.study.queue import work
 from puma.study.results import collect, write_results
+from puma.study.runner import run_study, work
 from puma.study.status import StudyStatus, grid
-from puma.study.workers import WorkerFailed, run_workers
+from puma.tasks import Workers
 from puma.tradeoff.tables import read_flags
 
 
@@ -43,18 +44,6 @@ def start(study: StudyFolder, *options: str) -> subprocess.Popen[bytes]:
 def at_work(study: StudyFolder, pid: int) -> bool:
     """Whether a process holds one of the study's pieces."""
     return any(path.read_text().startswith(f"pid {pid} ") for path in (study.path / "done").glob(".*.lock"))
-
-
-class UntilTheFirstPiece(Budget):
-    """A budget that is spent once something is finished: sooner than the whole study on every machine."""
-
-    def __init__(self, study: StudyFolder) -> None:
-        super().__init__()
-        self.study = study
-
-    @property
-    def spent(self) -> bool:
-        return any((self.study.path / "done").glob("*.json"))
 
 
 def test_every_piece_leaves_what_the_next_reads(finished: StudyFolder) -> None:
@@ -120,7 +109,7 @@ def test_a_study_goes_on_elsewhere_from_its_small_files(finished: StudyFolder, t
 @pytest.mark.dist
 def test_two_processes_share_a_study(finished: StudyFolder, tmp_path: Path) -> None:
     study = small_study(tmp_path)
-    assert run_workers(study, jobs=2, show=False)
+    assert run_study(study, Workers(2))
     assert outcome(study) == outcome(finished)
 
 
@@ -147,14 +136,11 @@ def test_killed_ten_times_equals_uninterrupted(finished: StudyFolder, tmp_path: 
 
 
 @pytest.mark.dist
-def test_the_time_budget_stops_between_checkpoints_and_the_study_goes_on(
-    finished: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("puma.study.workers._POLL_S", 0.01)
+def test_the_time_budget_stops_between_checkpoints_and_the_study_goes_on(finished: StudyFolder, tmp_path: Path) -> None:
     study = small_study(tmp_path)
-    assert not run_workers(study, jobs=1, budget=UntilTheFirstPiece(study), show=False)
-    assert 0 < StudyStatus(study).done() < 100
-    assert run_workers(study, jobs=1, show=False)
+    assert not run_study(study, Workers(1), budget=Budget.of(0.5))
+    assert StudyStatus(study).done() < 100
+    assert run_study(study, Workers(1))
     assert outcome(study) == outcome(finished)
 
 
@@ -182,7 +168,5 @@ def test_somebody_elses_sigterm_is_not_the_budgets_end() -> None:
 @pytest.mark.dist
 def test_a_workers_error_reaches_the_user(tmp_path: Path) -> None:
     study = small_study(tmp_path, network={"name": "small-cnn", "options": {"widht": 8}})
-    with pytest.raises(WorkerFailed, match="widht") as caught:  # met when the images are made
-        run_workers(study, jobs=1, show=False)
-    assert caught.value.exit_code == 2
-    assert "steps" not in str(caught.value)  # the progress it showed before is not part of the message
+    with pytest.raises(UsageError, match="widht"):  # met when the images are made
+        run_study(study, Workers(1))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from puma.cli.options import Quiet
+from puma.cli.options import Address, Engine, Jobs, Quiet
 from puma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,14 +24,12 @@ def run(
         Path, typer.Argument(metavar="FILE", help="A study's TOML file, or the folder of one begun before.")
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the study.  [default: runs/NAME]")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes on this machine; they share its cores.")] = 1,
+    jobs: Jobs = 1,
     time_budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="Checkpoint and stop after this long: 90s, 25m, 3h.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="local: processes here. ray: one Ray task per piece of work.")] = "local",
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster to join; without it Ray starts on this machine.")
-    ] = None,
+    engine: Engine = "local",
+    address: Address = None,
     num_cpus: Annotated[float, typer.Option(min=0, help="CPUs of each Ray task.")] = 1,
     num_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each Ray task.")] = 0,
     join: Annotated[
@@ -64,8 +62,9 @@ def run(
     """
     from puma.study.budget import Budget
     from puma.study.folder import StudyFolder
-    from puma.study.queue import work
+    from puma.study.runner import run_study, work
     from puma.study.spec import StudySpec
+    from puma.tasks import Workers
 
     if worker >= num_workers:
         raise UsageError(f"--worker {worker} of --num-workers {num_workers}", fix="count workers from 0")
@@ -83,9 +82,8 @@ def run(
         spec = StudySpec.read(study)
         folder = StudyFolder.create(spec, out or Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name))
     if engine == "ray":
-        from puma.study.ray_engine import run_on_ray
-
-        done = run_on_ray(folder, address=address, num_cpus=num_cpus, num_gpus=num_gpus, budget=budget, show=not quiet)
+        workers = Workers(ray=address or "local", cpus=num_cpus, gpus=num_gpus)
+        done = run_study(folder, workers, budget=budget, show=not quiet)
     elif join or num_workers > 1:
         done = work(folder, worker=worker, num_workers=num_workers, budget=budget, show=not quiet)
     else:
@@ -96,9 +94,10 @@ def run(
 
 def run_here(folder: StudyFolder, jobs: int, budget: Budget | None, quiet: bool) -> None:
     """Run a study with processes on this machine, then write and print what came out."""
-    from puma.study.workers import run_workers
+    from puma.study.runner import run_study
+    from puma.tasks import Workers
 
-    conclude(folder, run_workers(folder, jobs=jobs, budget=budget, show=not quiet))
+    conclude(folder, run_study(folder, Workers(jobs, gpus=1), budget=budget, show=not quiet))
 
 
 def conclude(folder: StudyFolder, done: bool, write: bool = True) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from puma.io import lock_holder
 from puma.study.folder import StudyFolder
 from puma.study.spec import Cell
 from puma.study.tasks import study_tasks
@@ -143,11 +143,4 @@ def _state(study: StudyFolder, task: str, finished: bool) -> str:
 
 def _running(study: StudyFolder, task: str) -> bool:
     """Whether a live process holds the task; looks only, so that a folder that cannot be written has a status too."""
-    try:
-        with (study.path / "done" / f".{task}.lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+    return lock_holder(study.path / "done", f".{task}.lock") is not None

@@ -1,11 +1,12 @@
-"""Work through a study's tasks; any number of processes may share one folder."""
+"""Work through a study's tasks: in one process, in several, or on Ray; any number of processes may share a folder."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
 import time
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import torch
 from puma._version import __version__
 from puma.errors import BusyError
 from puma.io import lock
+from puma.progress import Progress
 from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
+from puma.study.status import StudyStatus
 from puma.study.tasks import Task, study_tasks
+from puma.tasks import Workers, require_shared, run_tasks
 
 _WAIT_S = 0.5
 
@@ -53,6 +57,60 @@ def work(
         while any(study.result(task.name) is None for task in tasks):
             time.sleep(_WAIT_S)
     return all(study.result(task.name) is not None for task in tasks)
+
+
+def run_study(study: StudyFolder, workers: Workers, *, budget: Budget | None = None, show: bool = False) -> bool:
+    """Run what is left of a study in processes of this machine or on a Ray cluster.
+
+    A task that is run again goes on from its last checkpoint. Other processes may work on the same folder at the same
+    time: a task that one of them holds is waited for.
+
+    Args:
+        study: the study; on a cluster its folder has to be the same path on every machine.
+        workers: where the tasks run.
+        budget: when to checkpoint and stop.
+        show: show progress, with a line for each process.
+
+    Returns:
+        True if the study is finished, False if the time budget ended it.
+
+    Raises:
+        UsageError: Ray is not installed, or there is no cluster at the address.
+        StorageError: a machine of the cluster does not see the folder.
+        WorkerLost: a process was killed.
+        PumaError: the reason for which a task was refused; the others are stopped, what was finished is kept.
+    """
+    tasks, lines = study_tasks(study), dict[int, str]()
+    forget_lost(study, tasks)
+    left = [task.name for task in tasks if study.result(task.name) is None]
+    status, finished = StudyStatus(study, max(1, workers.count)), True
+    with Progress(f"study {study.spec.name}", status.total, "%", show=show, done=status.done()) as bar:
+
+        def refresh(number: int, line: str) -> None:
+            lines[number] = line
+            bar.update(status.done(), status.summary(), list(lines.values()))
+
+        local = workers.ray is None
+        until = None if budget is None else budget.until
+        run = partial(_run_named, str(study.path.absolute()), until, local)
+        where = replace(workers, on_line=refresh) if local else workers
+        for _, done in run_tasks(run, left, where, needs={task.name: task.needs for task in tasks}):
+            finished &= done
+            bar.update(status.done(), status.summary())
+    return finished
+
+
+def _run_named(folder: str, until: float | None, show: bool, name: str) -> bool:
+    """Run one task of the study in ``folder``; False if it is not finished, for want of time."""
+    require_shared(Path(folder) / "study.toml", folder)
+    study, budget = StudyFolder.open(folder), Budget(until)
+    task = next(task for task in study_tasks(study) if task.name == name)
+    if budget.spent or any(study.result(need) is None for need in task.needs):
+        return False
+    with budget.held():
+        while study.result(name) is None and not _try(study, task, show):
+            time.sleep(_WAIT_S)
+    return study.result(name) is not None
 
 
 def forget_lost(study: StudyFolder, tasks: list[Task]) -> None:
@@ -96,12 +154,6 @@ def commit(package: Path = Path(__file__).parents[1]) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None  # no git, or it does not trust the folder: not worth a study
     return told.stdout.strip() or None
-
-
-def run_when_free(study: StudyFolder, task: Task) -> None:
-    """Run a task, or wait until the process that holds it has finished it."""
-    while study.result(task.name) is None and not _try(study, task, show=False):
-        time.sleep(_WAIT_S)
 
 
 def _try(study: StudyFolder, task: Task, show: bool) -> bool:
