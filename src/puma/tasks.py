@@ -67,7 +67,7 @@ class Workers:
 
     Args:
         count: processes of this machine; 1 runs the tasks in this process.
-        threads: CPU threads of each process; None: ``OMP_NUM_THREADS`` if that is set, else an equal share of the cores.
+        threads: CPU threads of each process; None: ``OMP_NUM_THREADS`` if it is set, else an equal share of the cores.
         gpus: GPUs of each task. Local processes get one of the visible GPUs each, in turn; Ray takes fractions too.
         ray: address of a Ray cluster (``"auto"``, ``"host:6379"``), or ``"local"`` to start one on this machine for the
             time. Then ``count`` is not used.
