@@ -37,8 +37,8 @@ def test_a_plan_within_the_limit_is_that_of_a_full_search(model, pool) -> None:
 
 
 def test_killed_between_parts_and_shared_among_workers_it_gives_the_same_bytes(weights, command, tmp_path) -> None:
-    words = ["score", weights, "digits?subset=300", "--threat", "Linf:0.01", "--device", "cpu", "--quiet"]
-    words += ["--part-rows", 100, "--batch-size", 50]
+    words = ["score", weights, "digits?subset=120", "--threat", "Linf:0.01", "--device", "cpu", "--quiet"]
+    words += ["--part-rows", 40, "--batch-size", 20]
     assert command(*words, "--out", tmp_path / "one") == 0
     for worker in (1, 0):
         share = ["--worker", worker, "--num-workers", 2]

@@ -167,7 +167,7 @@ def test_a_ray_cluster_survives_a_killed_worker(weights, tmp_path_factory, tmp_p
     out, errors = run.communicate(timeout=240)
     assert run.returncode == 0, errors
     assert killed
-    assert "898 margins" in out
+    assert "898 images scored" in out
     assert part_bytes(tmp_path) == expected
 
 

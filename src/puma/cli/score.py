@@ -168,7 +168,8 @@ def score_run(
         str(run.absolute()), tuple(sources), str(out.absolute()), settings, None, chosen, share.device, threads
     )
     if (table := _make(job, share, quiet)) is not None:
-        _print_scores(table, out)
+        _print_table(table, out)
+        echo("give it to puma plan as another --table")
     if features is not None and share.worker == 0:
         model = load_snapshots(run)[-1].to(where)
         embed(model, open_pool(job.sources, chosen), features, part_rows=part_rows, progress=not quiet)
@@ -198,27 +199,19 @@ def _make(job: ScoringJob, share: Share, quiet: bool) -> MarginTable | None:
 
 
 def _print_table(table: MarginTable, out: Path) -> None:
+    """What was scored: status counts, and quantiles of positive margins or of each other score."""
     import numpy as np
 
-    echo(f"{len(table):,} margins ({table.norm}, {table.meta['mode']}) in {out}")
+    echo(f"{len(table):,} images scored ({table.norm}, {table.meta['mode']}) in {out}")
     if (limit := table.meta["settings"].get("refine_below")) is not None:
         echo(f"  searched only where a first-order estimate was below {limit:.4g}; the others are estimates")
-    for text, count in table.counts().items():
-        echo(f"  {text:14} {count:12,}  {count / len(table):7.2%}")
-    finite = table.margin[np.isfinite(table.margin) & (table.margin > 0)]
-    if len(finite):
-        low, middle, high = np.quantile(finite, [0.1, 0.5, 0.9])
-        echo(f"  positive margins: 10 % below {low:.4g}, median {middle:.4g}, 10 % above {high:.4g}")
-
-
-def _print_scores(table: MarginTable, out: Path) -> None:
-    import numpy as np
-
-    echo(f"{len(table):,} images scored in {out}; give it to puma plan as another --table")
-    for name, column in table.scores.items():
-        scores = column[~np.isnan(column)]
-        low, middle, high = np.quantile(scores, [0.1, 0.5, 0.9]) if len(scores) else (np.nan,) * 3
-        echo(f"  {name:20} 10 % below {low:.4g}, median {middle:.4g}, 10 % above {high:.4g}")
+    if not table.scores:
+        for text, count in table.counts().items():
+            echo(f"  {text:14} {count:12,}  {count / len(table):7.2%}")
+    for name, column in (table.scores or {"positive margins": table.margin[table.margin > 0]}).items():
+        if len(finite := column[np.isfinite(column)]):
+            low, middle, high = np.quantile(finite, [0.1, 0.5, 0.9])
+            echo(f"  {name:20} 10 % below {low:.4g}, median {middle:.4g}, 10 % above {high:.4g}")
 
 
 def _print_estimate(cost: Estimate) -> None:

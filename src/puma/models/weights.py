@@ -24,6 +24,7 @@ from torch import nn
 
 from puma.errors import DataError, ModelError, PumaError
 from puma.io import atomic_path
+from puma.models.modes import copy_network
 from puma.models.networks import build_model
 
 SCHEMA = "puma.model/1"
@@ -172,8 +173,12 @@ def save_model(model: nn.Module, path: Path | str, *, class_names: Sequence[str]
     save_tensors(state_of(bare), path, SCHEMA, {**described, **meta})
 
 
-def load_model(path: Path | str) -> nn.Module:
+def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
     """Build the model that `save_model` wrote, in eval mode; a run folder stands for its last model.
+
+    Args:
+        path: the file, or the folder.
+        like: a network of the same architecture, copied where PUMA did not build it.
 
     Names of the classes, if the file has them, are in ``model.class_names``.
 
@@ -183,6 +188,10 @@ def load_model(path: Path | str) -> nn.Module:
     path = Path(path)
     if path.is_dir():
         path = path / "last.safetensors"
+    if like is not None and not hasattr(like, "config"):
+        model = copy_network(like).cpu()
+        load_weights(model, load_tensors(path, SCHEMA)[0], path)
+        return model.eval().requires_grad_(False)
     with _opened(path) as (file, header):
         meta = _meta(path, header, SCHEMA)
         config = meta.get("config")

@@ -21,8 +21,7 @@ from puma.margins import PART_ROWS
 from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
 from puma.progress import Progress
-from puma.scoring.check import check_model
-from puma.scoring.parts import as_pool
+from puma.scoring.parts import as_pool, check_model
 from puma.strategies.features import RECORD
 
 

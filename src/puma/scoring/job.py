@@ -18,8 +18,7 @@ from puma.margins import MarginTable
 from puma.models.weights import weights_sha256
 from puma.models.zoo import resolve_model
 from puma.progress import Progress
-from puma.scoring.check import check_model
-from puma.scoring.parts import Compute, TableParts
+from puma.scoring.parts import Compute, TableParts, check_model
 from puma.scoring.score import ScoringSettings, margin_parts
 from puma.scoring.snapshots import SnapshotSettings, load_snapshots, snapshot_parts
 from puma.tasks import Workers, require_shared, run_tasks

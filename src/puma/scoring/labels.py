@@ -24,8 +24,7 @@ from puma.io import Shards
 from puma.margins import LABEL_ISSUE, LABEL_QUALITY, PART_ROWS, Columns, MarginTable, Status
 from puma.models.modes import device_of
 from puma.progress import Progress
-from puma.scoring.check import check_model
-from puma.scoring.parts import TableParts, as_pool, describe_model
+from puma.scoring.parts import TableParts, as_pool, check_model, pool_columns, table_meta
 
 
 def score_labels(
@@ -66,13 +65,8 @@ def score_labels(
         raise UsageError("cleanlab is not installed", fix='pip install "puma-robust[labels]"') from None
     pool = as_pool(pool)
     check_model(model, pool)
-    meta = {
-        "norm": "Linf",
-        "mode": "label-quality",
-        "settings": {"part_rows": part_rows, "batch_size": batch_size},
-        "model": describe_model(model),
-        "pool": pool.describe(),
-    }
+    settings = {"part_rows": part_rows, "batch_size": batch_size}
+    meta = table_meta("label-quality", "Linf", settings, pool, model)
     table = TableParts(out, meta, device_of(model))
     with table.held():
         if not table.all_finished():
@@ -127,13 +121,10 @@ def _write_table(table: TableParts, pool: Pool, paths: list[Path], inspector: An
     status = np.where(predicted == labels, Status.ESTIMATED, Status.MISCLASSIFIED)
     for number, part in enumerate(table.ranges):
         rows = slice(part.start, part.stop)
-        columns: Columns = {
-            "index": np.arange(part.start, part.stop, dtype=np.int64),
-            "label": labels[rows].astype(np.int16),
+        columns: Columns = pool_columns(pool, np.arange(part.start, part.stop)) | {
             "predicted": predicted[rows],
             "status": status[rows].astype(np.int8),
             "steps": np.zeros(len(part), np.int16),
-            "source": pool.source.codes[rows],
             LABEL_QUALITY: quality[rows],
             LABEL_ISSUE: issue[rows].astype(np.float32),
         }

@@ -9,15 +9,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from puma.data.pool import Pool
 from puma.data.source import Source
+from puma.data.tensors import read_batch
 from puma.devices import processor
 from puma.errors import DataError
-from puma.io import Shards, require_same_settings, spans
+from puma.io import Shards, fingerprint, require_same_settings, spans
 from puma.margins import SCHEMA_VERSION, Columns, read_header, read_part, write_part
+from puma.models import checks
+from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
 from puma.progress import Progress
 
@@ -105,13 +110,34 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def describe_model(model: nn.Module) -> dict[str, str]:
-    """Name of a model, and SHA-256 of its weights, for a table's metadata."""
-    config = getattr(model, "config", None)
-    name = config.get("name") if isinstance(config, dict) else type(model).__name__
-    return {"name": str(name), "sha256": weights_sha256(model)}
+def table_meta(mode: str, norm: str, settings: Mapping[str, Any], pool: Pool, *models: nn.Module) -> dict[str, Any]:
+    """The metadata of a table made by one model, or by several snapshots of one."""
+    config = getattr(models[-1], "config", None)
+    name = config.get("name") if isinstance(config, dict) else type(models[-1]).__name__
+    digests = [weights_sha256(model) for model in models]
+    model = {"name": str(name), "sha256": digests[0] if len(digests) == 1 else fingerprint(digests)}
+    return {"norm": norm, "mode": mode, "settings": dict(settings), "model": model, "pool": pool.describe()}
+
+
+def pool_columns(pool: Pool, rows: NDArray[np.int64]) -> Columns:
+    """The columns of a table that are known before anything is computed."""
+    labels = pool.labels[rows].astype(np.int16)
+    return {"index": rows.astype(np.int64), "label": labels, "source": pool.source.codes[rows]}
 
 
 def as_pool(pool: Pool | Source) -> Pool:
     """A single source as a pool of its own."""
     return pool if isinstance(pool, Pool) else Pool([pool])
+
+
+def check_model(model: nn.Module, pool: Pool) -> None:
+    """Check a model on the pool's first images (`puma.models.checks.check_model`), before hours are spent on it.
+
+    Raises:
+        ModelError: as told there.
+        DataError: an empty pool.
+    """
+    if not len(pool):
+        raise DataError("the pool is empty", why="there is nothing to score")
+    images, _ = read_batch(pool, np.arange(min(64, len(pool))), device_of(model))
+    checks.check_model(model, images, pool.num_classes)

@@ -21,8 +21,7 @@ from puma.errors import UsageError
 from puma.margins import PART_ROWS, Columns, MarginTable
 from puma.models.modes import device_of
 from puma.progress import Progress
-from puma.scoring.check import check_model
-from puma.scoring.parts import Compute, TableParts, as_pool, describe_model
+from puma.scoring.parts import Compute, TableParts, as_pool, check_model, pool_columns, table_meta
 from puma.threat import Norm, parse_norm
 
 
@@ -85,9 +84,7 @@ class ScoringSettings:
     def meta(self, model: nn.Module, pool: Pool) -> dict[str, Any]:
         """The metadata of the table, as in `puma.margins.MarginTable`."""
         settings = asdict(self)
-        norm, mode = settings.pop("norm"), settings.pop("mode")
-        model_meta = describe_model(model)
-        return {"norm": norm, "mode": mode, "settings": settings, "model": model_meta, "pool": pool.describe()}
+        return table_meta(settings.pop("mode"), settings.pop("norm"), settings, pool, model)
 
 
 def score_margins(
@@ -211,14 +208,11 @@ def score_batch(
         precision=settings.precision,
         proxy=_compiled(model) if settings.compile else None,
     )
-    return {
-        "index": rows.astype(np.int64),
-        "label": pool.labels[rows].astype(np.int16),
+    return pool_columns(pool, rows) | {
         "predicted": hit.predicted[:count].cpu().numpy().astype(np.int16),
         "margin": hit.margin[:count].cpu().numpy().astype(np.float32),
         "status": hit.codes[:count].cpu().numpy(),
         "steps": hit.steps[:count].cpu().numpy(),
-        "source": pool.source.codes[rows],
     }
 
 

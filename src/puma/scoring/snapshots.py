@@ -6,7 +6,6 @@ with each of them (PGD, the run's threat model), which gives four scores: a tabl
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,13 +21,12 @@ from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import read_batch
 from puma.errors import DataError, ModelError, UsageError, unknown
-from puma.io import fingerprint, read_json
+from puma.io import read_json
 from puma.margins import PART_ROWS, Columns, MarginTable, Status
 from puma.models.modes import device_of
-from puma.models.weights import SCHEMA, load_model, load_tensors, load_weights, weights_sha256
+from puma.models.weights import load_model
 from puma.rng import batch_seed
-from puma.scoring.check import check_model
-from puma.scoring.parts import Compute, TableParts, as_pool
+from puma.scoring.parts import Compute, TableParts, as_pool, check_model, pool_columns, table_meta
 from puma.threat import ThreatModel
 
 SCORES = ("dynamic-uncertainty", "el2n-adv", "input-gradient", "robust-failure")
@@ -45,7 +43,6 @@ class SnapshotSettings:
         rows: ``"all"``, or ``"real"``: synthetic rows get NaN at no cost, to be extrapolated from their neighbors
             (`puma.strategies.features.extrapolate`).
         steps: PGD steps, cross-entropy, uniform start.
-        window: snapshots over which the dynamic uncertainty takes its standard deviation (fewer if there are fewer).
         batch_size: images attacked together; its boundaries are fixed within a part.
         part_rows: rows of one part.
         seed: of the attack's starts.
@@ -57,7 +54,6 @@ class SnapshotSettings:
     threat: ThreatModel
     rows: Rows = "all"
     steps: int = 10
-    window: int = 10
     batch_size: int = 256
     part_rows: int = PART_ROWS
     seed: int = 0
@@ -65,7 +61,7 @@ class SnapshotSettings:
     def __post_init__(self) -> None:
         if self.rows not in ("all", "real"):
             raise unknown("choice of rows", self.rows, ("all", "real"))
-        for name, least in (("steps", 1), ("window", 2), ("batch_size", 1), ("part_rows", 1), ("seed", 0)):
+        for name, least in (("steps", 1), ("batch_size", 1), ("part_rows", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} has to be at least {least}, not {getattr(self, name)}")
 
@@ -73,14 +69,7 @@ class SnapshotSettings:
         """The metadata of the table, as in `puma.margins.MarginTable`."""
         settings = asdict(self) | {"eps": self.threat.eps, "snapshots": len(models)}
         del settings["threat"]
-        sha256 = fingerprint([weights_sha256(model) for model in models])
-        return {
-            "norm": self.threat.norm,
-            "mode": "snapshots",
-            "settings": settings,
-            "model": {"name": type(models[-1]).__name__, "sha256": sha256},
-            "pool": pool.describe(),
-        }
+        return table_meta("snapshots", self.threat.norm, settings, pool, *models)
 
 
 def score_run(
@@ -104,7 +93,7 @@ def score_run(
         device: where the networks run.
         like: a network of the run's architecture, where PUMA did not build it.
         progress: show a bar.
-        settings: ``rows, steps, window, batch_size, part_rows, seed`` of `SnapshotSettings`.
+        settings: ``rows, steps, batch_size, part_rows, seed`` of `SnapshotSettings`.
 
     Returns:
         A table with the columns `SCORES` and NaN margins, to be joined to a margin table of the same pool.
@@ -114,8 +103,7 @@ def score_run(
         ResumeError: ``out`` holds another table, or is being written.
         UsageError: a setting that cannot be used.
     """
-    threat = ThreatModel.parse(threat) if isinstance(threat, str) else threat or threat_of(run)
-    chosen = SnapshotSettings(threat, **settings)
+    chosen = SnapshotSettings(threat_of(run) if threat is None else ThreatModel.parse(threat), **settings)
     models = [model.to(device) for model in load_snapshots(run, like)]
     parts, compute = snapshot_parts(models, as_pool(pool), chosen, out)
     with parts.held():
@@ -137,13 +125,10 @@ def score_rows(
 ) -> Columns:
     """The columns of consecutive rows; ``done`` is called with the number of images after each batch."""
     index = np.arange(rows.start, rows.stop, dtype=np.int64)
-    columns: Columns = {
-        "index": index,
-        "label": pool.labels[index].astype(np.int16),
+    columns = pool_columns(pool, index) | {
         "predicted": np.full(len(index), -1, np.int16),
         "status": np.full(len(index), Status.NAN, np.int8),
         "steps": np.zeros(len(index), np.int16),
-        "source": pool.source.codes[index],
     }
     columns |= {name: np.full(len(index), np.nan, np.float32) for name in SCORES}
     wanted = index if settings.rows == "all" else index[~pool.synthetic[index]]
@@ -156,7 +141,7 @@ def score_rows(
         places = batch - rows.start
         columns["predicted"][places] = observed.predicted[-1].cpu().numpy()
         columns["steps"][places] = len(models)
-        for name, values in observed.scores(settings.window).items():
+        for name, values in observed.scores().items():
             columns[name][places] = values
         done(len(batch))
     return columns
@@ -180,14 +165,14 @@ class Observed:
     gradient: Tensor
     predicted: Tensor
 
-    def scores(self, window: int) -> dict[str, NDArray[np.float32]]:
+    def scores(self, window: int = 10) -> dict[str, NDArray[np.float32]]:
         """The four scores, float32 ``[B]`` each.
 
         - ``el2n-adv``: mean error over the snapshots (arXiv 2107.07075, on attacked images); higher is harder.
         - ``robust-failure``: share of snapshots on which the attack succeeds (arXiv 2102.07437); higher is harder.
         - ``input-gradient``: mean gradient norm (EasyCore, arXiv 2510.11018); higher is harder.
-        - ``dynamic-uncertainty``: standard deviation of the label's probability in a window of snapshots, averaged over
-          all windows (arXiv 2306.05175; under attack arXiv 2406.13283); higher is less certain.
+        - ``dynamic-uncertainty``: standard deviation of the label's probability in a window of snapshots (all, if
+          there are fewer), averaged over windows (arXiv 2306.05175; attacked arXiv 2406.13283); higher is less certain.
         """
         windows = self.probability.double().unfold(0, min(window, len(self.probability)), 1)  # [W, B, window]
         scores = {
@@ -251,15 +236,7 @@ def load_snapshots(run: Path | str, like: nn.Module | None = None) -> list[nn.Mo
             why="a run keeps them only if its recipe says so",
             fix="train again with snapshots = 10 in the recipe (`puma recipe show`)",
         )
-    models = []
-    for path in paths:
-        if like is None or hasattr(like, "config"):
-            models.append(load_model(path))
-            continue
-        model = copy.deepcopy(like).cpu()
-        load_weights(model, load_tensors(path, SCHEMA)[0], path)
-        models.append(model.eval().requires_grad_(False))
-    return models
+    return [load_model(path, like) for path in paths]
 
 
 def threat_of(run: Path | str) -> ThreatModel:

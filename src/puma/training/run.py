@@ -17,9 +17,8 @@ from puma._version import __version__
 from puma.devices import Devices, processor
 from puma.errors import ModelError, UsageError
 from puma.io import claim_folder, storage_errors, write_text
-from puma.models.modes import copy_network
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
-from puma.models.weights import load_model, load_tensors, load_weights
+from puma.models.weights import load_model, load_tensors
 from puma.training.recipe import Recipe
 
 SCHEMA = "puma.run/2"
@@ -76,16 +75,8 @@ class Run:
         if not (folder / "last.safetensors").is_file():
             raise ModelError(f"{folder} is not a finished run", fix="run the same training again: it goes on")
         _, meta = load_tensors(folder / "last.safetensors", MODEL_SCHEMA)
-        models = [_read_model(folder / f"{which}.safetensors", like) for which in ("last", "best")]
+        models = [load_model(folder / f"{which}.safetensors", like) for which in ("last", "best")]
         return cls(models[0], models[1], folder, read_metrics(folder / "metrics.csv"), meta["training"])
-
-
-def _read_model(path: Path, like: nn.Module | None) -> nn.Module:
-    if like is None or hasattr(like, "config"):
-        return load_model(path)
-    model = copy_network(like).cpu()
-    load_weights(model, load_tensors(path, MODEL_SCHEMA)[0], path)
-    return model.eval().requires_grad_(False)
 
 
 def environment(devices: Devices) -> dict[str, Any]:
