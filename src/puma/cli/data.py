@@ -9,10 +9,9 @@ import typer
 
 from puma.cli.labels import drop_suspects, labels
 from puma.cli.options import Quiet
+from puma.cli.output import echo, print_facts
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from puma.data.source import Source
 
 data_app = typer.Typer(help="Look at images and labels before training on them, and unpack them.", no_args_is_help=True)
@@ -41,27 +40,24 @@ def show(
     Files of generated images are usually sorted by class, sometimes by confidence too: their first rows are no sample.
     Equal images are searched inside each source, between sources, and in the test set.
     """
-    from rich.console import Console
-
     from puma.data.load import load_dataset
     from puma.data.summary import contact_sheet
     from puma.io import prepare_folder, write_bytes
 
     if sheet is not None:
         prepare_folder(sheet.parent)
-    console = Console()
     options = {} if verify == "headers" else {"verify": verify}
     opened = [load_dataset(spec, **options) for spec in sources]
     against = load_dataset(test, **options) if test is not None else None
     for source in opened:
-        _print_summary(console, source)
+        _print_summary(source)
     if duplicates:
-        _print_duplicates(console, opened, against, progress=not quiet)
+        _print_duplicates(opened, against, progress=not quiet)
     for number, source in enumerate(opened if sheet is not None else [], start=1):
         assert sheet is not None
         target = sheet if number == 1 else sheet.with_name(f"{sheet.stem}-{number}{sheet.suffix}")
         write_bytes(target, contact_sheet(source, per_class))
-        typer.echo(f"contact sheet of {source.name}: {target}")
+        echo(f"contact sheet of {source.name}: {target}")
 
 
 @data_app.command()
@@ -90,19 +86,17 @@ def unpack(
         unpack_npz(path, out, progress=not quiet)
     else:
         save_source(load_dataset(source), out, progress=not quiet)
-    typer.echo(f"written  {out} ({out.stat().st_size / 1e6:,.1f} MB)")
+    echo(f"written  {out} ({out.stat().st_size / 1e6:,.1f} MB)")
 
 
-def _print_summary(console: Console, source: Source) -> None:
-    from rich.table import Table
-
+def _print_summary(source: Source) -> None:
     from puma.data.summary import summarize
 
     facts = summarize(source)
     height, width, channels = source.image_shape
     counts = ", ".join(f"{name} {count:,}" for name, count in zip(source.class_names[:20], facts.counts, strict=False))
     more = f" and {source.num_classes - 20} more classes" if source.num_classes > 20 else ""
-    order = "[yellow]sorted, so its first rows are no sample (?subset= is)[/]" if facts.ordered else "mixed"
+    order = "sorted, so its first rows are no sample (?subset= is)" if facts.ordered else "mixed"
     mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (facts.mean, facts.std))
     rows = {
         "spec": source.spec or "none: made from a Python object",
@@ -112,24 +106,22 @@ def _print_summary(console: Console, source: Source) -> None:
         "pixels": f"mean {mean}, std {std}, {facts.low}..{facts.high} (of {facts.sampled:,} images)",
     }
     if facts.flat:
-        rows["one colour"] = f"[yellow]{facts.flat:,} of {facts.sampled:,} images[/]"
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), title=repr(source)[1:-1], title_justify="left")
-    for label, text in (rows | {"fingerprint": source.fingerprint}).items():
-        table.add_row(label, text)
-    console.print(table)
+        rows["one colour"] = f"{facts.flat:,} of {facts.sampled:,} images"
+    echo(repr(source)[1:-1])
+    print_facts(rows | {"fingerprint": source.fingerprint})
 
 
-def _print_duplicates(console: Console, sources: list[Source], test: Source | None, *, progress: bool) -> None:
+def _print_duplicates(sources: list[Source], test: Source | None, *, progress: bool) -> None:
     from puma.data.summary import Duplicates, image_hashes, repeated, shared
 
     def show_pairs(equal: Duplicates, source: Source, where: str, other: Source) -> None:
         text = f"{len(equal):,} of {len(source):,} images of {source.name} {where}"
         if len(equal):
             pairs = ", ".join(f"{row:,} = {twin:,}" for row, twin in zip(equal.rows[:3], equal.twins[:3], strict=True))
-            text = f"[yellow]{text}[/], {equal.conflicts:,} with another label (rows {pairs} ...)"
+            text = f"{text}, {equal.conflicts:,} with another label (rows {pairs} ...)"
         if source.image_shape != other.image_shape:
             text = f"{source.name} and {other.name} are not compared: their images are of different shape"
-        console.print(f"duplicates  {text}")
+        echo(f"duplicates  {text}")
 
     hashes = [image_hashes(source, progress=progress) for source in sources]
     test_hashes = image_hashes(test, progress=progress) if test is not None else None

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from puma.cli.options import Config, Quiet
+from puma.cli.options import Config, Jobs, Quiet
+from puma.cli.output import echo
 
 
 def demo(
@@ -22,7 +23,7 @@ def demo(
         float, typer.Option(min=0, max=0.99, help="Share of the synthetic images that is pruned.")
     ] = 0.6,
     eps: Annotated[str, typer.Option(help="Radius of the Linf threat model: a number or a fraction.")] = "0.2",
-    jobs: Annotated[int, typer.Option(min=1, help="Processes; one per core is best.")] = 2,
+    jobs: Jobs = 2,
     config: Config = None,
     quiet: Quiet = False,
 ) -> None:
@@ -49,4 +50,4 @@ def demo(
     settings["threat"] = f"Linf:{parse_eps(eps):g}"
     folder = StudyFolder.create(StudySpec.parse(settings, "puma demo"), out)
     run_here(folder, jobs, None, quiet)
-    typer.echo(f"took     {(time.monotonic() - started) / 60:.1f} min")
+    echo(f"took     {(time.monotonic() - started) / 60:.1f} min")

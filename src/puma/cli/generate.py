@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from puma.cli.options import Config, Quiet, Seed
+from puma.cli.options import Config, Device, Quiet, Seed, Threads
+from puma.cli.output import echo
 from puma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def generate(
     ] = None,
     prompt: Annotated[str, typer.Option(help="With --diffusers by text: {name} is the class.")] = "a photo of a {name}",
     size: Annotated[int | None, typer.Option(min=8, help="With --diffusers: shrink images to this side.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 leaves it to torch.")] = 0,
+    device: Device = "auto",
+    threads: Threads = 0,
     seed: Seed = 0,
     config: Config = None,
     quiet: Quiet = False,
@@ -110,7 +111,7 @@ def generate(
             device=on,
             progress=not quiet,
         )
-    typer.echo(f"{count:,} images in {out}\nhow they were made is in {out.with_suffix('.diffusion')}")
+    echo(f"{count:,} images in {out}\nhow they were made is in {out.with_suffix('.diffusion')}")
     if real is not None and test is not None:
         _measure(real, test, out)
 
@@ -166,10 +167,10 @@ def _measure(real: Source, test: Source, out: Path) -> None:
         "coverage, worst class": least.values(),
         f"Frechet distance, {frechet['rows']['other']:,} images": [frechet[role] for role in least],
     }
-    typer.echo(
+    echo(
         f"quality of {used['synthetic']['used']:,} synthetic images, measured with {used['train']['used']:,} training "
         f"and {used['test']['used']:,} test images\n{'':55} synthetic  real test"
     )
     for words, (synthetic, of_test) in rows.items():
-        typer.echo(f"  {words:54}{synthetic:9.4f}  {of_test:9.4f}")
-    typer.echo(f"features: {quality['features']}; all figures in {target}")
+        echo(f"  {words:54}{synthetic:9.4f}  {of_test:9.4f}")
+    echo(f"features: {quality['features']}; all figures in {target}")

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from puma.cli.options import Config, Quiet
+from puma.cli.options import Config, Jobs, Quiet
+from puma.cli.output import echo
 
 
 def perceptron(
     out: Annotated[Path, typer.Option(help="Folder for the simulations and report.html.")] = Path("perceptron"),
     full: Annotated[bool, typer.Option("--full", help="Finer grids, more seeds, more dimensions: minutes.")] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes; one per core is best.")] = 2,
+    jobs: Jobs = 2,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for the figures as SVG files; OUT if not given.")
     ] = None,
@@ -38,4 +39,4 @@ def perceptron(
     results = run_experiments(FULL if full else DEFAULT, out, workers=jobs, progress=not quiet)
     page = write_page(results, out, pictures)
     students = sum(len(table) for table in results.tables.values())
-    typer.echo(f"students {students:,}\nreport   {page}\ntook     {time.monotonic() - started:.0f} s")
+    echo(f"students {students:,}\nreport   {page}\ntook     {time.monotonic() - started:.0f} s")

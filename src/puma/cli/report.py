@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from puma.cli.output import echo
+
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A study's or a run's folder.", metavar="FOLDER")],
@@ -41,12 +43,12 @@ def report(
     _refresh(folder)
     made = make_report(folder)
     if "verdict" in made.values:
-        typer.echo(f"{made.values['verdict']}\n")
-    typer.echo(write_report(folder, out, made))
+        echo(f"{made.values['verdict']}\n")
+    echo(write_report(folder, out, made))
     if pdf is not None:
-        typer.echo(write_summary(made, pdf))
+        echo(write_summary(made, pdf))
     for path in write_files(made, export, export_out or folder / "export") if export else []:
-        typer.echo(path)
+        echo(path)
 
 
 def _refresh(folder: Path) -> None:
