@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from puma.attacks.pgd import pgd
 from puma.errors import CheckError, UsageError, unknown
 from puma.evaluation.model import CountedNetwork
+from puma.evaluation.square import SquareL2, library_fails
 from puma.evaluation.warnings import WarningRecorder
 from puma.rng import batch_seed
 from puma.threat import ThreatModel
@@ -74,6 +75,7 @@ class Attacker:
         network: the model, in eval mode.
         threat: norm and eps.
         classes: number of logits.
+        image_size: height and width.
         seed: every batch of every attack starts from it, as in AutoAttack.
         device: where images lie.
         recorder: receives AutoAttack's warnings.
@@ -88,6 +90,7 @@ class Attacker:
         threat: ThreatModel,
         *,
         classes: int,
+        image_size: tuple[int, int],
         seed: int,
         device: torch.device,
         recorder: WarningRecorder,
@@ -100,6 +103,11 @@ class Attacker:
         # the library asks for 9 targets whatever the number of classes, and then fails on fewer than ten
         suite.apgd_targeted.n_target_classes = suite.fab.n_target_classes = self.targets
         suite.fab.targeted = True
+        if threat.norm == "L2" and library_fails(*image_size):
+            square = {name: getattr(suite.square, name) for name in ("p_init", "n_queries", "n_restarts")}
+            suite.square = SquareL2(
+                network, norm="L2", eps=threat.eps, seed=seed, device=device, resc_schedule=False, **square
+            )
         self._suite: dict[str, Any] = dict(
             zip(STANDARD, (suite.apgd, suite.apgd_targeted, suite.fab, suite.square), strict=True)
         )

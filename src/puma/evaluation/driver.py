@@ -193,6 +193,7 @@ class _Driver:
             self.network,
             self.threat,
             classes=classes,
+            image_size=self.source.image_shape[:2],
             seed=int(self.settings["seed"]),
             device=self.device,
             recorder=self.recorder,
