@@ -69,15 +69,42 @@ def test_datasets(network: nn.Module) -> None:
 def test_models(network: nn.Sequential, images: list[Any], new_network: Callable[..., nn.Module]) -> None:
     for model, message in (
         (new_network().half(), "weights are float16"),
-        (new_network(classes=5), "5 classes but the test set has label 9"),
-        (Changed(network, lambda _, logits: logits.mean(1)), "expected logits"),
+        (new_network(classes=5), "5 classes, the data 10"),
+        (Changed(network, lambda _, logits: logits.mean(1)), "logits of shape [32, classes]"),
         (Changed(network, lambda x, logits: logits + torch.log(x[:, :, 0, 0] * 0 - 1)), "NaN or infinite for 40 of 40"),
-        (Changed(network, lambda _, logits: logits - logits.mean(0)), "alone than in a batch"),
+        (Changed(network, lambda _, logits: logits - logits.mean(0)), "depends on the other images"),
+        (Changed(network, lambda _, logits: logits * 0), "does not react to its input"),
+        (Changed(network, lambda _, logits: logits.softmax(1)), "returns probabilities"),
+        (Changed(network, lambda _, logits: logits + torch.randn_like(logits)), "changes from call to call"),
+        (Changed(network, lambda _, logits: (logits, logits)), "returns a tuple"),  # type: ignore[arg-type,return-value]
+        (Changed(network, lambda _, logits: {}["key"]), "KeyError: 'key'"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), "fails on images"),
     ):
         with pytest.raises(ModelError) as caught:
             evaluate(model, images, LINF)
         assert message in str(caught.value) + caught.value.why, message
+
+
+class Later(nn.Module):
+    """Fails once it is attacked."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert not bool(off_the_grid(images).any()), "no such image"
+        logits: Tensor = self.model(images)
+        return logits
+
+
+@pytest.mark.usefixtures("short_attacks")
+@pytest.mark.parametrize("attack", ["standard", "pgd-5"])
+def test_an_exception_under_attack_keeps_its_traceback(network: nn.Module, images: list[Any], attack: str) -> None:
+    with pytest.raises(ModelError, match="fails on images") as caught:
+        evaluate(Later(network), images, LINF, attack=attack)
+    assert caught.value.why == "AssertionError: no such image"
+    assert isinstance(caught.value.__cause__, AssertionError)
 
 
 def test_three_classes(new_network: Callable[..., nn.Module], labelled: Callable[..., Any]) -> None:
@@ -102,7 +129,7 @@ def test_attack_outside_the_threat_model(
     network: nn.Module, images: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Attacker, "perturb", lambda _, step, images, *rest: 1 - images)
-    with pytest.raises(CheckError, match=r"lie outside Linf:5\.1/255") as caught:
+    with pytest.raises(CheckError, match=r"lie outside Linf:0\.02") as caught:
         evaluate(network, images, LINF, attack="pgd-5")
     assert caught.value.exit_code == 7
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,9 +113,8 @@ def test_workers_share_and_the_last_writes(network: nn.Module, images: list[Any]
 def test_other_settings_are_refused(network: nn.Sequential, images: list[Any], tmp_path: Path) -> None:
     evaluate(network, images, LINF, out=tmp_path, attack="pgd-5")
     with pytest.raises(ResumeError, match="made with other settings") as caught:
-        evaluate(network, images, ThreatModel("Linf", 0.03), out=tmp_path, attack="pgd-5")
-    assert "0.02" in caught.value.why
-    assert "0.03" in caught.value.why
+        evaluate(network, images, LINF, out=tmp_path, attack="pgd-5", batch_size=20)
+    assert caught.value.why == "batch_size: 256 there, 20 now"
     with pytest.raises(ResumeError) as caught:
         evaluate(network, images[:30], LINF, out=tmp_path, attack="pgd-5")
     assert "dataset" in caught.value.why
@@ -144,3 +144,18 @@ def test_a_flipped_bit_is_never_read(network: nn.Module, images: list[Any], tmp_
             again = evaluate(network, images, LINF, **arguments)
             assert flags(again) == flags(first)
             assert flags(Evaluation.read(result)) == flags(first)
+
+
+def test_two_threat_models_in_one_folder(network: nn.Module, images: list[Any], tmp_path: Path) -> None:
+    """Each keeps its own files, whichever is asked for again, and also once the shards are gone."""
+    weak, strong = ThreatModel("Linf", 2 / 255), ThreatModel("Linf", 8 / 255)
+    first = evaluate(network, images, weak, out=tmp_path, attack="pgd-5")
+    second = evaluate(network, images, strong, out=tmp_path, attack="pgd-5")
+    assert first.path == tmp_path / "evaluation-pgd-5.json"
+    assert second.path == tmp_path / "evaluation-pgd-5-Linf-8_255.json"
+    shutil.rmtree(tmp_path / "evaluation-pgd-5-shards")
+    for threat, result in ((weak, first), (strong, second)):
+        again = evaluate(network, images, threat, out=tmp_path, attack="pgd-5")
+        assert (again.path, again.to_json()) == (result.path, result.to_json())
+    l2 = evaluate(network, images, ThreatModel("L2", 0.1), out=tmp_path, attack="pgd-5")
+    assert l2.path == tmp_path / "evaluation-pgd-5-L2-0.1.json"

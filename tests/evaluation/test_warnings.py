@@ -27,12 +27,6 @@ def test_clean_model_raises_none(network: nn.Module, images: list[Any]) -> None:
     assert raised(network, images) <= {"square-gains"}
 
 
-def test_probabilities(network: nn.Sequential, images: list[Any], caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "puma"):
-        assert "probabilities" in raised(nn.Sequential(network, nn.Softmax(1)), images)
-    assert "return logits: remove the softmax" in caplog.text
-
-
 class Noisy(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -80,8 +74,35 @@ class Quantised(nn.Module):
         return logits
 
 
-def test_masked_gradients(network: nn.Module, images: list[Any]) -> None:
-    assert {"zero-gradient", "square-gains"} <= raised(Quantised(network), images)
+def test_masked_gradients(network: nn.Module, images: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "puma"):
+        assert {"zero-gradient", "square-gains"} <= raised(Quantised(network), images)
+    assert "look for quantisation, saturation or masking" in caplog.text
+
+
+class Confident(nn.Module):
+    """The same classes with logits so large that the cross-entropy and its gradient are 0."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images) * 10_000
+        return logits
+
+
+@pytest.mark.parametrize("attack", ["pgd-20", "ce-cw-20", "apgd-ce", "standard"])
+def test_vanishing_gradients_hide_nothing_and_are_flagged(network: nn.Module, images: list[Any], attack: str) -> None:
+    plain, confident = (evaluate(model, images, LINF, attack=attack) for model in (network, Confident(network)))
+    assert "zero-gradient" in {warning["flag"] for warning in confident.warnings}
+    assert "zero-gradient" not in {warning["flag"] for warning in plain.warnings}
+    assert plain.attacked_accuracy is not None
+    assert confident.attacked_accuracy is not None
+    assert confident.attacked_accuracy <= plain.attacked_accuracy + 0.1
+    alone = evaluate(Confident(network), images, LINF, attack="cw-20")
+    assert "zero-gradient" not in {warning["flag"] for warning in alone.warnings}
+    assert "zero-gradient" in {w["flag"] for w in evaluate(Quantised(network), images, LINF, attack="cw-20").warnings}
 
 
 def test_every_warning_is_explained() -> None:

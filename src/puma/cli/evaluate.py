@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from puma.cli.options import Config, Device, Devices, NumWorkers, Quiet, Seed, Threads, Threat, Worker, share_of
+from puma.cli.output import echo
 from puma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,11 +77,11 @@ def evaluate(
 
         for _ in run_tasks(partial(_run_worker, job, devices), range(devices), share.workers):
             pass
-    for name, result, target in job.run(share.worker, share.num_workers):
+    for name, result in job.run(share.worker, share.num_workers):
         if isinstance(result, str):
-            typer.echo(f"{name}: the same weights as {result}, evaluated once")
+            echo(f"{name}: the same weights as {result}, evaluated once")
         else:
-            _print(result, name if run else model, target)
+            _print(result, name if run else model)
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class _Job:
     threads: int
     quiet: bool
 
-    def run(self, worker: int, num_workers: int) -> Iterator[tuple[str, Evaluation | str, Path | None]]:
-        """Yield the name, the evaluation (or the name of an equal checkpoint) and the folder of each checkpoint."""
+    def run(self, worker: int, num_workers: int) -> Iterator[tuple[str, Evaluation | str]]:
+        """Yield the name and the evaluation of each checkpoint, or the name of an earlier one with the same weights."""
         import torch
 
         from puma.data.load import load_dataset
@@ -115,7 +116,7 @@ class _Job:
             target = self.out / name if self.out and name == "best" else self.out
             same = evaluated.setdefault(weights_sha256(network), name)
             if same != name:  # without validation images the last model is the best one known
-                yield name, same, target
+                yield name, same
                 continue
             result = evaluate(
                 network.to(self.device),
@@ -126,7 +127,7 @@ class _Job:
                 progress=not self.quiet and worker == 0,
                 **self.arguments,
             )
-            yield name, result, target
+            yield name, result
 
     def _model(self, test: Source, checkpoint: str) -> nn.Module:
         """The model, or a checkpoint of the run; a bare name of a network takes its sizes from the test images."""
@@ -148,15 +149,14 @@ def _run_worker(job: _Job, num_workers: int, worker: int) -> None:
         pass
 
 
-def _print(result: Evaluation, name: str, folder: Path | None) -> None:
-    typer.echo(f"{name}:")
+def _print(result: Evaluation, name: str) -> None:
+    echo(f"{name}:")
     for line in result.describe().splitlines():
-        typer.echo(f"  {line}")
+        echo(f"  {line}")
     if result.apgd_accuracy is not None and result.attack == "standard":
-        typer.echo(f"  after APGD-CE alone {result.apgd_accuracy:.2%}; cost {result.attack_cost:,} forward passes")
+        echo(f"  after APGD-CE alone {result.apgd_accuracy:.2%}; cost {result.attack_cost:,} forward passes")
     for warning in result.warnings:
-        typer.echo(f"  AutoAttack warns ({warning['flag']}): {warning['means']}")
-        typer.echo(f"    what to do: {warning['do']}")
-    if folder is not None and result.complete:
-        stem = "evaluation" if result.attack == "standard" else f"evaluation-{result.attack}"
-        typer.echo(f"  {folder / stem}.json, flags of every image in {stem}.parquet")
+        echo(f"  AutoAttack warns ({warning['flag']}): {warning['means']}")
+        echo(f"    what to do: {warning['do']}")
+    if result.path is not None:
+        echo(f"  {result.path}, flags of every image in {result.path.with_suffix('.parquet').name}")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from puma.cli.output import echo
 from puma.errors import UsageError
 
 
@@ -73,5 +74,5 @@ def export(
             raise UsageError(f"{model} has not been evaluated", fix=f"puma evaluate {model} --data ... --threat ...")
         export_robustbench(network, out, name=str(name), evaluation=result, paper=paper, dataset=dataset, run=run)
         step = 'open a "New Model" issue at RobustBench with the fields of model_info/'
-    typer.echo(f"{out} read back gives the same logits")
-    typer.echo(f"next     {step}")
+    echo(f"{out} read back gives the same logits")
+    echo(f"next     {step}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from puma.cli.options import Quiet
+from puma.cli.output import echo
 
 
 def verify(
@@ -24,8 +25,8 @@ def verify(
 
     result = verify_folder(folder, progress=not quiet)
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(result.counts.items()))
-    typer.echo(f"read     {counts or 'nothing'}")
+    echo(f"read     {counts or 'nothing'}")
     for note in result.notes:
-        typer.echo(f"note     {note}")
+        echo(f"note     {note}")
     result.raise_problems()
-    typer.echo(f"verified {folder}: no problem")
+    echo(f"verified {folder}: no problem")

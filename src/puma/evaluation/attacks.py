@@ -1,9 +1,9 @@
 """The attacks by name, one batch at a time, and the check of what they claim to have broken.
 
 ``"standard"`` is AutoAttack standard (arXiv 2003.01690): APGD-CE, targeted APGD-DLR, targeted FAB and Square, each
-only on the images that withstood the ones before. The others (``"apgd-ce"``, ``"pgd-20"``, ``"cw-20"``, and
-``"ce-cw-20"``, PGD on the cross-entropy and then on the CW loss) are weaker: they give an upper bound of robust
-accuracy.
+only on the images that withstood the ones before. The others are weaker and give an upper bound of robust accuracy:
+``"apgd-ce"`` and ``"pgd-20"`` attack the cross-entropy, and what withstands it by PGD on the CW loss, since the
+gradient of the cross-entropy vanishes where a model is confident; ``"cw-20"`` is the CW loss alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from pyautoattack import AutoAttack, checks
 from torch import Tensor, nn
 
-from puma.attacks.pgd import pgd
+from puma.attacks.pgd import LOSSES, Loss, pgd
 from puma.errors import CheckError, UsageError, unknown
 from puma.evaluation.model import CountedNetwork
 from puma.evaluation.square import SquareL2, library_fails
@@ -25,7 +25,6 @@ from puma.rng import batch_seed
 from puma.threat import ThreatModel
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-NAMES = ("standard", "clean", "apgd-ce", "pgd-K", "cw-K", "ce-cw-K")
 SLACK = 1e-5
 """Float32 rounding of image + perturbation that is tolerated, in pixel units."""
 ROUNDING = 1e-3
@@ -37,8 +36,10 @@ def attack_steps(attack: str) -> tuple[str, ...]:
 
     >>> attack_steps("standard")
     ('apgd-ce', 'apgd-t', 'fab-t', 'square')
-    >>> attack_steps("clean"), attack_steps("pgd-20"), attack_steps("ce-cw-20")
-    ((), ('pgd-20',), ('pgd-20', 'cw-20'))
+    >>> attack_steps("clean"), attack_steps("apgd-ce"), attack_steps("cw-20")
+    ((), ('apgd-ce', 'cw-20'), ('cw-20',))
+    >>> attack_steps("pgd-10"), attack_steps("ce-cw-10")  # two names of one attack
+    (('pgd-10', 'cw-10'), ('pgd-10', 'cw-10'))
 
     Raises:
         UsageError: unknown name.
@@ -47,25 +48,26 @@ def attack_steps(attack: str) -> tuple[str, ...]:
         return STANDARD
     if attack == "clean":
         return ()
-    if attack == "apgd-ce" or re.fullmatch(r"(pgd|cw)-[1-9]\d*", attack):
-        return (attack,)
-    if match := re.fullmatch(r"ce-cw-([1-9]\d*)", attack):
-        return (f"pgd-{match[1]}", f"cw-{match[1]}")
-    raise unknown("attack", attack, [*NAMES[:3], "pgd-20", "cw-20", "ce-cw-20"])
+    if attack == "apgd-ce":
+        return ("apgd-ce", "cw-20")
+    if match := re.fullmatch(r"(pgd|ce-cw|cw)-([1-9]\d*)", attack):
+        both = (f"pgd-{match[2]}", f"cw-{match[2]}")
+        return both[1:] if match[1] == "cw" else both
+    raise unknown("attack", attack, ["standard", "clean", "apgd-ce", "pgd-20", "cw-20"])
 
 
 def full_cost(step: str, targets: int) -> int:
-    """Forward-equivalents that one attack costs for an image that withstands it."""
+    """Forward-equivalents that one attack costs for an image that withstands it, with the check of its gradient."""
     gradient = 2
     if step == "apgd-ce":
-        return 1 + 101 * gradient + 1
+        return gradient + 1 + 101 * gradient + 1
     if step == "apgd-t":
         return 1 + targets * (1 + 101 * gradient) + 1
     if step == "fab-t":
         return 1 + targets * (2 + 100 * (gradient + 1) + 1) + 1
     if step == "square":
         return 1 + 1 + 5000 + 1 + 1
-    return int(step.split("-")[1]) * gradient + 1
+    return gradient + int(step.split("-")[1]) * gradient + 1
 
 
 class Attacker:
@@ -96,6 +98,7 @@ class Attacker:
         recorder: WarningRecorder,
     ) -> None:
         self.network, self.threat, self.seed, self.device = network, threat, seed, device
+        self.recorder = recorder
         self.targets = min(9, classes - 1)
         suite = AutoAttack(network, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=device)
         suite.apgd.loss = "ce"
@@ -124,23 +127,34 @@ class Attacker:
         Returns:
             float32 ``[B, C, H, W]``; images that withstand are in any state.
         """
+        loss: Loss = "cw" if step.startswith("cw") else "ce"
+        if step not in STANDARD[1:] and has_zero_gradient(self.network, images, labels, loss):
+            self.recorder.raised["zero-gradient"] += 1
         if step in self._suite:
             # the library seeds torch's global generators; their state is restored
             devices = [self.device] if self.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices), torch.no_grad():
                 self._suite[step].seed = self.seed
                 return cast(Tensor, self._suite[step].perturb(images.clone(), labels.clone()))
-        loss, _, steps = step.partition("-")
         return pgd(
             self.network,
             images,
             labels,
             threat=self.threat,
-            steps=int(steps),
+            steps=int(step.partition("-")[2]),
             step_size=self.threat.eps / 4,
-            loss="ce" if loss == "pgd" else "cw",
+            loss=loss,
             generator=torch.Generator(self.device).manual_seed(batch_seed(self.seed, offset)),
         )
+
+
+def has_zero_gradient(network: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> bool:
+    """Whether the loss of some image ``[B, C, H, W]`` has no gradient at all: gradient attacks cannot move it."""
+    points = images.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        total = LOSSES[loss](network(points), labels).sum()
+        (gradient,) = torch.autograd.grad(total, points)
+    return bool((gradient == 0).flatten(1).all(1).any())
 
 
 def check_classes(attack: str, classes: int) -> None:
@@ -157,7 +171,7 @@ def check_classes(attack: str, classes: int) -> None:
         )
 
 
-def check_model(network: CountedNetwork, images: Tensor, labels: Tensor, recorder: WarningRecorder) -> None:
+def check_autoattack(network: CountedNetwork, images: Tensor, labels: Tensor, recorder: WarningRecorder) -> None:
     """AutoAttack's checks of the model on one batch: is it randomised, does it return probabilities, is it dynamic."""
     with torch.no_grad():
         checks.check_randomized(network, images, labels, bs=len(images), logger=recorder)

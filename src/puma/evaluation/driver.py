@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,16 +20,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from puma._version import __version__
-from puma.data.objects import load_mapstyle
 from puma.data.sampler import stratified_rows
-from puma.data.source import MapStyle, Source
+from puma.data.source import Source
 from puma.data.tensors import read_batch
-from puma.errors import DataError, ModelError, UsageError
-from puma.evaluation.attacks import Attacker, attack_steps, check_classes, check_model, confirm, full_cost
-from puma.evaluation.model import CountedNetwork, check_batch_independence, check_logits, evaluation_mode
+from puma.errors import DataError, UsageError
+from puma.evaluation.attacks import Attacker, attack_steps, check_autoattack, check_classes, confirm, full_cost
+from puma.evaluation.model import CountedNetwork, check_finite, evaluation_mode
 from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table
+from puma.evaluation.testset import TestData, open_test_set
 from puma.evaluation.warnings import WarningRecorder, explain
-from puma.io import Shards, fingerprint, prepare_folder, require_same_settings, spans
+from puma.io import Shards, fingerprint, prepare_folder, read_json, require_same_settings, spans
+from puma.models.checks import check_model
 from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
 from puma.progress import Progress
@@ -42,8 +43,8 @@ _SQUARE_GAIN = 0.002  # the threshold of AutoAttack's own check, applied to all 
 
 def evaluate(
     model: nn.Module,
-    dataset: Source | MapStyle,
-    threat: ThreatModel,
+    dataset: TestData,
+    threat: ThreatModel | str,
     *,
     out: Path | str | None = None,
     subset: int | None = None,
@@ -62,15 +63,17 @@ def evaluate(
 
     Args:
         model: maps float images ``[B, C, H, W]`` in [0, 1] to logits; normalises inside.
-        dataset: test images: a puma source, or any map-style dataset of ``(uint8 [H, W, C], label)``.
+        dataset: test images: a puma source or the text that opens one, any map-style dataset of
+            ``(uint8 [H, W, C], label)``, or a `DataLoader`. Classes that have names are matched with the model's.
         threat: norm and eps.
         out: folder for ``evaluation.json``, the flags of every image (``evaluation.parquet``) and the shards; None
-            keeps nothing. Attacks other than ``"standard"`` write ``evaluation-ATTACK.json`` beside it.
+            keeps nothing. Attacks other than ``"standard"`` write ``evaluation-ATTACK.json`` beside it, a second threat
+            model ``evaluation-Linf-4_255.json`` and so on.
         subset: attack a stratified sample of this many images only, the same for every model; clean accuracy is always
             of all.
         seed: every batch of AutoAttack starts from it.
         attack: ``"standard"`` (AutoAttack), or ``"apgd-ce"``, ``"pgd-20"``, ``"cw-20"`` (CW loss; any number of
-            steps), ``"ce-cw-20"`` (both), or ``"clean"``.
+            steps), or ``"clean"``; see `puma.evaluation.attacks`.
         batch_size: images attacked together; the attacks' random numbers depend on it.
         shard_rows: images of a shard, the unit of resuming (with each attack) and of sharing among workers.
         worker: this process's number, from 0 to ``num_workers`` - 1.
@@ -83,7 +86,7 @@ def evaluate(
     Raises:
         UsageError: unknown attack, bad sizes, or AutoAttack on fewer than four classes.
         DataError: images or labels that cannot be used.
-        ModelError: not float32, NaN logits, too few classes, or logits that depend on the batch.
+        ModelError: not float32, NaN logits, or as `puma.models.checks.check_model`.
         ResumeError: ``out`` holds an evaluation of another model, test set or setting.
         StorageError: ``out`` cannot be written.
         CheckError: an attack's images break the threat model, or a second evaluation contradicts it.
@@ -96,8 +99,9 @@ def evaluate(
         raise UsageError(f"worker {worker} of {num_workers} does not exist", fix="numbers run from 0")
     if num_workers > 1 and out is None:
         raise UsageError("several workers need a folder to share", fix="give out=")
+    threat = ThreatModel.parse(threat)
     folder = None if out is None else prepare_folder(out)
-    source = dataset if isinstance(dataset, Source) else load_mapstyle(dataset)
+    source = open_test_set(dataset, model)
     rows = np.arange(len(source), dtype=np.int64)
     if subset is not None and subset != len(source):
         rows = stratified_rows(np.asarray(source.labels, dtype=np.int64), subset, 0)
@@ -114,24 +118,36 @@ def evaluate(
         "batch_size": batch_size,
         "shard_rows": shard_rows,
     }
-    stem = "evaluation" if attack == "standard" else f"evaluation-{attack}"
-    if folder is not None and (folder / f"{stem}.json").is_file():
+    path = None if folder is None else result_path(folder, attack, threat)
+    if path is not None and path.is_file():
         try:
-            finished = Evaluation.read(folder / f"{stem}.json")
+            finished = Evaluation.read(path)
         except DataError as error:
             logger.warning("%s; it is put together again from its shards", error.what)
         else:
-            require_same_settings(folder / f"{stem}.json", finished.meta["settings"], settings)
+            require_same_settings(path, finished.meta["settings"], settings)
             return finished
-    shards = None if folder is None else Shards(folder / f"{stem}-shards", settings, schema=SCHEMA)
+    shards = None if path is None else Shards(path.with_name(f"{path.stem}-shards"), settings, schema=SCHEMA)
     driver = _Driver(model, source, rows, threat, steps, settings, shards)
     with nullcontext() if shards is None else shards.held(worker, num_workers), evaluation_mode(model):
         result = driver.run(worker, num_workers, progress)
-    if folder is not None and result.complete:
-        result.write(folder / f"{stem}.json")
+    if path is not None and result.complete:
+        result = result.write(path)
     for warning in result.warnings:
         logger.warning("AutoAttack warns (%s): %s. What to do: %s.", warning["flag"], warning["means"], warning["do"])
     return result
+
+
+def result_path(folder: Path, attack: str, threat: ThreatModel) -> Path:
+    """Where the result lies: ``evaluation.json``, with the attack in its name where that is not AutoAttack standard,
+    and the threat model where ``folder`` holds a result or shards of that attack for another one."""
+    stem = "evaluation" if attack == "standard" else f"evaluation-{attack}"
+    with suppress(DataError, KeyError, TypeError):
+        record = folder / f"{stem}-shards" / "settings.json"
+        settings = read_json(record if record.is_file() else folder / f"{stem}.json")["settings"]
+        if settings["threat"] != [threat.norm, threat.eps]:
+            stem += f"-{threat}".replace(":", "-").replace("/", "_")
+    return folder / f"{stem}.json"
 
 
 def _unattacked(clean: NDArray[np.bool_]) -> NDArray[np.object_]:
@@ -214,18 +230,14 @@ class _Driver:
     def _predict_clean(self, show: bool) -> tuple[NDArray[np.bool_], int]:
         """Which images are classified correctly without attack, bool ``[N]``, and the number of classes."""
         correct = np.zeros(len(self.labels), dtype=bool)
-        classes, highest = 0, int(self.labels.max())
+        classes = 0
         with Progress("clean", len(self.labels), "images", show=show) as bar, torch.no_grad():
             for span in spans(len(self.labels), self.batch_size):
                 images, labels = read_batch(self.source, np.asarray(span), self.device)
-                try:
-                    logits = self.network(images)
-                except RuntimeError as error:
-                    raise ModelError(f"the model fails on images {list(images.shape)}", why=str(error)) from error
-                check_logits(logits, images, highest)
                 if not classes:
-                    classes = logits.shape[1]
-                    check_batch_independence(self.network, images[:8])
+                    classes = check_model(self.network.model, images[:32], int(self.labels.max()) + 1).shape[1]
+                logits = self.network(images)
+                check_finite(logits)
                 correct[span.start : span.stop] = (logits.argmax(1) == labels).cpu().numpy()
                 bar.advance(len(span))
         return correct, classes
@@ -253,7 +265,7 @@ class _Driver:
         """Run the attacks that a shard has not seen; write it after each."""
         if shard.number == 0 and not shard.log:
             images, labels = read_batch(self.source, shard.rows[: self.batch_size], self.device)
-            check_model(CountedNetwork(self.network.model), images, labels, self.recorder)
+            check_autoattack(CountedNetwork(self.network.model), images, labels, self.recorder)
         for step in self.steps[len(shard.log) :]:
             goal = bar.done + self._remaining(shard)
             shard.log.append(self._attack_once(shard, step))

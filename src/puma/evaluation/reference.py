@@ -14,6 +14,7 @@ from puma.data.pool import Pool
 from puma.data.tensors import read_batch
 from puma.errors import DataError, UsageError
 from puma.evaluation.model import evaluation_mode
+from puma.models.checks import apply_model
 from puma.models.modes import device_of
 from puma.plan import Plan
 from puma.progress import Progress
@@ -89,7 +90,7 @@ def mislabelled_share(
                 generator=torch.Generator(device).manual_seed(batch_seed(seed, start)),
             )
             with torch.no_grad():
-                predicted = reference(perturbed.to(reference_device)).argmax(1).to(labels.device)
+                predicted = apply_model(reference, perturbed.to(reference_device)).argmax(1).to(labels.device)
             wrong += int((predicted != labels).sum())
             bar.advance(len(chosen))
     return wrong / len(rows)

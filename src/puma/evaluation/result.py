@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +19,16 @@ from puma.io import atomic_path, read_json, sha256_file, write_json
 from puma.threat import ThreatModel
 from puma.tradeoff import wilson_interval
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 SCHEMA = "puma.evaluation/1"
 METADATA_KEY = b"puma"
 CLEAN = "clean"
 _META = ("identity", "settings", "environment", "log", "warnings")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """A model's accuracies under a threat model.
 
@@ -39,6 +43,7 @@ class Evaluation:
             else the attack that broke it.
         meta: identity, settings, environment, log of the attacks, warnings.
         complete: False while other processes still work on their shards.
+        path: its JSON file; None where it was not written.
     """
 
     threat: ThreatModel
@@ -50,6 +55,7 @@ class Evaluation:
     broken_by: NDArray[np.object_]
     meta: Mapping[str, Any]
     complete: bool = True
+    path: Path | None = None
 
     @property
     def n_clean(self) -> int:
@@ -119,6 +125,52 @@ class Evaluation:
             size = f"on a stratified subset of {self.n_test:,} of {self.n_clean:,} images"
         return f"{clean}\n{name} at {self.threat} {_percent(share, interval)} {size}"
 
+    def __repr__(self) -> str:
+        attacked = self.attacked_accuracy
+        robust = "" if attacked is None else f", {attacked:.1%} under {self._attack_name} of {self.n_test:,}"
+        warned = f", {len(self.warnings)} warnings" if self.warnings else ""
+        return f"<Evaluation {self.threat}: clean {self.clean_accuracy:.1%} of {self.n_clean:,} images{robust}{warned}>"
+
+    def _repr_html_(self) -> str:
+        rows = [("clean", self.clean_accuracy, self.clean_interval, self.n_clean)]
+        if self.attacked_accuracy is not None and self.robust_interval is not None:
+            name = f"{self._attack_name}, {self.threat}"
+            rows.append((name, self.attacked_accuracy, self.robust_interval, self.n_test))
+        cells = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{share:.1%}</td><td>{low:.1%} to {high:.1%}</td><td>{n:,}</td></tr>"
+            for name, share, (low, high), n in rows
+        )
+        notes = "".join(f"<p>{html.escape(str(w['flag']))}: {html.escape(str(w['means']))}</p>" for w in self.warnings)
+        head = "<tr><th></th><th>accuracy</th><th>95 % interval</th><th>images</th></tr>"
+        return f"<table>{head}{cells}</table>{notes}"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the accuracy left after each attack, with 95 % intervals; return the matplotlib axes."""
+        from matplotlib.figure import Figure
+
+        axes = Figure(figsize=(5, 3), layout="constrained").add_subplot() if ax is None else ax
+        names = self.broken_by[self.attacked]
+        left, bars = np.array([name != CLEAN for name in names], dtype=bool), []
+        if len(names):
+            bars.append(("clean", float(left.mean()), self.n_test))
+            for step in self.meta["settings"]["steps"]:
+                left &= names != step
+                bars.append((step, float(left.mean()), self.n_test))
+        else:
+            bars.append(("clean", self.clean_accuracy, self.n_clean))
+        labels, shares, counts = zip(*bars, strict=True)
+        ends = np.array([wilson_interval(share, count) for share, count in zip(shares, counts, strict=True)])
+        errors = np.abs(ends.T - np.array(shares)) * 100
+        axes.bar(labels, [100 * share for share in shares], yerr=errors, capsize=3)
+        axes.set_ylim(0, 100)
+        axes.set_ylabel("accuracy left, %")
+        axes.set_title(f"{self._attack_name}, {self.threat}")
+        return axes
+
+    @property
+    def _attack_name(self) -> str:
+        return "AutoAttack standard" if self.attack == "standard" else self.attack
+
     def to_json(self) -> dict[str, Any]:
         """The value of ``evaluation.json``."""
         return {
@@ -138,8 +190,12 @@ class Evaluation:
             **self.meta,
         }
 
-    def write(self, path: Path | str) -> None:
-        """Write the flags (``.parquet``, a row for every test image), then ``path``, which holds their SHA-256."""
+    def write(self, path: Path | str) -> Evaluation:
+        """Write the flags (``.parquet``, a row for every test image), then ``path``, which holds their SHA-256.
+
+        Returns:
+            The evaluation with its path.
+        """
         path = Path(path)
         meta = {"schema": SCHEMA, "identity": self.meta["identity"], "threat": str(self.threat), "attack": self.attack}
         names = np.where(self.clean_correct, self.broken_by, CLEAN)
@@ -148,6 +204,7 @@ class Evaluation:
             pq.write_table(table, temporary, write_page_checksum=True)
             digest = sha256_file(temporary)
         write_json(path, {**self.to_json(), "flags_sha256": digest}, checksum=True)
+        return replace(self, path=path)
 
     @classmethod
     def read(cls, path: Path | str) -> Evaluation:
@@ -179,6 +236,7 @@ class Evaluation:
                 robust=np.array([bool(flag) for flag in table["robust"].to_pylist()], dtype=bool),
                 broken_by=np.array(table["broken_by"].to_pylist(), dtype=object),
                 meta={key: value[key] for key in _META},
+                path=path,
             )
         except (pa.ArrowException, OSError, KeyError) as error:
             raise DataError(f"cannot read {flags}", why=str(error), fix="evaluate again: it is resumed") from None

@@ -308,7 +308,7 @@ def class_map(model: nn.Module, class_names: Sequence[str], what: str = "the dat
     """
     known = list(getattr(unwrap(model), "class_names", None) or ())
     given = list(class_names)
-    if given == known or _unnamed(known, given) or _unnamed(given, known):
+    if not known or given == known or _unnamed(known, given) or _unnamed(given, known):
         return None
     if unknown_ := [name for name in given if name not in known]:
         raise DataError(
