@@ -33,11 +33,11 @@ def test_the_page_and_the_pictures_are_whole_and_repeat(results: Results, tmp_pa
     again = write_page(results, tmp_path / "two")
     assert page.read_bytes() == again.read_bytes()
     text = page.read_text()
-    assert text.count("<figure") == 6
+    assert text.count("<figure") == 5
     assert "http://" not in text.replace("http://www.w3.org", "")
     pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert pictures == [
-        f"perceptron-{name}.svg" for name in ("collapse", "ends", "geometry", "learning", "mislabelling", "tradeoff")
+        f"perceptron-{name}.svg" for name in ("collapse", "ends", "learning", "mislabelling", "tradeoff")
     ]
     for name in pictures:
         picture = (tmp_path / "pictures" / name).read_text()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,7 @@ from torch import Tensor, nn
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Coefficients:
+class Coefficients(NamedTuple):
     """The four factors of the preconditioning, each of the shape of sigma (table 1, column "Ours")."""
 
     c_skip: Tensor
@@ -34,12 +34,7 @@ def coefficients(sigma: Tensor, sigma_data: float) -> Coefficients:
     network's error amplified as little as possible (appendix B.6).
     """
     total = sigma**2 + sigma_data**2
-    return Coefficients(
-        c_skip=sigma_data**2 / total,
-        c_out=sigma * sigma_data / total.sqrt(),
-        c_in=1 / total.sqrt(),
-        c_noise=sigma.log() / 4,
-    )
+    return Coefficients(sigma_data**2 / total, sigma * sigma_data / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4)
 
 
 class Denoiser(nn.Module):

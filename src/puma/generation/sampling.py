@@ -6,7 +6,7 @@ Image k depends on the sampler's settings and on k only, never on how many are s
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def generate_from(
     seed: int = 0,
     progress: bool = False,
 ) -> Path:
-    """Sample ``count`` labelled images from a trained model: ours, or any `Sampler`.
+    """Sample ``count`` labelled images from a trained model: ours, or any `Sampler`. Resumes, raises as `generate`.
 
     Args:
         sampler: a trained `Diffusion` (`Diffusion.load`), or a sampler such as `puma.generation.pipelines`' with its
@@ -145,11 +145,6 @@ def generate_from(
         The path written, in the EDM layout: ``image`` uint8 [N, H, W, C] and ``label`` int64 [N], the label being the
         condition the image was sampled for. Beside it ``NAME.npz.sha256``, and ``NAME.diffusion/generated.json``, which
         says how the images were made (the zip's comment does too).
-
-    Raises:
-        UsageError: a setting that cannot be used.
-        DataError: a finished file that is damaged.
-        ResumeError: ``out`` was made with other settings.
     """
     config, out = config or SamplerConfig(), _checked_target(out, count)
     if config.labels == "real" and shares is None:
@@ -163,17 +158,19 @@ def generate_from(
         "batch_size": config.batch_size,
         "labels": "balanced" if shares is None else {"seed": seed, "shares": shares.tolist()},
     }
-    folder = out.with_suffix(".diffusion")
+    folder, checksum = out.with_suffix(".diffusion"), out.with_name(f"{out.name}.sha256")
     with lock(folder):
-        if not _complete(out, settings, count):
+        if not _complete(out, checksum, settings, count):
             paths = sample_shards(sampler, count, folder / "shards", settings, config, shares, seed, progress)
-            _checksum(out).unlink(missing_ok=True)  # of a smaller file that this one replaces
-            comment = {"schema": SCHEMA, **settings, "count": count, "model": made_from}
+            checksum.unlink(missing_ok=True)  # of a smaller file that this one replaces
             images = (_member(path, "image") for path in paths)
             labels = np.concatenate([_member(path, "label") for path in paths])
-            write_npz(out, images, labels, class_names=_worth_keeping(sampler.class_names), comment=comment)
-        if not _checksum(out).exists():
-            write_text(_checksum(out), f"{sha256_file(out)}  {out.name}\n")  # the format of sha256sum
+            names = sampler.class_names  # left out where they only count: then any reader of the layout can read it
+            names = () if names == tuple(map(str, range(len(names)))) else names
+            comment = {"schema": SCHEMA, **settings, "count": count, "model": made_from}
+            write_npz(out, images, labels, class_names=names, comment=comment)
+        if not checksum.exists():
+            write_text(checksum, f"{sha256_file(out)}  {out.name}\n")  # the format of sha256sum
         if (folder / "shards").exists() or not (folder / "generated.json").exists():
             write_json(folder / "generated.json", read_comment(out))
             shutil.rmtree(folder / "shards", ignore_errors=True)
@@ -236,7 +233,8 @@ def sample_shards(
     with Progress("sampling", count, "images", show=progress, done=done) as bar:
         for key in missing:
             images, labels = [], []
-            for indices in _batches(rows[key], config.batch_size):
+            for start in range(rows[key].start, rows[key].stop, config.batch_size):
+                indices = np.arange(start, min(start + config.batch_size, rows[key].stop), dtype=np.int64)
                 labels.append(condition_labels(indices, len(sampler.class_names), seed=seed, shares=shares))
                 images.append(sampler.sample(indices, labels[-1]))
                 wanted = (len(indices), *sampler.image_shape)
@@ -320,7 +318,7 @@ def _checked_target(out: Path | str, count: int) -> Path:
     return out
 
 
-def _complete(out: Path, settings: dict[str, Any], count: int) -> bool:
+def _complete(out: Path, checksum: Path, settings: dict[str, Any], count: int) -> bool:
     """Whether ``out`` is there already, complete and whole."""
     if not out.exists():
         return False
@@ -328,28 +326,11 @@ def _complete(out: Path, settings: dict[str, Any], count: int) -> bool:
     require_same_settings(out, {name: comment.get(name) for name in settings}, settings, fix=fix)
     if comment["count"] > count:
         raise ResumeError(f"{out} holds {comment['count']:,} images, more than the {count:,} asked for", fix=fix)
-    checksum = _checksum(out)
-    if comment["count"] == count and checksum.exists() and checksum.read_text().split()[:1] != [sha256_file(out)]:
-        raise DataError(
-            f"{out} is damaged",
-            why=f"its bytes do not match {checksum.name}",
-            fix="delete both and run the same command again",
-        )
-    return bool(comment["count"] == count)
-
-
-def _worth_keeping(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Class names, unless they only count: other readers of the EDM layout know images and labels alone."""
-    return () if names == tuple(map(str, range(len(names)))) else names
-
-
-def _checksum(out: Path) -> Path:
-    return out.with_name(f"{out.name}.sha256")
-
-
-def _batches(rows: range, size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(rows.start, rows.stop, size):
-        yield np.arange(start, min(start + size, rows.stop), dtype=np.int64)
+    complete = bool(comment["count"] == count)
+    if complete and checksum.exists() and checksum.read_text().split()[:1] != [sha256_file(out)]:
+        fix = "delete both and run the same command again"
+        raise DataError(f"{out} is damaged", why=f"its bytes do not match {checksum.name}", fix=fix)
+    return complete
 
 
 def _member(path: Path, name: str) -> NDArray[Any]:

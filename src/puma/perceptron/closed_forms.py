@@ -34,6 +34,7 @@ Array = NDArray[np.float64]
 _SLACK = 1e-12  # how far beyond its range an argument may lie by rounding; it is clipped
 _NODES = 64
 _TAIL = 9.0  # standard deviations beyond which a normal has no mass in float64
+_leggauss = cache(np.polynomial.legendre.leggauss)
 
 
 def clean_error(R: ArrayLike) -> Array:
@@ -265,13 +266,6 @@ def divide(top: ArrayLike, bottom: ArrayLike) -> Array:
     return np.where(np.isnan(ratio), 0.0, ratio)
 
 
-@cache
-def legendre(count: int) -> tuple[Array, Array]:
-    """Nodes and weights of the Gauss-Legendre rule on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(count)
-    return (nodes + 1) / 2, weights / 2
-
-
 def panels(breaks: ArrayLike, count: int) -> tuple[Array, Array]:
     """A Gauss-Legendre rule of ``count`` nodes between each two neighbors of ``breaks`` ``[..., K]``.
 
@@ -280,9 +274,9 @@ def panels(breaks: ArrayLike, count: int) -> tuple[Array, Array]:
     """
     breaks = np.asarray(breaks, np.float64)
     low, width = breaks[..., :-1, None], np.diff(breaks)[..., None]
-    nodes, weights = legendre(count)
+    nodes, weights = _leggauss(count)
     shape = (*breaks.shape[:-1], -1)
-    return (low + width * nodes).reshape(shape), (width * weights).reshape(shape)
+    return (low + width * ((nodes + 1) / 2)).reshape(shape), (width * (weights / 2)).reshape(shape)
 
 
 def _cotangent(R: Array) -> Array:

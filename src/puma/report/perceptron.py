@@ -19,7 +19,6 @@ from puma.report.perceptron_plots import (
     METRICS,
     collapse_figure,
     ends_figure,
-    geometry_figure,
     learning_figure,
     measure_gaps,
     mislabelling_figure,
@@ -102,7 +101,6 @@ def make_figures(results: Results) -> dict[str, Figure]:
     tables, curves = results.tables, results.curves
     with figure_style():
         return {
-            "geometry": geometry_figure(),
             "mislabelling": mislabelling_figure(),
             "ends": ends_figure(tables["ends"], tables["tradeoff"], _AMOUNTS),
             "collapse": collapse_figure(tables["collapse"], curves["collapse"], tables["ends"], ABUNDANT),
