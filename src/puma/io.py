@@ -197,13 +197,11 @@ def read_json(path: Path | str) -> Any:
         DataError: it is missing, is not JSON, is nested too deeply, or does not match its checksum.
     """
     try:
-        value = json.loads(Path(path).read_text())
+        value = parse_json(Path(path).read_text(), path)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (ValueError, OSError) as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise DataError(f"cannot read {path}", why=str(error)) from None
-    except RecursionError:
-        raise DataError(f"cannot read {path}", why="it is nested too deeply") from None
     if isinstance(value, dict) and str(value.get("checksum", "")).startswith("sha256:"):
         stated = value.pop("checksum")
         if stated != f"sha256:{fingerprint(value)}":
@@ -213,6 +211,19 @@ def read_json(path: Path | str) -> Any:
                 fix="restore it, or delete it and run the command that made it again",
             )
     return value
+
+
+def parse_json(text: str | bytes, name: Path | str) -> Any:
+    """Parse JSON; ``name`` says in messages where it came from.
+
+    Raises:
+        DataError: not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"cannot read {name}", why=why) from None
 
 
 _MOST_TOML, _MOST_DOTS = 1 << 18, 500

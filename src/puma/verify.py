@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from puma.data.load import load_dataset
 from puma.data.npz import read_comment
 from puma.errors import DataError, PumaError
 from puma.evaluation import Evaluation
-from puma.io import fingerprint, read_json, read_toml, sha256_file
+from puma.io import fingerprint, parse_json, read_json, read_toml, sha256_file
 from puma.margins import MarginTable
 from puma.models.weights import load_tensors, read_safetensors, weights_sha256
 from puma.plan import Plan
@@ -178,7 +177,7 @@ def _parquet(path: Path) -> Artefact:
         for group in range(file.num_row_groups):
             file.read_row_group(group).validate(full=True)
     metadata = schema.metadata or {}
-    meta: dict[str, Any] = json.loads(metadata.get(b"puma", b"{}"))
+    meta: dict[str, Any] = parse_json(metadata.get(b"puma", b"{}"), path)
     kind = str(meta.get("schema") or metadata.get(b"schema", b"").decode()).partition("/")[0]
     if kind == "puma.plan":
         plan = Plan.read(path)

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 from puma.cli import app as application
 from puma.cli.app import app, main
 from puma.cli.options import share_of
-from puma.errors import PumaError, UsageError
+from puma.errors import DataError, PumaError, UsageError
 
 
 def puma(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -132,3 +134,11 @@ def test_device_is_spelt_alike_in_every_command() -> None:
         for parameter in getattr(command, "params", []):
             if "--device" in parameter.opts:
                 assert parameter.default == "auto", name
+
+
+def test_nested_metadata_of_any_table_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"index": [0]}).replace_schema_metadata({b"puma": b'{"schema":' + b"[" * 100_000})
+    pq.write_table(table, tmp_path / "bomb.parquet")
+    result = CliRunner().invoke(app, ["show", str(tmp_path / "bomb.parquet")])
+    assert isinstance(result.exception, DataError), result.exception
+    assert "nested" in str(result.exception)

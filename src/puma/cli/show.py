@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -10,6 +9,7 @@ import typer
 
 from puma.cli.output import echo, print_facts
 from puma.errors import DataError
+from puma.io import parse_json
 
 _SCREEN = 36
 _KINDS = {
@@ -124,14 +124,16 @@ def _parquet(path: Path) -> tuple[str, dict[str, Any]]:
     return _table([path])
 
 
+def _made(metadata: dict[bytes, bytes], name: Path | str) -> dict[str, Any]:
+    made = parse_json(metadata.get(b"puma", b"{}"), name)
+    return made if isinstance(made, dict) else {}
+
+
 def _schema(metadata: dict[bytes, bytes]) -> str:
     """The schema that a Parquet file's metadata names; images in Parquet name none."""
     if b"huggingface" in metadata:
         return ""
-    try:
-        made = json.loads(metadata.get(b"puma", b"{}"))
-    except ValueError:
-        return ""
+    made = _made(metadata, "the metadata")
     return str(made.get("schema") or metadata.get(b"schema", b"").decode(errors="replace"))
 
 
@@ -148,7 +150,7 @@ def _table(paths: list[Path]) -> tuple[str, dict[str, Any]]:
         raise DataError(
             f"{paths[0].parent} is broken", why=str(error).strip(), fix="`puma verify` names the file"
         ) from None
-    made = json.loads(metadata.get(b"puma", b"{}"))
+    made = _made(metadata, paths[0])
     made.pop("schema", None)
     columns = {name: _column(table[name]) for name in table.column_names if name != "index"}
     return _kind(_schema(metadata)) or "table", {"rows": table.num_rows, **made, "columns": columns}
@@ -209,7 +211,7 @@ def _safetensors(path: Path) -> tuple[str, dict[str, Any]]:
         with safe_open(path, framework="numpy") as file:
             header = dict(file.metadata() or {})
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        meta = {key: json.loads(value) if value[:1] in "{[" else value for key, value in header.items()}
+        meta = {key: parse_json(value, path) if value[:1] in "{[" else value for key, value in header.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}", why=str(error)) from None
     sizes: dict[str, int] = {}

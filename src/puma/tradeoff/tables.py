@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from puma.errors import DataError
-from puma.io import atomic_path
+from puma.io import atomic_path, parse_json
 from puma.tradeoff.intervals import Flags
 from puma.tradeoff.results import ROBUST, Group, RunKey, Setting, read_runs
 
@@ -145,7 +145,7 @@ def read_evaluation(path: Path | str) -> AttackedFlags:
         DataError: missing, not Parquet, columns missing.
     """
     table = _table(Path(path), ["clean_correct", "robust"])
-    meta: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"puma", b"{}"))
+    meta: dict[str, Any] = parse_json((table.schema.metadata or {}).get(b"puma", b"{}"), path)
     clean, robust = (np.array(table[name].to_pylist(), dtype=np.float64) for name in ("clean_correct", "robust"))
     return Flags(clean, robust), str(meta.get("attack"))
 
@@ -158,7 +158,7 @@ def normal_params(text: str | None, origin: Path | str) -> str:
     """
     try:
         return json.dumps(dict(json.loads(text or "{}")), sort_keys=True)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise DataError(f"{origin} holds params {text!r}", why="it has to be a JSON object") from None
 
 
