@@ -19,7 +19,7 @@ import torch
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.scoring.labels import score_labels
-from puma.strategies.suspects import suspects
+from puma.strategies import label_issues
 from puma.threat import ThreatModel
 from puma.training.loop import train
 from puma.training.recipe import load_recipe
@@ -42,7 +42,7 @@ def one_seed(seed: int, share: float, folder: Path) -> dict[str, object]:
         "wrong": int(wrong.sum()),
     }
     for name, below in RULES.items():
-        accused = suspects(table, below)[len(real) :]
+        accused = label_issues(table, below)[len(real) :]
         found[name] = {"found": int((accused & wrong).sum()), "accused_wrongly": int((accused & ~wrong).sum())}
     return found
 

@@ -27,7 +27,7 @@ from puma.threat import format_eps
 
 TOLERANCE = 1e-6
 """Difference of a logit, relative to the largest one, that counts as rounding."""
-_FACTS = ("threat", "recipe.objective", "recipe.steps", "recipe.batch_size", "recipe.trades_weight", "seed")
+_FACTS = ("threat", "recipe.objective", "recipe.steps", "recipe.batch_size", "recipe.beta", "seed")
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,11 @@ class Plan:
         keep: bool ``[N]``.
         eps: float32 ``[N]``, radius in the threat model's norm, pixel units of [0, 1] images; 0 where dropped, and 0
             where a kept image is to be trained on without an attack. At most the threat model's eps, except for the
-            strategy ``tilt``, which may go beyond it.
+            strategy ``soft-easy``, which may go beyond it.
         meta: how it was made; keys ``strategy, params, prune_fraction, seed, protect_real, class_balanced, threat,
             table, pool, counts, derived, warnings``. ``meta["threat"]`` is ``{"norm", "eps"}``, ``meta["table"]`` the
             margin table's fingerprint and ``meta["pool"]`` the pool as the margin table describes it.
-        trades_weight: the TRADES weight (beta) this plan asks for, or None for the recipe's own.
+        beta: the TRADES weight (beta) this plan asks for, or None for the recipe's own.
 
     Raises:
         DataError: lengths differ; an eps is negative, NaN or infinite; a dropped row has an eps.
@@ -53,7 +53,7 @@ class Plan:
     keep: NDArray[np.bool_]
     eps: NDArray[np.float32]
     meta: Mapping[str, Any]
-    trades_weight: float | None = None
+    beta: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", np.ascontiguousarray(self.keep, dtype=np.bool_))
@@ -106,7 +106,7 @@ class Plan:
 
     @property
     def _described(self) -> dict[str, Any]:
-        return {**self.meta, "trades_weight": self.trades_weight}
+        return {**self.meta, "beta": self.beta}
 
     def write(self, path: Path | str) -> Path:
         """Write the plan to one Parquet file, whole or not at all; equal plans give equal bytes.
@@ -137,7 +137,7 @@ class Plan:
             DataError: not a plan, of another schema version, broken, or rows missing or twice.
         """
         meta = read_meta(path)
-        trades_weight, digest = meta.pop("trades_weight", None), meta.pop("sha256", None)
+        beta, digest = meta.pop("beta", None), meta.pop("sha256", None)
         try:
             table = pq.read_table(path, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
@@ -163,7 +163,7 @@ class Plan:
                 why="it was damaged, or changed without PUMA",
                 fix="make it again with `puma plan`, or change it with puma.Plan and write it",
             )
-        return cls(keep, eps, meta, trades_weight)
+        return cls(keep, eps, meta, beta)
 
     def to_pandas(self) -> pd.DataFrame:
         """The plan as a pandas frame with ``index, keep, eps`` (pandas has to be installed)."""
@@ -180,7 +180,7 @@ def _digest(keep: NDArray[np.bool_], eps: NDArray[np.float32]) -> str:
 
 
 def read_meta(path: Path | str) -> dict[str, Any]:
-    """The metadata of a plan's file (how it was made), with ``trades_weight`` and ``sha256``, without ``schema``.
+    """The metadata of a plan's file (how it was made), with ``beta`` and ``sha256``, without ``schema``.
 
     Raises:
         DataError: not a Parquet file, not a plan, or of a schema version that this PUMA does not know.

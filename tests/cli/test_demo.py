@@ -85,7 +85,7 @@ def test_the_demo_again_adds_seeds_and_repeats_nothing(made: Path, small: Path) 
     assert first[0]["eps_train"] == first[0]["mean_eps"] == pytest.approx(0.15)
     # The results and the report on top are written anew each time; everything that took work lies in folders.
     before = {path: path.stat().st_mtime_ns for path in made.glob("*/**/*") if path.is_file()}
-    assert {path.parent.name for path in before} >= {"synthetic", "margins", "judge", "plans", "done"}
+    assert {path.parent.name for path in before} >= {"synthetic", "margins", "reference", "plans", "done"}
     second = demo(made, small, seeds=2)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert second[:2] == first

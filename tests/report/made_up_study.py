@@ -20,8 +20,11 @@ REAL, SYNTHETIC, N_CLEAN, N_TEST = 898, 600, 899, 400
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("study", "pool", "strategy", "params")]
     + [("prune_fraction", pa.float64()), ("seed", pa.int64()), ("recipe", pa.string()), ("checkpoint", pa.string())]
-    + [(name, pa.float64()) for name in ("eps_train", "clean_accuracy", "robust_accuracy", "apgd_accuracy")]
-    + [("n_test", pa.int64()), ("kept", pa.int64()), ("mean_eps", pa.float64())]
+    + [
+        (name, pa.float64())
+        for name in ("eps_train", "clean_accuracy", "robust_accuracy", "apgd_accuracy", "pgd_accuracy")
+    ]
+    + [("n_test", pa.int64()), ("n_pgd", pa.int64()), ("kept", pa.int64()), ("mean_eps", pa.float64())]
     + [("attack_cost", pa.float64()), ("steps", pa.int64())]
 )
 # clean and robust accuracy each arm would have without noise
@@ -40,7 +43,7 @@ ARMS = {
         ("uniform-eps", json.dumps({"scale": s}), 0.0): (0.99 - 0.03 * s, 0.36 + 0.22 * s)
         for s in (0.375, 0.5, 0.625, 0.75)
     },
-    **{("trades-weight", json.dumps({"beta": w}), 0.0): (0.985 - 0.005 * w, 0.48 + 0.016 * w) for w in (1, 2, 3, 8)},
+    **{("trades-beta", json.dumps({"beta": w}), 0.0): (0.985 - 0.005 * w, 0.48 + 0.016 * w) for w in (1, 2, 3, 8)},
 }
 
 
@@ -81,7 +84,9 @@ def write_results(folder: Path, name: str = "made up", seeds: int = 2) -> Path:
                     "clean_accuracy": float(clean.mean()),
                     "robust_accuracy": float(robust.mean()),
                     "apgd_accuracy": float(robust.mean()) + 0.01,
+                    "pgd_accuracy": None,
                     "n_test": N_TEST,
+                    "n_pgd": 0,
                     "kept": REAL + SYNTHETIC - round(SYNTHETIC * prune),
                     "mean_eps": EPS * scale,
                     "attack_cost": 11.0 * 128 * 500,
@@ -130,7 +135,7 @@ def write_run(folder: Path, strategy: str, params: str, prune: float, seed: int)
         "n_clean": N_CLEAN,
     }
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
-    (folder / "recipe.toml").write_text('name = "digits"\nsteps = 500\ntrades_weight = 5.0\n')
+    (folder / "recipe.toml").write_text('name = "digits"\nsteps = 500\nbeta = 5.0\n')
     steps, shift = np.arange(50, 501, 50), ARMS[strategy, params, prune][0] - 0.95
     lines = ["step,loss,clean_accuracy,adversarial_accuracy,validation_clean,validation_robust"]
     for step in steps:

@@ -53,7 +53,7 @@ def test_every_setting_shows_the_means_of_results_parquet(study, report):
         assert shown[strategy]["images"] == mine[0]["kept"]
         assert shown[strategy]["seeds"] == 2
     main = {row["strategy"] for row in table_of(report, "strategies")}
-    assert main == {strategy for strategy, _, _ in ARMS} - {"uniform-eps", "trades-weight"}
+    assert main == {strategy for strategy, _, _ in ARMS} - {"uniform-eps", "trades-beta"}
 
 
 def test_differences_and_gaps_are_those_of_tradeoff_with_the_flags_of_the_runs(study, report):
@@ -337,7 +337,7 @@ def test_intervals_need_the_small_flags_file_only(tmp_path, make_study):
         for run in data.runs
         if run.group.checkpoint == "last"
     }
-    write_flags(folder / "flags.parquet", judged, {})
+    write_flags(folder / "flags.parquet", judged.items(), {})
     shutil.rmtree(folder / "runs")
     after = make_report(folder)
     assert table_of(after, "strategies") == table_of(before, "strategies")
@@ -402,12 +402,15 @@ def test_the_way_to_repeat_it_is_that_of_the_code_that_ran(tmp_path):
     assert "the commit that ran was not recorded; this page was made by PUMA" in text
 
 
-def test_the_program_on_the_statistics_page_gives_the_intervals_of_the_report(tmp_path, monkeypatch, capsys):
+def test_the_program_on_the_statistics_page_gives_the_intervals_of_the_report(
+    tmp_path, monkeypatch, capsys, make_study
+):
     root = Path(__file__).parents[2]
+    make_study(tmp_path / "results" / "digits", seeds=2)
     program = re.search(r"```python\n(.*?)```", (root / "docs" / "statistics.md").read_text(), re.S)[1]
-    monkeypatch.chdir(root)
+    monkeypatch.chdir(tmp_path)
     exec(program, {})
-    line = next(line for line in capsys.readouterr().out.splitlines() if "(10000) puma 60% " in line)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "(600) puma 60% " in line)
     shown = [float(number) for number in re.findall(r"-?\d\.\d{3}", line)]
     row = next(row for row in table_of(make_report("results/digits"), "settings") if row["strategy"] == "puma")
     robust = row["robust"]
@@ -448,7 +451,7 @@ def test_run_report_shows_its_evaluation_and_settings(tmp_path):
     text = write_report(tmp_path / "run").read_text()
     assert "% under AutoAttack standard (400 images), last checkpoint." in text
     assert "[40.0, 60.0]" in text or "±10.0" in text
-    assert "trades_weight" in text
+    assert "beta" in text
     (tmp_path / "run" / "evaluation.json").unlink()
     assert "Not evaluated yet" in write_report(tmp_path / "run").read_text()
     (tmp_path / "run" / "metrics.csv").write_text("step,loss\n")

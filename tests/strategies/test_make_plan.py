@@ -103,11 +103,11 @@ def test_misspelt_names_get_a_suggestion() -> None:
     table = make_table([0.1, 0.2], [0, 0])
     with pytest.raises(UsageError, match=r"unknown strategy 'pumma'\n.*did you mean 'puma'"):
         make_plan(table, "pumma", threat="Linf:8/255")
-    with pytest.raises(UsageError, match="did you mean 'spend'"):
-        make_plan(table, "puma", threat="Linf:8/255", spent=0.5)
+    with pytest.raises(UsageError, match="did you mean 'mean_eps_ratio'"):
+        make_plan(table, "puma", threat="Linf:8/255", mean_eps_ration=0.5)
     with pytest.raises(UsageError, match="has no parameters"):
         make_plan(table, "easy", threat="Linf:8/255", c=0.5)
-    assert get_strategy("puma").parameters == {"c": 0.5, "spend": None}
+    assert get_strategy("puma").parameters == {"c": 1.0, "mean_eps_ratio": None}
     assert {"none", "random", "easy", "difficult", "puma", "puma-plus", "uniform-eps"} <= set(names())
 
 

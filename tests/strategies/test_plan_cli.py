@@ -43,13 +43,14 @@ def test_plan_is_written_with_its_parameters(folder: Path, tmp_path: Path) -> No
     assert made.meta["params"] == {"c": 0.4}
     assert made.kept == 60 + 120
     assert "180 of 300 images kept (120 of 240 prunable removed)" in text
-    assert "reaches" in text
+    assert "eps is lowered on" in text
+    assert "regime: the margin model misclassifies" in text
     assert Plan.read(out).fingerprint == made.fingerprint
 
 
 def test_dedicated_flags(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "plan.parquet"
-    run(folder, "--spend", 0.5, "--no-class-balanced", "--no-protect-real", "--out", out)
+    run(folder, "--mean-eps-ratio", 0.5, "--no-class-balanced", "--no-protect-real", "--out", out)
     made = Plan.read(out)
     assert made.mean_eps == pytest.approx(0.5 * 8 / 255, rel=1e-4)
     assert (made.meta["class_balanced"], made.meta["protect_real"]) == (False, False)

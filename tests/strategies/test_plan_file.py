@@ -140,7 +140,7 @@ def test_fingerprint_sees_every_bit() -> None:
     others = [
         Plan(plan.keep, eps, plan.meta),
         Plan(plan.keep, plan.eps, {**plan.meta, "seed": 1}),
-        Plan(plan.keep, plan.eps, plan.meta, trades_weight=2.0),
+        Plan(plan.keep, plan.eps, plan.meta, beta=2.0),
     ]
     assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 4
 

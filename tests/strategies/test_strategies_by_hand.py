@@ -17,9 +17,9 @@ from puma.errors import DataError, UsageError
 from puma.margins import MarginTable, Status
 from puma.plan import Plan
 from puma.strategies import STRATEGIES, make_plan, registry
-from puma.strategies.dedup import duplicate_scores
+from puma.strategies.context import Selection, SelectionContext
 from puma.strategies.features import extrapolate, read_features
-from puma.strategies.problem import Choice, Problem
+from puma.strategies.selectors import duplicate_scores
 from puma.study.cells import more_than_margins
 from puma.study.spec import Cell
 
@@ -27,8 +27,8 @@ MARGIN = [0.20, 0.03, -0.05, 0.10]  # real
 MARGIN += [0.10, 0.02, -0.01, 0.06, 0.04, -0.03, 0.08, 0.03]  # class 0: rows 4-11
 MARGIN += [0.05, 0.01, -0.02, 0.07, 0.09, -0.04, 0.12, 0.025]  # class 1: rows 12-19
 LABEL = [0, 0, 1, 1] + [0] * 8 + [1] * 8
-# min(0.08, max(margin, 0) / 2) of every row
-HALF = [0.08, 0.015, 0, 0.05, 0.05, 0.01, 0, 0.03, 0.02, 0, 0.04, 0.015, 0.025, 0.005, 0, 0.035, 0.045, 0, 0.06, 0.0125]
+# min(0.08, max(margin, 0)) of every row: c = 1
+CAPPED = [0.08, 0.03, 0, 0.08, 0.08, 0.02, 0, 0.06, 0.04, 0, 0.08, 0.03, 0.05, 0.01, 0, 0.07, 0.08, 0, 0.08, 0.025]
 RANKS = [0.5] * 4 + [8, 3, 5, 1, 7, 2, 6, 4] + [1, 2, 3, 4, 5, 6, 7, 8]
 
 
@@ -48,17 +48,18 @@ def eps_of(values: list[float] | np.ndarray, gone: set[int]) -> np.ndarray:
     return np.where(np.isin(np.arange(20), list(gone)), 0, np.asarray(values)).astype(np.float32)
 
 
-def test_none_and_the_two_dials() -> None:
+def test_none_and_the_two_controls() -> None:
     for name, params, eps, weight in (
         ("none", {}, 0.08, None),
         ("uniform-eps", {"scale": 0.5}, 0.04, None),
         ("uniform-eps", {"scale": 0.0}, 0.0, None),
-        ("trades-weight", {"beta": 3}, 0.08, 3.0),
+        ("uniform-eps", {"scale": 1.5}, 0.12, None),
+        ("trades-beta", {"beta": 3}, 0.08, 3.0),
     ):
         made = plan(name, **params)
         assert made.keep.all()
         np.testing.assert_allclose(made.eps, eps, rtol=1e-6)
-        assert made.trades_weight == weight
+        assert made.beta == weight
         assert made.meta["prune_fraction"] == 0
 
 
@@ -75,7 +76,7 @@ def test_random_takes_two_of_each_class(name: str) -> None:
     assert dropped(made) == dropped(plan("random", seed=1))
     assert dropped(made) != dropped(plan(name, seed=2))
     assert [len(dropped(made) & set(rows)) for rows in (range(4), range(4, 12), range(12, 20))] == [0, 2, 2]
-    expected = eps_of([0.08] * 20 if name == "random" else HALF, dropped(made))
+    expected = eps_of([0.08] * 20 if name == "random" else CAPPED, dropped(made))
     np.testing.assert_allclose(made.eps, expected, rtol=1e-6)
 
 
@@ -91,26 +92,36 @@ def test_puma() -> None:
     gone = {4, 10, 16, 18}
     made = plan("puma")
     assert dropped(made) == gone
-    np.testing.assert_allclose(made.eps, eps_of(HALF, gone), rtol=1e-6)
-    assert made.meta["derived"] == {"c": 0.5}
-    assert made.mean_eps == pytest.approx(0.2975 / 16)
-    np.testing.assert_allclose(plan("puma", c=1.0).eps[[0, 1, 2, 7]], [0.08, 0.03, 0, 0.06], rtol=1e-6)
-    # 15 of the 16 kept rows have a margin below 0.08 / 0.5
-    assert made.meta["counts"]["reach"] == pytest.approx(15 / 16)
+    np.testing.assert_allclose(made.eps, eps_of(CAPPED, gone), rtol=1e-6)
+    assert made.meta["derived"] == {"c": 1.0}
+    assert made.mean_eps == pytest.approx(0.495 / 16)
+    np.testing.assert_allclose(plan("puma", c=0.5).eps[[0, 1, 2, 7]], [0.08, 0.015, 0, 0.03], rtol=1e-6)
+    # 14 of the 16 kept rows have a margin below 0.08
+    assert made.meta["counts"]["reach"] == pytest.approx(14 / 16)
+    assert made.meta["counts"]["regime"] == pytest.approx({"misclassified": 5 / 20, "below_eps": 9 / 20})
+    assert any("eps is large for this margin model: eps is lowered on 88% of the 16" in line for line in made.warnings)
+    assert not any("eps is large" in line for line in make_plan(table(), "puma", 0.25, threat="Linf:0.02").warnings)
 
 
-def test_spend_solves_for_c() -> None:
-    for spend in (0.05, 0.3, 0.5, 0.68):
-        made = plan("puma", spend=spend)
-        assert made.mean_eps == pytest.approx(spend * 0.08, rel=1e-5)
+def test_mean_eps_ratio_solves_for_c() -> None:
+    for ratio in (0.05, 0.3, 0.5, 0.68):
+        made = plan("puma", mean_eps_ratio=ratio)
+        assert made.mean_eps == pytest.approx(ratio * 0.08, rel=1e-5)
         np.testing.assert_allclose(made.eps, plan("puma", c=made.meta["derived"]["c"]).eps, rtol=1e-6)
     # 11 of 16 kept rows have a positive margin: at most 11/16 of the budget can be spent, and that is possible
-    assert plan("puma", spend=11 / 16).mean_eps == pytest.approx(11 / 16 * 0.08, rel=1e-6)
-    with pytest.raises(UsageError, match=r"up to 0\.6875"):
-        plan("puma", spend=0.7)
+    assert plan("puma", mean_eps_ratio=11 / 16).mean_eps == pytest.approx(11 / 16 * 0.08, rel=1e-6)
+    with pytest.raises(UsageError, match=r"at most 0\.6875"):
+        plan("puma", mean_eps_ratio=0.7)
     with pytest.raises(UsageError, match="cannot both"):
-        plan("puma", spend=0.3, c=0.4)
-    for wrong in ({"c": 0}, {"c": -1}, {"c": float("nan")}, {"c": "half"}, {"spend": 0}, {"spend": 1.5}):
+        plan("puma", mean_eps_ratio=0.3, c=0.4)
+    for wrong in (
+        {"c": 0},
+        {"c": -1},
+        {"c": float("nan")},
+        {"c": "half"},
+        {"mean_eps_ratio": 0},
+        {"mean_eps_ratio": 1.5},
+    ):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             plan("puma", **wrong)
 
@@ -133,7 +144,7 @@ def test_puma_plus_ceiling_and_budget() -> None:
     # a budget of one cannot remove both, and is not exceeded
     made = make_plan(table(), "puma-plus", 0.125, threat="Linf:0.08", max_misclassified=0)
     assert dropped(made) == {9, 17}
-    np.testing.assert_allclose(plan("puma-plus", c=0.5, max_misclassified=1).eps, plan("puma").eps)
+    np.testing.assert_allclose(plan("puma-plus", c=1.0, max_misclassified=1).eps, plan("puma").eps)
     with pytest.raises(UsageError, match="max_misclassified"):
         plan("puma-plus", max_misclassified=1.5)
 
@@ -151,26 +162,27 @@ def test_controls_of_puma() -> None:
     puma = plan("puma")
     cap = plan("cap-only")
     assert cap.keep.all()
-    np.testing.assert_allclose(cap.eps, HALF, rtol=1e-6)
+    np.testing.assert_allclose(cap.eps, CAPPED, rtol=1e-6)
     shuffled = plan("puma-shuffled")
     assert np.array_equal(shuffled.keep, puma.keep)
     np.testing.assert_array_equal(np.sort(shuffled.eps), np.sort(puma.eps))
     assert not np.array_equal(shuffled.eps, puma.eps)
     matched = plan("easy-matched")
     assert np.array_equal(matched.keep, puma.keep)
-    np.testing.assert_allclose(matched.eps[matched.keep], 0.2975 / 16, rtol=1e-6)
+    np.testing.assert_allclose(matched.eps[matched.keep], 0.495 / 16, rtol=1e-6)
 
 
-def test_tilt_goes_beyond_eps() -> None:
-    made = plan("tilt")
+def test_soft_easy_goes_beyond_eps() -> None:
+    made = plan("soft-easy")
     assert dropped(made) == {4, 10, 16, 18}
-    assert made.eps[0] == pytest.approx(0.10)  # min(1.5 * 0.08, 0.20 / 2)
-    np.testing.assert_allclose(made.eps[1:], eps_of(HALF, dropped(made))[1:], rtol=1e-6)
-    everything = make_plan(table(), "tilt", 0, threat="Linf:0.08", c=1.0)
+    assert made.eps[[0, 3]] == pytest.approx([0.12, 0.10])  # min(1.5 * 0.08, margin) with margins 0.20 and 0.10
+    rest = [row for row in range(20) if row not in (0, 3)]
+    np.testing.assert_allclose(made.eps[rest], eps_of(CAPPED, dropped(made))[rest], rtol=1e-6)
+    everything = make_plan(table(), "soft-easy", 0, threat="Linf:0.08")
     assert everything.keep.all()
     assert everything.eps[[0, 18]] == pytest.approx([0.12, 0.12])
     with pytest.raises(UsageError, match="kappa"):
-        plan("tilt", kappa=0.5)
+        plan("soft-easy", kappa=0.5)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +218,7 @@ def test_uncertainty_is_carried_to_synthetic_rows_by_neighbours() -> None:
     # rows 4-11 lie near the real row 0, except 5 and 6 near row 1; rows 12-19 near row 3, except 18 and 19 near row 2
     place = [0.0, 10.0, 20.0, 30.0] + [1, 9, 11, 1, 1, 1, 1, 1] + [29] * 6 + [21, 19]
     features = np.array(place, float)[:, None]
-    made = plan("dynamic-uncertainty", table(dynamic_uncertainty=scores), features=features, neighbours=1)
+    made = plan("dynamic-uncertainty", table(dynamic_uncertainty=scores), features=features, n_neighbors=1)
     assert dropped(made) - {18, 19} <= {4, 7, 8, 9, 10, 11}  # two of the six that tie at 0.1
     assert {18, 19} <= dropped(made)
     assert len(dropped(made)) == 4
@@ -217,12 +229,12 @@ def test_extrapolation_is_the_mean_of_the_nearest() -> None:
     rng = np.random.default_rng(0)
     features, scores = rng.normal(size=(60, 4)), rng.random(60).astype(np.float32)
     scores[20:] = np.nan
-    filled = extrapolate(scores, features, neighbours=3)
+    filled = extrapolate(scores, features, n_neighbors=3)
     np.testing.assert_array_equal(filled[:20], scores[:20])
     for row in range(20, 60):
         nearest = np.argsort(((features[:20] - features[row]) ** 2).sum(axis=1))[:3]
         assert filled[row] == pytest.approx(scores[nearest].mean(), rel=1e-6)
-    np.testing.assert_allclose(extrapolate(scores, features, neighbours=99)[20:], scores[:20].mean(), rtol=1e-6)
+    np.testing.assert_allclose(extrapolate(scores, features, n_neighbors=99)[20:], scores[:20].mean(), rtol=1e-6)
     with pytest.raises(DataError, match="NaN"):
         extrapolate(scores, np.where(np.arange(60)[:, None] == 30, np.nan, features), 3)
     with pytest.raises(DataError, match="no row"):
@@ -257,13 +269,13 @@ def test_dedup_keeps_one_of_each_set_of_duplicates() -> None:
 def test_duplicate_scores_against_the_loop() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(40, 3))
-    scores = duplicate_scores(features, cell_rows=1_000)
+    scores = duplicate_scores(features, cluster_rows=1_000)
     unit = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
     order = np.argsort(unit @ unit.mean(axis=0), kind="stable")
     for place, row in enumerate(order):
         before = [float(unit[row] @ unit[other]) for other in order[:place]]
         assert scores[row] == pytest.approx(max(before, default=-1.0), abs=1e-5)
-    assert len(duplicate_scores(rng.normal(size=(500, 3)), cell_rows=50)) == 500
+    assert len(duplicate_scores(rng.normal(size=(500, 3)), cluster_rows=50)) == 500
 
 
 def test_features_from_a_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -310,9 +322,9 @@ def test_collapse_and_reach_are_warned_about_with_numbers() -> None:
     assert easy.meta["counts"]["mislabelled_before"] == pytest.approx(9 / 20)
     assert any("56% of the kept images" in warning for warning in easy.warnings)
     assert any("mean eps 0.08" in warning for warning in easy.warnings)
-    assert not any("collapse" in warning for warning in plan("puma").warnings)
+    assert not any("collapse" in warning for warning in plan("puma", c=0.5).warnings)
     near = make_table(np.full(20, 0.05), LABEL, real=4)
-    assert any("reaches 100%" in warning for warning in plan("puma", near).warnings)
+    assert any("eps is lowered on 100%" in warning for warning in plan("puma", near).warnings)
 
 
 @pytest.mark.parametrize("place", ["CONTRIBUTING.md", "docs/strategies.md", "src/puma/strategies/registry.py"])
@@ -320,7 +332,7 @@ def test_the_example_of_a_new_strategy_works(place: str, monkeypatch: pytest.Mon
     text = registry.__doc__ if place.endswith(".py") else (Path(__file__).parents[2] / place).read_text()
     (example,) = [code for code in re.findall(r"```python\n(.*?)```", text or "", re.DOTALL) if "@strategy" in code]
     monkeypatch.setitem(STRATEGIES, "loudest", STRATEGIES["none"])  # so that it is taken off the list again
-    exec(example, {"strategy": registry.strategy, "Problem": Problem, "Choice": Choice})
+    exec(example, {"strategy": registry.strategy, "SelectionContext": SelectionContext, "Selection": Selection})
     made = plan("loudest", table(loudness=RANKS))
     assert dropped(made) == {7, 9, 12, 13}
     np.testing.assert_array_equal(made.eps, eps_of([0.08] * 20, {7, 9, 12, 13}))

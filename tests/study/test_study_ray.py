@@ -53,7 +53,7 @@ def test_a_killed_worker_loses_its_task_to_another_and_the_figures_are_the_same(
     os.kill(owner, signal.SIGKILL)
     out, errors = run.communicate()
     assert run.returncode == 0, errors
-    assert (study.result("judge") or {})["host"]
+    assert (study.result("reference") or {})["host"]
     assert outcome(study) == outcome(expected)
     assert (study.path / "report.html").exists()
     assert "report.html" in out

@@ -51,7 +51,7 @@ def test_the_report_pairs_each_row_with_its_own_plan_and_run(two_recipes: StudyF
         for run in data.runs
     ]
     assert found == [
-        (0.5, "puma-p50-s0-short"), (0.5, "puma-p50-s0-short-longer"), (0.25, "puma-c-0.25-p50-s0-short"),
+        (1.0, "puma-p50-s0-short"), (1.0, "puma-p50-s0-short-longer"), (0.25, "puma-c-0.25-p50-s0-short"),
     ]  # fmt: skip
     assert [row["steps"] for row in collect(two_recipes)] == [6, 8, 6]
     assert isinstance(data.plan(data.runs[0].key), Plan)
@@ -60,7 +60,7 @@ def test_the_report_pairs_each_row_with_its_own_plan_and_run(two_recipes: StudyF
 
 def test_mislabelled_shares_are_not_pooled_over_recipes(two_recipes: StudyFolder) -> None:
     rows = pq.read_table(two_recipes.path / "mislabelled.parquet").to_pylist()
-    shares = [two_recipes.result(f"judged-{cell.key}")["share"] for cell in two_recipes.spec.cells()]  # type: ignore[index]
+    shares = [two_recipes.result(f"mislabelled-{cell.key}")["share"] for cell in two_recipes.spec.cells()]  # type: ignore[index]
     assert [row["share"] for row in rows] == shares
     assert [Path(row["recipe"]).stem for row in rows] == ["short", "short-longer", "short"]
     table = make_report(two_recipes.path).tables["mislabelled"]  # of the recipe with most settings

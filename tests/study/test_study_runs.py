@@ -74,7 +74,7 @@ def test_results_read_alike_in_pandas_polars_and_duckdb(finished: StudyFolder) -
 
 def test_status_counts_what_is_finished(finished: StudyFolder) -> None:
     lines = {line.label: line for line in grid(finished)}
-    assert set(lines) == {"synthetic", "margins", "judge", "none", "puma, prune 0.5"}
+    assert set(lines) == {"synthetic", "margins", "reference", "none", "puma, prune 0.5"}
     assert all(set(line.states.values()) == {"finished"} for line in lines.values())
     assert lines["none"].clean == collect(finished)[0]["clean_accuracy"]
     assert StudyStatus(finished).done() == 100

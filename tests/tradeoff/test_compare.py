@@ -42,7 +42,7 @@ def study(seeds: int = 3) -> list[dict[str, object]]:
             row("uniform-eps", seed, 0.3, 0.9, params='{"scale": 0.5}'),
             row("uniform-eps", seed, 0.4, 0.8, params='{"scale": 0.75}'),
             row("none", seed, 0.5, 0.7, kept=100),
-            row("trades-weight", seed, 0.35, 0.9, params='{"beta": 2}'),
+            row("trades-beta", seed, 0.35, 0.9, params='{"beta": 2}'),
             row("puma", seed, 0.4, 0.9 + seed / 100, params='{"c": 0.5}', prune_fraction=0.3, kept=70),
         ]
     return rows
@@ -270,7 +270,7 @@ def test_images_part_of_a_gap_is_that_of_every_resample_done_by_hand() -> None:
     drawn = resample(flags, draws=50)  # type: ignore[arg-type]
     settings = {run.setting.strategy + run.setting.params: drawn[run.key] for run in read_runs(rows)}
     eps = [settings[name] for name in ('uniform-eps{"scale": 0.5}', 'uniform-eps{"scale": 0.75}', "none{}")]
-    weight = [settings[name] for name in ('trades-weight{"beta": 2}', "none{}")]
+    weight = [settings[name] for name in ('trades-beta{"beta": 2}', "none{}")]
     puma = settings['puma{"c": 0.5}']
     by_hand = []
     for b in range(50):

@@ -13,7 +13,7 @@ from puma.errors import UsageError
 from puma.tradeoff import Frontier, gap, why_not
 
 EPS = Frontier("uniform-eps", [0.2, 0.3, 0.5], [0.9, 0.85, 0.65])
-BETA = Frontier("trades-weight", [0.25, 0.45], [0.95, 0.6])
+BETA = Frontier("trades-beta", [0.25, 0.45], [0.95, 0.6])
 
 
 def test_on_the_line_and_at_its_ends() -> None:

@@ -31,7 +31,7 @@ def test_every_field_is_documented():
 def test_the_published_settings():
     recipe = load_recipe("trades-edm")
     assert (recipe.steps, recipe.batch_size, recipe.synthetic_share) == (400 * 98, 512, 0.7)
-    assert (recipe.learning_rate, recipe.trades_weight, recipe.label_smoothing) == (0.2, 5.0, 0.1)
+    assert (recipe.learning_rate, recipe.beta, recipe.label_smoothing) == (0.2, 5.0, 0.1)
     assert recipe.cycle_momentum
     assert not recipe.decay_norm_parameters
     assert recipe.attack_step_linf * 8 / 255 == pytest.approx(2 / 255)

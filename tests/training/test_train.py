@@ -43,7 +43,7 @@ def plan_of(pool, keep=None, eps=None, weight=None, threat=THREAT):
     keep = np.ones(len(pool), dtype=bool) if keep is None else keep
     eps = np.where(keep, threat.eps, 0).astype(np.float32) if eps is None else eps
     meta = {"strategy": "none", "threat": {"norm": threat.norm, "eps": threat.eps}, "pool": pool.describe()}
-    return Plan(keep, eps, meta, trades_weight=weight)
+    return Plan(keep, eps, meta, beta=weight)
 
 
 def plain_loop(pool, recipe, model, steps):
@@ -193,7 +193,7 @@ def test_eps_zero_everywhere_is_plain_training(pool):
     """With every radius 0 the weight of the adversarial term and the attack cannot matter, not even in one bit."""
     plan = plan_of(pool, eps=np.zeros(len(pool), dtype=np.float32))
     runs = [
-        train(network("batch"), pool, threat=THREAT, plan=plan, recipe=SHORT.replace(trades_weight=w, attack_steps=n))
+        train(network("batch"), pool, threat=THREAT, plan=plan, recipe=SHORT.replace(beta=w, attack_steps=n))
         for w, n in ((5.0, 3), (0.0, 1))
     ]
     assert weights_sha256(runs[0].model) == weights_sha256(runs[1].model)
@@ -249,8 +249,8 @@ def test_a_step_costs_26_forward_passes_and_27_in_the_published_structure():
     assert benchmark.work_of(plain, plain.model, 8)[1] == pytest.approx(27 - pixels)
 
 
-def test_a_plan_may_set_the_trades_weight(pool):
-    heavy = train(network(), pool, threat=THREAT, recipe=SHORT.replace(trades_weight=2.0))
+def test_a_plan_may_set_beta(pool):
+    heavy = train(network(), pool, threat=THREAT, recipe=SHORT.replace(beta=2.0))
     planned = train(network(), pool, threat=THREAT, recipe=SHORT, plan=plan_of(pool, weight=2.0))
     assert weights_sha256(heavy.model) == weights_sha256(planned.model)
     assert weights_sha256(heavy.model) != weights_sha256(train(network(), pool, threat=THREAT, recipe=SHORT).model)

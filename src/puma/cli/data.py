@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from puma.cli.labels import drop_suspects, labels
+from puma.cli.labels import drop_label_issues, labels
 from puma.cli.options import Quiet
 from puma.cli.output import echo, print_facts
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(help="Look at images and labels before training on them, and unpack them.", no_args_is_help=True)
 data_app.command()(labels)
-data_app.command("drop-suspects")(drop_suspects)
+data_app.command("drop-label-issues")(drop_label_issues)
 
 _SPEC = "digits, FILE.npz, FILE.npy, FILE.parquet, FOLDER, hf:NAME:SPLIT, also with options: FILE?resize=16&subset=5000"
 

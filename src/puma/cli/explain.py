@@ -32,16 +32,23 @@ _BRIDGE = {
 
 
 def summary(plan: Plan) -> str:
-    """One line on what is kept, one on how hard it is attacked."""
+    """What is kept, at which eps it is attacked, and the regime: one line each."""
     counts, threat = plan.meta["counts"], plan.threat
     eps = f"mean eps {format_eps(plan.mean_eps, threat.norm)}"
     if threat.eps:
         eps += f" = {plan.mean_eps / threat.eps:.1%} of {threat}"
     if "reach" in counts:
-        eps += f"; the cap (c = {plan.meta['derived']['c']:.4g}) reaches {counts['reach']:.1%} of the kept images"
-    weight = "" if plan.trades_weight is None else f"; TRADES weight {plan.trades_weight:g}"
+        lowered, c = f"{counts['reach']:.1%}", f"{plan.meta['derived']['c']:.4g}"
+        eps += f"; eps is lowered on {lowered} of the kept images, those of lowest margin (c = {c})"
+    weight = "" if plan.beta is None else f"; TRADES weight {plan.beta:g}"
     removed = f"{counts['removed']:,} of {counts['prunable']:,} prunable removed"
-    return f"{plan.strategy}: {plan.kept:,} of {len(plan):,} images kept ({removed})\n{eps}{weight}"
+    lines = [f"{plan.strategy}: {plan.kept:,} of {len(plan):,} images kept ({removed})", f"{eps}{weight}"]
+    if facts := counts.get("regime"):
+        lines.append(
+            f"regime: the margin model misclassifies {facts['misclassified']:.1%} of all images, "
+            f"{facts['below_eps']:.1%} have 0 < margin < eps"
+        )
+    return "\n".join(lines)
 
 
 def explanation(plan: Plan, table: MarginTable) -> str:
@@ -55,7 +62,7 @@ def explanation(plan: Plan, table: MarginTable) -> str:
         _histogram("eps of the kept images", plan.eps[plan.keep]),
         _margins(plan, table),
         _theory(plan, table),
-        _lines("doubts", (("-", warning) for warning in plan.warnings)),
+        _lines("warnings", (("-", warning) for warning in plan.warnings)),
     ]
     return "\n".join(section for section in sections if section)
 

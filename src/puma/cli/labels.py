@@ -1,4 +1,4 @@
-"""``puma data labels`` and ``puma data drop-suspects``: trust in labels, and plans without doubtful ones."""
+"""``puma data labels`` and ``puma data drop-label-issues``: trust in labels, and plans without doubtful ones."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def labels(
     echo(f"written to {out}; it joins the margins: puma plan --table margins --table {out}")
 
 
-def drop_suspects(
+def drop_label_issues(
     plan: Annotated[Path, typer.Argument(help="The plan.")],
     table: Annotated[list[Path], typer.Option("--table", help="Margin table; again for that of `puma data labels`.")],
     out: Annotated[Path, typer.Option("--out", help="Plan to write, a .parquet file.")],
@@ -65,13 +65,13 @@ def drop_suspects(
 
     They go on top of what the plan's strategy removed. Real images are never taken out.
 
-    Example: puma data drop-suspects plan.parquet --table margins --table label-quality --out trusted.parquet
+    Example: puma data drop-label-issues plan.parquet --table margins --table label-quality --out trusted.parquet
     """
     from puma.errors import UsageError
     from puma.io import prepare_folder
     from puma.margins import MarginTable
     from puma.plan import Plan
-    from puma.strategies.suspects import drop_suspects as without_suspects
+    from puma.strategies import drop_label_issues as without_label_issues
 
     if out.suffix != ".parquet":
         raise UsageError(f"--out {out} does not end in .parquet", why="a plan is one Parquet file")
@@ -80,7 +80,7 @@ def drop_suspects(
     for other in others:
         margins = margins.join(other)
     made = Plan.read(plan)
-    cleaned = without_suspects(made, margins, below)
+    cleaned = without_label_issues(made, margins, below)
     cleaned.write(out)
     echo(f"{made.kept - cleaned.kept:,} of {made.kept:,} kept images taken out, {cleaned.kept:,} are left")
     for warning in cleaned.warnings:

@@ -38,10 +38,12 @@ def plan(
         float, typer.Option("--prune-fraction", help="Share of the prunable images to remove, in [0, 1).")
     ] = 0.3,
     param: Annotated[
-        list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="The rule's own setting, as c=0.5.")
+        list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="The rule's own setting, as c=1.0.")
     ] = None,
     c: Annotated[str | None, typer.Option("--c", help="Short for --param c=: share of the margin, or auto.")] = None,
-    spend: Annotated[float | None, typer.Option("--spend", help="Mean eps / eps; solves for c (puma).")] = None,
+    mean_eps_ratio: Annotated[
+        float | None, typer.Option("--mean-eps-ratio", help="Mean eps over the kept images / eps; solves for c (puma).")
+    ] = None,
     features: Annotated[Path | None, typer.Option("--features", help="Feature vectors: .npy file or folder.")] = None,
     protect_real: Annotated[
         bool, typer.Option("--protect-real/--no-protect-real", help="Remove synthetic images only, if there are any.")
@@ -67,7 +69,7 @@ def plan(
     from puma.io import prepare_folder
     from puma.strategies import get_strategy, make_plan
 
-    params = _params(param or [], {"c": c, "spend": spend, "features": features})
+    params = _params(param or [], {"c": c, "mean_eps_ratio": mean_eps_ratio, "features": features})
     get_strategy(strategy).resolve(params)  # a misspelt name is told before a large table is read
     if out is not None:
         if out.suffix != ".parquet":
@@ -110,7 +112,7 @@ def _params(texts: list[str], flags: dict[str, Any]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name:
-            raise UsageError(f"--param {text!r} is not NAME=VALUE", fix="write --param c=0.5")
+            raise UsageError(f"--param {text!r} is not NAME=VALUE", fix="write --param c=1.0")
         if name in params:
             raise UsageError(f"parameter {name!r} is given twice")
         params[name] = _value(value.strip())

@@ -1,14 +1,13 @@
-"""Strategies: rules from margins and other scores to a plan. One small file each; see `puma.strategies.registry`."""
+"""Strategies: rules from margins and other scores to a plan."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from pkgutil import iter_modules
-
-from puma.strategies.make import make_plan
+from puma.strategies import controls as _controls
+from puma.strategies import rules as _rules
+from puma.strategies import selectors as _selectors
+from puma.strategies.plans import drop_label_issues, label_issues, make_plan
 from puma.strategies.registry import STRATEGIES, Strategy, get_strategy, names
 
-for _module in iter_modules(__path__):  # every file in this folder is imported, so that a new one registers itself
-    import_module(f"{__name__}.{_module.name}")
+_ = (_controls, _rules, _selectors)  # importing a module registers its strategies
 
-__all__ = ["STRATEGIES", "Strategy", "get_strategy", "make_plan", "names"]
+__all__ = ["STRATEGIES", "Strategy", "drop_label_issues", "get_strategy", "label_issues", "make_plan", "names"]

@@ -1,4 +1,4 @@
-"""Feature vectors of a pool's images, and scores carried along them to rows that have none.
+"""Feature vectors of a pool's images, and scores extrapolated along them to rows that have none.
 
 A folder of vectors holds ``part-000000.npy``, ... and a record ``features.json``: whose they are (``pool``, its
 fingerprint, and ``model``, the SHA-256 of its weights) and the SHA-256 of each part (``parts``; folders of older
@@ -64,7 +64,7 @@ def check_part(path: Path) -> bool:
         raise DataError(
             f"{path} is damaged, or was made again: its checksum does not fit {RECORD} beside it",
             why=f"sha256 {digest[:12]} now, {expected[:12]} then",
-            fix="run `puma score --from-run RUN --features DIR` again: it makes only what does not fit",
+            fix="run `puma score-run RUN --features DIR` again: it makes only what does not fit",
         )
     return True
 
@@ -74,7 +74,7 @@ def _refuse_other_pool(folder: Path, pool: str) -> None:
         raise DataError(
             f"{folder} holds features of another pool",
             why=f"they are of the pool {theirs[:12]}, the table of {pool[:12]}",
-            fix="embed the table's own pool with `puma score --from-run RUN --features DIR`",
+            fix="embed the table's own pool with `puma score-run RUN --features DIR`",
         )
 
 
@@ -88,20 +88,20 @@ def _load(path: Path) -> Any:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist", fix="`puma score --from-run RUN --features DIR` makes one") from None
+        raise DataError(f"{path} does not exist", fix="`puma score-run RUN --features DIR` makes one") from None
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path} is not a .npy file", why=str(error)) from None
 
 
 def extrapolate(
-    scores: NDArray[np.float32], features: NDArray[np.floating[Any]], neighbours: int = 10
+    scores: NDArray[np.float32], features: NDArray[np.floating[Any]], n_neighbors: int = 10
 ) -> NDArray[np.float32]:
     """Give every row without a score the mean score of its nearest scored rows (Nieth et al., arXiv 2406.13283).
 
     Args:
         scores: float ``[N]``, NaN where there is none.
         features: ``[N, D]``; distances are Euclidean.
-        neighbours: how many scored rows are averaged (fewer if there are fewer).
+        n_neighbors: how many scored rows are averaged (fewer if there are fewer).
 
     Returns:
         float32 ``[N]`` without NaN; rows that had a score keep it.
@@ -109,7 +109,7 @@ def extrapolate(
     Raises:
         DataError: no row has a score, or a feature is NaN or infinite.
 
-    >>> extrapolate(np.float32([1, 3, np.nan]), np.array([[0.0], [10.0], [9.0]]), neighbours=1)
+    >>> extrapolate(np.float32([1, 3, np.nan]), np.array([[0.0], [10.0], [9.0]]), n_neighbors=1)
     array([1., 3., 3.], dtype=float32)
     """
     from sklearn.neighbors import NearestNeighbors
@@ -121,7 +121,7 @@ def extrapolate(
     reference = np.asarray(features[known])
     if not np.isfinite(reference).all():
         raise DataError("the features hold NaN or infinite values")
-    search = NearestNeighbors(n_neighbors=min(neighbours, len(known))).fit(reference)
+    search = NearestNeighbors(n_neighbors=min(n_neighbors, len(known))).fit(reference)
     filled = np.array(scores, dtype=np.float32)
     for start in range(0, len(unknown), BLOCK):
         rows = unknown[start : start + BLOCK]

@@ -1,10 +1,10 @@
-"""The list of strategies. A file that decorates one function with `strategy` adds one.
+"""The registry of strategies. Decorating one function with `strategy` adds one.
 
 ```python
 @strategy("loudest", prunes="low loudness", source="our own", needs=("loudness",))
-def loudest(problem: Problem, *, power: float = 1.0) -> Choice:
+def loudest(context: SelectionContext, *, power: float = 1.0) -> Selection:
     \"\"\"Keep the loudest images, full eps.\"\"\"
-    return Choice(problem.drop(problem.score("loudness") ** power, "low"), problem.uniform())
+    return Selection(context.drop(context.score("loudness") ** power, "low"), context.uniform_eps())
 ```
 """
 
@@ -16,24 +16,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from puma.errors import UsageError, unknown
-from puma.strategies.problem import Choice
+from puma.strategies.context import Selection
 
-Rule = Callable[..., Choice]
+Rule = Callable[..., Selection]
 STRATEGIES: dict[str, Strategy] = {}
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A rule and what must be known about it.
+    """A rule and its properties.
 
     Args:
         name: as users write it, ``puma-plus``.
-        rule: ``rule(problem, **params) -> Choice``; its keyword-only arguments are the parameters.
-        prunes: which end goes, in a few words; empty if it removes nothing whatever prune_fraction is.
+        rule: ``rule(context, **params) -> Selection``; its keyword-only arguments are the parameters.
+        prunes: which end is removed, in a few words; empty if it removes nothing whatever prune_fraction is.
         source: arXiv id and section, or "our own".
         compares: it compares margins with eps, so the table has to be in the threat model's norm.
-        control: it is there to isolate a mechanism, not to be used.
-        beyond_eps: it may give an eps above the threat model's (documented exception).
+        control: it isolates a mechanism and is not meant for use.
+        beyond_eps: it may give an eps above the threat model's.
         needs: what it reads beyond labels: "margin", a score's column, or "features" (a parameter).
     """
 

@@ -1,10 +1,11 @@
-"""One cell of a study: plan, train, evaluate; and how many of its perturbed images an independent judge disowns."""
+"""One cell of a study: plan, train, evaluate; attack; and its share of mislabelled perturbed images."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+import numpy as np
 import torch
 
 from puma.data.pool import Pool
@@ -14,7 +15,7 @@ from puma.models.weights import load_model
 from puma.plan import Plan
 from puma.strategies import get_strategy, make_plan
 from puma.study.folder import StudyFolder
-from puma.study.margins import load_judge
+from puma.study.margins import load_reference
 from puma.study.materials import load_pool, load_test, new_network, on_device, study_device
 from puma.study.spec import Cell
 from puma.training.loop import train
@@ -48,26 +49,58 @@ def run_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
     out = study.run_folder(cell)
     network = new_network(study, pool, cell.seed)
     run = train(network, pool, threat=threat, plan=plan, recipe=cell.recipe, out=out, seed=cell.seed, progress=show)
-    rows = []
+    rows, flags = [], []
     for checkpoint in settings.checkpoints:
         model = on_device(run.model if checkpoint == "last" else run.best)
         if study_device().type == "cpu":
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster there
-        judged = evaluate(
+        evaluation = evaluate(
             model,
             load_test(study),
             threat,
+            out=out if checkpoint == "last" else out / checkpoint,
+            attack=settings.screen or settings.attack,
+            subset=settings.screen_subset if settings.screen else settings.subset,
+            progress=show,
+        )
+        rows.append(_row(study, cell, pool, plan, run, checkpoint, evaluation))
+        flags.append(_flags(evaluation, checkpoint))
+    return {"rows": rows, "flags": flags}
+
+
+def attack_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
+    """Run ``evaluation.attack`` on a finished cell that has only seen the screening attack."""
+    settings, found, flags = study.spec.evaluation, [], []
+    run = Run.read(study.run_folder(cell))
+    for checkpoint in settings.checkpoints:
+        out = study.run_folder(cell)
+        model = on_device(run.model if checkpoint == "last" else run.best)
+        if study_device().type == "cpu":
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        evaluation = evaluate(
+            model,
+            load_test(study),
+            study.spec.threat_model,
             out=out if checkpoint == "last" else out / checkpoint,
             attack=settings.attack,
             subset=settings.subset,
             progress=show,
         )
-        rows.append(_row(study, cell, pool, plan, run, checkpoint, judged))
-    return {"rows": rows}
+        accuracies = {name: getattr(evaluation, name) for name in ("robust_accuracy", "apgd_accuracy", "n_test")}
+        found.append({"checkpoint": checkpoint, **accuracies})
+        flags.append(_flags(evaluation, checkpoint))
+    return {"accuracies": found, "flags": flags}
+
+
+def _flags(evaluation: Evaluation, checkpoint: str) -> dict[str, Any]:
+    """The flags of every test image as text, a bit each: what intervals need, without the run's folder."""
+    columns = ("clean_correct", "attacked", "robust")
+    bits = {name: np.packbits(getattr(evaluation, name)).tobytes().hex() for name in columns}
+    return {"checkpoint": checkpoint, "attack": evaluation.attack, "images": evaluation.n_clean, **bits}
 
 
 def _row(
-    study: StudyFolder, cell: Cell, pool: Pool, plan: Plan, run: Run, checkpoint: str, judged: Evaluation
+    study: StudyFolder, cell: Cell, pool: Pool, plan: Plan, run: Run, checkpoint: str, evaluation: Evaluation
 ) -> dict[str, Any]:
     """One row of ``results.parquet`` (DESIGN: artefacts)."""
     return {
@@ -80,10 +113,12 @@ def _row(
         "recipe": cell.recipe,
         "checkpoint": checkpoint,
         "eps_train": float(plan.eps.max()),
-        "clean_accuracy": judged.clean_accuracy,
-        "robust_accuracy": judged.robust_accuracy,
-        "apgd_accuracy": judged.apgd_accuracy,
-        "n_test": judged.n_test,
+        "clean_accuracy": evaluation.clean_accuracy,
+        "robust_accuracy": evaluation.robust_accuracy,
+        "apgd_accuracy": evaluation.apgd_accuracy,
+        "pgd_accuracy": evaluation.attacked_accuracy if study.spec.evaluation.screen else None,
+        "n_test": 0 if study.spec.evaluation.screen else evaluation.n_test,
+        "n_pgd": evaluation.n_test if study.spec.evaluation.screen else 0,
         "kept": plan.kept,
         "mean_eps": plan.mean_eps,
         # forward-equivalents: an attack step is a forward and a backward pass
@@ -92,11 +127,11 @@ def _row(
     }
 
 
-def judge_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
-    """Share of a cell's kept training images whose perturbation the judge gives another class."""
+def mislabelled_of_cell(study: StudyFolder, cell: Cell, show: bool) -> dict[str, Any]:
+    """Share of a cell's kept training images whose perturbation the reference model gives another class."""
     share = mislabelled_share(
         on_device(load_model(study.run_folder(cell))),
-        on_device(load_judge(study)),
+        on_device(load_reference(study)),
         load_pool(study, cell.synthetic),
         Plan.read(study.plan_file(cell)),
         study.spec.threat_model,

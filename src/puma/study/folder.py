@@ -7,8 +7,8 @@ synthetic/             images.npz and quality.json, where the study makes its ow
 margin-model-0/ ...    runs of the margin models (one, or one per fold)
 margins/               the margin table
 scores/  features/     what some strategies need besides, from the margin model's run
-judge/                 the run of the judge of mislabelled perturbations
-plans/CELL.parquet     runs/CELL/     judged/CELL.json
+reference/             the run of the reference model for mislabelled perturbations
+plans/CELL.parquet     runs/CELL/
 pools/nSIZE/           margin models and margins of a smaller pool
 done/TASK.json         what each finished task gave, and how long it took
 results.parquet        report.html

@@ -1,4 +1,4 @@
-"""The margin models of a study and the margins of its pools; the judge, a model that scores nothing."""
+"""The margin models of a study, the margins of its pools, and the reference model, which scores nothing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from puma.plan import Plan
 from puma.scoring import score_margins
 from puma.scoring.embed import embed
 from puma.scoring.snapshots import load_snapshots, score_run
+from puma.strategies.counts import regime
 from puma.study.folder import StudyFolder
 from puma.study.materials import load_pool, new_network, on_device, study_device
 from puma.training.loop import train
 from puma.training.recipe import load_recipe
 
-_JUDGE_SEED = 2000
+_REFERENCE_SEED = 2000
 _SNAPSHOTS = 10
 
 
@@ -48,7 +49,12 @@ def score_pool(study: StudyFolder, synthetic: int | None, show: bool) -> dict[st
     known = tables[0].margin[np.isfinite(tables[0].margin)]
     wrong = float((known < 0).mean()) if len(known) else None
     prints = {"pool": pool.fingerprint, "table": whole.fingerprint}
-    return {"images": len(pool), "misclassified": wrong, "fingerprints": prints}
+    return {
+        "images": len(pool),
+        "misclassified": wrong,
+        "regime": regime(whole, study.spec.threat_model),
+        "fingerprints": prints,
+    }
 
 
 def score_run_of(study: StudyFolder, synthetic: int | None, show: bool) -> dict[str, Any]:
@@ -114,16 +120,18 @@ def average(tables: list[MarginTable], scores: NDArray[np.bool_], kind: str) -> 
     )
 
 
-def train_judge(study: StudyFolder, show: bool) -> dict[str, Any]:
-    """Train the judge of mislabelled perturbations: the study's recipe on everything, with a seed of its own."""
+def train_reference(study: StudyFolder, show: bool) -> dict[str, Any]:
+    """Train the reference model for mislabelled perturbations: the study's recipe on everything, with its own seed."""
     pool = load_pool(study, None)
-    _train(study, pool, np.ones(len(pool), dtype=bool), study.path / "judge", _JUDGE_SEED, "judge", show)
+    _train(
+        study, pool, np.ones(len(pool), dtype=bool), study.path / "reference", _REFERENCE_SEED, "reference model", show
+    )
     return {}
 
 
-def load_judge(study: StudyFolder) -> nn.Module:
-    """The judge as trained by `train_judge`."""
-    return load_model(study.path / "judge")
+def load_reference(study: StudyFolder) -> nn.Module:
+    """The reference model as trained by `train_reference`."""
+    return load_model(study.path / "reference")
 
 
 def _train(

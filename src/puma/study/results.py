@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from puma._version import __version__
 from puma.study.folder import StudyFolder
-from puma.tradeoff import RunKey, read_runs
+from puma.tradeoff import Flags, RunKey, read_runs
 from puma.tradeoff.tables import (
     FLAGS_FILE,
     MISLABELLED_FILE,
     RESULTS_FILE,
     AttackedFlags,
-    evaluation_file,
-    read_evaluation,
-    read_flags,
     write_flags,
     write_mislabelled,
 )
@@ -28,7 +28,11 @@ def collect(study: StudyFolder) -> list[dict[str, Any]]:
     """The rows of all finished cells, in the order of the study."""
     rows: list[dict[str, Any]] = []
     for cell in study.spec.cells():
-        rows += (study.result(cell.key) or {}).get("rows", [])
+        attacked = {
+            found["checkpoint"]: found for found in (study.result(f"attack-{cell.key}") or {}).get("accuracies", [])
+        }
+        for row in (study.result(cell.key) or {}).get("rows", []):
+            rows.append({"pgd_accuracy": None, "n_pgd": 0} | row | attacked.get(row["checkpoint"], {}))
     return rows
 
 
@@ -43,7 +47,7 @@ def write_results(study: StudyFolder) -> Path:
     write_rows(study.path / RESULTS_FILE, collect(study), origin)
     shares = []
     for cell in study.spec.cells():
-        judged, rows = study.result(f"judged-{cell.key}"), (study.result(cell.key) or {}).get("rows", [])
+        judged, rows = study.result(f"mislabelled-{cell.key}"), (study.result(cell.key) or {}).get("rows", [])
         if judged and rows:
             shares.append({name: rows[0][name] for name in _RUN} | {"share": judged["share"]})
     if shares:
@@ -53,16 +57,18 @@ def write_results(study: StudyFolder) -> Path:
     return study.path / RESULTS_FILE
 
 
-def _flags(study: StudyFolder) -> dict[RunKey, AttackedFlags]:
-    """Flags of every finished cell: from its run, or, where that stayed elsewhere, from the file written before."""
-    path = study.path / FLAGS_FILE
-    kept = read_flags(path) if path.is_file() else {}
-    flags: dict[RunKey, AttackedFlags] = {}
+def _flags(study: StudyFolder) -> list[tuple[RunKey, AttackedFlags]]:
+    """Flags of every finished run and attack, as recorded in ``done/``: a run's folder may have stayed elsewhere."""
+    flags: list[tuple[RunKey, AttackedFlags]] = []
     for cell in study.spec.cells():
-        for run in read_runs((study.result(cell.key) or {}).get("rows", [])):
-            file = evaluation_file(study.run_folder(cell), run.group.checkpoint)
-            if file.is_file():
-                flags[run.key] = read_evaluation(file)
-            elif run.key in kept:
-                flags[run.key] = kept[run.key]
+        result, attack = study.result(cell.key) or {}, study.result(f"attack-{cell.key}") or {}
+        keys = {run.group.checkpoint: run.key for run in read_runs(result.get("rows", []))}
+        for entry in [*result.get("flags", []), *attack.get("flags", [])]:
+            clean, attacked, robust = (_bits(entry, name) for name in ("clean_correct", "attacked", "robust"))
+            robust[attacked == 0] = np.nan
+            flags.append((keys[entry["checkpoint"]], (Flags(clean, robust), entry["attack"])))
     return flags
+
+
+def _bits(entry: dict[str, Any], name: str) -> NDArray[np.float64]:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(entry[name]), np.uint8), count=entry["images"]).astype(np.float64)

@@ -59,19 +59,25 @@ class MarginSettings(_Settings):
 
 
 class EvaluationSettings(_Settings):
-    """How models are judged."""
+    """How models are evaluated."""
 
     attack: str = "standard"
     subset: int | None = Field(
         default=None, gt=0, description="Attack only a stratified subset of this many test images."
     )
+    screen: str | None = Field(
+        default=None,
+        description="A weaker attack for every run, such as ce-cw-20; `attack` is then a task of its own, for the "
+        "grids with standard = true. It is named in every table and never called robust accuracy.",
+    )
+    screen_subset: int | None = Field(default=None, gt=0, description="Test images under the screening attack.")
     checkpoints: list[str] = Field(
-        default=["last"], description="Which checkpoints of a run are judged: last, best or both."
+        default=["last"], description="Which checkpoints of a run are evaluated: last, best or both."
     )
     mislabelled: int = Field(
         default=2000,
         ge=0,
-        description="Kept training images whose perturbation an independent judge looks at; 0: none.",
+        description="Kept training images whose perturbation a reference model classifies; 0: none.",
     )
 
     @field_validator("checkpoints")
@@ -91,6 +97,9 @@ class Grid(_Settings):
     prune_fractions: list[Annotated[float, Field(ge=0, lt=1)]] = [0.3]
     seeds: list[Annotated[int, Field(ge=0)]] = [0]
     recipes: list[str] | None = Field(default=None, description="Instead of the study's recipe.")
+    standard: bool = Field(
+        default=True, description="With evaluation.screen: whether evaluation.attack is run as well."
+    )
     synthetic: list[Annotated[int, Field(ge=0)]] | None = Field(
         default=None,
         description="Pool sizes: stratified subsets of this many synthetic images, each with its own margin model.",
@@ -174,9 +183,19 @@ class StudySpec(_Settings):
                 )
 
     def cells(self) -> list[Cell]:
-        """All cells, each once, in the order they are run: seed by seed, so that a stopped study is still balanced."""
-        found = dict.fromkeys(cell for grid in self.grid for cell in self._expand(grid))
-        return sorted(found, key=lambda cell: cell.seed)
+        """All cells, each once, in the order they are run: grid by grid and seed by seed inside each.
+
+        So a stopped study is balanced, and the grids that decide come first if they are written first.
+        """
+        return list(dict.fromkeys(cell for grid in self.grid for cell in self._by_seed(grid)))
+
+    def attacked_cells(self) -> list[Cell]:
+        """The cells that ``evaluation.attack`` is run on, beside the screening attack."""
+        grids = [grid for grid in self.grid if grid.standard]
+        return list(dict.fromkeys(cell for grid in grids for cell in self._by_seed(grid)))
+
+    def _by_seed(self, grid: Grid) -> list[Cell]:
+        return sorted(self._expand(grid), key=lambda cell: cell.seed)
 
     def _expand(self, grid: Grid) -> Iterator[Cell]:
         sizes = grid.synthetic if grid.synthetic is not None else [None]

@@ -95,16 +95,16 @@ def grid(study: StudyFolder) -> list[Line]:
     finished = StudyStatus(study).finished()
     states = {task.name: _state(study, task.name, task.name in finished) for task in study_tasks(study)}
     cells = study.spec.cells()
-    of_cells = {name for cell in cells for name in (cell.key, f"judged-{cell.key}")}
+    of_cells = {f"{prefix}{cell.key}" for cell in cells for prefix in ("", "attack-", "mislabelled-")}
     lines = [Line(name, {None: state}) for name, state in states.items() if name not in of_cells]
     recipes = {cell.recipe for cell in cells}
     for label, group in itertools.groupby(sorted(cells, key=_place(cells)), key=lambda cell: _label(cell, recipes)):
         seeds = {cell.seed: cell for cell in group}
         rows = [finished[cell.key]["rows"][0] for cell in seeds.values() if cell.key in finished]
         of_seeds: dict[int | None, str] = {
-            seed: _whole(states[cell.key], states.get(f"judged-{cell.key}")) for seed, cell in seeds.items()
+            seed: _whole(states[cell.key], states.get(f"mislabelled-{cell.key}")) for seed, cell in seeds.items()
         }
-        robust = [row["apgd_accuracy"] if row["robust_accuracy"] is None else row["robust_accuracy"] for row in rows]
+        robust = [_first(row, "robust_accuracy", "apgd_accuracy", "pgd_accuracy") for row in rows]
         lines.append(Line(label, of_seeds, _mean([row["clean_accuracy"] for row in rows]), _mean(robust)))
     return lines
 
@@ -130,6 +130,10 @@ def _label(cell: Cell, recipes: Collection[str]) -> str:
 
 def _whole(cell: str, judgement: str | None) -> str:
     return "judging" if cell == "finished" and judgement not in (None, "finished") else cell
+
+
+def _first(row: Mapping[str, Any], *names: str) -> float | None:
+    return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

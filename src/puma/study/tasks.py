@@ -1,4 +1,4 @@
-"""The pieces of a study and what each one waits for: images, margins, the judge, cells, judgements.
+"""The tasks of a study and what each one needs: images, margins, the reference model, cells, attacks.
 
 A task reads what earlier tasks left in the folder and leaves its own; any process that sees the folder can run it.
 What it has finished before a stop is found again by the engines themselves, so running it again goes on.
@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from puma.study.cells import judge_cell, more_than_margins, run_cell
+from puma.study.cells import attack_cell, mislabelled_of_cell, more_than_margins, run_cell
 from puma.study.folder import StudyFolder
-from puma.study.margins import score_pool, score_run_of, train_judge
+from puma.study.margins import score_pool, score_run_of, train_reference
 from puma.study.materials import make_synthetic
 
 
@@ -41,7 +41,7 @@ class Task:
 
 def study_tasks(study: StudyFolder) -> list[Task]:
     """All tasks of a study, in the order in which they are best begun."""
-    cells, judged = study.spec.cells(), study.spec.evaluation.mislabelled > 0
+    cells, reference = study.spec.cells(), study.spec.evaluation.mislabelled > 0
     tasks = [Task("synthetic", "synthetic images", (), 1.0, partial(make_synthetic, study), _made(study))]
     for size in dict.fromkeys([None, *(cell.synthetic for cell in cells)]):
         label = "" if size is None else f" ({size} synthetic)"
@@ -51,14 +51,19 @@ def study_tasks(study: StudyFolder) -> list[Task]:
             work = partial(score_run_of, study, size)
             needs, scores = (_named("margins", size),), study.scores_folder(size)
             tasks.append(Task(_named("scores", size), f"other scores{label}", needs, 0.3, work, scores))
-    if judged:
-        tasks.append(Task("judge", "judge", ("synthetic",), 0.7, partial(train_judge, study), study.path / "judge"))
+    if reference:
+        work = partial(train_reference, study)
+        tasks.append(Task("reference", "reference model", ("synthetic",), 0.7, work, study.path / "reference"))
+    attacked = set(study.spec.attacked_cells()) if study.spec.evaluation.screen else set()
     for cell in cells:
         needs = (_named("scores" if more_than_margins(cell) else "margins", cell.synthetic),)
         tasks.append(Task(cell.key, cell.label, needs, 1.0, partial(run_cell, study, cell), study.run_folder(cell)))
-        if judged:
-            look = partial(judge_cell, study, cell)
-            tasks.append(Task(f"judged-{cell.key}", f"judging {cell.label}", (cell.key, "judge"), 0.05, look))
+        if cell in attacked:
+            work = partial(attack_cell, study, cell)
+            tasks.append(Task(f"attack-{cell.key}", f"{cell.label}, attack", (cell.key,), 1.0, work))
+        if reference:
+            name, work = f"mislabelled-{cell.key}", partial(mislabelled_of_cell, study, cell)
+            tasks.append(Task(name, f"{cell.label}, mislabelled", (cell.key, "reference"), 0.05, work))
     return tasks
 
 

@@ -30,7 +30,7 @@ class Frontier:
     """The measured points of one control.
 
     Args:
-        name: ``"uniform-eps"`` or ``"trades-weight"``.
+        name: ``"uniform-eps"`` or ``"trades-beta"``.
         robust: robust accuracies ``[P]``, in any order.
         clean: clean accuracies ``[P]`` of the same runs.
 

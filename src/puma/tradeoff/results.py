@@ -11,8 +11,8 @@ from typing import Any
 from puma.errors import DataError, unknown
 
 BASELINE = "none"
-CONTROLS = ("uniform-eps", "trades-weight")
-ROBUST = ("robust_accuracy", "apgd_accuracy")
+CONTROLS = ("uniform-eps", "trades-beta")
+ROBUST = ("robust_accuracy", "apgd_accuracy", "pgd_accuracy")
 
 Results = Mapping[str, Any] | Iterable[Mapping[str, Any]]
 """A table: columns by name, a pyarrow table, a pandas frame, or rows as mappings."""
@@ -84,7 +84,7 @@ def read_runs(results: Results, robust: str = "robust_accuracy") -> list[RunResu
 
     Args:
         results: the table; a column that is absent counts as null.
-        robust: which column holds the robust accuracy, ``robust_accuracy`` or ``apgd_accuracy``.
+        robust: which column holds the robust accuracy, one of `ROBUST`.
 
     Raises:
         UsageError: ``robust`` is another column.

@@ -41,7 +41,9 @@ RESULTS = pa.schema(
         "clean_accuracy": _FLOAT,
         "robust_accuracy": _FLOAT,
         "apgd_accuracy": _FLOAT,
+        "pgd_accuracy": _FLOAT,
         "n_test": _INT,
+        "n_pgd": _INT,
         "kept": _INT,
         "mean_eps": _FLOAT,
         "attack_cost": _FLOAT,
@@ -105,8 +107,12 @@ def write_mislabelled(path: Path | str, rows: Iterable[Mapping[str, Any]], origi
     _write(Path(path), MISLABELLED, rows, origin)
 
 
-def read_flags(path: Path | str) -> dict[RunKey, AttackedFlags]:
+def read_flags(path: Path | str, attack: str | None = None) -> dict[RunKey, AttackedFlags]:
     """Flags of ``flags.parquet`` by run.
+
+    Args:
+        path: the file.
+        attack: only the flags under this attack; None takes AutoAttack standard where a run has it, else what it has.
 
     Raises:
         DataError: missing, not Parquet, columns missing.
@@ -115,18 +121,20 @@ def read_flags(path: Path | str) -> dict[RunKey, AttackedFlags]:
     for row in _read(Path(path), FLAGS.names):
         group = Group(row["study"], row["pool"], row["recipe"], row["checkpoint"])
         setting = Setting(row["strategy"], normal_params(row["params"], path), row["prune_fraction"])
-        clean, robust = (np.array(row[name], dtype=np.float64) for name in ("clean", "robust"))
-        flags[group, setting, row["seed"]] = Flags(clean, robust), row["attack"]
+        key = group, setting, row["seed"]
+        if row["attack"] == attack or (attack is None and (key not in flags or row["attack"] == "standard")):
+            clean, robust = (np.array(row[name], dtype=np.float64) for name in ("clean", "robust"))
+            flags[key] = Flags(clean, robust), row["attack"]
     return flags
 
 
-def write_flags(path: Path | str, flags: Mapping[RunKey, AttackedFlags], origin: Mapping[str, Any]) -> None:
-    """Write ``flags.parquet``."""
+def write_flags(path: Path | str, flags: Iterable[tuple[RunKey, AttackedFlags]], origin: Mapping[str, Any]) -> None:
+    """Write ``flags.parquet``: one row for each run and attack."""
     rows = [
         asdict(group)
         | asdict(setting)
         | {"seed": seed, "attack": attack, "clean": _nullable(images.clean), "robust": _nullable(images.robust)}
-        for (group, setting, seed), (images, attack) in flags.items()
+        for (group, setting, seed), (images, attack) in flags
     ]
     _write(Path(path), FLAGS, rows, origin)
 

@@ -168,7 +168,7 @@ def prepare(
         world_size=devices.world_size,
     )
     network = _network(model, pool, recipe, seed, devices.device)
-    beta = recipe.trades_weight if plan is None or plan.trades_weight is None else plan.trades_weight
+    beta = recipe.beta if plan is None or plan.beta is None else plan.beta
     settings = {
         "network": getattr(network, "config", None) or type(network).__qualname__,
         "threat": str(threat),

@@ -28,7 +28,7 @@ class Recipe(BaseModel):
     source: str = Field("", description="Where the settings come from.")
 
     objective: Literal["trades", "pgd-at", "mart"] = Field("trades", description="Loss (puma.losses).")
-    trades_weight: float = Field(
+    beta: float = Field(
         5.0, ge=0, description="Weight (beta) of the adversarial term of trades and mart; a plan may override it."
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of each label spread over all classes.")

@@ -1,0 +1,204 @@
+"""The baselines of the paper, PUMA, and the cap on the training eps: ``eps_i = min(eps, c * max(margin_i, 0))``.
+
+An attack that moves an image by less than its margin cannot carry it over the margin model's boundary: that is
+``c = 1``. Smaller c gives more clean accuracy and less robust accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puma.errors import UsageError
+from puma.strategies.context import Selection, SelectionContext, number
+from puma.strategies.quotas import extreme
+from puma.strategies.registry import strategy
+
+C = 1.0
+C_RANGE = (0.25, 0.75)
+
+
+@strategy("none", prunes="", source="the baseline")
+def none(context: SelectionContext) -> Selection:
+    """All data, full eps."""
+    return Selection(context.keep_all(), context.uniform_eps())
+
+
+@strategy("random", prunes="any", source="Kaufmann et al. 2022, arXiv 2207.00694")
+def random(context: SelectionContext) -> Selection:
+    """Drop rows at random, by the same quotas as every strategy; full eps."""
+    return Selection(context.drop(context.random_scores(), "high"), context.uniform_eps())
+
+
+@strategy(
+    "difficult",
+    prunes="low margin",
+    source="arXiv 2405.06298 (PD); Dong et al. 2021, arXiv 2102.07437",
+    needs=("margin",),
+)
+def difficult(context: SelectionContext) -> Selection:
+    """PD: drop the lowest margins (misclassified rows first); full eps."""
+    return Selection(context.drop(context.margin, "low"), context.uniform_eps())
+
+
+@strategy(
+    "easy",
+    prunes="high margin",
+    source="arXiv 2405.06298 (PE); Sorscher et al. 2022, arXiv 2206.14486",
+    needs=("margin",),
+)
+def easy(context: SelectionContext) -> Selection:
+    """PE: drop the highest margins; full eps."""
+    return Selection(context.drop(context.margin, "high"), context.uniform_eps())
+
+
+@strategy("puma", prunes="high margin", source="arXiv 2405.06298", compares=True, needs=("margin",))
+def puma(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | None = None) -> Selection:
+    """Drop the highest margins; eps_i = min(eps, c * max(margin_i, 0)).
+
+    The rule is the abstract's of arXiv 2405.06298, the formula of the cap is ours. ``c`` is the accuracy-robustness
+    control: with 1 no attack crosses the margin model's boundary; lower values give more clean accuracy and less robust
+    accuracy. ``mean_eps_ratio``, in (0, 1], solves for c: the mean eps over the kept rows becomes that share of the
+    threat model's eps.
+
+    Raises:
+        UsageError: ``c`` not positive, ``mean_eps_ratio`` out of reach, or both given.
+    """
+    if mean_eps_ratio is not None and c != C:
+        raise UsageError(
+            "c and mean_eps_ratio cannot both be given", why="mean_eps_ratio solves for c", fix="leave one of them out"
+        )
+    c = number("c", c, open_low=True)
+    keep = context.drop(context.margin, "high")
+    if mean_eps_ratio is not None:
+        c = c_for_mean_eps(context, keep, number("mean_eps_ratio", mean_eps_ratio, high=1, open_low=True))
+    return Selection(keep, capped_eps(context, c), {"c": c})
+
+
+@strategy(
+    "puma-plus",
+    prunes="lowest margin beyond a ceiling, then high margin",
+    source="our own",
+    compares=True,
+    needs=("margin",),
+)
+def puma_plus(
+    context: SelectionContext, *, c: float | Literal["auto"] = "auto", max_misclassified: float = 0.2
+) -> Selection:
+    """Like puma, but c keeps the mislabelled mass constant and misclassified rows have a ceiling.
+
+    The budget of each quota first takes the most negative margins beyond the share ``max_misclassified`` (in [0, 1]) of
+    the rows that the quota keeps, then the highest margins; it is never exceeded, so the ceiling is only reached where
+    the budget allows it. ``c="auto"`` is `automatic_c`.
+    """
+    max_misclassified = number("max_misclassified", max_misclassified, high=1)
+    keep = context.keep_all()
+    for group in context.quotas:
+        margin = context.margin[group.rows]
+        rng = context.rng(1, group.code)
+        allowed = math.floor(max_misclassified * (len(group.rows) - group.remove) + 1e-9)
+        excess = max(int(np.count_nonzero(margin < 0)) - allowed, 0)
+        removed = extreme(margin, min(excess, group.remove), "low", rng)
+        margin[removed] = np.nan
+        removed |= extreme(margin, group.remove - int(np.count_nonzero(removed)), "high", rng)
+        keep[group.rows[removed]] = False
+    derived = automatic_c(context, keep) if c == "auto" else {"c": number("c", c, open_low=True)}
+    return Selection(keep, capped_eps(context, derived["c"]), derived)
+
+
+@strategy("soft-easy", prunes="high margin", source="our own", compares=True, beyond_eps=True, needs=("margin",))
+def soft_easy(context: SelectionContext, *, c: float = C, kappa: float = 1.5) -> Selection:
+    """Drop the highest margins; eps_i = min(kappa * eps, c * max(margin_i, 0)), beyond eps for easy images.
+
+    With ``prune_fraction=0`` nothing is dropped and only eps varies. Rows without a margin get eps.
+    """
+    c, kappa = number("c", c, open_low=True), number("kappa", kappa, low=1.0)
+    keep = context.drop(context.margin, "high")
+    return Selection(keep, capped_eps(context, c, kappa * context.threat.eps), {"c": c})
+
+
+def capped_eps(context: SelectionContext, c: float, limit: float | None = None) -> NDArray[np.float32]:
+    """``min(limit, c * max(margin, 0))`` for every row, the threat model's eps for rows without a margin.
+
+    Args:
+        context: gives margins ``[N]`` and the threat model.
+        c: largest share of the margin that an attack may cover, positive.
+        limit: the largest eps; the threat model's unless given.
+
+    Returns:
+        float32 ``[N]``; 0 for misclassified rows.
+    """
+    eps = np.multiply(context.margin, np.float32(c), dtype=np.float32)
+    np.clip(eps, 0, np.float32(context.threat.eps if limit is None else limit), out=eps)
+    eps[np.isnan(eps)] = context.threat.eps
+    return eps
+
+
+def automatic_c(context: SelectionContext, keep: NDArray[np.bool_]) -> dict[str, float]:
+    """The ``c`` that keeps the share of mislabelled perturbed images at its value before pruning.
+
+    ``c = p f / (p f + err)``, clipped to [0.25, 0.75]. In the linear task attacking everything at eps mislabels the
+    share p of rows; after pruning to f with the cap it is ``err * c / ((1 - c) f)``, and the two are set equal.
+
+    Args:
+        context: gives margins and eps.
+        keep: bool ``[N]``, the kept rows.
+
+    Returns:
+        ``c``, ``kept_share`` (f, of the whole pool), ``below_eps`` (p, the share with 0 < margin < eps) and
+        ``misclassified`` (err, the share with margin < 0); the last two over all rows with a margin.
+    """
+    margin = context.margin
+    with_margin = len(margin) - int(np.count_nonzero(np.isnan(margin)))
+    negative, positive = int(np.count_nonzero(margin < 0)), int(np.count_nonzero(margin > 0))
+    beyond = int(np.count_nonzero(margin >= np.float32(context.threat.eps)))
+    err, p = negative / with_margin, (positive - min(beyond, positive)) / with_margin
+    f = int(np.count_nonzero(keep)) / len(keep)
+    c = p * f / (p * f + err) if p + err > 0 else C_RANGE[1]
+    return {"c": float(np.clip(c, *C_RANGE)), "kept_share": f, "below_eps": p, "misclassified": err}
+
+
+def c_for_mean_eps(context: SelectionContext, keep: NDArray[np.bool_], ratio: float) -> float:
+    """The ``c`` at which the mean eps over the kept rows is ``ratio`` times the threat model's eps.
+
+    The mean is an increasing, piecewise linear function of c whose corners lie at ``eps / margin``: a binary search
+    over the sorted margins finds the interval, on which it is solved exactly.
+
+    Args:
+        context: gives margins and eps.
+        keep: bool ``[N]``, the kept rows.
+        ratio: target, in (0, 1].
+
+    Raises:
+        UsageError: no c reaches it, because misclassified rows train clean.
+    """
+    eps = context.threat.eps
+    margin = context.margin[keep]
+    rows = len(margin)
+    full = int(np.count_nonzero(np.isnan(margin)))  # rows without a margin have full eps whatever c is
+    margin = margin[margin > 0]
+    margin.sort()
+    least, most = full / rows, (full + len(margin)) / rows
+    if not least < ratio <= most * (1 + 1e-12) or eps == 0:
+        raise UsageError(
+            f"no c gives a mean eps of {ratio:g} times eps",
+            why="misclassified rows train clean and rows without a margin at full eps: "
+            f"the ratio can be more than {least:.4g} and at most {most:.4g}",
+            fix="choose a mean_eps_ratio between the two",
+        )
+    # with c = eps / margin[k] the rows up to k have eps_i = c * margin_i and those beyond have eps
+    sums = np.cumsum(margin, dtype=np.float64)
+    target = ratio * rows - full
+    low, high = 0, len(margin) - 1
+    while low < high:  # the last corner k at which the sum is at least the target (it falls with k)
+        middle = (low + high + 1) // 2
+        if sums[middle] / float(margin[middle]) + (len(margin) - 1 - middle) >= target:
+            low = middle
+        else:
+            high = middle - 1
+    at_eps = len(margin) - 1 - low
+    # for c between the corners of low + 1 and low, rows 0..low follow the cap and `at_eps` rows are at eps
+    return float((target - at_eps) / (float(sums[low]) / eps))
