@@ -1,4 +1,4 @@
-"""``puma data labels`` and ``puma data drop-label-issues``: trust in labels, and plans without doubtful ones."""
+"""``puma data labels`` and ``puma data drop-label-issues``: label quality, and plans without label issues."""
 
 from __future__ import annotations
 
