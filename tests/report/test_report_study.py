@@ -328,16 +328,17 @@ def test_unreadable_companions_are_named_and_left_out(tmp_path, make_study):
     assert "flags of single test images are not at hand" in text
 
 
+def write_small_flags(folder):
+    data = StudyData(folder)
+    runs = [run for run in data.runs if run.group.checkpoint == "last"]
+    flags = [(run.key, read_evaluation(evaluation_file(data.run_folder(run.key), "last"))) for run in runs]
+    write_flags(folder / "flags.parquet", flags, {})
+
+
 def test_intervals_need_the_small_flags_file_only(tmp_path, make_study):
     folder = make_study(tmp_path / "study")
     before = make_report(folder)
-    data = StudyData(folder)
-    judged = {
-        run.key: read_evaluation(evaluation_file(data.run_folder(run.key), "last"))
-        for run in data.runs
-        if run.group.checkpoint == "last"
-    }
-    write_flags(folder / "flags.parquet", judged.items(), {})
+    write_small_flags(folder)
     shutil.rmtree(folder / "runs")
     after = make_report(folder)
     assert table_of(after, "strategies") == table_of(before, "strategies")
@@ -406,13 +407,15 @@ def test_the_program_on_the_statistics_page_gives_the_intervals_of_the_report(
     tmp_path, monkeypatch, capsys, make_study
 ):
     root = Path(__file__).parents[2]
-    make_study(tmp_path / "results" / "digits", seeds=2)
+    write_small_flags(make_study(tmp_path / "results" / "digits", seeds=2))
     program = re.search(r"```python\n(.*?)```", (root / "docs" / "statistics.md").read_text(), re.S)[1]
     monkeypatch.chdir(tmp_path)
     exec(program, {})
     line = next(line for line in capsys.readouterr().out.splitlines() if "(600) puma 60% " in line)
     shown = [float(number) for number in re.findall(r"-?\d\.\d{3}", line)]
-    row = next(row for row in table_of(make_report("results/digits"), "settings") if row["strategy"] == "puma")
+    row = next(
+        row for row in table_of(make_report(tmp_path / "results" / "digits"), "settings") if row["strategy"] == "puma"
+    )
     robust = row["robust"]
     assert shown[3:6] == pytest.approx([robust.value, robust.low, robust.high], abs=3e-3)  # other resamples
 
