@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import platform
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+log = logging.getLogger("puma")
 VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
@@ -57,6 +59,18 @@ def processor(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+
+
+def warn_slow_bf16(precision: str, device: torch.device) -> None:
+    """Log a warning where bfloat16 is asked for on a CPU that has no instructions for it, before hours are spent."""
+    import torch
+
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if precision == "bf16" and device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and not has_bf16:
+        log.warning(
+            "this CPU has no bfloat16 instructions: precision bf16 is several times slower than float32 here; "
+            "use float32, or a GPU"
+        )
 
 
 def visible_gpus() -> list[str]:
@@ -101,6 +115,7 @@ class Devices:
 
         size = world_size()
         chosen = resolve_device(device)
+        warn_slow_bf16(precision, chosen)
         if size > 1 and ":" in device:
             raise UsageError(f"{size} processes cannot all use {device}", fix="--device cuda: each takes a GPU")
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if size > 1 else 1

@@ -253,7 +253,7 @@ class MarginTable:
         finite = np.isfinite(self.margin)
         if not finite.any():
             raise DataError("the table has no finite margins to plot", why=f"it was made by mode {self.meta['mode']}")
-        threat = ThreatModel.parse(threat) if isinstance(threat, str) else threat
+        threat = None if threat is None else ThreatModel.parse(threat)
         if threat is not None and threat.norm != self.norm:
             raise DataError(f"margins are in {self.norm}, the threat model {threat} is not")
         axes = Figure(figsize=(6, 3), layout="constrained").add_subplot() if ax is None else ax

@@ -224,3 +224,30 @@ def test_options_are_part_of_a_table(model, pool, monkeypatch) -> None:
     assert (np.abs(ratio[np.isfinite(ratio)] - 1) < 0.05).mean() > 0.99
     with pytest.raises(UsageError, match="precision"):
         puma.score_margins(model, pool, precision="fp8")
+
+
+def test_bf16_on_a_cpu_without_bf16_instructions_is_named_before_scoring(model, pool, monkeypatch, caplog) -> None:
+    few = puma.Pool([puma.load_dataset("digits?subset=20")])
+    for has_bf16 in (True, False):
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda has_bf16=has_bf16: has_bf16)
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="puma"):
+            puma.score_margins(model, few, precision="bf16", mode="fast")
+        assert ("no bfloat16 instructions" in caplog.text) != has_bf16
+    caplog.clear()
+    puma.score_margins(model, few, mode="fast")
+    assert not caplog.text
+
+
+def test_what_is_not_logits_is_refused(model, pool) -> None:
+    with pytest.raises(ModelError, match="probabilities, not logits"):
+        score(nn.Sequential(model, nn.Softmax(1)).eval(), pool, None)
+    with pytest.raises(ModelError, match="returns a tuple"):
+        score(Tuple(model).eval(), pool, None)
+
+
+class Tuple(Batchy):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.inner(x), x

@@ -12,9 +12,10 @@ from torch import nn
 
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
-from puma.devices import resolve_device
+from puma.devices import resolve_device, warn_slow_bf16
 from puma.errors import ModelError
 from puma.margins import MarginTable
+from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
 from puma.models.zoo import resolve_model
 from puma.progress import Progress
@@ -56,6 +57,7 @@ class ScoringJob:
         pool = open_pool(self.sources, self.roles)
         model = open_model(self.model, self.weights, self.device)
         check_model(model, pool)
+        warn_slow_bf16(getattr(self.settings, "precision", "float32"), device_of(model))
         return model, pool
 
     def open(self) -> tuple[TableParts, Compute]:

@@ -17,6 +17,7 @@ from puma.attacks.deepfool import Mode, Precision, deepfool, parse_mode, parse_p
 from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import read_batch
+from puma.devices import warn_slow_bf16
 from puma.errors import UsageError
 from puma.margins import PART_ROWS, Columns, MarginTable
 from puma.models.modes import device_of
@@ -138,6 +139,7 @@ def score_margins(
     )
     pool = as_pool(pool)
     check_model(model, pool)
+    warn_slow_bf16(precision, device_of(model))
     if out is None:
         with Progress("margins", len(pool), "images", show=progress) as bar:
             columns = score_rows(model, pool, range(len(pool)), settings, bar.advance)
