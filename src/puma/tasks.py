@@ -235,8 +235,9 @@ class _Processes:
             ready = cast("list[Any]", wait(list(self._busy), _POLL_S))
             # a child of a killed process may hold its socket open, so that only the exit code says that it is gone
             ready = ready or [key for key, process in self._busy.items() if process.process.poll() is not None]
-            if ready:
-                return self._receive(self._busy.pop(ready[0]))
+            if ready:  # a killed process before those that report that they miss it
+                first = min(ready, key=lambda key: self._busy[key].process.poll() is None)
+                return self._receive(self._busy.pop(first))
 
     def _receive(self, process: _Process) -> tuple[Any, Any]:
         try:
@@ -268,7 +269,9 @@ def _processes(function: Callable[[Any], Any], count: int, workers: Workers) -> 
         yield _Processes(function, processes)
         for process in processes:
             process.send(("end", None))
-            process.process.wait()
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.process.wait(_GRACE_OF_RANKS_S)
     except Exception:
         grace = _GRACE_OF_RANKS_S if workers.ranks else _GRACE_S  # ranks that wait for a dead one do so for minutes
         raise
@@ -281,13 +284,15 @@ def _processes(function: Callable[[Any], Any], count: int, workers: Workers) -> 
 def _environments(count: int, workers: Workers) -> Iterator[dict[str, str]]:
     """The environment of each process: threads, its GPU, its rank."""
     threads = workers.threads or max(1, len(os.sched_getaffinity(0)) // count)
-    threads_of = (
-        {} if "OMP_NUM_THREADS" in os.environ and not workers.threads else dict.fromkeys(_THREADS, str(threads))
-    )
+    own_choice = "OMP_NUM_THREADS" in os.environ and workers.threads is None
     source = Path(__file__).parents[1]
     paths = [] if source.name.endswith("-packages") else [str(source)]
     paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    common = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **threads_of}
+    common = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        **({} if own_choice else dict.fromkeys(_THREADS, str(threads))),
+    }
     if workers.on_line is not None:
         common[LOG_EVERY_ENV] = "1"
     if workers.ranks:
