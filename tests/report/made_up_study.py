@@ -14,6 +14,8 @@ from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.margins import MarginTable, Status
 from puma.plan import Plan
+from puma.tradeoff import Flags, read_runs
+from puma.tradeoff.tables import write_flags
 
 EPS = 0.2
 REAL, SYNTHETIC, N_CLEAN, N_TEST = 898, 600, 899, 400
@@ -146,6 +148,17 @@ def write_run(folder: Path, strategy: str, params: str, prune: float, seed: int)
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
 
 
+def write_study_flags(folder: Path) -> None:
+    """``flags.parquet`` of every row of ``results.parquet``, under AutoAttack standard."""
+    flags = []
+    for run in read_runs(pq.read_table(folder / "results.parquet").to_pylist()):
+        where = (run.setting.strategy, run.setting.params, run.setting.prune_fraction)
+        clean, robust = draw_flags(*where, run.seed, 0.01 if run.group.checkpoint == "best" else 0.0)
+        attacked = np.concatenate([robust, np.full(N_CLEAN - N_TEST, np.nan)])
+        flags.append((run.key, (Flags(clean.astype(float), attacked), "standard")))
+    write_flags(folder / "flags.parquet", flags, {})
+
+
 def _table(pool: Pool) -> MarginTable:
     rng = np.random.default_rng(3)
     n = len(pool)
@@ -218,4 +231,5 @@ def write_study(folder: Path, name: str = "made up", seeds: int = 2, companions:
             }
             shares.append(where | {"share": share})
     pq.write_table(pa.Table.from_pylist(shares), folder / "mislabelled.parquet")
+    write_study_flags(folder)
     return folder

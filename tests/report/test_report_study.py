@@ -21,7 +21,6 @@ from puma.report.selection import quality_rows
 from puma.report.study_data import StudyData
 from puma.report.tables import number
 from puma.tradeoff import compare, random_images_needed
-from puma.tradeoff.tables import evaluation_file, read_evaluation, write_flags
 
 
 def table_of(report, name):
@@ -162,6 +161,28 @@ def test_a_smaller_eps_that_beats_none_in_both_is_said(tmp_path):
     warning = next(text for text in verdict(tmp_path).warnings if "too large" in text)
     assert warning.startswith("All data with uniform eps × 0.375 beats `none` in both accuracies")
     assert "too large" in write_report(tmp_path).read_text()
+
+
+def test_autoattack_leads_where_it_was_run_and_the_screen_of_all_runs_is_named(tmp_path):
+    rows = pq.read_table(write_results(tmp_path, seeds=2) / "results.parquet").to_pylist()
+    for row in rows:
+        row |= {"pgd_accuracy": row["robust_accuracy"] + 0.02, "n_pgd": 800}
+        if row["strategy"] not in ("none", "puma") and row["params"] not in ('{"scale": 0.5}', '{"scale": 0.75}'):
+            row |= {"robust_accuracy": None, "apgd_accuracy": None, "n_test": 0}
+    write_rows(tmp_path, rows)
+    report = make_report(tmp_path)
+    found = report.values["verdict"]
+    assert " and robust " in found.headline
+    assert "CE + CW PGD" not in found.headline
+    assert found.data.startswith("Under the screen that all runs had (CE + CW PGD, not robust accuracy): `puma` with")
+    shown = {row["strategy"]: row for row in table_of(report, "strategies")}
+    mine = [r for r in rows if r["strategy"] == "puma" and r["checkpoint"] == "last"]
+    assert shown["puma"]["under CE + CW PGD"].value == pytest.approx(np.mean([r["pgd_accuracy"] for r in mine]))
+    assert shown["puma"]["robust"].value == pytest.approx(np.mean([r["robust_accuracy"] for r in mine]))
+    assert shown["easy"]["robust"] is None
+    text = report.html()
+    assert "under CE + CW PGD, on 800 test images" in text
+    assert "under AutoAttack standard, on 400" in text
 
 
 def test_best_checkpoint_stands_beside_the_last(study, report):
@@ -317,33 +338,24 @@ def test_unreadable_companions_are_named_and_left_out(tmp_path, make_study):
     folder = make_study(tmp_path / "broken", seeds=2)
     next((folder / "margins").glob("part-*.parquet")).write_bytes(b"not parquet")
     (folder / "synthetic" / "quality.json").write_text("{")
-    flags = next((folder / "runs").glob("none-*")) / "evaluation.parquet"
-    flags.write_bytes(flags.read_bytes()[:100])
+    (folder / "flags.parquet").write_bytes((folder / "flags.parquet").read_bytes()[:100])
     report = make_report(folder)
     text = report.html()
     assert "What could not be read" in text
     assert "Left out, margins:" in text
     assert "Left out, synthetic quality:" in text
-    assert "Left out, flags of none, seed 0" in text
+    assert "Left out, flags: cannot read" in text
     assert "flags of single test images are not at hand" in text
 
 
-def write_small_flags(folder):
-    data = StudyData(folder)
-    runs = [run for run in data.runs if run.group.checkpoint == "last"]
-    flags = [(run.key, read_evaluation(evaluation_file(data.run_folder(run.key), "last"))) for run in runs]
-    write_flags(folder / "flags.parquet", flags, {})
-
-
-def test_intervals_need_the_small_flags_file_only(tmp_path, make_study):
+def test_flags_put_the_choice_of_images_into_the_intervals(tmp_path, make_study):
     folder = make_study(tmp_path / "study")
-    before = make_report(folder)
-    write_small_flags(folder)
-    shutil.rmtree(folder / "runs")
-    after = make_report(folder)
-    assert table_of(after, "strategies") == table_of(before, "strategies")
-    (folder / "flags.parquet").unlink()
-    assert table_of(make_report(folder), "strategies") != table_of(before, "strategies")  # without the images' share
+    widths = []
+    for _ in range(2):
+        puma = next(row for row in table_of(make_report(folder), "strategies") if row["strategy"] == "puma")
+        widths.append(puma["robust"].high - puma["robust"].low)
+        (folder / "flags.parquet").unlink(missing_ok=True)
+    assert widths[0] > widths[1]
 
 
 def test_a_page_is_not_replaced_by_one_made_from_less(tmp_path, make_study, caplog):
@@ -407,7 +419,7 @@ def test_the_program_on_the_statistics_page_gives_the_intervals_of_the_report(
     tmp_path, monkeypatch, capsys, make_study
 ):
     root = Path(__file__).parents[2]
-    write_small_flags(make_study(tmp_path / "results" / "digits", seeds=2))
+    make_study(tmp_path / "results" / "digits", seeds=2)
     program = re.search(r"```python\n(.*?)```", (root / "docs" / "statistics.md").read_text(), re.S)[1]
     monkeypatch.chdir(tmp_path)
     exec(program, {})

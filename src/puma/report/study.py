@@ -96,11 +96,15 @@ def _add_comparison(report: Report, data: StudyData) -> None:
     factor, words = unit(data.threat.norm) if data.threat else (1.0, "pixel units")
     columns: dict[str, Kind] = {
         "strategy": "text", "images": "number", f"mean eps ({words})": "number", "clean": "percent", name: "percent",
+        **({"robust": "percent"} if data.standard else {}),
         "clean against none": "points", f"{name} against none": "points", "clean against free controls": "points",
     }  # fmt: skip
 
     def cells(entry: Comparison) -> list[Any]:
-        accuracies = [data.accuracy(entry, "clean"), data.accuracy(entry, "robust")]
+        accuracies: list[Estimate | None] = [data.accuracy(entry, "clean"), data.accuracy(entry, "robust")]
+        if data.standard:
+            strict = data.standard.find(entry.setting)
+            accuracies.append(data.standard.accuracy(strict, "robust") if strict else None)
         changes = [entry.clean_difference, entry.robust_difference]
         eps = rounded(entry.mean_eps * factor)
         return [data.labels[entry.setting], round(entry.kept), eps, *accuracies, *changes, _gap_cell(data, entry)]

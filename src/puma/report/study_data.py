@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,9 +37,6 @@ from puma.tradeoff.tables import (
     FLAGS_FILE,
     MISLABELLED_FILE,
     RESULTS_FILE,
-    AttackedFlags,
-    evaluation_file,
-    read_evaluation,
     read_flags,
     read_mislabelled,
     read_results,
@@ -49,10 +46,8 @@ T = TypeVar("T")
 DRAWS = 500
 """Bootstrap resamples of the test images."""
 
-ATTACKS = {"robust_accuracy": "AutoAttack standard", "apgd_accuracy": "APGD-CE"}
+ATTACKS = {"robust_accuracy": "AutoAttack standard", "pgd_accuracy": "CE + CW PGD", "apgd_accuracy": "APGD-CE"}
 """Accuracy column -> attack behind it; only AutoAttack standard gives a robust accuracy, the others are screens."""
-
-_FLAG_ATTACKS = {"robust_accuracy": "standard", "apgd_accuracy": "apgd-ce"}
 
 
 @dataclass(frozen=True)
@@ -75,10 +70,21 @@ class Regime:
 
 @dataclass
 class StudyData:
-    """A study's folder. What is absent is None or empty; what is there but cannot be read is named in ``problems``."""
+    """A study's folder. What is absent is None or empty; what is there but cannot be read is named in ``problems``.
+
+    Args:
+        folder: the study's folder.
+        column: the accuracy under attack that is compared; by default the one that most runs have, AutoAttack standard
+            before screens.
+        problems: what could not be read.
+    """
 
     folder: Path
+    column: str = ""
     problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.column = self.column or max(ATTACKS, key=lambda name: sum(row[name] is not None for row in self.rows))
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -107,17 +113,11 @@ class StudyData:
         return self._read("threat model", ThreatModel.parse, str(text)) if text else None
 
     @cached_property
-    def column(self) -> str:
-        """The accuracy under attack that most runs have; AutoAttack standard before others."""
-        return max(ATTACKS, key=lambda name: sum(row.get(name) is not None for row in self.rows))
-
-    @cached_property
     def comparisons(self) -> dict[Group, list[Comparison]]:
         """The statistics of every setting that was attacked, by group."""
         attacked = [row for row in self.rows if row.get(self.column) is not None]
-        flags = self.flags(attacked)
         groups: dict[Group, list[Comparison]] = {}
-        for entry in compare(attacked, flags, robust=self.column, draws=DRAWS):
+        for entry in compare(attacked, self.flags, robust=self.column, draws=DRAWS):
             groups.setdefault(entry.group, []).append(entry)
         return groups
 
@@ -170,13 +170,14 @@ class StudyData:
         names = ("study", "pool", "recipe", "checkpoint")
         return [row for row in self.rows if all(row[name] == getattr(group, name) for name in names)]
 
+    def find(self, setting: Setting) -> Comparison | None:
+        """A setting of the main group."""
+        return next((entry for entry in self.entries if entry.setting == setting), None)
+
     def entry(self, strategy: str, prune_fraction: float | None = None) -> Comparison | None:
-        """A setting of the main group by its strategy; of several, one with default parameters."""
-        found = [
-            entry
-            for entry in self.entries
-            if entry.setting.strategy == strategy and prune_fraction in (None, entry.setting.prune_fraction)
-        ]
+        """A setting of the main group by its strategy; of several, the one with fewest parameters of its own."""
+        found = [e for e in self.entries if e.setting.strategy == strategy]
+        found = [e for e in found if prune_fraction in (None, e.setting.prune_fraction)]
         return min(found, key=lambda entry: len(entry.setting.params), default=None)
 
     @cached_property
@@ -241,41 +242,29 @@ class StudyData:
         return folder if folder and folder.is_dir() else None
 
     @cached_property
-    def stored_flags(self) -> dict[RunKey, AttackedFlags]:
-        """Flags of ``flags.parquet``."""
-        path = self.folder / FLAGS_FILE
-        return (self._read("flags", read_flags, path) or {}) if path.is_file() else {}
-
-    def flags(self, rows: Sequence[Mapping[str, Any]]) -> dict[RunKey, Flags]:
-        """Flags of rows by run, without the groups in which one is missing: intervals have to be of one kind.
+    def flags(self) -> dict[RunKey, Flags]:
+        """Flags of single test images, for the groups in which every run has them: intervals have to be of one kind.
 
         Flags that do not give the accuracies in the results are named among the problems and not used.
         """
+        path = self.folder / FLAGS_FILE
+        attacks = {"robust_accuracy": "standard", "apgd_accuracy": "apgd-ce"}
+        attack = attacks.get(self.column) or self.settings.get("evaluation", {}).get("screen")
+        stored = (self._read("flags", read_flags, path, attack) or {}) if path.is_file() else {}
         found: dict[RunKey, Flags] = {}
-        incomplete: set[Group] = set()
-        lengths: dict[Group, int] = {}
-        for row, run in zip(rows, read_runs(rows, self.column), strict=True):
-            flags = self._run_flags(run.key, row)
-            length = len(np.asarray(flags.clean)) if flags else 0
-            if flags is None or lengths.setdefault(run.group, length) != length:
-                incomplete.add(run.group)
-            else:
-                found[run.key] = flags
-        return {key: flags for key, flags in found.items() if key[0] not in incomplete}
-
-    def _run_flags(self, key: RunKey, row: Mapping[str, Any]) -> Flags | None:
-        what = f"flags of {row['strategy']}, seed {row['seed']}"
-        run, judged = self.run_folder(key), self.stored_flags.get(key)
-        if run and (path := evaluation_file(run, key[0].checkpoint)).is_file():
-            judged = self._read(what, read_evaluation, path)
-        if judged is None or judged[1] != _FLAG_ATTACKS[self.column]:
-            return None
-        flags = judged[0]
-        for values, accuracy in ((flags.clean, row["clean_accuracy"]), (flags.robust, row[self.column])):
-            if abs(float(np.nanmean(np.asarray(values))) - accuracy) > 1e-9:
+        incomplete = set()
+        for run in self.runs:
+            flags = stored[run.key][0] if run.key in stored else None
+            if flags is not None and np.isfinite(run.robust):
+                means = [float(np.nanmean(np.asarray(values))) for values in (flags.clean, flags.robust)]
+                if np.allclose(means, (run.clean, run.robust), rtol=0, atol=1e-9):
+                    found[run.key] = flags
+                    continue
+                what = f"flags of {run.setting.strategy}, seed {run.seed}"
                 self.problems.append(f"{what}: they do not give the accuracies in the results")
-                return None
-        return flags
+            if np.isfinite(run.robust):
+                incomplete.add(run.group)
+        return {key: flags for key, flags in found.items() if key[0] not in incomplete}
 
     def accuracy(self, entry: Comparison, axis: str) -> Estimate:
         """Accuracy of a setting, ``"clean"`` or ``"robust"``, its interval cut to [0, 1].
@@ -295,7 +284,17 @@ class StudyData:
     @cached_property
     def n_test(self) -> int:
         """How many test images were attacked, the fewest of the main group."""
-        return min((int(row["n_test"]) for row in self.rows_of(self.main)), default=0) if self.main else 0
+        count = "n_pgd" if self.column == "pgd_accuracy" else "n_test"
+        attacked = [row for row in self.rows_of(self.main) if row[self.column] is not None] if self.main else []
+        return min((int(row[count]) for row in attacked), default=0)
+
+    @cached_property
+    def standard(self) -> StudyData | None:
+        """The runs that AutoAttack standard attacked, where most runs only have a screen but `none` has both."""
+        if self.column == "robust_accuracy":
+            return None
+        data = StudyData(self.folder, "robust_accuracy")
+        return data if data.entry(BASELINE) else None
 
     @property
     def seeds(self) -> int:

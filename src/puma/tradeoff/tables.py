@@ -139,25 +139,6 @@ def write_flags(path: Path | str, flags: Iterable[tuple[RunKey, AttackedFlags]],
     _write(Path(path), FLAGS, rows, origin)
 
 
-def evaluation_file(run: Path, checkpoint: str) -> Path:
-    """Flags beside a run's evaluation: those of AutoAttack standard, or of the weaker attack it was given."""
-    folder = run if checkpoint == "last" else run / checkpoint
-    standard = folder / "evaluation.parquet"
-    return standard if standard.is_file() else next(iter(sorted(folder.glob("evaluation-*.parquet"))), standard)
-
-
-def read_evaluation(path: Path | str) -> AttackedFlags:
-    """Flags of one evaluation of a run.
-
-    Raises:
-        DataError: missing, not Parquet, columns missing.
-    """
-    table = _table(Path(path), ["clean_correct", "robust"])
-    meta: dict[str, Any] = parse_json((table.schema.metadata or {}).get(b"puma", b"{}"), path)
-    clean, robust = (np.array(table[name].to_pylist(), dtype=np.float64) for name in ("clean_correct", "robust"))
-    return Flags(clean, robust), str(meta.get("attack"))
-
-
 def normal_params(text: str | None, origin: Path | str) -> str:
     """JSON of a strategy's parameters with sorted keys.
 
