@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from puma.errors import DataError
-from puma.io import atomic_path, parse_json
+from puma.io import atomic_path
 from puma.tradeoff.intervals import Flags
 from puma.tradeoff.results import ROBUST, Group, RunKey, Setting, read_runs
 
