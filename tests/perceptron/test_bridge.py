@@ -5,7 +5,7 @@ import pytest
 
 from puma.errors import DataError, UsageError
 from puma.perceptron import bridge, clean_error, collapse_fraction, mislabelled_share, residual_mislabelled_mass
-from puma.perceptron.strategies import automatic_c
+from puma.strategies.rules import automatic_c
 
 
 def margins(angle: float, rows: int = 200_000) -> np.ndarray:

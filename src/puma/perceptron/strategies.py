@@ -12,23 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from puma.errors import DataError, UsageError, unknown
 from puma.perceptron.closed_forms import Array, within
 from puma.strategies import STRATEGIES
+from puma.strategies.rules import automatic_c
 
 NAMES = ("none", "random", "difficult", "easy", "puma", "puma-plus", "cap-only", "uniform-eps")
 WHOLE = ("none", "cap-only", "uniform-eps")
 """Strategies that keep every row."""
-
-
-def automatic_c(misclassified: float, below_eps: float, keep: float) -> float:
-    """``puma-plus``'s automatic cap: ``p f / (p f + err)`` in [0.25, 0.75], and 0.75 where both shares are 0.
-
-    Before pruning the mislabelled mass is ``p``; after pruning to ``f`` and capping at ``c`` it is
-    ``err c / ((1 - c) f)``. Setting them equal gives the formula.
-
-    >>> round(automatic_c(0.12, 0.25, 0.6), 2), automatic_c(0.0, 0.0, 0.5)
-    (0.56, 0.75)
-    """
-    mass = below_eps * keep
-    return float(np.clip(mass / (mass + misclassified), 0.25, 0.75)) if mass + misclassified > 0 else 0.75
 
 
 @dataclass(frozen=True)
@@ -132,8 +120,7 @@ def bridge(margin: ArrayLike, eps: float, keep_fraction: float) -> dict[str, flo
         - ``misclassified``: share with a margin below 0 (``err``).
         - ``below_eps``: share with a margin from 0 to ``eps`` (``p``): attacked at full eps they may be mislabelled.
         - ``mislabelled_after_pruning``: ``min(1, p / f)``, that share among the kept rows.
-        - ``c``: the suggested cap, `puma.strategies.automatic_c`: it keeps the mislabelled mass at its value before
-          pruning.
+        - ``c``: the suggested cap, `puma.strategies.rules.automatic_c`.
         - ``residual_mislabelled``: ``err c / ((1 - c) f)``, predicted among the kept rows under this cap, at most 1.
         - ``safe_prune_fraction``: with the cap, ``1 - 4 err`` (at least 0): beyond it misclassified rows dominate.
         - ``safe_prune_fraction_uncapped``: without a cap, ``1 - 2.5 p`` (at least 0).

@@ -105,7 +105,7 @@ def puma_plus(
         margin[removed] = np.nan
         removed |= extreme(margin, group.remove - int(np.count_nonzero(removed)), "high", rng)
         keep[group.rows[removed]] = False
-    derived = automatic_c(context, keep) if c == "auto" else {"c": number("c", c, open_low=True)}
+    derived = _measured_c(context, keep) if c == "auto" else {"c": number("c", c, open_low=True)}
     return Selection(keep, capped_eps(context, derived["c"]), derived)
 
 
@@ -137,28 +137,34 @@ def capped_eps(context: SelectionContext, c: float, limit: float | None = None) 
     return eps
 
 
-def automatic_c(context: SelectionContext, keep: NDArray[np.bool_]) -> dict[str, float]:
+def automatic_c(misclassified: float, below_eps: float, kept_share: float) -> float:
     """The ``c`` that keeps the share of mislabelled perturbed images at its value before pruning.
 
-    ``c = p f / (p f + err)``, clipped to [0.25, 0.75]. In the linear task attacking everything at eps mislabels the
-    share p of rows; after pruning to f with the cap it is ``err * c / ((1 - c) f)``, and the two are set equal.
+    ``c = p f / (p f + err)``, clipped to [0.25, 0.75]; 0.75 where both shares are 0. In the linear task attacking
+    everything at eps mislabels the share p of rows; after pruning to f with the cap it is ``err * c / ((1 - c) f)``,
+    and the two are set equal.
 
     Args:
-        context: gives margins and eps.
-        keep: bool ``[N]``, the kept rows.
+        misclassified: err, the share with margin < 0.
+        below_eps: p, the share with 0 < margin < eps.
+        kept_share: f.
 
-    Returns:
-        ``c``, ``kept_share`` (f, of the whole pool), ``below_eps`` (p, the share with 0 < margin < eps) and
-        ``misclassified`` (err, the share with margin < 0); the last two over all rows with a margin.
+    >>> round(automatic_c(0.12, 0.25, 0.6), 2), automatic_c(0.0, 0.0, 0.5)
+    (0.56, 0.75)
     """
+    mass = below_eps * kept_share
+    return float(np.clip(mass / (mass + misclassified), *C_RANGE)) if mass + misclassified > 0 else C_RANGE[1]
+
+
+def _measured_c(context: SelectionContext, keep: NDArray[np.bool_]) -> dict[str, float]:
+    """`automatic_c` of the kept rows (bool ``[N]``) with its arguments, the first two over all rows with a margin."""
     margin = context.margin
     with_margin = len(margin) - int(np.count_nonzero(np.isnan(margin)))
     negative, positive = int(np.count_nonzero(margin < 0)), int(np.count_nonzero(margin > 0))
     beyond = int(np.count_nonzero(margin >= np.float32(context.threat.eps)))
     err, p = negative / with_margin, (positive - min(beyond, positive)) / with_margin
     f = int(np.count_nonzero(keep)) / len(keep)
-    c = p * f / (p * f + err) if p + err > 0 else C_RANGE[1]
-    return {"c": float(np.clip(c, *C_RANGE)), "kept_share": f, "below_eps": p, "misclassified": err}
+    return {"c": automatic_c(err, p, f), "kept_share": f, "below_eps": p, "misclassified": err}
 
 
 def c_for_mean_eps(context: SelectionContext, keep: NDArray[np.bool_], ratio: float) -> float:
