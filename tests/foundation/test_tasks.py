@@ -13,56 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from task_functions import fail, gpu, place, refuse, square, stubborn, write
 
 from puma.errors import DataError
 from puma.tasks import WorkerLost, Workers, run_tasks
 
 HERE = Path(__file__).parent
-
-
-def square(x: int) -> int:
-    return x * x
-
-
-def place(x: int) -> tuple[int, str | None, str | None, str]:
-    return os.getpid(), os.environ.get("RANK"), os.environ["OMP_NUM_THREADS"], sys.path[0]
-
-
-def gpu(x: int) -> str | None:
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
-
-
-def refuse(x: int) -> int:
-    raise DataError(f"item {x} is broken", why="a reason", fix="a command")
-
-
-def fail(x: int) -> int:
-    raise KeyError(x)
-
-
-def die(x: int) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return x
-
-
-def write(x: int) -> int:
-    print(f"step {x}", file=sys.stderr, flush=True)
-    return x
-
-
-def sleep(folder: str, x: int) -> int:
-    (Path(folder) / f"{os.getpid()}.pid").touch()
-    time.sleep(600)
-    return x
-
-
-def stubborn(folder: str, x: int) -> int:
-    if x == 0:
-        while not list(Path(folder).glob("*.pid")):
-            time.sleep(0.02)
-        return die(x)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return sleep(folder, x)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
@@ -159,7 +115,7 @@ def test_a_killed_rank_ends_the_others_within_ten_seconds(tmp_path: Path) -> Non
 SCRIPT = """
 import functools, sys
 sys.path.append({here!r})
-from test_tasks import sleep
+from task_functions import sleep
 from puma.tasks import Workers, run_tasks
 list(run_tasks(functools.partial(sleep, {folder!r}), [1, 2], Workers(2)))
 """
