@@ -27,7 +27,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, title
 
     table = Table(box=SIMPLE if any(heads) else None, padding=(0, 1, 0, 0), pad_edge=False, show_header=any(heads))
     for number, head in enumerate(heads):
-        text = number < left
+        text = number < left or head == "meaning"
         table.add_column(Text(head), justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(value)) for value in row))

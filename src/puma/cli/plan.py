@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from puma.cli.options import Config, Seed, Threat
+from puma.cli.options import Config, Seed, Strategy, Threat
+from puma.cli.output import echo, print_facts, print_table
 from puma.errors import UsageError
+from puma.threat import format_eps
 
 if TYPE_CHECKING:
     from puma.margins import MarginTable
@@ -23,9 +26,9 @@ def _list_strategies(wanted: bool) -> None:
     for name in names():
         strategy = STRATEGIES[name]
         settings = ", ".join(f"{key}={_shown(value)}" for key, value in strategy.parameters.items())
-        typer.echo(f"{name:20} {strategy.summary}")
+        echo(f"{name:20} {strategy.summary}")
         facts = [f"removes: {strategy.prunes or 'nothing'}", f"settings: {settings or 'none'}", strategy.source]
-        typer.echo(f"{'':20} {'; '.join(facts)}")
+        echo(f"{'':20} {'; '.join(facts)}")
     raise typer.Exit()
 
 
@@ -33,7 +36,7 @@ def plan(
     table: Annotated[list[Path], typer.Option("--table", help="Margin table; again for tables of other scores.")],
     threat: Threat,
     out: Annotated[Path | None, typer.Option("--out", help="Plan to write, a .parquet file; none: only look.")] = None,
-    strategy: Annotated[str, typer.Option("--strategy", help="A rule; `puma plan --list` names them all.")] = "puma",
+    strategy: Strategy = "puma",
     prune_fraction: Annotated[
         float, typer.Option("--prune-fraction", help="Share of the prunable images to remove, in [0, 1).")
     ] = 0.3,
@@ -52,7 +55,9 @@ def plan(
         bool, typer.Option("--class-balanced/--no-class-balanced", help="Equal quotas for each source and class.")
     ] = True,
     seed: Seed = 0,
-    explain: Annotated[bool, typer.Option("--explain", help="Print counts, shares, histogram and the theory.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print counts, shares, margins kept and removed, and the theory.")
+    ] = False,
     list_rules: Annotated[
         bool, typer.Option("--list", is_eager=True, callback=_list_strategies, help="List all rules.")
     ] = False,
@@ -65,7 +70,6 @@ def plan(
 
     Example: puma plan --table margins --threat Linf:8/255 --prune-fraction 0.3 --explain --out plan.parquet
     """
-    from puma.cli.explain import explanation, summary
     from puma.io import prepare_folder
     from puma.strategies import get_strategy, make_plan
 
@@ -86,12 +90,92 @@ def plan(
         class_balanced=class_balanced,
         **params,
     )
-    typer.echo(summary(made))
+    echo(_summary(made))
     if explain:
-        typer.echo(explanation(made, margins))
+        _explain(made, margins)
     if out is not None:
         made.write(out)
-        typer.echo(f"written to {out}")
+        echo(f"written to {out}")
+
+
+def _summary(plan: Plan) -> str:
+    """What is kept, at which eps it is attacked, and the regime: one line each."""
+    counts, threat = plan.meta["counts"], plan.threat
+    eps = f"mean eps {format_eps(plan.mean_eps, threat.norm)}"
+    if threat.eps:
+        eps += f" = {plan.mean_eps / threat.eps:.1%} of {threat}"
+    if "reach" in counts:
+        lowered, c = f"{counts['reach']:.1%}", f"{plan.meta['derived']['c']:.4g}"
+        eps += f"; eps is lowered on {lowered} of the kept images, those of lowest margin (c = {c})"
+    beta = "" if plan.beta is None else f"; TRADES beta {plan.beta:g}"
+    removed = f"{counts['removed']:,} of {counts['prunable']:,} prunable removed"
+    lines = [f"{plan.strategy}: {plan.kept:,} of {len(plan):,} images kept ({removed})", f"{eps}{beta}"]
+    if facts := counts.get("regime"):
+        lines.append(
+            f"regime: the margin model misclassifies {facts['misclassified']:.1%} of all images, "
+            f"{facts['below_eps']:.1%} have 0 < margin < eps"
+        )
+    return "\n".join(lines)
+
+
+def _explain(plan: Plan, table: MarginTable) -> None:
+    """Print counts by source and class, shares before and after, margins kept and removed, and the theory."""
+    import numpy as np
+
+    counts = plan.meta["counts"]
+    rows, kept = counts["rows"], max(counts["kept"], 1)
+    sources = [(f"{s['name']} ({s['role']})", s["rows"], s["kept"]) for s in counts["by_source"]]
+    classes = [(str(label), row["rows"], row["kept"]) for label, row in enumerate(counts["by_class"]) if row["rows"]]
+    if len(classes) > _MOST_CLASSES:  # the two extremes say whether classes are treated alike
+        classes = [min(classes, key=_share_kept), max(classes, key=_share_kept)]
+    for name, groups in (("source", sources), ("class", classes)):
+        lines = [(group, f"{part:,}", f"{total:,}", f"{part / total:.1%}") for group, total, part in groups if total]
+        print_table((f"kept by {name}", "kept", "of", "share"), lines)
+    shares = {
+        "misclassified by the margin model": (counts["misclassified"] / rows, counts["misclassified_kept"] / kept),
+        "without a margin": (counts["without_margin"] / rows, None),
+        "kept, but not attacked": (None, counts["unattacked"] / kept),
+    }
+    if "mislabelled_before" in counts:
+        both = counts["mislabelled_before"], counts["mislabelled_after"]
+        shares = {"attack reaches beyond the margin (may mislabel)": both} | shares
+    text = [(name, *("" if share is None else f"{share:.1%}" for share in pair)) for name, pair in shares.items()]
+    print_table(("share of", "all images", "kept images"), text)
+    finite = np.isfinite(table.margin)
+    edges = np.quantile(table.margin[finite], np.linspace(0, 1, _BINS + 1)) if finite.any() else np.zeros(1)
+    bins = np.searchsorted(edges[1:-1], table.margin, side="right")
+    tenths = []
+    for number, (low, high) in enumerate(itertools.pairwise(edges)):
+        inside = finite & (bins == number)
+        kept_here = inside & plan.keep
+        eps = format_eps(float(plan.eps[kept_here].mean()), plan.threat.norm) if kept_here.any() else "-"
+        tenths.append((f"{low:.4g} to {high:.4g}", f"{inside.sum():,}", f"{kept_here.sum():,}", eps))
+    print_table((f"tenths by margin in {table.norm}", "images", "kept", "mean eps"), tenths)
+    if table.norm == plan.threat.norm and finite.any():
+        from puma.perceptron import bridge
+
+        facts = bridge(table.margin, plan.threat.eps, plan.kept / len(plan))
+        theory = [(name, f"{facts[key]:.4f}", meaning) for key, (name, meaning) in _THEORY.items()]
+        print_table(("theory of a linear two-class student (a compass, not a law)", "value", "meaning"), theory)
+    print_facts({"settings": plan.meta["params"], "warnings": plan.warnings})
+
+
+def _share_kept(group: tuple[str, int, int]) -> float:
+    return group[2] / group[1]
+
+
+_MOST_CLASSES, _BINS = 20, 10
+_THEORY = {
+    "misclassified": ("share misclassified", "margin < 0"),
+    "below_eps": ("share below eps", "0 < margin < eps: may be mislabelled at full strength"),
+    "mislabelled_after_pruning": ("the same after pruning", "if the highest margins go and eps stays"),
+    "c": ("suggested c", "keeps the mislabelled mass what it was (strategy puma-plus)"),
+    "residual_mislabelled": ("mislabelled under this c", "predicted, of the kept images"),
+    "safe_prune_fraction": ("safe prune fraction", "with the cap; beyond it misclassified images dominate"),
+    "safe_prune_fraction_uncapped": ("safe prune fraction, no cap", "at full eps"),
+    "collapse_margin": ("collapse margin", "mean margin - mean eps with the cap; at or below 0: collapse"),
+    "collapse_margin_uncapped": ("collapse margin, no cap", "mean margin - eps"),
+}
 
 
 def _read(paths: list[Path]) -> MarginTable:
