@@ -502,7 +502,7 @@ class Shards:
 
     def finished(self, key: int | str) -> bool:
         """Whether a shard is there and whole; a damaged one is named in the log."""
-        path, digests = self.path(key), self._digests(key)
+        path, digests = self.path(key), recorded_sha256(self.path(key))
         try:
             if not path.exists():
                 return False
@@ -528,13 +528,13 @@ class Shards:
         previous = [sha256_file(path)] if path.exists() and self.finished(key) else []
         with atomic_path(path) as temporary:
             yield temporary
-            write_text(self._digest_path(key), "".join(f"{line}\n" for line in (*previous, sha256_file(temporary))))
+            write_text(_digest_path(path), "".join(f"{line}\n" for line in (*previous, sha256_file(temporary))))
 
     def remove(self, key: int | str) -> None:
         """Remove a shard: it has to be made again."""
         with storage_errors(self.path(key)):
             self.path(key).unlink(missing_ok=True)
-            self._digest_path(key).unlink(missing_ok=True)
+            _digest_path(self.path(key)).unlink(missing_ok=True)
 
     @contextmanager
     def held(self, worker: int = 0, num_workers: int = 1) -> Iterator[None]:
@@ -550,14 +550,16 @@ class Shards:
                         pass
             yield
 
-    def _digest_path(self, key: int | str) -> Path:
-        path = self.path(key)
-        return path.with_name(f".{path.name}.sha256")
 
-    def _digests(self, key: int | str) -> list[str]:
-        with suppress(OSError, UnicodeDecodeError):
-            return self._digest_path(key).read_text().split()
-        return []
+def recorded_sha256(shard: Path) -> list[str]:
+    """The SHA-256 recorded for a shard; two while it is being replaced, none where none is recorded."""
+    with suppress(OSError, UnicodeDecodeError):
+        return _digest_path(shard).read_text().split()
+    return []
+
+
+def _digest_path(shard: Path) -> Path:
+    return shard.with_name(f".{shard.name}.sha256")
 
 
 # --- internals -----------------------------------------------------------------------------------------------------

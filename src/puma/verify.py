@@ -22,7 +22,7 @@ from puma.margins import MarginTable
 from puma.models.weights import load_tensors, read_safetensors, weights_sha256
 from puma.plan import Plan
 from puma.progress import Progress
-from puma.strategies.features import RECORD, check_part
+from puma.strategies.features import check_part
 from puma.training.recipe import load_recipe
 
 _LISTED = 20
@@ -226,9 +226,11 @@ def _json(path: Path) -> Artefact:
         Evaluation.read(path)
         beside = tuple(path.with_name(f"{name}.safetensors") for name in ("last", "best"))
         return Artefact("evaluation", origins=[Origin("weights", value["settings"]["model"], beside)])
-    parts = value.get("parts", {}) if path.name == RECORD else {}
-    if missing := [name for name in parts if not path.with_name(name).exists()]:
-        raise DataError(f"{path.parent} lacks {len(missing)} parts of its features, the first is {missing[0]}")
+    if kind == "puma.features":
+        settings = value["settings"]
+        parts = [f"part-{part:06d}.npy" for part in range(-(-settings["rows"] // settings["part_rows"]))]
+        if missing := [name for name in parts if not path.with_name(name).exists()]:
+            raise DataError(f"{path.parent} lacks {len(missing)} parts of its features, the first is {missing[0]}")
     if kind != "puma.run":
         return Artefact("record")
     settings = value.get("settings", {})

@@ -1,4 +1,4 @@
-"""Feature vectors of a pool's images: what a network's last linear layer is given. Resumable ``.npy`` parts."""
+"""Feature vectors of a pool's images: the input of a network's last linear layer, as resumable ``.npy`` parts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import read_batch
-from puma.errors import ModelError, ResumeError
-from puma.io import atomic_path, lock, read_json, settings_diff, sha256_file, write_json
+from puma.errors import ModelError
+from puma.io import Shards, spans
 from puma.margins import PART_ROWS
 from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
@@ -36,8 +36,7 @@ def embed(
 ) -> Path:
     """Write the features of every image to ``out``, as ``part-000000.npy``, ... float32 ``[rows, D]``.
 
-    Finished parts whose SHA-256 is that of the record (``features.json``) are not made again. The folder is what the
-    strategies ``dedup`` and ``dynamic-uncertainty`` take as ``features``.
+    Finished parts are not made again. The folder is what strategies take as ``features``.
 
     Args:
         model: a network with a linear layer at its end, in eval mode on its device.
@@ -51,71 +50,47 @@ def embed(
         ModelError: the network has no linear layer, is in training mode, or does not fit the pool.
         ResumeError: ``out`` holds the features of another network or pool, or is being written.
     """
-    whole, folder = as_pool(pool), Path(out)
-    check_model(model, whole)
-    meta = {"model": weights_sha256(model), "pool": whole.describe()["fingerprint"], "part_rows": part_rows}
-    with lock(folder):
-        record = folder / RECORD
-        known = read_json(record) if record.exists() else dict(meta)
-        digests = known.pop("parts", {})
-        if changed := settings_diff(known, meta):
-            raise ResumeError(
-                f"{folder} holds other features", why="; ".join(changed), fix="choose another output folder"
-            )
-        write_json(record, meta | {"parts": digests})
-        starts = range(0, len(whole), part_rows)
-        with Progress("features", len(whole), "images", show=progress) as bar, _watched(model) as seen:
-            for part, start in enumerate(starts):
-                rows = min(part_rows, len(whole) - start)
-                path = folder / f"part-{part:06d}.npy"
-                if not _whole_part(path, rows, digests.get(path.name)):
-                    with atomic_path(path) as temporary:
-                        with temporary.open("wb") as file:
-                            np.save(file, _features(model, whole, start, start + rows, batch_size, seen))
-                        # before the part appears: killed in between, a part never lies there without its digest
-                        digests[path.name] = sha256_file(temporary)
-                        write_json(record, meta | {"parts": digests})
-                elif path.name not in digests:  # of a version that kept no digests
-                    digests[path.name] = sha256_file(path)
-                    write_json(record, meta | {"parts": digests})
-                bar.advance(rows)
-    return folder
+    pool = as_pool(pool)
+    check_model(model, pool)
+    meta = {"model": weights_sha256(model), "pool": pool.fingerprint, "rows": len(pool), "part_rows": part_rows}
+    parts = dict(enumerate(spans(len(pool), part_rows)))
+    shards = Shards(out, meta, suffix=".npy", record=RECORD, schema="puma.features/1")
+    with shards.held(), _last_layer_inputs(model) as inputs:
+        missing = shards.missing(parts)
+        done = len(pool) - sum(len(parts[part]) for part in missing)
+        with Progress("features", len(pool), "images", show=progress, done=done) as bar:
+            for part in missing:
+                features = _features(model, pool, parts[part], batch_size, inputs)
+                with shards.writing(part) as temporary, temporary.open("wb") as file:
+                    np.save(file, features)
+                bar.advance(len(parts[part]))
+    return Path(out)
 
 
-def _features(
-    model: nn.Module, pool: Pool, start: int, stop: int, batch_size: int, seen: list[Tensor]
-) -> NDArray[np.float32]:
-    parts = []
-    for first in range(start, stop, batch_size):
-        images, _ = read_batch(pool, np.arange(first, min(first + batch_size, stop)), device_of(model))
+def _features(model: nn.Module, pool: Pool, part: range, batch_size: int, inputs: list[Tensor]) -> NDArray[np.float32]:
+    batches = []
+    for start in range(part.start, part.stop, batch_size):
+        images, _ = read_batch(pool, np.arange(start, min(start + batch_size, part.stop)), device_of(model))
         with torch.no_grad():
             model(images)
-        parts.append(seen.pop().flatten(1).float().cpu().numpy())
-        seen.clear()
-    return np.concatenate(parts)
+        batches.append(inputs.pop().flatten(1).float().cpu().numpy())
+        inputs.clear()
+    return np.concatenate(batches)
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what the last linear layer is given, at each pass."""
+def _last_layer_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A list to which each forward pass appends the input of the last linear layer."""
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     if not linear:
         raise ModelError("the network has no linear layer", why="its input is what features are taken from")
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
 
-    def keep(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.append(inputs[0].detach())
+    def keep(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        inputs.append(args[0].detach())
 
     handle = linear[-1].register_forward_pre_hook(keep)
     try:
-        yield seen
+        yield inputs
     finally:
         handle.remove()
-
-
-def _whole_part(path: Path, rows: int, digest: str | None) -> bool:
-    try:
-        whole = len(np.load(path, mmap_mode="r", allow_pickle=False)) == rows
-        return whole and digest in (None, sha256_file(path))
-    except (OSError, ValueError, EOFError):
-        return False

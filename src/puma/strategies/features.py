@@ -1,8 +1,7 @@
 """Feature vectors of a pool's images, and scores extrapolated along them to rows that have none.
 
-A folder of vectors holds ``part-000000.npy``, ... and a record ``features.json``: whose they are (``pool``, its
-fingerprint, and ``model``, the SHA-256 of its weights) and the SHA-256 of each part (``parts``; folders of older
-versions lack it).
+A folder of vectors (`puma.scoring.embed`) holds ``part-000000.npy``, ..., the SHA-256 of each in a dot file beside it,
+and a record ``features.json``: fingerprint of the pool and SHA-256 of the model's weights.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import DataError
-from puma.io import read_json, sha256_file
+from puma.io import read_record, recorded_sha256, sha256_file
 
 Features = NDArray[np.floating[Any]] | str | Path
 BLOCK = 8_192
@@ -53,17 +52,17 @@ def read_features(features: Features, rows: int, pool: str | None = None) -> NDA
 
 
 def check_part(path: Path) -> bool:
-    """Compare a part with its SHA-256 in the record beside it; False where there is none to compare.
+    """Compare a part with its recorded SHA-256; False where there is none to compare.
 
     Raises:
         DataError: the bytes are others.
     """
-    if not path.is_file() or (expected := _record(path.parent).get("parts", {}).get(path.name)) is None:
+    if not path.is_file() or not (expected := recorded_sha256(path)):
         return False
-    if (digest := sha256_file(path)) != expected:
+    if (digest := sha256_file(path)) not in expected:
         raise DataError(
-            f"{path} is damaged, or was made again: its checksum does not fit {RECORD} beside it",
-            why=f"sha256 {digest[:12]} now, {expected[:12]} then",
+            f"{path} is damaged, or was made again by another program: its checksum is not the recorded one",
+            why=f"sha256 {digest[:12]} now, {expected[-1][:12]} then",
             fix="run `puma score-run RUN --features DIR` again: it makes only what does not fit",
         )
     return True
@@ -79,9 +78,9 @@ def _refuse_other_pool(folder: Path, pool: str) -> None:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """What is written beside the parts; nothing where the vectors were not made here."""
+    """The settings recorded beside the parts; nothing where the vectors were not made by `puma.scoring.embed`."""
     path = folder / RECORD
-    return dict(read_json(path)) if path.is_file() else {}
+    return dict(read_record(path)["settings"]) if path.is_file() else {}
 
 
 def _load(path: Path) -> Any:
