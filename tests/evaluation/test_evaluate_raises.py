@@ -107,6 +107,17 @@ def test_an_exception_under_attack_keeps_its_traceback(network: nn.Module, image
     assert isinstance(caught.value.__cause__, AssertionError)
 
 
+def test_memory_that_does_not_suffice(network: nn.Module, images: list[Any]) -> None:
+    def full(images: Tensor, logits: Tensor) -> Tensor:
+        if off_the_grid(images).any():
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return logits
+
+    with pytest.raises(UsageError, match="not enough memory for batches of 256") as caught:
+        evaluate(Changed(network, full), images, LINF, attack="pgd-5")
+    assert "batch_size=128" in caught.value.fix
+
+
 def test_three_classes(new_network: Callable[..., nn.Module], labelled: Callable[..., Any]) -> None:
     model = new_network(classes=3)
     with pytest.raises(UsageError, match="needs four classes; this model has 3"):

@@ -138,7 +138,7 @@ def test_artefacts_that_do_not_belong_together(copy: Path) -> None:
     meta = json.loads(rows.schema.metadata[b"puma"]) | {"identity": "other"}
     pq.write_table(rows.replace_schema_metadata({"puma": json.dumps(meta)}), flags)
     problems = bad_files(copy)
-    for text in ("from the plan beside it", "from the recipe beside it", "does not belong to evaluation-clean.json"):
+    for text in ("from the plan beside it", "from the recipe beside it", "or does not belong to evaluation-clean.json"):
         assert sum(text in problem for problem in problems) == 1, text
 
 

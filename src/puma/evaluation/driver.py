@@ -130,7 +130,11 @@ def evaluate(
     shards = None if path is None else Shards(path.with_name(f"{path.stem}-shards"), settings, schema=SCHEMA)
     driver = _Driver(model, source, rows, threat, steps, settings, shards)
     with nullcontext() if shards is None else shards.held(worker, num_workers), evaluation_mode(model):
-        result = driver.run(worker, num_workers, progress)
+        try:
+            result = driver.run(worker, num_workers, progress)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            fix = f"batch_size={batch_size // 2} and another folder: random numbers depend on it"
+            raise UsageError(f"not enough memory for batches of {batch_size}", why=str(error), fix=fix) from error
     if path is not None and result.complete:
         result = result.write(path)
     for warning in result.warnings:

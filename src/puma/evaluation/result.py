@@ -219,27 +219,29 @@ class Evaluation:
         if not isinstance(value, dict) or value.get("schema") != SCHEMA:
             raise DataError(f"{path} is not an evaluation of this version", why=f"its schema should be {SCHEMA!r}")
         flags = path.with_suffix(".parquet")
+        broken = DataError(
+            f"{flags} is missing, damaged, or does not belong to {path.name}",
+            why="its SHA-256 is not the one recorded there",
+            fix="evaluate again: it is put together from its shards",
+        )
         try:
             if sha256_file(flags) != value["flags_sha256"]:
-                raise DataError(
-                    f"{flags} does not belong to {path.name}, or is damaged",
-                    why="its SHA-256 is not the one recorded there",
-                    fix="evaluate again: it is put together from its shards",
-                )
+                raise broken
             table = pq.read_table(flags)
+            robust = table["robust"].to_pylist()
             return cls(
                 threat=ThreatModel(value["threat"]["norm"], value["threat"]["eps"]),
                 attack=value["attack"],
                 label=table["label"].to_numpy().astype(np.int64),
                 clean_correct=np.array(table["clean_correct"].to_pylist(), dtype=bool),
-                attacked=np.array([flag is not None for flag in table["robust"].to_pylist()], dtype=bool),
-                robust=np.array([bool(flag) for flag in table["robust"].to_pylist()], dtype=bool),
+                attacked=np.array([flag is not None for flag in robust], dtype=bool),
+                robust=np.array([bool(flag) for flag in robust], dtype=bool),
                 broken_by=np.array(table["broken_by"].to_pylist(), dtype=object),
                 meta={key: value[key] for key in _META},
                 path=path,
             )
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise DataError(f"cannot read {flags}", why=str(error), fix="evaluate again: it is resumed") from None
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+            raise broken from None
 
 
 def flag_table(

@@ -24,8 +24,7 @@ from puma.tradeoff.results import (
     read_runs,
 )
 
-Runs = Mapping[int, RunResult]
-"""Runs of one setting by seed."""
+Runs = Mapping[int, RunResult]  # of one setting by seed
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,7 @@ def compare(
         flags: per-image flags by `RunResult.key`; adds the variance of the test images to every interval.
         robust: which column is the robust accuracy.
         baseline: the strategy that differences are taken to.
-        draws: bootstrap resamples of the test images.
-        seed: of the resamples.
+        draws: bootstrap resamples of the test images, from ``seed``.
         level: nominal coverage of the intervals.
 
     Raises:

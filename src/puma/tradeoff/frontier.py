@@ -1,12 +1,8 @@
 """Control frontiers in the plane of robust and clean accuracy, and the gap of a point above the higher of them.
 
-A control (a smaller uniform eps, another TRADES beta, each on all data) gives a few measured points. Its **frontier**
-consists of those that no other of its points beats in both accuracies, joined by straight lines: a dominated setting
-would not be chosen, and a setting between two neighbours reaches about what lies between them. Measured points are
-noisy and need not be monotone in the control; leaving out the dominated ones errs on the side of the control.
-
-At robust accuracies below that of the least robust undominated point the frontier is flat, as far down as a point was
-measured. Beyond the measured range it is undefined (NaN).
+A control (a smaller uniform eps, another TRADES beta, each on all data) gives a few measured points. Its frontier
+consists of the undominated ones, joined by straight lines. Below the robust accuracy of the least robust of them it is
+flat, as far down as a point was measured; beyond the measured range it is NaN. Reasons: docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -92,7 +88,7 @@ def gap(
     Args:
         robust: robust accuracies ``[P]`` of the points that are compared.
         clean: their clean accuracies ``[P]``.
-        frontiers: the controls; at each point those whose measured range covers it count, the highest of them decides.
+        frontiers: the controls; at each point the highest of those whose measured range covers it decides.
         axis: ``"clean"`` (clean accuracy at equal robust accuracy) or ``"robust"`` (robust at equal clean).
 
     Returns:
@@ -101,13 +97,11 @@ def gap(
     >>> control = Frontier("uniform-eps", [0.2, 0.4], [0.9, 0.7])
     >>> gap([0.3, 0.5], [0.85, 0.85], [control]).round(3)
     array([0.05,  nan])
-    >>> gap(0.3, 0.85, [control], "robust").round(3).item()
-    0.05
     """
     robust, clean = np.asarray(robust, np.float64), np.asarray(clean, np.float64)
-    if axis == "clean":
-        return clean - _highest([frontier.clean_at(robust) for frontier in frontiers], robust.shape)
-    return robust - _highest([frontier.robust_at(clean) for frontier in frontiers], clean.shape)
+    reached = [line.clean_at(robust) if axis == "clean" else line.robust_at(clean) for line in frontiers]
+    best = np.fmax.reduce([np.full(robust.shape, np.nan), *reached])
+    return (clean if axis == "clean" else robust) - best
 
 
 def why_not(robust: float, clean: float, frontiers: Sequence[Frontier], axis: Axis = "clean") -> str:
@@ -125,10 +119,3 @@ def why_not(robust: float, clean: float, frontiers: Sequence[Frontier], axis: Ax
     low, high = min(points.min() for points in ranges), max(points.max() for points in ranges)
     side = "above" if value > high else "below" if value < low else "between"
     return f"not comparable: {other} accuracy {value:.3f} is {side} what the controls reach ({low:.3f} to {high:.3f})"
-
-
-def _highest(reached: Sequence[NDArray[np.float64]], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    best = np.full(shape, np.nan)
-    for value in reached:
-        best = np.fmax(best, value)
-    return best

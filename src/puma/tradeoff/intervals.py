@@ -31,8 +31,8 @@ class Estimate:
         low: lower end of the interval; None where there is none (one seed and no per-image flags).
         high: upper end.
         seeds: how many seeds were averaged.
-        seed_error: standard error from the spread over seeds, NaN with one seed.
-        image_error: standard error from the choice of test images, NaN where no per-image flags were given.
+        seed_error: standard error from the spread over seeds; NaN with one seed.
+        image_error: standard error from the choice of test images; NaN without per-image flags.
     """
 
     value: float
@@ -76,12 +76,10 @@ def wilson_interval(share: float, n: int, level: float = LEVEL) -> tuple[float, 
 def mean_interval(values: ArrayLike, resampled: ArrayLike | None = None, level: float = LEVEL) -> Estimate:
     """The mean over seeds with Student's t, and the variance of the test images that all seeds share added.
 
-    The values of different seeds are computed on the same test images, so that their spread does not show how much the
-    images matter. ``resampled`` holds the values again under bootstrap resamples of the images (each resample the same
-    for all seeds and cells). The part of its variance that is common to all seeds is added to the variance over seeds;
-    the part that is not is in the latter already (a two-way random-effects layout, seeds by images). Each part has its
-    own Student's t, and the two half-widths add in quadrature: with few seeds this covers better than one t with
-    Satterthwaite's degrees of freedom, which fell to 93 % in simulation.
+    Values of different seeds are computed on the same test images, so their spread does not show how much the images
+    matter. The part of the variance under resamples of the images that is common to all seeds is added to the variance
+    over seeds (a two-way random-effects layout, seeds by images); each has its own Student's t, and the half-widths add
+    in quadrature. Coverage in simulation: docs/statistics.md.
 
     Args:
         values: one per seed, finite ``[S]``.
