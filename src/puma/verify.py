@@ -80,7 +80,7 @@ class Verification:
 def verify(folder: Path | str, *, progress: bool = False) -> Verification:
     """Read everything under ``folder`` (a table, run or study folder, or one file) and check it.
 
-    Checksums: page checksums of Parquet, CRC-32 of ``.npz`` members, SHA-256 of weights, evaluations and features.
+    Checksums: SHA-256 of shards, weights, evaluations and generated images, pages of Parquet, CRC-32 of ``.npz``.
     Form: schema versions, JSON, TOML, CSV, completeness of margin tables. Origin: run and recipe, run and plan,
     evaluation and weights, plan and table, generated images and their model.
 
@@ -138,9 +138,10 @@ def _check(path: Path) -> Artefact:
     Raises:
         PumaError: it is damaged.
     """
-    stated = path.with_name(f"{path.name}.sha256")  # as `sha256sum` and `puma generate` write it
-    if stated.is_file() and stated.read_text().split()[:1] != [sha256_file(path)]:
-        raise DataError(f"{path} is damaged", why=f"its SHA-256 is not the one in {stated.name}")
+    for name in (f"{path.name}.sha256", f".{path.name}.sha256"):  # of `puma generate`, of resumable shards
+        stated = path.with_name(name)
+        if stated.is_file() and sha256_file(path) not in stated.read_text().split():
+            raise DataError(f"{path} is damaged", why=f"its SHA-256 is not the one in {name}")
     try:
         if path.suffix == ".parquet":
             return _parquet(path)

@@ -100,7 +100,7 @@ def gap(
     """
     robust, clean = np.asarray(robust, np.float64), np.asarray(clean, np.float64)
     reached = [line.clean_at(robust) if axis == "clean" else line.robust_at(clean) for line in frontiers]
-    best = np.fmax.reduce([np.full(robust.shape, np.nan), *reached])
+    best: NDArray[np.float64] = np.fmax.reduce([np.full(robust.shape, np.nan), *reached])
     return (clean if axis == "clean" else robust) - best
 
 
