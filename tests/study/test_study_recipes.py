@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from small_study import small_study
+from typer import Typer
+from typer.testing import CliRunner
 
 from puma._version import __version__
+from puma.cli.report import report
 from puma.errors import ResumeError
 from puma.io import sha256_file
 from puma.plan import Plan
@@ -65,6 +69,23 @@ def test_mislabelled_shares_are_not_pooled_over_recipes(two_recipes: StudyFolder
     assert [Path(row["recipe"]).stem for row in rows] == ["short", "short-longer", "short"]
     table = make_report(two_recipes.path).tables["mislabelled"]  # of the recipe with most settings
     assert [(row[1], row[2].value) for row in table.rows] == [(1, shares[0]), (1, shares[2])]
+
+
+def test_the_report_first_writes_results_that_are_behind_the_finished_runs(
+    two_recipes: StudyFolder, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(two_recipes.path, copy, ignore=shutil.ignore_patterns("runs"))
+    record = next(path for path in (copy / "done").glob("puma-*.json"))
+    record.write_text(record.read_text().replace('"kept": ', '"kept": 1'))  # as if another process had finished it anew
+    app = Typer()
+    app.command()(report)
+    answer = CliRunner().invoke(app, [str(copy), "--out", str(tmp_path / "page.html")])
+    assert answer.exit_code == 0, answer.output
+    assert pq.read_table(copy / "results.parquet")["kept"].to_pylist() == [
+        row["kept"] for row in collect(StudyFolder.open(copy))
+    ]
+    assert max(pq.read_table(copy / "results.parquet")["kept"].to_pylist()) > 1000
 
 
 def test_a_study_holds_on_to_the_recipe_it_began_with(tmp_path: Path) -> None:

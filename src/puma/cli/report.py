@@ -52,15 +52,17 @@ def report(
 
 
 def _refresh(folder: Path) -> None:
-    """Write results.parquet again where a study has finished more runs than it holds."""
+    """Write results.parquet again where a study has finished more than it holds."""
     if not ((folder / "study.toml").is_file() and (folder / "done").is_dir()):
         return
-    import pyarrow.parquet as pq
-
     from puma.study.folder import StudyFolder
     from puma.study.results import collect, write_results
+    from puma.tradeoff.tables import RESULTS, normal_params, read_results
 
     study, path = StudyFolder.open(folder), folder / "results.parquet"
-    finished = len(collect(study))
-    if finished and (not path.is_file() or pq.read_metadata(path).num_rows < finished):
+    rows = [
+        {name: row.get(name) for name in RESULTS.names} | {"params": normal_params(row["params"], path)}
+        for row in collect(study)
+    ]
+    if rows and (not path.is_file() or read_results(path) != rows):
         write_results(study)

@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from puma.margins import STATUS_NAMES, MarginTable
-from puma.plots import BLUE, INK, MUTED, ORANGE, RED, mark, new_figure, plot_eps, plot_margins, unit
+from puma.plots import BLUE, INK, MUTED, RED, mark, new_figure, plot_eps, plot_margins, unit
 from puma.threat import Norm, ThreatModel
 from puma.tradeoff import Estimate, Frontier
 
@@ -118,30 +118,6 @@ def margin_figure(table: MarginTable, threat: ThreatModel | None = None) -> Figu
         plot_margins(by_status, table.norm, eps, axes)
         axes.set_title(f"{kind}: {int(rows.sum()):,} images")
         axes.label_outer()
-    return figure
-
-
-def class_figure(table: MarginTable, names: Sequence[str]) -> Figure:
-    """Margins by class: the middle half (thick), the range of 5 to 95 % (thin) and the median."""
-    factor, words = unit(table.norm)
-    figure, (axes,) = new_figure(5.0, 0.9 + 0.26 * len(names))
-    kinds = image_kinds(table)
-    for offset, ((kind, rows), colour) in enumerate(zip(kinds.items(), (BLUE, ORANGE), strict=False)):
-        shift = (offset - (len(kinds) - 1) / 2) * 0.34
-        for code in range(len(names)):
-            margins = table.margin[rows & (table.label == code) & np.isfinite(table.margin)] * factor
-            if len(margins):
-                low, quarter, middle, three, high = np.quantile(margins, [0.05, 0.25, 0.5, 0.75, 0.95])
-                axes.plot([low, high], [code + shift] * 2, color=colour, linewidth=1)
-                axes.plot([quarter, three], [code + shift] * 2, color=colour, linewidth=4, solid_capstyle="butt")
-                axes.plot(middle, code + shift, "o", color=INK, markersize=3)
-        axes.plot([], [], color=colour, linewidth=4, label=kind)
-    axes.axvline(0, color=INK, linewidth=0.9, linestyle="--")
-    axes.set_yticks(range(len(names)), list(names))
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"margin ({words}); higher is easier")
-    figure.legend(loc="outside upper right", ncols=2)
     return figure
 
 

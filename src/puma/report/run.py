@@ -78,7 +78,7 @@ def run_report(folder: Path | str) -> Report:
 
 def read_curves(path: Path | str) -> dict[str, NDArray[np.float64]]:
     """The columns of a ``metrics.csv`` as float64 ``[rows]``, NaN for none; cut-off lines are left out."""
-    with Path(path).open(newline="") as file:
+    with Path(path).open(newline="", errors="replace") as file:
         rows = list(csv.DictReader(file))
     names = [name for name in (rows[0] if rows else {}) if name]
     columns = {name: np.array([_float(row.get(name)) for row in rows]) for name in names}

@@ -43,11 +43,18 @@ def add_margins(report: Report, data: StudyData, table: MarginTable) -> None:
                 median = rounded(np.median(margins)) if len(margins) else None
                 rows.append([kind, status, count, count / max(int(of_kind.sum()), 1), median])
     with figure_style():
-        by_status, by_class = plots.margin_figure(table, data.threat), plots.class_figure(table, names)
-    report.pictures["margins"] = Picture(by_status, f"Histogram of the margins of {len(table):,} images.")
-    report.pictures["margins-by-class"] = Picture(by_class, f"Ranges of the margin for each of {len(names)} classes.")
+        figure = plots.margin_figure(table, data.threat)
+    report.pictures["margins"] = Picture(figure, f"Histogram of the margins of {len(table):,} images.")
     columns: dict[str, Kind] = {"images": "text", "status": "text", "count": "number", "share": "percent"}
     report.tables["margins"] = Table(columns | {f"median margin ({words})": "number"}, rows)
+    rows = []
+    for code, name in enumerate(names):
+        margins = table.margin[(table.label == code) & np.isfinite(table.margin)] * factor
+        if len(margins):
+            quantiles = [rounded(value) for value in np.quantile(margins, (0.05, 0.5, 0.95))]
+            rows.append([name, len(margins), float(np.mean(margins < 0)), *quantiles])
+    columns = {"class": "text", "images": "number", "misclassified": "percent", "5 % lie below": "number"}
+    report.tables["margins-by-class"] = Table(columns | {"median": "number", "5 % lie above": "number"}, rows)
 
 
 def add_plans(report: Report, data: StudyData, plans: Plans) -> None:

@@ -318,16 +318,10 @@ def _add_repeat(report: Report, data: StudyData, plans: Plans) -> None:
     prints += [(f"plan: {data.labels[setting]}", plan.fingerprint) for setting, plan in plans.items()]
     heads: dict[str, Kind] = {"artefact": "text", "SHA-256": "text"}
     report.tables["fingerprints"] = Table(heads, [[name, f"`{value}`"] for name, value in prints])
-    machine = ("host", "threads", "torch", "numpy", "puma")
-    hours: dict[tuple[str, ...], list[float]] = {}
-    for record in data.records.values():
-        if "seconds" in record:
-            key = tuple(str(record.get(name) or "unknown") for name in machine)
-            hours.setdefault(key, []).append(float(record["seconds"]) / 3600)
-    if hours:
-        columns: dict[str, Kind] = {**dict.fromkeys(machine, "text"), "tasks": "number", "hours": "number"}
-        rows = [[*key, len(values), rounded(sum(values))] for key, values in hours.items()]
-        report.tables["machines"] = Table(columns, rows)
+    seconds = [float(record["seconds"]) for record in data.records.values() if "seconds" in record]
+    machine = {name: _recorded(data, name) for name in ("host", "threads", "torch", "numpy", "puma")}
+    hours = {"tasks": len(seconds), "hours, summed over tasks": f"{sum(seconds) / 3600:.2g}"}
+    report.values["ran"] = {name: found for name, found in machine.items() if found} | hours if seconds else {}
 
 
 def _recorded(data: StudyData, name: str) -> list[str]:

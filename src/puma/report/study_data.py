@@ -360,18 +360,11 @@ class StudyData:
 
 def _label(setting: Setting, settings: Sequence[Setting]) -> str:
     kin = [other for other in settings if other.strategy == setting.strategy]
-    values = [json.loads(other.params) for other in kin]
-    mine = json.loads(setting.params)
-    differing = [
-        name
-        for name in sorted({name for params in values for name in params})
-        if len({json.dumps(params.get(name)) for params in values}) > 1
-    ]
-    parts = [f"{name}={_short(mine.get(name, 'default'))}" for name in differing]
+    others = [json.loads(other.params) for other in kin]
+    parts = [setting.strategy]
+    for name, value in sorted(json.loads(setting.params).items()):
+        if any(name not in params or params[name] != value for params in others):
+            parts.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
     if len({other.prune_fraction for other in kin}) > 1:
         parts.append(f"{100 * setting.prune_fraction:g} %")
-    return " ".join([setting.strategy, *parts])
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return " ".join(parts)
