@@ -165,18 +165,28 @@ def test_a_mapped_source_survives_pickling_and_threads(tmp_path: Path) -> None:
     assert len(pickle.dumps(source)) < arrays["image"].nbytes / 10  # the pixels stay in the file
 
 
-def test_a_large_file_is_read_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("puma.data.mapped._RESIDENT", 1000)
+def test_a_file_that_is_changed_while_it_is_in_use_is_an_error_and_no_signal(tmp_path: Path) -> None:
     arrays = write_edm(tmp_path / "edm.npz", rows=500)
     source = load_dataset(tmp_path / "edm.npz")
     for rows in (np.array([3]), np.arange(100, 200), np.array([499, 0, 7, 7]), np.arange(9, 3, -1), np.empty(0, int)):
         np.testing.assert_array_equal(source.read(rows), arrays["image"][rows])
     np.testing.assert_array_equal(source.read(slice(None)), arrays["image"])
-    os.truncate(tmp_path / "edm.npz", 5000)
-    with pytest.raises(DataError, match="has become shorter"):
-        source.read(slice(None))
-    with pytest.raises(DataError, match="has become shorter"):
-        source.read(np.array([499, 4]))
+    stored = pickle.dumps(source)
+    os.rename(tmp_path / "edm.npz", tmp_path / "old.npz")
+    np.testing.assert_array_equal(source.read(slice(None)), arrays["image"])  # replaced: the old file stays open
+    os.truncate(tmp_path / "old.npz", 5000)
+    for read in (lambda: source.read(slice(None)), lambda: source.read(np.array([499, 4])), lambda: source[0]):
+        with pytest.raises(DataError, match="has been changed since it was opened"):
+            read()
+    os.rename(tmp_path / "old.npz", tmp_path / "edm.npz")
+    with pytest.raises(DataError, match="has been changed since it was opened"):
+        pickle.loads(stored)
+    written = write_edm(tmp_path / "edm.npz", rows=500, seed=1)
+    source = load_dataset(tmp_path / "edm.npz")
+    write_edm(tmp_path / "edm.npz", rows=500, seed=2)  # in place, of the same size
+    os.utime(tmp_path / "edm.npz", ns=(1, 1))
+    with pytest.raises(DataError, match="has been changed since it was opened"):
+        source.read(np.arange(len(written)))
 
 
 def test_a_file_with_a_question_mark_in_its_name(tmp_path: Path) -> None:

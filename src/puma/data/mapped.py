@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import mmap
 import os
 import tokenize
 from dataclasses import dataclass
@@ -19,43 +18,51 @@ from puma.data.source import Images, Pixels, Rows, Shape, Source
 from puma.errors import DataError
 from puma.io import fingerprint, sha256_file
 
-_RESIDENT = 64 << 20
 _LONGEST_HEADER = 16_384
 _LABEL_ENDINGS = ("_labels", "_label", "-labels", "-label", ".labels")
 _UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError, tokenize.TokenError)
 
 
 class Mapped(Images):
-    """uint8 images ``[N, H, W, C]`` that begin at ``offset`` of a file; any thread may read.
+    """uint8 images ``[N, H, W, C]`` that begin at ``offset`` of a file and are read in place; any thread may read.
 
-    Up to 64 MiB are mapped into memory. Of a larger file neighbouring rows are read in one piece, with the system's
-    read-ahead, and scattered rows one by one without it: a map would fault in every row anew, drag megabytes along with
-    each row that is not cached, and count as resident memory of this process. Survives pickling: a worker opens the
-    file again.
+    Neighbouring rows are read in one piece, with the system's read-ahead, and scattered rows one by one without it. A
+    map (used only where the system has no ``preadv``) would fault in every row anew, drag megabytes along with each row
+    that is not cached, count as resident memory, and end the process where the file has been cut short. Survives
+    pickling: a worker opens the file again.
     """
 
-    def __init__(self, path: Path, offset: int, shape: Shape) -> None:
+    def __init__(self, path: Path, offset: int, shape: Shape, size: int | None = None) -> None:
         super().__init__(shape)
         self._path, self._offset, self._row_size = path, offset, math.prod(shape[1:])
         self._pieces, self._rows = path.open("rb"), path.open("rb")
-        self._map = mmap.mmap(self._pieces.fileno(), 0, access=mmap.ACCESS_READ)
-        self._array: Pixels = np.ndarray(shape, np.uint8, self._map, offset)
-        self._in_place = self._array.nbytes > _RESIDENT and hasattr(os, "preadv")
+        status = os.fstat(self._rows.fileno())
+        self._size, self._modified = size or status.st_size, status.st_mtime_ns
+        self._check_unchanged()
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._rows.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Mapped, (self._path, self._offset, self.shape)
+        return Mapped, (self._path, self._offset, self.shape, self._size)
+
+    def _check_unchanged(self) -> None:
+        status = os.fstat(self._rows.fileno())
+        if (status.st_size, status.st_mtime_ns) != (self._size, self._modified):
+            raise DataError(
+                f"{self._path} has been changed since it was opened",
+                why=f"it had {self._size:,} bytes and now has {status.st_size:,}, or was written to",
+                fix="leave data files alone while they are in use; run the same command again",
+            )
 
     def read(self, rows: Rows) -> Pixels:
-        """See `puma.data.source.Images.read`; `DataError` where the file has become shorter since it was opened."""
-        count = len(rows)
-        neighbours = count > 0 and rows[-1] - rows[0] == count - 1 and bool((np.diff(rows) == 1).all())
-        if not self._in_place:
-            return self._array[rows[0] : rows[-1] + 1].copy() if neighbours else np.take(self._array, rows, axis=0)
+        """See `puma.data.source.Images.read`; `DataError` where the file has been changed since it was opened."""
+        self._check_unchanged()
+        if not hasattr(os, "preadv"):
+            return np.memmap(self._path, np.uint8, "r", self._offset, self.shape).take(rows, axis=0)
+        count, size = len(rows), self._row_size
         images = np.empty((count, *self.shape[1:]), np.uint8)
-        target, size = images.reshape(-1).data, self._row_size
-        if neighbours and count > 1:
+        target = images.reshape(-1).data
+        if count > 1 and rows[-1] - rows[0] == count - 1 and bool((np.diff(rows) == 1).all()):
             self._fill(self._pieces.fileno(), target, int(rows[0]))
         else:
             descriptor = self._rows.fileno()
@@ -70,8 +77,8 @@ class Mapped(Images):
         while done < len(target):
             got = os.preadv(descriptor, [target[done:]], start + done)
             if not got:
-                fix = "copy it again, start again"
-                raise DataError(f"{self._path} has become shorter since it was opened", fix=fix)
+                self._check_unchanged()
+                raise DataError(f"{self._path} ends too early", fix="copy it again")
             done += got
 
 
