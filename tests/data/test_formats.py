@@ -410,8 +410,10 @@ def test_python_datasets_that_cannot_be_taken() -> None:
     arrays = edm_arrays()
     image, label = arrays["image"][0], 1
     wrong = {
-        "in 0..1": Listed([image / 255.0], [label]),
-        "which is NCHW": Listed([image.transpose(2, 0, 1)], [label]),
+        "in 0..255": Listed([image * 1.0], [label]),
+        "in -1..1": Listed([image / 127.5 - 1], [label]),
+        "8 channels": Listed([np.zeros((4, 8, 8), np.uint8)], [label]),
+        "16-bit": Listed([image.astype(np.uint16)], [label]),
         "the label is 1.5": Listed([image], [1.5]),
         "is a ndarray": [image],
     }

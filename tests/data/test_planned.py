@@ -78,6 +78,7 @@ def test_planned_dataset_in_a_data_loader() -> None:
     pool, plan = digits_plan()
     loader = torch.utils.data.DataLoader(PlannedDataset(pool, plan, transform=lambda x: 1 - x), batch_size=100)
     images, labels, eps = (torch.cat(column) for column in zip(*loader, strict=True))
+    assert (images.dtype, labels.dtype, eps.dtype) == (torch.float32, torch.int64, torch.float32)
     torch.testing.assert_close(1 - images, to_tensor(pool.read(plan.keep)))
     assert labels.tolist() == pool.labels[plan.keep].tolist()
     np.testing.assert_allclose(eps.numpy(), plan.eps[plan.keep])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.errors import DataError
+from puma.data.source import Source
+from puma.errors import DataError, UsageError, unknown
+from puma.io import fingerprint
+
+logger = logging.getLogger("puma")
 
 LABEL_NAMES = ("label", "labels", "y", "targets")
 _TYPE_LIMIT = 32_767  # labels are int16 in every table
@@ -108,6 +113,85 @@ def check_classes(labels: NDArray[np.int64], where: str, class_names: Sequence[s
         why="every class needs images; class numbers run from 0 without gaps",
         fix=f"choose the classes that are there: ?classes={present} (they are renumbered from 0)",
     )
+
+
+def chosen_label(names: Sequence[str], also: Iterable[str], asked: str | None, where: str) -> str:
+    """Which of the columns ``names`` of ``where`` holds the labels: ``asked``, or the only one that can.
+
+    Args:
+        names: all columns.
+        also: columns that may hold labels whatever they are called.
+        asked: ``?label=``, or None.
+        where: what to call the file in messages.
+
+    Raises:
+        UsageError: ``asked`` is not there, or there are several and none was asked for.
+        DataError: there is none.
+    """
+    if asked is not None and asked not in names:
+        raise unknown(f"label column of {where}", asked, names)
+    found = [asked] if asked is not None else [name for name in names if name in LABEL_NAMES or name in also]
+    if not found:
+        fix = "name the one that holds the labels: ?label=NAME"
+        raise DataError(f"{where} has no column 'label'", why=f"it has: {', '.join(names) or 'nothing'}", fix=fix)
+    if len(found) > 1:
+        columns = ", ".join(found)
+        raise UsageError(f"{where} has several label columns: {columns}", fix=f"choose one: ?label={found[0]}")
+    return found[0]
+
+
+def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Source:
+    """``source`` with its labels numbered as in ``class_names``: classes are matched by name.
+
+    Names ``"0", "1", ...`` are what a source without names has: such labels are taken by number, unless the other
+    names are whole numbers too. ``source`` itself is returned where nothing has to be renumbered.
+
+    Args:
+        source: images whose labels are to be used with somebody else's.
+        class_names: the names of those classes, of a source, a run or a model.
+        whose: what to call their owner in messages.
+
+    Raises:
+        DataError: ``source`` has classes that ``class_names`` lacks.
+    """
+    own, wanted = _canonical(source.class_names), _canonical(class_names)
+    if own == wanted[: len(own)]:
+        return source
+    numbered = [names == [str(number) for number in range(len(names))] for names in (own, wanted)]
+    numbers = [all(name.isdecimal() for name in names) for names in (own, wanted)]
+    why = "labels have to mean the same everywhere"
+    if len(own) > len(wanted) and any(numbered):
+        raise DataError(f"{source.name} has {len(own)} classes, {whose} has {len(wanted)}", why=why)
+    if any(numbered) and not all(numbers):
+        return source
+    lacking = [name for name in own if name not in wanted]
+    if lacking:
+        common = ",".join(name for name in source.class_names if name not in lacking)
+        raise DataError(
+            f"{source.name} has classes that {whose} does not have: {', '.join(lacking[:5])}",
+            why=f"{why}; {whose} has: {', '.join(class_names[:8])}",
+            fix=f"leave them out with ?classes={common}" if common else "choose the data that belongs to it",
+        )
+    table = np.array([wanted.index(name) for name in own], np.int64)
+    moved = ", ".join(f"{name} {n} -> {table[n]}" for n, name in enumerate(source.class_names) if n != table[n])
+    logger.warning("the classes of %s are matched with those of %s by name: %s", source.name, whose, moved)
+    return Source(
+        source.images,
+        table[source.labels],
+        name=source.name,
+        fingerprint=fingerprint({"of": source.fingerprint, "classes": wanted}),
+        class_names=class_names,
+        spec=source.spec,
+    )
+
+
+def _canonical(names: Sequence[str]) -> list[str]:
+    """Names without white space around them; whole numbers as such ("07" is "7") where all are, each once."""
+    stripped = [name.strip() for name in names]
+    if all(name.isascii() and name.isdecimal() for name in stripped):
+        numbers = [str(int(name)) for name in stripped]
+        return numbers if len(set(numbers)) == len(numbers) else stripped
+    return stripped
 
 
 def _float_error(dtype: np.dtype[np.generic], sample: NDArray[np.generic] | None, where: str) -> DataError:

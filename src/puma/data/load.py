@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
 from puma.data.checks import check_classes
-from puma.data.formats import load_digits
+from puma.data.formats import is_archive, load_archive, load_digits
 from puma.data.images import kept, resized
-from puma.data.parts import expanded, joined_parts, name_of
+from puma.data.names import NAMES, find_named
+from puma.data.parts import check_complete, expanded, joined_parts, name_of
 from puma.data.sampler import stratified_rows
 from puma.data.source import MapStyle, Source, blocks, converted, selected
 from puma.errors import DataError, UsageError, unknown
 from puma.io import fingerprint
 
+logger = logging.getLogger("puma")
+
 _NUMBERS = ("resize", "channels", "subset", "seed")
-_KINDS = 'name "digits", an .npz, .npy or .parquet file, part files, an image folder, or hf:NAME:SPLIT'
+_KINDS = 'name "digits", "cifar10", an .npz, .npy or .parquet file, part files, an image folder, or hf:NAME:SPLIT'
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class Options:
         classes: keep only these classes, by name or number; they are renumbered in this order.
         subset: keep this many images: stratified and seeded, never a prefix.
         seed: of the subset.
-        split: which of several splits in a folder.
+        split: which of several splits, where there are some.
+        label: which of several label columns.
         labels: the ``.npy`` file of labels that belongs to an ``.npy`` of images.
         verify: ``"headers"``, or ``"full"``, which reads every byte once and compares checksums.
     """
@@ -44,6 +50,7 @@ class Options:
     subset: int | None = None
     seed: int = 0
     split: str | None = None
+    label: str | None = None
     labels: str | None = None
     verify: Literal["headers", "full"] = "headers"
 
@@ -54,6 +61,8 @@ class Options:
             raise UsageError(f"channels={self.channels}", why="1 (grey) or 3 (RGB) are understood")
         if self.subset is not None and self.subset < 1:
             raise UsageError(f"subset={self.subset} keeps no image")
+        if self.seed and self.subset is None:
+            raise UsageError(f"seed={self.seed} is not used", why="it chooses a subset", fix="add subset=5000")
         if self.classes is not None and (not self.classes or len(set(self.classes)) != len(self.classes)):
             raise UsageError(f"classes={','.join(self.classes)} is empty or names a class twice")
         if self.verify not in ("headers", "full"):
@@ -75,12 +84,15 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
     Args:
         spec: one of
 
-            - ``"digits"`` (also ``"digits:test"``, ``"digits:all"``);
-            - an EDM ``.npz``, an ``.npy`` with its labels beside it, Parquet in the Hugging Face layout;
+            - a name: ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"svhn"``, ``"imagenet"``, ``"edm-cifar10-1m"``
+              (``"cifar10:test"`` is the test split), found below ``$PUMA_DATA`` or through ``datasets``;
+            - an EDM ``.npz``, an ``.npy`` with its labels beside it, Parquet in the Hugging Face layout, MedMNIST's
+              ``.npz``, CIFAR's python and binary archives, idx files, SVHN's ``.mat``, webdataset tars;
             - a folder with a folder of images for each class, or with part files;
-            - ``"hf:NAME:SPLIT"`` (needs the extra ``hub``);
+            - ``"hf:NAME:SPLIT"`` or ``"hf:NAME:CONFIG:SPLIT"`` (needs the extra ``hub``);
             - a pattern (``"train-*.parquet"``) or a list of part files, which become one source;
-            - any object with ``__len__`` whose items are ``(image, label)``.
+            - ``(images, labels)``: arrays or tensors, uint8 NHWC or NCHW, or float in [0, 1];
+            - a Hugging Face ``Dataset``, a list of pairs, any object with ``__len__`` whose items are ``(image, label)``.
 
             Options may stand in the text, as in ``"cifar10.parquet?resize=16&subset=5000&seed=0"``.
         options: fields of `puma.data.load.Options`; they win over those in the text.
@@ -97,39 +109,46 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
         UsageError: unknown kind of source, unknown option or value.
         DataError: missing, damaged or hostile file; wrong dtype, layout or labels; an empty class.
     """
-    listed = isinstance(spec, (list, tuple)) and all(isinstance(part, (str, Path)) for part in spec)
-    if not isinstance(spec, (str, Path)) and not listed and hasattr(spec, "__getitem__") and hasattr(spec, "__len__"):
-        from puma.data.objects import load_mapstyle
-
-        chosen = _options({}, options)
-        source = spec if isinstance(spec, Source) else load_mapstyle(cast(MapStyle, spec), verify=chosen.verify)
-        return _prepared(source, chosen)
     if isinstance(spec, (str, Path)):
         literal = ("?" in str(spec) or "|" in str(spec)) and Path(spec).exists()  # a file may be called like that
         places, written = ([str(spec)], {}) if literal else parse_spec(str(spec))
-    elif isinstance(spec, Iterable):
+    elif isinstance(spec, (list, tuple)) and all(isinstance(part, (str, Path)) for part in spec):
         places, written = [str(part) for part in spec], {}
     else:
-        raise UsageError(f"{spec!r} is no source", fix=_KINDS)
+        from puma.data.objects import load_object
+
+        return _prepared(load_object(spec, _options({}, options)), _options({}, options))
     chosen = _options(written, options)
     if not places:
         raise UsageError("no source is named", fix=_KINDS)
-    files = expanded(places, chosen.split)
-    parts = [_opened(place, chosen) for place in files]
+    parts, files = [], []
+    for number, place in enumerate(places):
+        places[number], opened = _resolved(place, chosen)
+        found, split = expanded(places[number], opened.split)
+        files += found
+        parts += [_opened(file, replace(opened, split=split)) for file in found]
+    check_complete(files)
     if chosen.verify == "full":
         for part in parts:
             for block in blocks(len(part), part.image_shape) if part.images.slow else ():
                 part.read(block)
     whole = joined_parts(parts, disjoint=chosen.verify == "full")
     source = _prepared(whole, chosen)
-    source.name = name_of(Path(files[0])) if Path(files[0]).is_file() else source.name
+    source.name = name_of(Path(files[0])) if parts[0].name == Path(files[0]).stem else source.name
+    chosen = replace(chosen, split=opened.split, label=opened.label)
     source.spec = "?".join(filter(None, ("|".join(map(_absolute, places)), str(chosen))))
     return source
 
 
 def as_source(dataset: Source | MapStyle | str | Path) -> Source:
-    """``dataset`` itself if it is a source already, else `load_dataset` of it."""
-    return dataset if isinstance(dataset, Source) else load_dataset(dataset)
+    """``dataset`` itself if it is a source already, else `load_dataset` of it; a Python object may lack classes."""
+    if isinstance(dataset, (str, Path)):
+        return load_dataset(dataset)
+    from puma.data.objects import load_object
+
+    source = load_object(dataset, Options())
+    source.images = kept(source.images, source.fingerprint) if source.images.slow else source.images
+    return source
 
 
 def parse_spec(text: str) -> tuple[list[str], dict[str, Any]]:
@@ -175,37 +194,74 @@ def _value(name: str, value: Any) -> Any:
     return value
 
 
+def _resolved(place: str, options: Options) -> tuple[str, Options]:
+    """A named data set replaced by its place and the options it needs; any other place as it is."""
+    kind, _, rest = place.partition(":")
+    if kind.lower() not in NAMES or Path(place).exists():
+        return place, options
+    split = _one_split(place, rest, options.split) or "train"
+    found, asked, label = find_named(kind.lower(), split)
+    return found, replace(options, split=asked, label=options.label or label)
+
+
+def _one_split(place: str, written: str, asked: str | None) -> str | None:
+    if written and asked and written != asked:
+        raise UsageError(f"{place}?split={asked} names two splits")
+    return written or asked
+
+
 def _opened(place: str, options: Options) -> Source:
     kind, _, rest = place.partition(":")
     path = Path(place)
     # encoded images may differ in these before they are converted, so their decoders have to know
     shape = {"resize": options.resize, "channels": options.channels}
     if kind == "digits" and not path.exists():
-        return load_digits(rest or "train")
+        _only(place, options, "split")
+        return load_digits(_one_split(place, rest, options.split))
     if kind == "hf":
         from puma.data.objects import load_hub
 
-        name, _, split = rest.partition(":")
-        return load_hub(name, split or options.split or "train", verify=options.verify, **shape)
+        _only(place, options, "split", "label")
+        name, *more = rest.split(":")
+        if len(more) + (options.split is not None) > 2:
+            raise UsageError(f"{place} names too much", fix="write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
+        *config, split = [*more, options.split] if options.split else more or ["train"]
+        chosen = config[0] if config else None
+        return load_hub(name, split, chosen, label=options.label, verify=options.verify, **shape)
     if path.suffix == ".npz":
         from puma.data.npz import load_npz
 
-        return load_npz(path, verify=options.verify)
+        _only(place, options, "split", "label")
+        return load_npz(path, split=options.split, label=options.label, verify=options.verify)
     if path.suffix == ".npy":
         from puma.data.mapped import load_npy
 
+        _only(place, options, "labels")
         return load_npy(path, labels=options.labels, verify=options.verify)
     if path.suffix in (".parquet", ".pq"):
         from puma.data.parquet import load_parquet
 
-        return load_parquet(path, verify=options.verify, **shape)
+        _only(place, options, "label")
+        return load_parquet(path, label=options.label, verify=options.verify, **shape)
     if not path.exists():
-        raise DataError(f"{place} does not exist", fix=_KINDS)
+        near = difflib.get_close_matches(place.partition(":")[0].lower(), [*NAMES, "digits"], n=1)
+        raise DataError(f"{place} does not exist", fix=f"did you mean {near[0]!r}?" if near else _KINDS)
+    if is_archive(path):
+        _only(place, options, "split", "label")
+        return load_archive(path, split=options.split, label=options.label, **shape)
     if path.is_dir():
         from puma.data.folder import load_folder
 
-        return load_folder(path / (options.split or ""), verify=options.verify, **shape)
+        _only(place, options, "split")
+        return load_folder(path, split=options.split, verify=options.verify, **shape)
     raise UsageError(f"{place} is of no known kind", fix=_KINDS)
+
+
+def _only(place: str, options: Options, *used: str) -> None:
+    """Refuse an option that this kind of source does not use."""
+    for name in ("split", "label", "labels"):
+        if getattr(options, name) is not None and name not in used:
+            raise UsageError(f"{place}: the option {name}={getattr(options, name)} is not used", fix="leave it out")
 
 
 def _prepared(source: Source, options: Options) -> Source:
@@ -225,6 +281,8 @@ def _prepared(source: Source, options: Options) -> Source:
         rows = np.flatnonzero(table[labels] >= 0)
         images, labels, names = selected(images, rows), table[labels[rows]], tuple(names[n] for n in numbers)
     check_classes(labels, source.name, names)
+    if len(names) == 1 and options.classes is None:
+        logger.warning("%s has a single class, %r", source.name, names[0])
     if options.subset is not None:
         rows = stratified_rows(labels, options.subset, options.seed)
         images, labels = selected(images, rows), labels[rows]
@@ -232,7 +290,7 @@ def _prepared(source: Source, options: Options) -> Source:
     size, bands = options.resize, images.shape[3]
     if size is not None and images.shape[1:3] != (size, size):
         images = converted(images, (size, size, bands), partial(resized, size=size), slow=True)
-    changes = str(replace(options, verify="headers", split=None, labels=None))
+    changes = str(replace(options, verify="headers", split=None, label=None, labels=None))
     key = fingerprint({"of": source.fingerprint, "options": changes}) if changes else source.fingerprint
     images = kept(images, key) if images.slow else images
     if options.channels == 3 and bands == 1:

@@ -14,14 +14,14 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.data.checks import LABEL_NAMES, check_labels
+from puma.data.checks import LABEL_NAMES, check_labels, chosen_label
 from puma.data.mapped import Header, Mapped, check_headers, read_header
 from puma.data.source import Images, Pixels, Source, blocks, in_memory
 from puma.errors import DataError, PumaError, UsageError
@@ -39,13 +39,17 @@ _CHUNK = 4 << 20
 _DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error, ValueError, EOFError, RuntimeError)
 
 
-def load_npz(path: Path | str, *, verify: str = "headers") -> Source:
+def load_npz(
+    path: Path | str, *, split: str | None = None, label: str | None = None, verify: str = "headers"
+) -> Source:
     """Open an EDM ``.npz``; the images of an uncompressed one stay in the file.
 
     The fingerprint is made of the images' shape and the CRC-32 of every byte, as the archive's directory states it.
 
     Args:
-        path: the file.
+        path: the file; without ``image`` and ``label``, ``arr_0`` and ``arr_1`` are taken.
+        split: of files with ``train_images`` and ``train_labels`` (MedMNIST) or ``x_train`` and ``y_train`` (Keras).
+        label: the member with the labels, where several may be.
         verify: ``"full"`` reads everything once and compares the CRC-32 of each member.
 
     Raises:
@@ -54,27 +58,32 @@ def load_npz(path: Path | str, *, verify: str = "headers") -> Source:
     path = Path(path)
     with _opened(path) as members:
         named = {member.info.filename.removesuffix(".npy"): member for member in members}
-        image, label = _first(path, named, IMAGE_NAMES), _first(path, named, LABEL_NAMES)
-        header = image.header()
-        where, where_labels = (f"{path}: {member.info.filename.removesuffix('.npy')}" for member in (image, label))
+        image, truth = _arrays_of(path, named, split, label)
+        header, label_header = image.header(), truth.header()
+        if split is not None and len(header.shape) == 3:
+            header = replace(header, shape=(*header.shape, 1))
+        if split is not None and label_header.shape == (header.shape[0], 1):
+            label_header = replace(label_header, shape=header.shape[:1])
+        where, where_labels = (f"{path}: {member.info.filename.removesuffix('.npy')}" for member in (image, truth))
         with image.open() as file:
-            check_headers(file, header, label.header(), where, where_labels)
+            check_headers(file, header, label_header, where, where_labels)
         class_names = next((names for name in _CLASS_NAMES if (names := _texts(named.get(name)))), None)
-        labels = check_labels(label.array(), header.shape[0], where_labels, class_names)
+        labels = check_labels(truth.array().reshape(label_header.shape), header.shape[0], where_labels, class_names)
         n, height, width, channels = header.shape
         if not image.compressed:
             images: Images = Mapped(path, image.offset + header.length, (n, height, width, channels))
         elif header.data_size <= IN_MEMORY:
-            images = in_memory(image.array())
+            images = in_memory(image.array().reshape(header.shape))
         else:
             why = f"its {header.data_size / 1e9:,.1f} GB of images cannot be read in place"
             raise DataError(f"{path} is compressed", why=why, fix=f"puma data unpack {path}")
         if verify == "full":
             for _ in image.blocks():  # at the end its CRC-32 is compared
                 pass
-    arrays = [["image", image.info.file_size, image.info.CRC], ["label", label.info.file_size, label.info.CRC]]
+    name = f"{path.stem}-{split}" if split else path.stem
+    arrays = [["image", image.info.file_size, image.info.CRC], ["label", truth.info.file_size, truth.info.CRC]]
     content = {"format": "npz", "shape": header.shape, "members": arrays, "classes": class_names}
-    return Source(images, labels, name=path.stem, fingerprint=fingerprint(content), class_names=class_names)
+    return Source(images, labels, name=name, fingerprint=fingerprint(content), class_names=class_names)
 
 
 @dataclass(frozen=True)
@@ -199,13 +208,30 @@ def _check_directory_size(file: IO[bytes], path: Path) -> None:
     file.seek(0)
 
 
-def _first(path: Path, members: dict[str, _Member], names: Sequence[str]) -> _Member:
-    for name in names:
-        if name in members:
-            return members[name]
-    present = ", ".join(sorted(members)) or "nothing"
-    fix = "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)"
-    raise DataError(f"{path} has no member {names[0]!r}", why=f"it holds: {present}", fix=fix)
+def _arrays_of(
+    path: Path, members: dict[str, _Member], split: str | None, label: str | None
+) -> tuple[_Member, _Member]:
+    """The members with the images and the labels."""
+    pairs = {name[:-7]: (name, f"{name[:-7]}_labels") for name in members if name.endswith("_images")}
+    pairs |= {name[2:]: (name, f"y_{name[2:]}") for name in members if name.startswith("x_")}
+    pairs = {name: pair for name, pair in pairs.items() if pair[1] in members}
+    if split is not None or (pairs and not any(name in members for name in IMAGE_NAMES)):
+        if split not in pairs:
+            text = f"{path} holds {'the splits ' + ', '.join(sorted(pairs)) if pairs else 'one split'}"
+            fix = f'choose one: "{path}?split={sorted(pairs)[-1]}"' if pairs else "leave ?split= out"
+            raise UsageError(text + f", not {split!r}" * (split is not None), fix=fix)
+        return members[pairs[split][0]], members[pairs[split][1]]
+    present, fix = (
+        ", ".join(sorted(members)) or "nothing",
+        "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)",
+    )
+    image = next((name for name in (*IMAGE_NAMES, "arr_0") if name in members), None)
+    if image is None:
+        raise DataError(f"{path} has no member 'image'", why=f"it holds: {present}", fix=fix)
+    if label is None and image != "arr_0" and not any(name in members for name in LABEL_NAMES):
+        raise DataError(f"{path} has no member 'label'", why=f"it holds: {present}", fix=fix)
+    also = {"arr_1"} if image == "arr_0" else set()
+    return members[image], members[chosen_label(list(members), also, label, str(path))]
 
 
 def _texts(member: _Member | None) -> tuple[str, ...] | None:

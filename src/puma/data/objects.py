@@ -1,94 +1,108 @@
-"""Sources from Python objects: Hugging Face data sets (``hf:NAME:SPLIT`` too) and any map-style dataset."""
+"""Sources from Python objects: arrays, tensors, Hugging Face data sets (``hf:NAME:SPLIT`` too), map-style datasets."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from puma.data.checks import LABEL_NAMES, check_image_layout, check_labels
-from puma.data.images import EncodedImages
-from puma.data.source import Images, MapStyle, Pixels, Rows, Source
+from puma.data.checks import check_image_layout, check_labels, chosen_label
+from puma.data.images import EncodedImages, picture_pixels, resized
+from puma.data.source import Images, MapStyle, Pixels, Rows, Source, in_memory
 from puma.errors import DataError, UsageError, unknown
 
-_SAMPLED = 256
+if TYPE_CHECKING:
+    from puma.data.load import Options
+
+logger = logging.getLogger("puma")
+
+_SAMPLED, _TWICE = 256, 16
 
 
-def _sampled(size: int, verify: str) -> Rows:
-    """The rows that a fingerprint covers: 256 spread over all, every one with ``verify="full"``."""
-    return np.arange(size) if verify == "full" else np.unique(np.linspace(0, size - 1, _SAMPLED).astype(np.int64))
+def load_object(dataset: Any, options: Options) -> Source:
+    """Take ``(images, labels)``, a Hugging Face data set, or a map-style dataset of ``(image, label)``.
+
+    A source made of them has no spec: another process cannot open it. Fingerprints cover the labels and all images of
+    arrays, else 256 images (every one with ``verify="full"``).
+
+    Raises:
+        UsageError: no such object, an option that it does not use, or a choice that has to be made.
+        DataError: empty, wrong types or layout, items that differ each time they are read (a random transform).
+    """
+    if isinstance(dataset, Source):
+        return dataset
+    hub = hasattr(dataset, "column_names")
+    used = {"split", "label"} if hub else set()
+    for name in {"split", "label", "labels"} - used:
+        if getattr(options, name) is not None:
+            raise UsageError(
+                f"the option {name}={getattr(options, name)} is not used", why="the data is a Python object"
+            )
+    if hub:
+        if hasattr(dataset, "keys"):  # a DatasetDict
+            if options.split is None:
+                raise UsageError(
+                    f"the data holds the splits {', '.join(dataset)}", fix="load_dataset(data, split='train')"
+                )
+            if options.split not in dataset:
+                raise unknown("split", options.split, dataset)
+            dataset = dataset[options.split]
+        if not hasattr(dataset, "__len__"):
+            raise UsageError("the data is a stream, without a length or rows", fix="load it with streaming=False")
+        name = f"{getattr(dataset.info, 'dataset_name', None) or 'dataset'}-{dataset.split or 'rows'}"
+        source = _of_table(dataset, name, options.label, options.verify, options.resize, options.channels)
+        source.name, source.spec = name, None
+        return source
+    pair = isinstance(dataset, (tuple, list)) and len(dataset) == 2 and getattr(dataset[0], "ndim", 0) >= 3
+    if pair and np.ndim(_plain(dataset[1])) > 0:
+        images, rounded = _pixels(dataset[0], "images")
+        if rounded:
+            _warn_rounded("images")
+        labels = check_labels(_plain(dataset[1]), len(images), "labels")
+        digest = hashlib.sha256(repr(images.shape).encode() + images.tobytes() + labels.astype("<i8").tobytes())
+        return Source(in_memory(images), labels, name="arrays", fingerprint=digest.hexdigest())
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        fix = "give a file, (images, labels), or an object with __len__ and items (image, label)"
+        raise UsageError(f"{str(dataset)[:80]} is no source", fix=fix)
+    return load_mapstyle(dataset, options.verify, options.resize, options.channels)
 
 
 def load_hub(
-    name: str, split: str = "train", *, verify: str = "headers", resize: int | None = None, channels: int | None = None
+    name: str,
+    split: str = "train",
+    config: str | None = None,
+    *,
+    label: str | None = None,
+    verify: str = "headers",
+    resize: int | None = None,
+    channels: int | None = None,
 ) -> Source:
     """Open a data set of the Hugging Face hub (from its cache when offline), or one that ``save_to_disk`` wrote.
 
     Args:
         name: ``"uoft-cs/cifar10"``, or a folder.
         split: ``"train"``, ``"test"``, ...
+        config: of data sets that have several.
+        label: the column of labels, where there are several.
         verify: ``"full"`` fingerprints every image rather than 256 of them.
         resize: scale each image to this side.
         channels: 3 makes RGB of grey images.
 
     Raises:
-        UsageError: ``datasets`` is not installed, or there is no such split.
+        UsageError: ``datasets`` is not installed, there is no such split, or several label columns.
         DataError: it cannot be opened, or has no image or label column.
     """
-    table = _opened(name, split)
-    from datasets import ClassLabel, Image
-
-    where, features = f"hf:{name}:{split}", table.features
-    image = next((column for column, kind in features.items() if isinstance(kind, Image)), None)
-    label = next((column for column, kind in features.items() if isinstance(kind, ClassLabel)), None)
-    label = label or next((column for column in LABEL_NAMES if column in features), None)
-    if image is None or label is None:
-        raise DataError(f"{where} has no {'label' if image else 'image'} column", why=f"it has: {features}")
-    names = getattr(features[label], "names", None)
-    labels = np.asarray(table.select_columns([label]).with_format("numpy")[:][label])
-    values = check_labels(labels, len(table), f"{where}: {label}", names)
-    files = HubBytes(table.select_columns([image]).cast_column(image, Image(decode=False)), image, where)
-    digest = hashlib.sha256(values.astype("<i8").tobytes())
-    for row in _sampled(len(table), verify):
-        digest.update(files(np.array([row]))[0])
-    return Source(
-        EncodedImages(files, len(table), resize, channels),
-        values,
-        name=f"{Path(name).name}-{split}",
-        fingerprint=digest.hexdigest(),
-        class_names=names,
-    )
+    source = _of_table(_opened(name, split, config), f"hf:{name}:{split}", label, verify, resize, channels)
+    source.name = f"{Path(name).name}-{split}"
+    return source
 
 
-class HubBytes:
-    """The encoded images of a Hugging Face data set by row."""
-
-    def __init__(self, table: Any, column: str, name: str) -> None:
-        self._table, self._column, self._name = table, column, name
-
-    def where(self, row: int) -> str:
-        """The data set, the column and the row."""
-        return f"{self._name}: {self._column}, row {row:,}"
-
-    def __call__(self, rows: Rows) -> list[Any]:
-        """The bytes at ``rows``.
-
-        Raises:
-            DataError: a row without an image, or whose file has vanished.
-        """
-        out = []
-        for row, item in zip(rows, self._table[[int(row) for row in rows]][self._column], strict=True):
-            try:
-                out.append(item["bytes"] or Path(item["path"]).read_bytes())
-            except (TypeError, OSError) as error:
-                raise DataError(f"{self.where(row)} holds no image", why=str(error)) from None
-        return out
-
-
-def _opened(name: str, split: str) -> Any:
+def _opened(name: str, split: str, config: str | None) -> Any:
     try:
         import datasets
     except ImportError:
@@ -101,7 +115,7 @@ def _opened(name: str, split: str) -> Any:
             if split not in stored:
                 raise unknown("split", split, list(stored))
             return stored[split]
-        return datasets.load_dataset(name, split=split)
+        return datasets.load_dataset(name, config, split=split)
     except UsageError:
         raise
     except Exception as error:  # whatever the package raises: network, cache, scripts, formats
@@ -112,35 +126,82 @@ def _opened(name: str, split: str) -> Any:
         ) from None
 
 
-def load_mapstyle(dataset: MapStyle, *, name: str | None = None, verify: str = "headers") -> Source:
-    """Take a dataset of ``(image, label)``: uint8 ``[H, W, C]`` (or ``[H, W]``) arrays or 8-bit Pillow images.
+def _of_table(
+    table: Any, where: str, asked: str | None, verify: str, resize: int | None, channels: int | None
+) -> Source:
+    from datasets import ClassLabel, Image, Value
 
-    Labels are read from its ``labels`` or ``targets`` where it has such an attribute of its length, else by going
-    through it once. The fingerprint covers the labels and 256 images spread over it (all with ``verify="full"``).
-    A dataset in memory has no spec: another process cannot open it.
+    table, features = table.with_format(None), table.features
+    image = next((column for column, kind in features.items() if isinstance(kind, Image)), None)
+    if image is None:
+        raise DataError(f"{where} has no image column", why=f"it has: {features}")
+    also = [column for column, kind in features.items() if isinstance(kind, ClassLabel)]
+    whole = [column for column, kind in features.items() if isinstance(kind, Value) and "int" in kind.dtype]
+    label = chosen_label(list(features), {*also, *(column for column in whole if "label" in column)}, asked, where)
+    names = getattr(features[label], "names", None)
+    labels = np.asarray(table.select_columns([label]).with_format("numpy")[:][label])
+    values = check_labels(labels, len(table), f"{where}: {label}", names)
+    files = _TableBytes(table.select_columns([image]).cast_column(image, Image(decode=False)), image, where)
+    digest = hashlib.sha256(values.astype("<i8").tobytes())
+    for row in _sampled(len(table), verify):
+        digest.update(files(np.array([row]))[0])
+    images = EncodedImages(files, len(table), resize, channels)
+    return Source(images, values, name=where, fingerprint=digest.hexdigest(), class_names=names)
+
+
+class _TableBytes:
+    """The encoded images of a Hugging Face data set by row."""
+
+    def __init__(self, table: Any, column: str, name: str) -> None:
+        self._table, self._column, self._name = table, column, name
+
+    def where(self, row: int) -> str:
+        return f"{self._name}: {self._column}, row {row:,}"
+
+    def __call__(self, rows: Rows) -> list[Any]:
+        out = []
+        for row, item in zip(rows, self._table[[int(row) for row in rows]][self._column], strict=True):
+            try:
+                out.append(item["bytes"] or Path(item["path"]).read_bytes())
+            except (TypeError, OSError) as error:
+                raise DataError(f"{self.where(row)} holds no image", why=str(error)) from None
+        return out
+
+
+def load_mapstyle(
+    dataset: MapStyle, verify: str = "headers", resize: int | None = None, channels: int | None = None
+) -> Source:
+    """Take a dataset of ``(image, label)``: arrays, tensors or Pillow images (converted as those in files are).
+
+    Arrays are uint8, or float in [0, 1] (rounded to 8 bits, with a warning where that changes them), ``[H, W, C]``,
+    ``[C, H, W]`` or ``[H, W]``. Labels are read from its ``labels`` or ``targets`` where it has such an attribute of
+    its length, else by going through it once.
 
     Raises:
-        DataError: empty, items of another form, images that differ each time they are read (a random transform).
+        DataError: empty, items of another form, items that differ each time they are read (a random transform).
     """
-    size = len(dataset)
-    called = name or type(dataset).__name__.lower()
+    called, size = type(dataset).__name__.lower(), len(dataset)
     if not size:
         raise DataError(f"{called} is empty")
-    items = _Items(dataset, called)
-    first, _ = items[0]
-    if not np.array_equal(first, items[0][0]):
-        raise DataError(
-            f"{called}: item 0 is another image each time it is read",
-            why="a random transform; margins belong to fixed images",
-            fix="take the dataset without augmentation: recipes augment by themselves",
-        )
-    items.shape = first.shape
-    images = Images((size, *first.shape), items.read, slow=True)
+    items = _Items(dataset, called, resize, channels)
+    items.shape = items[0][0].shape
+    images = Images((size, *items.shape), items.read, slow=True)
+    check_image_layout(images.shape, np.dtype(np.uint8), None, called)
     rows = _sampled(size, verify)
+    for row in rows[:: max(1, len(rows) // _TWICE)].tolist():
+        (one, label), (two, again) = items[row], items[row]
+        if label != again or not np.array_equal(one, two):
+            raise DataError(
+                f"{called}: item {row:,} is another {'image' if label == again else 'label'} each time it is read",
+                why="a random transform; margins belong to fixed images",
+                fix="take the dataset without augmentation: recipes augment by themselves",
+            )
     labels = items.labels(rows)
     digest = hashlib.sha256(repr(images.shape).encode() + labels.astype("<i8").tobytes())
     for row in rows:
         digest.update(images.read(np.array([row])).tobytes())
+    if items.rounded:
+        _warn_rounded(called)
     names = getattr(dataset, "classes", None) or getattr(dataset, "class_names", None)
     named = [str(text) for text in names] if names is not None and len(names) > int(labels.max()) else None
     return Source(images, labels, name=called, fingerprint=digest.hexdigest(), class_names=named)
@@ -149,9 +210,10 @@ def load_mapstyle(dataset: MapStyle, *, name: str | None = None, verify: str = "
 class _Items:
     """Checked items of a map-style dataset."""
 
-    def __init__(self, dataset: MapStyle, name: str) -> None:
-        self._dataset, self._name = dataset, name
+    def __init__(self, dataset: MapStyle, name: str, resize: int | None, channels: int | None) -> None:
+        self._dataset, self._name, self._resize, self._channels = dataset, name, resize, channels
         self.shape: tuple[int, ...] = ()
+        self.rounded = False
 
     def __getitem__(self, row: int) -> tuple[Pixels, int]:
         item = self._dataset[row]
@@ -159,13 +221,17 @@ class _Items:
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise DataError(f"{where} is a {type(item).__name__}", why="items are pairs (image, label)")
         image, label = item
-        pixels = np.asarray(image)
-        if pixels.ndim == 2 and not hasattr(image, "detach"):
-            pixels = pixels[..., None]
-        if pixels.ndim != 3:
-            raise DataError(f"{where}: the image has shape {pixels.shape}", why="images are uint8 [H, W, C]")
-        check_image_layout((1, *pixels.shape), pixels.dtype, pixels, f"{where}: the image (with a batch axis)")
-        number = np.asarray(label)
+        if isinstance(image, Image.Image):
+            pixels = picture_pixels(image, where)
+        else:
+            array = _plain(image)
+            if array.ndim not in (2, 3):
+                raise DataError(f"{where}: the image has shape {array.shape}", why="images are uint8 [H, W, C]")
+            batch, rounded = _pixels(image[None], f"{where}: the image (with a batch axis)")
+            pixels, self.rounded = batch[0], self.rounded or rounded
+        pixels = resized(pixels[None], self._resize)[0] if self._resize else pixels
+        pixels = np.repeat(pixels, 3, axis=2) if self._channels == 3 and pixels.shape[2] == 1 else pixels
+        number = _plain(label)
         if number.size != 1 or number.dtype.kind not in "iu":
             raise DataError(f"{where}: the label is {label!r}", why="labels are class numbers")
         return pixels, int(number.reshape(()))
@@ -176,7 +242,7 @@ class _Items:
             image, _ = self[row]
             if image.shape != self.shape:
                 seen = f"{self._name}: item {row:,} has shape {image.shape}, item 0 has {self.shape}"
-                raise DataError(seen, why="all images of a source have one shape")
+                raise DataError(seen, why="all images of a source have one shape", fix="resize=32, channels=3")
             out[place] = image
         return out
 
@@ -186,10 +252,40 @@ class _Items:
             values = getattr(self._dataset, attribute, None)
             if values is None or not hasattr(values, "__len__") or len(values) != size:
                 continue
-            labels = check_labels(np.asarray(values), size, f"{self._name}.{attribute}")
+            labels = check_labels(_plain(values), size, f"{self._name}.{attribute}")
             for row in sampled.tolist():
                 if (label := self[row][1]) != labels[row]:
                     seen = f"{self._name}: item {row:,} has label {label}"
                     raise DataError(f"{seen}, {self._name}.{attribute} says {labels[row]}")
             return labels
         return check_labels(np.array([self[row][1] for row in range(size)], np.int64), size, self._name)
+
+
+def _sampled(size: int, verify: str) -> Rows:
+    """The rows that a fingerprint covers: 256 spread over all, every one with ``verify="full"``."""
+    return np.arange(size) if verify == "full" else np.unique(np.linspace(0, size - 1, _SAMPLED).astype(np.int64))
+
+
+def _plain(values: Any) -> NDArray[Any]:
+    """An array of numpy, of a tensor too wherever it lies."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
+def _pixels(values: Any, where: str) -> tuple[Pixels, bool]:
+    """Images ``[N, H, W]``, NHWC or NCHW, uint8 or float in [0, 1], as uint8 NHWC; whether rounding changed them."""
+    array, rounded = _plain(values), False
+    if array.ndim == 3:
+        array = array[..., None]
+    elif array.ndim == 4 and array.shape[1] in (1, 3) and (array.shape[3] not in (1, 3) or hasattr(values, "detach")):
+        array = array.transpose(0, 2, 3, 1)
+    if array.dtype.kind == "f" and array.size and array.min() >= 0 and array.max() <= 1:  # false where one is NaN
+        scaled = array.astype(np.float64) * 255
+        array = np.rint(scaled)
+        rounded = bool(np.abs(scaled - array).max() > 0.01)
+        array = array.astype(np.uint8)
+    check_image_layout(array.shape, array.dtype, array, where)
+    return np.ascontiguousarray(array), rounded
+
+
+def _warn_rounded(name: str) -> None:
+    logger.warning("%s: float images are rounded to the nearest k/255 (off by up to 1/510)", name)

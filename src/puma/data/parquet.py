@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from puma.data.checks import LABEL_NAMES, check_image_layout, check_labels
+from puma.data.checks import check_image_layout, check_labels, chosen_label
 from puma.data.images import EncodedImages
 from puma.data.source import Images, Pixels, Rows, Source
-from puma.errors import DataError
+from puma.errors import DataError, PumaError
 from puma.io import sha256_file
 
 _IMAGE_COLUMNS = ("img", "image", "images")
@@ -32,12 +32,18 @@ _HELD = 512 << 20
 
 
 def load_parquet(
-    path: Path | str, *, verify: str = "headers", resize: int | None = None, channels: int | None = None
+    path: Path | str,
+    *,
+    label: str | None = None,
+    verify: str = "headers",
+    resize: int | None = None,
+    channels: int | None = None,
 ) -> Source:
     """Open one Parquet file of images and labels. Images are decoded when they are read.
 
     Args:
         path: the file.
+        label: the column of labels, where several may be.
         verify: ``"full"`` compares page checksums and fingerprints every byte.
         resize: scale each encoded image to this side.
         channels: 3 makes RGB of encoded grey images.
@@ -49,13 +55,17 @@ def load_parquet(
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             schema, metadata = file.schema_arrow, file.metadata
-            image, label = (_column(path, schema.names, names) for names in (_IMAGE_COLUMNS, LABEL_NAMES))
+            image = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
+            if image is None:
+                raise DataError(f"{path} has no column 'img'", why=f"it has: {', '.join(schema.names)}")
+            whole = (field.name for field in schema if pa.types.is_integer(field.type) and "label" in field.name)
+            label = chosen_label(schema.names, {*whole, *_features(schema.metadata)}, label, str(path))
             _check_sizes(path, metadata)
             labels = file.read(columns=[label]).column(0).combine_chunks()
         files = ColumnBytes(path, image, checksums=verify == "full")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except DataError:
+    except PumaError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:  # damaged text in the footer is a UnicodeDecodeError
         raise DataError(f"{path} is not a readable Parquet file", why=str(error)[:200]) from None
@@ -174,13 +184,6 @@ def _raw_shape(width: int, metadata: dict[bytes, bytes], where: str) -> tuple[in
     raise DataError(f"{where} has {width} bytes a row, no square image", fix=fix)
 
 
-def _column(path: Path, names: list[str], wanted: tuple[str, ...]) -> str:
-    for name in wanted:
-        if name in names:
-            return name
-    raise DataError(f"{path} has no column {wanted[0]!r}", why=f"it has: {', '.join(names)}")
-
-
 def _check_sizes(path: Path, metadata: pq.FileMetaData) -> None:
     """Refuse a file whose footer announces over 100 times its size: encoded images do not compress."""
     total = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
@@ -193,14 +196,20 @@ def _check_sizes(path: Path, metadata: pq.FileMetaData) -> None:
         )
 
 
+def _features(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """The columns with class names in Hugging Face's features, and the names."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {str(name): list(map(str, kind["names"])) for name, kind in features.items() if "names" in kind}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
 def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...] | None:
     """Class names from Hugging Face's features, or from a comma-separated ``classes`` entry."""
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features[label]["names"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        text = metadata.get(b"classes", b"").decode("utf-8", "replace")
-        return tuple(name.strip() for name in text.split(",")) if text else None
+    text = metadata.get(b"classes", b"").decode("utf-8", "replace")
+    names = _features(metadata).get(label) or (text.split(",") if text else [])
+    return tuple(name.strip() for name in names) or None
 
 
 def _footer_hash(path: Path, size: int) -> str:

@@ -23,30 +23,32 @@ _PART = re.compile(r"^(?P<stem>.*(?:part|shard|chunk))[-_]?(?P<number>\d+)$", re
 SPLITS = {"train", "test", "val", "valid", "validation", "data", ""}
 
 
-def expanded(places: list[str], split: str | None = None) -> list[str]:
-    """Patterns and folders of part files replaced by the files themselves, in order.
+def expanded(place: str, split: str | None = None) -> tuple[list[str], str | None]:
+    """A pattern or a folder of part files replaced by the files themselves, in order.
+
+    Returns:
+        The files, and the split if it has not been used yet.
 
     Raises:
-        DataError: nothing matches, a part is missing or named twice.
+        DataError: nothing matches.
         UsageError: a folder holds several splits and none is chosen.
     """
-    out: list[str] = []
-    for place in places:
-        if any(sign in place for sign in "*?[") and not Path(place).exists():
-            matches = sorted(glob.glob(place), key=_order)
-            if not matches:
-                raise DataError(f"no file matches {place!r}")
-            out += matches
-        elif Path(place).is_dir() and (parts := _part_files(Path(place))):
-            out += _of_split(Path(place), parts, split)
-        else:
-            out.append(place)
-    _check_complete(out)
-    return out
+    if any(sign in place for sign in "*?[") and not Path(place).exists():
+        matches = sorted(glob.glob(place), key=_order)
+        if not matches:
+            raise DataError(f"no file matches {place!r}")
+        return matches, split
+    if Path(place).is_dir() and (parts := _part_files(Path(place), split)):
+        return _of_split(Path(place), parts, split), None
+    return [place], split
 
 
-def _check_complete(places: list[str]) -> None:
-    """Refuse a list of part files with one missing or one twice. A single part is taken as it is, with a warning."""
+def check_complete(places: list[str]) -> None:
+    """Refuse a list of part files with one missing or one twice. A single part is taken as it is, with a warning.
+
+    Raises:
+        DataError: names the parts.
+    """
     seen: set[Path] = set()
     groups: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for place in places:
@@ -63,7 +65,7 @@ def _check_complete(places: list[str]) -> None:
             missing = [number for number in range(first, first + int(total)) if number not in parts]
         else:
             missing = [number for number in range(1, last + 1) if number not in parts]
-        if len(places) == 1 and (missing or _next_part(Path(places[0]), last).exists()):
+        if len(places) == 1 and (missing or (not total and _next_part(Path(places[0]), last).exists())):
             logger.warning("%s is one part of several; the others are left out", places[0])
         elif missing:
             named = ", ".join(str(number) for number in missing[:5])
@@ -143,9 +145,9 @@ def _next_part(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem.removesuffix(digits)}{number + 1:0{len(digits)}}{path.suffix}")
 
 
-def _part_files(folder: Path) -> list[Path]:
-    """The Parquet or ``.npz`` files directly in a folder, or in its ``data`` folder as on the hub."""
-    for place in (folder, folder / "data"):
+def _part_files(folder: Path, split: str | None) -> list[Path]:
+    """The Parquet or ``.npz`` files directly in a folder, or in its ``data`` or split folder as on the hub."""
+    for place in (folder, folder / "data", *([folder / split] if split and "/" not in split else [])):
         for ending in ("*.parquet", "*.npz"):
             if files := sorted(place.glob(ending), key=lambda path: _order(str(path))):
                 return files
@@ -153,6 +155,8 @@ def _part_files(folder: Path) -> list[Path]:
 
 
 def _of_split(folder: Path, parts: list[Path], split: str | None) -> list[str]:
+    if split is not None and parts[0].parent == folder / split:
+        return [str(path) for path in parts]
     splits = defaultdict(list)
     for path in parts:
         match = _OF.match(path.stem)

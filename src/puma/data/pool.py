@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from puma.data.checks import match_classes
 from puma.data.load import as_source
 from puma.data.source import MapStyle, Source, checked_row, joined
 from puma.errors import DataError, UsageError
@@ -38,12 +39,11 @@ class Pool(Source):
     """
 
     def __init__(self, sources: Sequence[Source | MapStyle | str], roles: Sequence[str] | None = None) -> None:
-        self.sources = tuple(as_source(source) for source in sources)
-        if not self.sources:
+        if not len(sources):
             raise UsageError("a pool needs at least one source")
+        self.sources, names = _alike([as_source(source) for source in sources])
         self.roles = tuple(roles) if roles is not None else ("real", *["synthetic"] * (len(self.sources) - 1))
         _check_roles(self.roles, len(self.sources))
-        _check_alike(self.sources)
         self.names = _unique_names(self.sources)
         parts = [[source.fingerprint, role, len(source)] for source, role in zip(self.sources, self.roles, strict=True)]
         labels = [source.labels for source in self.sources]
@@ -52,7 +52,7 @@ class Pool(Source):
             labels[0] if len(labels) == 1 else np.concatenate(labels),
             name="+".join(self.names),
             fingerprint=fingerprint({"pool": parts}),
-            class_names=self.sources[0].class_names,
+            class_names=names,
         )
 
     @cached_property
@@ -123,21 +123,25 @@ def _check_roles(roles: tuple[str, ...], sources: int) -> None:
         raise UsageError(f"a real source stands after a synthetic one: {seen}", fix="put the real ones first")
 
 
-def _check_alike(sources: tuple[Source, ...]) -> None:
-    first, why = sources[0], "labels of a pool mean the same in every source"
+def _alike(sources: list[Source]) -> tuple[tuple[Source, ...], tuple[str, ...]]:
+    """The sources with their classes matched by name with those of the first, or of the first that has names; these."""
+    first = sources[0]
+    names, whose = first.class_names, first.name
+    out = [first]
     for other in sources[1:]:
         shapes = ["x".join(map(str, source.image_shape)) for source in (other, first)]
         if shapes[0] != shapes[1]:
             fix = "add ?resize= and ?channels=3 to a source"
             raise DataError(f"{other.name} has images {shapes[0]}, {first.name} has {shapes[1]}", fix=fix)
-        if other.num_classes > first.num_classes:
-            classes = f"{other.name} has {other.num_classes} classes, {first.name} has {first.num_classes}"
-            raise DataError(classes, why=why)
-        named = not any(all(name.isdigit() for name in source.class_names) for source in (first, other))
-        if named and other.class_names != first.class_names[: other.num_classes]:
-            texts = [", ".join(names[:4]) for names in (other.class_names, first.class_names)]
-            classes = f"{other.name} calls its classes {texts[0]}, {first.name} {texts[1]}"
-            raise DataError(classes, why=why, fix="bring them into one order with ?classes=NAME,NAME,...")
+        out.append(match_classes(other, names, whose))
+        if _named(other.class_names) and not _named(names) and len(names) == other.num_classes:
+            names, whose = other.class_names, other.name
+    return tuple(out), names
+
+
+def _named(names: tuple[str, ...]) -> bool:
+    """Whether classes have names, and not just numbers."""
+    return names != tuple(map(str, range(len(names))))
 
 
 def _unique_names(sources: tuple[Source, ...]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -90,6 +91,17 @@ class Source:
     def read(self, rows: Rows | slice) -> Pixels:
         """Images at ``rows`` (whole numbers, a mask or a slice): uint8 ``[B, H, W, C]``."""
         return self.images.read(checked_rows(rows, len(self)))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a line of facts, and a bar for each class."""
+        counts = np.bincount(self.labels, minlength=self.num_classes)
+        bars = [
+            f"<tr><td>{html.escape(name[:40])}</td><td style='text-align:right'>{count:,}</td><td><div style='height:"
+            f".7em;background:#4c78a8;width:{10 * count / counts.max():.1f}em'></div></td></tr>"
+            for name, count in zip(self.class_names[:20], counts, strict=False)
+        ]
+        more = f"<p>and {self.num_classes - 20} more classes</p>" if self.num_classes > 20 else ""
+        return f"<p>{html.escape(repr(self)[1:-1])}</p><table>{''.join(bars)}</table>{more}"
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.image_shape))

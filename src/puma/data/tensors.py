@@ -43,7 +43,8 @@ class PlannedDataset:
     """The kept images of a pool, each with its own eps, for anybody's training loop.
 
     ``dataset[i]`` is ``(float32 tensor [C, H, W] in [0, 1], label, eps)``; ``dataset.index[i]`` its row in the pool.
-    A ``torch`` ``DataLoader`` takes it as it is (and fetches each batch in one read).
+    A ``torch`` ``DataLoader`` takes it as it is (and fetches each batch in one read); its batches have float32 images,
+    int64 labels and float32 eps.
 
     Args:
         pool: the pool (or its one source) that the plan was made for.
@@ -63,14 +64,14 @@ class PlannedDataset:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, item: int) -> tuple[Tensor, int, float]:
+    def __getitem__(self, item: int) -> tuple[Tensor, int, np.float32]:
         return self.__getitems__([item])[0]
 
-    def __getitems__(self, items: Sequence[int]) -> list[tuple[Tensor, int, float]]:
+    def __getitems__(self, items: Sequence[int]) -> list[tuple[Tensor, int, np.float32]]:
         """Several items in one read; ``DataLoader`` calls this."""
         rows = self.index[[checked_row(item, len(self)) for item in items]]
         images: Sequence[Tensor] = list(to_tensor(self.pool.read(rows)))
         if self.transform is not None:
             images = [self.transform(image) for image in images]
-        labels, eps = self.pool.labels[rows].tolist(), self.plan.eps[rows].tolist()
-        return list(zip(images, labels, eps, strict=True))
+        eps = self.plan.eps[rows].astype(np.float32, copy=False)  # Python floats would be collated to float64
+        return list(zip(images, self.pool.labels[rows].tolist(), eps, strict=True))
