@@ -179,7 +179,7 @@ def test_every_option_is_used_or_refused(tmp_path: Path) -> None:
         f"{tmp_path}/d.npz?seed=3",
         "cifar10:train?split=test",
     ):
-        with pytest.raises(UsageError, match="not used|two splits|one split|unknown split"):
+        with pytest.raises(UsageError, match=r"not used|two splits|one split|unknown split"):
             load_dataset(spec)
     with pytest.raises(UsageError, match="not used"):
         load_dataset((np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 0, 1]), split="train")

@@ -92,7 +92,7 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
             - ``"hf:NAME:SPLIT"`` or ``"hf:NAME:CONFIG:SPLIT"`` (needs the extra ``hub``);
             - a pattern (``"train-*.parquet"``) or a list of part files, which become one source;
             - ``(images, labels)``: arrays or tensors, uint8 NHWC or NCHW, or float in [0, 1];
-            - a Hugging Face ``Dataset``, a list of pairs, any object with ``__len__`` whose items are ``(image, label)``.
+            - a Hugging Face ``Dataset``, a list of pairs, any dataset of ``(image, label)`` with a length.
 
             Options may stand in the text, as in ``"cifar10.parquet?resize=16&subset=5000&seed=0"``.
         options: fields of `puma.data.load.Options`; they win over those in the text.
