@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from puma.evaluation import evaluate
-from puma.evaluation.warnings import WARNINGS, explain
+from puma.evaluation.attacks import WARNINGS, explain
 from puma.threat import ThreatModel
 
 LINF = ThreatModel("Linf", 0.02)

@@ -24,11 +24,18 @@ from puma.data.sampler import stratified_rows
 from puma.data.source import Source
 from puma.data.tensors import read_batch
 from puma.errors import DataError, UsageError
-from puma.evaluation.attacks import Attacker, attack_steps, check_autoattack, check_classes, confirm, full_cost
-from puma.evaluation.model import CountedNetwork, check_finite, evaluation_mode
+from puma.evaluation.attacks import (
+    Attacker,
+    WarningRecorder,
+    attack_steps,
+    check_autoattack,
+    check_classes,
+    confirm,
+    explain,
+    full_cost,
+)
+from puma.evaluation.inputs import CountedNetwork, TestData, check_finite, evaluation_mode, open_test_set
 from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table
-from puma.evaluation.testset import TestData, open_test_set
-from puma.evaluation.warnings import WarningRecorder, explain
 from puma.io import Shards, fingerprint, prepare_folder, read_json, require_same_settings, spans
 from puma.models.checks import check_model
 from puma.models.modes import device_of
@@ -143,8 +150,10 @@ def evaluate(
 
 
 def result_path(folder: Path, attack: str, threat: ThreatModel) -> Path:
-    """Where the result lies: ``evaluation.json``, with the attack in its name where that is not AutoAttack standard,
-    and the threat model where ``folder`` holds a result or shards of that attack for another one."""
+    """Path of the result: ``evaluation.json``, with the attack in its name where that is not AutoAttack standard.
+
+    The threat model is in its name where ``folder`` holds a result or shards of that attack for another one.
+    """
     stem = "evaluation" if attack == "standard" else f"evaluation-{attack}"
     with suppress(DataError, KeyError, TypeError):
         record = folder / f"{stem}-shards" / "settings.json"

@@ -13,7 +13,7 @@ from puma.attacks.pgd import Loss, pgd
 from puma.data.pool import Pool
 from puma.data.tensors import read_batch
 from puma.errors import DataError, UsageError
-from puma.evaluation.model import evaluation_mode
+from puma.evaluation.inputs import evaluation_mode
 from puma.models.checks import apply_model
 from puma.models.modes import device_of
 from puma.plan import Plan
