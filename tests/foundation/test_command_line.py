@@ -142,3 +142,18 @@ def test_nested_metadata_of_any_table_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["show", str(tmp_path / "bomb.parquet")])
     assert isinstance(result.exception, DataError), result.exception
     assert "nested" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("puma plan --strategy puma-", ["puma-plus", "puma-shuffled"]),
+        ("puma train --recipe trades-", ["trades-edm"]),
+        ("puma train --model wrn-2", ["wrn-28-10"]),
+    ],
+)
+def test_names_are_completed_in_the_shell(words: str, expected: list[str]) -> None:
+    asked = {"_PUMA_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    code = "import sys; sys.argv = ['puma']; from puma.cli.app import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True)
+    assert result.stdout.split() == expected, result.stderr
