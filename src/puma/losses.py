@@ -1,8 +1,9 @@
 """Losses, one number per image, in natural logarithms; lower is better for the network. Nothing here knows a data set.
 
 Shapes: logits ``[B, K]``; labels int64 ``[B]``, or float ``[B, K]`` class shares where images were mixed (CutMix);
-results ``[B]``. ``attacked`` is bool ``[B]``: False where an image's attack norm is 0. Such an image is not perturbed,
-so its adversarial term is exactly zero, also where batch statistics differ between the clean and the attacked batch.
+results ``[B]``, float32 also for half-precision logits. ``attacked`` is bool ``[B]``: False where an image's eps is 0.
+Such an image is not perturbed, so its adversarial term is exactly zero, also where batch statistics differ between the
+clean and the attacked batch. Values and gradients are finite for logit gaps of 10^4 and more.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross entropy; the label keeps ``1 - smoothing + smoothing/K``, every other class gets ``smoothing/K``."""
-    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    return F.cross_entropy(_wide(logits), labels, reduction="none", label_smoothing=smoothing)
 
 
 def kl_divergence(logits: Tensor, reference: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -25,14 +26,15 @@ def kl_divergence(logits: Tensor, reference: Tensor, smoothing: float = 0.0) -> 
         reference: logits of the clean images.
         smoothing: mix the reference's probabilities with this share of the uniform ones.
     """
-    log_p = F.log_softmax(reference, dim=1)
+    log_p = F.log_softmax(_wide(reference), dim=1)
     if smoothing:
         log_p = torch.log((1 - smoothing) * log_p.exp() + smoothing / log_p.shape[1])
-    return (log_p.exp() * (log_p - F.log_softmax(logits, dim=1))).sum(1)
+    return (log_p.exp() * (log_p - F.log_softmax(_wide(logits), dim=1))).sum(1)
 
 
 def carlini_wagner(logits: Tensor, labels: Tensor) -> Tensor:
     """Largest other logit minus the label's: positive where the image is misclassified; higher is a stronger attack."""
+    logits = _wide(logits)
     own = logits.gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], float("-inf")).amax(1)
     return others - own
@@ -81,13 +83,20 @@ def mart(
     ``CE(adv, y) - log(1 - max over k != y of p_k(adv)) + weight * KL(clean || adv) * (1 - p_y(clean))``, with the small
     constants of the authors' code.
     """
-    p_adv, p_clean = F.softmax(adversarial, 1), F.softmax(clean, 1)
+    p_adv, log_clean = F.softmax(_wide(adversarial), 1), F.log_softmax(_wide(clean), 1)
+    p_clean = log_clean.exp()
     other = p_adv.scatter(1, labels[:, None], 0.0).amax(1)
     boosted = cross_entropy(adversarial, labels) - torch.log(1.0001 - other + 1e-12)
-    # computed as the authors do (log of p + 1e-12), which differs from a log-softmax only where p vanishes
-    divergence = (torch.xlogy(p_clean, p_clean) - p_clean * torch.log(p_adv + 1e-12)).sum(1)
-    doubt = 1.0000001 - p_clean.gather(1, labels[:, None]).squeeze(1)
-    return boosted + weight * _only(divergence * doubt, attacked)
+    # log(p + 1e-12) as the authors do, which differs from a log-softmax only where p vanishes; but not their xlogy(p, p)
+    # for the clean term, whose gradient is NaN where p has vanished
+    divergence = (p_clean * log_clean - p_clean * torch.log(p_adv + 1e-12)).sum(1)
+    unsure = 1.0000001 - p_clean.gather(1, labels[:, None]).squeeze(1)
+    return boosted + weight * _only(divergence * unsure, attacked)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32 at least: half precision rounds 1.0001 to 1, and a loss of 10^4 to the next 64."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _only(term: Tensor, attacked: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ Linearized = tuple[slice, Tensor, Tensor, Tensor, Tensor]
 class Tuned:
     """The tuned constants of the search."""
 
-    largest: float = 1e15
+    gradients: tuple[float, float] = (1e-15, 1e15)
     overshoot: float = 0.005
     tolerance: float = 1e-6
     growth: float = 1.5
@@ -85,7 +85,8 @@ class Images:
     @classmethod
     def of(cls, network: Network, norm: Norm, x0: Tensor, labels: Tensor, logits0: Tensor) -> Images:
         """Derive the thresholds from the logits at the images."""
-        scale = 1 + logits0.abs().amax(1)
+        largest = logits0.abs().amax(1)
+        scale = largest + largest.clamp(max=1)  # 1 + |f|, but in proportion where all logits are small
         misclassified = logits0.argmax(1) != labels
         tolerance = TUNED.tolerance * scale
         overshoot = TUNED.overshoot * _level(logits0, labels, misclassified).abs() + 10 * TUNED.tolerance * scale
@@ -174,8 +175,9 @@ def classes(images: Images, rows: Tensor, logits: Tensor, rivals: int | Tensor) 
 def checked(difference: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return differences and gradients (0 in rows too large for float32), which rows are usable, else their status."""
     largest = normals.abs().amax((1, 2))  # NaN where there is one
-    finite = (largest < TUNED.largest) & (difference.abs().amax(1) < TUNED.largest)
-    usable = finite & (largest > 0)
+    smallest, most = TUNED.gradients
+    finite = (largest < most) & (difference.abs().amax(1) < most)
+    usable = finite & (largest > smallest)
     status = torch.where(finite, int(Status.NO_GRADIENT), int(Status.NAN)).to(torch.int8)
     normals = torch.where(finite.view(-1, 1, 1), normals, 0.0)
     return torch.where(finite.unsqueeze(1), difference, 0.0), normals, usable, status
