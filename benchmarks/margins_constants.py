@@ -1,9 +1,9 @@
-"""What each tuned constant of DeepFool does: the table in `puma.attacks.search`, halved and doubled one by one.
+"""What each tuned constant of DeepFool does: the table in `puma.attacks`, halved and doubled one by one.
 
     python benchmarks/margins_constants.py ../shared/data/cifar10            # about ten minutes on one core
 
-Images of CIFAR-10's test set at 16x16, the robust CNN. Printed are the changes of the mean margin and of the passes (one
-forward or one backward of an image) in percent against the value in the table, Linf / L2, for correctly classified
+Images of CIFAR-10's test set at 16x16, the robust CNN. Printed are the changes of the mean margin and of the passes
+(one forward or one backward of an image) in percent against the value in the table, Linf / L2, for correctly classified
 images in the modes that use the constant, and for misclassified images (``back``). A mean margin that falls is better.
 """
 
@@ -20,11 +20,13 @@ from robust_cnn import load_robust_cnn
 from torch import Tensor, nn
 
 import puma
-from puma.attacks import deepfool, refine, search
+from puma import attacks
+from puma.attacks import deepfool, halfspace, refine, search
 from puma.data.tensors import read_batch
 
 PLAIN = {"overshoot", "tolerance", "growth", "max_stretch", "steeper"}
-STEPS = {"stride", "least_stride", "stride_factors", "beyond_secant", "least_gain", "worth_a_step"}
+SOLVER = {"newton_steps", "iterations", "centering", "to_the_boundary", "gap", "box_slack"}
+STEPS = {"stride", "least_stride", "stride_factors", "secant_factors", "least_gain", "worth_a_step"}
 
 
 def scaled(value: Any, factor: float) -> Any:
@@ -56,7 +58,7 @@ def main() -> None:
     if not options.cifar10.is_dir():
         print(f"{options.cifar10} is absent: nothing to measure on")
         return
-    model, tuned = load_robust_cnn(), search.TUNED
+    model, tuned = load_robust_cnn(), attacks.TUNED
     source = puma.load_dataset(f"{options.cifar10}/test-*.parquet?resize=16&subset={options.images}")
     images, labels = read_batch(source, np.arange(len(source)))
     with torch.no_grad():
@@ -64,22 +66,22 @@ def main() -> None:
     ahead, back = (images[right], labels[right]), (images[~right], labels[~right])
     base: dict[tuple[str, str], Any] = {}
     for field in fields(tuned):
-        if field.name == "gradients" or options.only and field.name not in options.only:
+        if field.name == "gradients" or (options.only and field.name not in options.only):
             continue
         value = getattr(tuned, field.name)
         cases = [("deepfool", "ahead")] if field.name in PLAIN else []
         cases += [("tight", "ahead")] if field.name in STEPS else [("refined", "ahead")]
-        cases += [("refined", "back")] if field.name in STEPS | PLAIN | {"ray_overshoot"} else []
+        cases += [("refined", "back")] if field.name in STEPS | PLAIN | SOLVER | {"ray_overshoot"} else []
         for mode, kind in cases:
             batch = ahead if kind == "ahead" else back
             if (mode, kind) not in base:
                 base[mode, kind] = outcome(model, *batch, mode)
             cells = []
             for factor in (0.5, 2.0):
-                for module in (search, refine, deepfool):
+                for module in (search, refine, deepfool, halfspace):
                     module.TUNED = replace(tuned, **{field.name: scaled(value, factor)})  # type: ignore[attr-defined]
                 changed = outcome(model, *batch, mode)
-                for module in (search, refine, deepfool):
+                for module in (search, refine, deepfool, halfspace):
                     module.TUNED = tuned  # type: ignore[attr-defined]
                 pairs = list(zip(changed, base[mode, kind], strict=True))
                 margins = "/".join(f"{100 * (new[0] / old[0] - 1):+.1f}" for new, old in pairs)

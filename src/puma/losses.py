@@ -87,8 +87,8 @@ def mart(
     p_clean = log_clean.exp()
     other = p_adv.scatter(1, labels[:, None], 0.0).amax(1)
     boosted = cross_entropy(adversarial, labels) - torch.log(1.0001 - other + 1e-12)
-    # log(p + 1e-12) as the authors do, which differs from a log-softmax only where p vanishes; but not their xlogy(p, p)
-    # for the clean term, whose gradient is NaN where p has vanished
+    # log(p + 1e-12) as the authors do, which differs from a log-softmax only where p vanishes; but not their
+    # xlogy(p, p) for the clean term, whose gradient is NaN there
     divergence = (p_clean * log_clean - p_clean * torch.log(p_adv + 1e-12)).sum(1)
     unsure = 1.0000001 - p_clean.gather(1, labels[:, None]).squeeze(1)
     return boosted + weight * _only(divergence * unsure, attacked)

@@ -113,6 +113,41 @@ def test_broken_models_end_with_a_status() -> None:
     assert (beyond.status == "nan").all()
 
 
+class Scaled(nn.Module):
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.model(x)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("mode", ["fast", "deepfool", "refined", "tight"])
+def test_margins_do_not_depend_on_the_scale_of_the_logits(norm, mode) -> None:
+    """Nor do they turn into 0 or into something else where float32 overflows: that is a status."""
+    model, x = Curved().eval(), batch(40, 5)
+    labels = model(x).argmax(1)
+    labels[::5] = (labels[::5] + 1) % 5
+    right = deepfool(Scaled(model, 1e3), x, labels, norm=norm, mode=mode)
+    for factor in (1e-7, 1e-5, 1e-3, 1.0, 1e7, 1e12):
+        hit = deepfool(Scaled(model, factor), x, labels, norm=norm, mode=mode)
+        assert (hit.status == right.status).all()
+        ratio = (hit.margin / right.margin)[right.margin.isfinite()]
+        assert abs(float(ratio.median()) - 1) < 1e-3
+        assert ratio.quantile(0.9) < 1.1
+    for factor in (1e18, 1e25, 1e30, 1e37, 3e38):
+        hit = deepfool(Scaled(model, factor), x, labels, norm=norm, mode=mode)
+        wrong = torch.arange(40) % 5 == 0
+        assert (hit.status[~wrong.numpy()] == "nan").all()
+        assert hit.margin[~wrong].isnan().all()
+        assert (hit.margin[wrong].isnan() | (hit.margin[wrong] == -torch.inf)).all()
+    for factor in (1e-25, 1e-30, 1e-37):
+        hit = deepfool(Scaled(model, factor), x, labels, norm=norm, mode=mode)
+        assert (hit.status[~wrong.numpy()] == "no-gradient").all()
+        assert (hit.margin[wrong] == -torch.inf).all()
+
+
 def test_too_few_steps_is_unconverged_not_zero() -> None:
     model, x = Curved(seed=8).eval(), batch(60, 2)
     labels = model(x).argmax(1)

@@ -96,3 +96,44 @@ def test_cw_and_mixed_labels(logits):
     shares = torch.nn.functional.one_hot(labels, 5).double() * 0.7 + 0.3 / 5
     assert torch.allclose(losses.cross_entropy(clean, shares), -(shares * clean.log_softmax(1)).sum(1), atol=1e-12)
     assert torch.allclose(losses.cross_entropy(clean, shares), losses.cross_entropy(clean, labels, 0.3))
+
+
+ALL = {
+    "cross_entropy": lambda c, a, y: losses.cross_entropy(a, y),
+    "smoothed": lambda c, a, y: losses.cross_entropy(a, y, 0.1),
+    "kl": lambda c, a, y: losses.kl_divergence(a, c),
+    "smoothed kl": lambda c, a, y: losses.kl_divergence(a, c, 0.1),
+    "cw": lambda c, a, y: losses.carlini_wagner(a, y),
+    "trades": lambda c, a, y: losses.trades(c, a, y, weight=6.0, smoothing=0.1, smooth_both=True),
+    "mart": lambda c, a, y: losses.mart(c, a, y, weight=5.0),
+}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gap", [0, 20, 88, 104, 150, 1e3, 1e4])
+@pytest.mark.parametrize("name", ALL)
+def test_values_and_gradients_are_right_at_every_logit_gap(name, gap, kind):
+    """Against the same loss in float64; the label's logit is ``gap`` above or below the others."""
+    labels = torch.arange(5).repeat(4)
+    signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]]).repeat_interleave(5, 0)
+    generator = torch.Generator().manual_seed(1)
+    given = []
+    for column in range(2):
+        logits = torch.randn(20, 5, generator=generator)
+        logits[range(20), labels] += signs[:, column] * gap
+        given.append(logits.to(kind).requires_grad_())
+    exact = [logits.detach().double().requires_grad_() for logits in given]
+    value, right = ALL[name](*given, labels), ALL[name](*exact, labels)
+    assert value.dtype == torch.float32
+    assert torch.allclose(value.double(), right, rtol=1e-4, atol=1e-4)
+    for slope, of in zip(
+        torch.autograd.grad(value.sum(), given, allow_unused=True),
+        torch.autograd.grad(right.sum(), exact, allow_unused=True),
+        strict=True,
+    ):
+        assert (slope is None) == (of is None)
+        if slope is not None:  # rounding: of the largest term, and of a gap that cancels
+            rounding = 4e-3 if kind == torch.bfloat16 else 1e-4
+            assert torch.allclose(
+                slope.double(), of, rtol=rounding, atol=rounding * (1 + float(of.abs().max())) + 1e-6 * gap
+            )

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from puma.attacks import TUNED
 from puma.attacks.halfspace import distances, dual_norm
 from puma.attacks.network import Network, as_batch, check_labels
 from puma.attacks.refine import Nearest, boundary_steps, locate_crossing, ray_points, rotate, trim, two_nearest
 from puma.attacks.search import (
-    TUNED,
     Crossings,
     Images,
     checked,
@@ -33,7 +33,7 @@ from puma.attacks.search import (
 from puma.errors import UsageError, unknown
 from puma.margins import STATUS_NAMES, Status
 from puma.models.checks import IT_DEPENDS, check_same
-from puma.models.modes import kept_statistics, true_float32
+from puma.models.modes import attack_mode, true_float32
 from puma.threat import Norm, parse_norm
 
 Mode = Literal["fast", "deepfool", "refined", "tight"]
@@ -145,7 +145,7 @@ def deepfool(
     with torch.inference_mode(False), torch.no_grad():
         images, labels = as_batch(images, labels)
         network = Network(model, tuple(images.shape[1:]), chunk, precision == "bf16", proxy)
-        with true_float32(images.device.type), network.compiling(), kept_statistics(model):
+        with true_float32(images.device.type), network.compiling(), attack_mode(model):
             found, crossings = _search(network, images.flatten(1), labels, norm, mode, steps)
             if proxy is not None and mode != "fast":
                 _confirm(found, crossings)

@@ -10,16 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from puma.attacks import TUNED
 from puma.threat import Norm
 
 UNBOUNDED = 1e30
 """A time by which every pixel has reached the end of its slack."""
-
-_NEWTON_STEPS = 6  # exact after one where no pixel meets the box; the sixth moved no margin of the benchmark
-# Interior point: usual values of its two constants; 12 iterations bring every step within 0.2 % of scipy's optimum
-# (tests); closer to it than _GAP of the norm float32 runs out of digits.
-_ITERATIONS, _CENTERING, _TO_THE_BOUNDARY, _GAP = 12, 0.1, 0.95, 1e-3
-_MARGIN_OF_BOX = 1e-3  # of the norm: pixels at 0 or 1 need an interior too
 
 
 def distances(up: Tensor, down: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
@@ -106,7 +101,7 @@ def _times(weight: Tensor, speed: Tensor | None, slack: Tensor, offsets: Tensor)
     saturation = slack if speed is None else slack / speed.clamp_min(tiny)
     saturation = torch.where(weight > 0, saturation, torch.full_like(saturation, torch.inf))
     gained = weight * slack
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(TUNED.newton_steps):
         stopped = saturation < time.unsqueeze(-1)
         blocked = torch.where(stopped, gained, torch.zeros_like(gained)).sum(-1)
         free = torch.where(stopped, torch.zeros_like(power), power).sum(-1)
@@ -137,14 +132,14 @@ def _interior_point(up: Tensor, down: Tensor, normals: Tensor, offsets: Tensor, 
     d, t = torch.zeros_like(up), torch.full_like(unit, 2.0)
     s, z = torch.ones_like(b), torch.ones_like(b)  # slacks of W d >= b, and their multipliers
     # The other constraints are limit + sign * d >= 0: the box, and in Linf -t <= d <= t.
-    box = [up / unit + _MARGIN_OF_BOX, down / unit + _MARGIN_OF_BOX]
+    box = [up / unit + TUNED.box_slack, down / unit + TUNED.box_slack]
     signs = (-1, 1, -1, 1) if linf else (-1, 1)
     start = 1.0 / (2 * d.shape[1]) if linf else 1.0
     duals = [start / limit for limit in box] + ([torch.full_like(d, start)] * 2 if linf else [])
-    for _ in range(_ITERATIONS):
+    for _ in range(TUNED.iterations):
         gaps = [limit + sign * d for limit, sign in zip([*box, t, t], signs, strict=False)]
         product = (s * z).sum(1) + sum((gap * dual).sum(1) for gap, dual in zip(gaps, duals, strict=True))
-        mu = (_CENTERING * product).clamp_min(_GAP).unsqueeze(1) / (1.0 * count + len(gaps) * d.shape[1])
+        mu = (TUNED.centering * product).clamp_min(TUNED.gap).unsqueeze(1) / (1.0 * count + len(gaps) * d.shape[1])
         ratios = [dual / gap for gap, dual in zip(gaps, duals, strict=True)]
         pulls = [mu / gap for gap in gaps]
         force = torch.einsum("bmd,bm->bd", w, z)  # what pulls at d and is not of dz, dd or dt
@@ -187,7 +182,7 @@ def _interior_point(up: Tensor, down: Tensor, normals: Tensor, offsets: Tensor, 
 def _stride(value: Tensor, change: Tensor) -> Tensor:
     """Return the largest step ``[B, 1]`` up to 1 that keeps ``value + step * change`` well above 0."""
     limit = torch.where(change < 0, -value / change, torch.inf).amin(1, keepdim=True)
-    return (_TO_THE_BOUNDARY * limit).clamp(max=1.0)
+    return (TUNED.to_the_boundary * limit).clamp(max=1.0)
 
 
 def _shortest_stride(values: list[Tensor], changes: list[Tensor]) -> Tensor:

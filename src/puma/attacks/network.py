@@ -97,7 +97,8 @@ class Network:
         self.backwards += len(x)
         if not logits.requires_grad:  # the output does not depend on the input at all
             return torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(logits, x, direction, retain_graph=keep, allow_unused=True)
+        with model_errors(x):
+            (gradient,) = torch.autograd.grad(logits, x, direction, retain_graph=keep, allow_unused=True)
         return torch.zeros_like(x) if gradient is None else gradient
 
     def _forward(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ The radius eps_i enters the start, the step and the projection. An image with ep
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -23,6 +24,7 @@ Loss = Literal["ce", "cw", "kl"]
 Start = Literal["uniform", "gaussian", "none"]
 Rows = Tensor | slice
 _ALL = slice(None)
+_LOG = logging.getLogger("puma")
 _MULTIPLE = 8  # images: batches of ever new sizes would each cost a search for kernels
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": cross_entropy,
@@ -43,6 +45,7 @@ def pgd(
     loss: Loss = "ce",
     start: Start = "uniform",
     generator: torch.Generator | None = None,
+    warn: Callable[[str], None] = _LOG.warning,
 ) -> Tensor:
     """Perturb ``images`` so that the loss rises, within eps_i of each image and inside [0, 1].
 
@@ -63,6 +66,8 @@ def pgd(
             ``"none"``, at the image.
         generator: for the start; on the images' device. None draws from a new one with seed 0, so that a call can be
             repeated.
+        warn: called with a text if the loss of some images has no gradient at all (saturated or quantized models): the
+            attack cannot move them, and says nothing about their robustness.
 
     Returns:
         Perturbed images, float32 of the same shape, detached.
@@ -88,6 +93,12 @@ def pgd(
         check_same(first, check_first(model, images), IT_CHANGES)
         target = apply_model(model, images.clone()) if loss == "kl" else labels
         noise = start_noise(images.shape, start, threat, generator, images.device)
+
+        def warn_of_zeros(gradient: Tensor) -> None:
+            zeros = int(((gradient.flatten(1).abs().amax(1) == 0) & (radius > 0)).sum())
+            if zeros:
+                warn(f"zero gradient: the loss of {zeros} of {len(images)} attacked images has no gradient at all")
+
         return ascend(
             lambda x, rows: LOSSES[loss](apply_model(model, x.clone()), target),  # a copy: some models write into it
             images,
@@ -96,6 +107,7 @@ def pgd(
             threat,
             steps=steps,
             step_size=step,
+            on_first_gradient=warn_of_zeros,
         )
 
 
@@ -109,6 +121,7 @@ def ascend(
     *,
     steps: int,
     step_size: float,
+    on_first_gradient: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """The loop of `pgd`, unchecked: no synchronisation with the host, no branch on data.
 
@@ -120,12 +133,16 @@ def ascend(
         threat: norm, and the radius that ``step_size`` belongs to.
         steps: gradient steps.
         step_size: in pixel units at radius ``threat.eps``.
+        on_first_gradient: called with the gradient ``[B, ...]`` at the start.
     """
     ball = _Ball(images, eps, threat)
     step = step_size * ball.radius / threat.eps if threat.eps else torch.zeros_like(ball.radius)
     adversarial = ball.start(noise)
-    for _ in range(steps):
-        way = _direction(_gradient(objective, adversarial, _ALL), threat.norm)
+    for number in range(steps):
+        gradient = _gradient(objective, adversarial, _ALL)
+        if number == 0 and on_first_gradient:
+            on_first_gradient(gradient)
+        way = _direction(gradient, threat.norm)
         adversarial = ball.project_(way.mul_(step).add_(adversarial))
     return adversarial
 

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from puma.attacks import TUNED
 from puma.attacks.halfspace import UNBOUNDED, displacement, distances, dual_norm
-from puma.attacks.search import TUNED, Crossings, Images, linearize
+from puma.attacks.search import Crossings, Images, linearize
 from puma.threat import Norm
 
 
@@ -198,7 +199,7 @@ def boundary_steps(images: Images, crossings: Crossings, rows: Tensor, rivals: i
         return
     worth, (factor, constant), (longer, shorter) = (
         1 - (0 if back else TUNED.worth_a_step),
-        TUNED.beyond_secant,
+        TUNED.secant_factors,
         TUNED.stride_factors,
     )
     for _ in range(rounds):

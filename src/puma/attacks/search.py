@@ -14,48 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from puma.attacks import TUNED
 from puma.attacks.halfspace import step_into_intersection, step_to_nearest
 from puma.attacks.network import Network
 from puma.margins import Status
 from puma.threat import Norm
 
 Linearized = tuple[slice, Tensor, Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The tuned constants of the search."""
-
-    gradients: tuple[float, float] = (1e-15, 1e15)
-    overshoot: float = 0.005
-    tolerance: float = 1e-6
-    growth: float = 1.5
-    max_stretch: float = 0.04
-    steeper: float = 1.4
-    second_boundary: float = 1.25
-    secant: tuple[float, float] = (0.4, 3.0)
-    least_rise: float = 0.3
-    ray_overshoot: float = 0.1
-    full_speed: float = 0.1
-    ray_newton_steps: int = 3
-    meet: tuple[float, float] = (0.4, 2.0)
-    trims: int = 2
-    reaches: int = 6
-    trim_tolerance: float = 1e-3
-    least_slope: float = 0.2
-    bracket: tuple[float, float] = (0.02, 0.98)
-    inward: float = 0.7
-    outward: tuple[float, float, float] = (1.1, 1.6, 1.3)
-    raised_aim: float = 4.0
-    stride: float = 0.8
-    least_stride: float = 0.2
-    stride_factors: tuple[float, float] = (1.3, 0.6)
-    beyond_secant: tuple[float, float] = (1.05, 0.02)
-    least_gain: float = 2e-3
-    worth_a_step: float = 0.05
-
-
-TUNED = Tuned()
 
 
 @dataclass(frozen=True)
