@@ -190,9 +190,7 @@ def _norm_and_limit(
 
 def _make(job: ScoringJob, share: Share, quiet: bool) -> MarginTable | None:
     """The finished table; None, and a line, while parts of other workers are missing."""
-    if share.workers.ray or share.workers.count > 1:
-        return job.make_in(share.workers, progress=not quiet)
-    table = job.make(share.worker, share.num_workers, progress=not quiet)
+    table = job.make(share.worker, share.num_workers, share.workers, progress=not quiet)
     if table is None:
         echo(f"this worker's parts are in {job.out}; others are still missing")
     return table

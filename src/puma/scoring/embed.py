@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ from puma.io import Shards, spans
 from puma.margins import PART_ROWS
 from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
-from puma.progress import Progress
-from puma.scoring.parts import as_pool, check_model
+from puma.scoring.parts import as_pool, check_model, make_missing, write_array
 from puma.strategies.features import RECORD
 
 
@@ -56,26 +56,20 @@ def embed(
     parts = dict(enumerate(spans(len(pool), part_rows)))
     shards = Shards(out, meta, suffix=".npy", record=RECORD, schema="puma.features/1")
     with shards.held(), _last_layer_inputs(model) as inputs:
-        missing = shards.missing(parts)
-        done = len(pool) - sum(len(parts[part]) for part in missing)
-        with Progress("features", len(pool), "images", show=progress, done=done) as bar:
-            for part in missing:
-                features = _features(model, pool, parts[part], batch_size, inputs)
-                with shards.writing(part) as temporary, temporary.open("wb") as file:
-                    np.save(file, features)
-                bar.advance(len(parts[part]))
+
+        @torch.no_grad()
+        def features(part: range, done: Callable[[int], None]) -> NDArray[np.float32]:
+            batches = []
+            for start in range(part.start, part.stop, batch_size):
+                rows = np.arange(start, min(start + batch_size, part.stop))
+                model(read_batch(pool, rows, device_of(model))[0])
+                batches.append(inputs.pop().flatten(1).float().cpu().numpy())
+                inputs.clear()
+                done(len(rows))
+            return np.concatenate(batches)
+
+        make_missing(shards, parts, features, partial(write_array, shards), "features", progress)
     return Path(out)
-
-
-def _features(model: nn.Module, pool: Pool, part: range, batch_size: int, inputs: list[Tensor]) -> NDArray[np.float32]:
-    batches = []
-    for start in range(part.start, part.stop, batch_size):
-        images, _ = read_batch(pool, np.arange(start, min(start + batch_size, part.stop)), device_of(model))
-        with torch.no_grad():
-            model(images)
-        batches.append(inputs.pop().flatten(1).float().cpu().numpy())
-        inputs.clear()
-    return np.concatenate(batches)
 
 
 @contextmanager

@@ -76,42 +76,44 @@ class ScoringJob:
         models = [model.to(resolve_device(self.device)) for model in load_snapshots(self.model)]
         return snapshot_parts(models, open_pool(self.sources, self.roles), self.settings, self.out)
 
-    def make(self, worker: int = 0, num_workers: int = 1, progress: bool = False) -> MarginTable | None:
-        """Make every ``num_workers``-th part, from part ``worker`` on; None while parts of other workers are missing.
+    def make(
+        self, worker: int = 0, num_workers: int = 1, workers: Workers | None = None, progress: bool = False
+    ) -> MarginTable | None:
+        """Make the parts that are not finished; return the table, or None while parts of other workers are missing.
 
-        Raises:
-            BusyError: a live process is this worker, or divides the parts among another number of workers.
-            StorageError: the disk is full; finished parts are intact.
-        """
-        parts, compute = self.open()
-        with parts.held(worker, num_workers):
-            parts.make(range(worker, len(parts.ranges), num_workers), compute, progress)
-        return MarginTable.read(self.out) if num_workers == 1 or parts.all_finished() else None
-
-    def make_in(self, workers: Workers, progress: bool = False) -> MarginTable:
-        """Hand out the parts that are not finished, one by one, to processes of this machine or a Ray cluster.
+        Args:
+            worker: number of this process among those started from outside that share the folder.
+            num_workers: how many there are; each makes every ``num_workers``-th part.
+            workers: processes of this machine, or a Ray cluster, to hand out the parts to; None: this process.
+            progress: show a bar.
 
         Raises:
             UsageError: Ray is not installed, or there is no cluster at the address.
-            StorageError: a machine of the cluster does not see the folder.
+            BusyError: a live process is this worker, or divides the parts among another number of workers.
+            StorageError: the disk is full (finished parts are intact), or a machine does not see the folder.
             WorkerLost: a process was killed; finished parts are intact.
         """
-        workers = replace(workers, threads=self.threads or workers.threads)
-        parts, _ = self.open()
-        sizes = {number: len(rows) for number, rows in enumerate(parts.ranges)}
-        sha256 = parts.meta["model"]["sha256"]
-        with parts.held():
-            mark = parts.folder / f".seen-{uuid4().hex}"
-            mark.touch()
-            try:
-                missing = parts.missing(sizes)
-                done = sum(sizes.values()) - sum(sizes[number] for number in missing)
-                with Progress("scores", sum(sizes.values()), "images", show=progress, done=done) as bar:
-                    for number, _ in run_tasks(partial(score_part, self, sha256, mark), missing, workers):
-                        bar.advance(sizes[number])
-            finally:
-                mark.unlink(missing_ok=True)
-        return MarginTable.read(self.out)
+        parts, compute = self.open()
+        numbers = range(worker, len(parts.ranges), num_workers)
+        with parts.held(worker, num_workers):
+            if workers is None or (workers.count == 1 and workers.ray is None):
+                parts.make(numbers, compute, progress)
+            else:
+                self._hand_out(parts, parts.missing(numbers), workers, progress)
+        return MarginTable.read(self.out) if num_workers == 1 or parts.all_finished() else None
+
+    def _hand_out(self, parts: TableParts, missing: list[int], workers: Workers, progress: bool) -> None:
+        """One task for each missing part; the mark tells other machines whether they see the same folder."""
+        mark = parts.folder / f".seen-{uuid4().hex}"
+        mark.touch()
+        task = partial(score_part, self, parts.meta["model"]["sha256"], mark)
+        rows, left = sum(map(len, parts.ranges)), sum(len(parts.ranges[number]) for number in missing)
+        try:
+            with Progress("scores", rows, "images", show=progress, done=rows - left) as bar:
+                for number, _ in run_tasks(task, missing, replace(workers, threads=self.threads or workers.threads)):
+                    bar.advance(len(parts.ranges[number]))
+        finally:
+            mark.unlink(missing_ok=True)
 
 
 def score_part(job: ScoringJob, sha256: str, mark: Path, number: int) -> None:

@@ -8,6 +8,8 @@ was not trained on; a model trained on the synthetic images has memorised some o
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ from puma.data.tensors import read_batch
 from puma.errors import ModelError, UsageError
 from puma.io import Shards
 from puma.margins import LABEL_ISSUE, LABEL_QUALITY, PART_ROWS, Columns, MarginTable, Status
+from puma.models.checks import apply_model
 from puma.models.modes import device_of
-from puma.progress import Progress
-from puma.scoring.parts import TableParts, as_pool, check_model, pool_columns, table_meta
+from puma.scoring.parts import TableParts, as_pool, check_model, make_missing, pool_columns, table_meta, write_array
 
 
 def score_labels(
@@ -71,12 +73,14 @@ def score_labels(
     with table.held():
         if not table.all_finished():
             probabilities = Shards(table.folder / ".probabilities", meta, suffix=".npy")
-            missing = probabilities.missing(range(len(table.ranges)))
-            done = len(pool) - sum(len(table.ranges[part]) for part in missing)
-            with Progress("label quality", len(pool), "images", show=progress, done=done) as bar:
-                for part in missing:
-                    with probabilities.writing(part) as temporary, temporary.open("wb") as file:
-                        np.save(file, _predict(model, pool, table.ranges[part], batch_size, bar))
+            make_missing(
+                probabilities,
+                dict(enumerate(table.ranges)),
+                lambda part, done: _predict(model, pool, part, batch_size, done),
+                partial(write_array, probabilities),
+                "label quality",
+                progress,
+            )
             inspector = LabelInspector(
                 num_class=pool.num_classes,
                 store_results=False,
@@ -90,18 +94,20 @@ def score_labels(
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, pool: Pool, part: range, batch_size: int, bar: Progress) -> NDArray[np.float32]:
+def _predict(
+    model: nn.Module, pool: Pool, part: range, batch_size: int, done: Callable[[int], None]
+) -> NDArray[np.float32]:
     """Class probabilities of the rows of one part, float32 ``[rows, K]``."""
     batches = []
     for start in range(part.start, part.stop, batch_size):
         rows = np.arange(start, min(start + batch_size, part.stop))
-        logits = model(read_batch(pool, rows, device_of(model))[0])
+        logits = apply_model(model, read_batch(pool, rows, device_of(model))[0])
         if logits.shape[1] != pool.num_classes:
             raise ModelError(f"the model gives {tuple(logits.shape)} for {pool.num_classes} classes")
         if not bool(torch.isfinite(logits).all()):
             raise ModelError(f"the model gives NaN or infinite logits among rows {start} to {rows[-1]}")
         batches.append(logits.double().softmax(1).float().cpu().numpy())
-        bar.advance(len(rows))
+        done(len(rows))
     return np.concatenate(batches)
 
 

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
 from puma.progress import Progress
 
+Result = TypeVar("Result")
 Compute = Callable[[range, Callable[[int], None]], Columns]
 """From rows of the pool to their columns; the second argument is called with the number of rows as they are done."""
 
@@ -60,12 +61,8 @@ class TableParts(Shards):
 
     def make(self, numbers: Iterable[int], compute: Compute, progress: bool = False) -> None:
         """Compute and write those parts, among ``numbers``, that are not finished."""
-        wanted = list(numbers)
-        missing = self.missing(wanted)
-        total, left = (sum(len(self.ranges[number]) for number in part) for part in (wanted, missing))
-        with Progress(f"scores ({self.meta['mode']})", total, "images", show=progress, done=total - left) as bar:
-            for number in missing:
-                self.write(number, compute(self.ranges[number], bar.advance))
+        label = f"scores ({self.meta['mode']})"
+        make_missing(self, {number: self.ranges[number] for number in numbers}, compute, self.write, label, progress)
 
     def write(self, number: int, columns: Columns) -> None:
         """Write one part; it appears whole or not at all."""
@@ -95,6 +92,28 @@ class TableParts(Shards):
             return False
         rows = self.ranges[int(path.stem.removeprefix("part-"))]
         return len(index) == len(rows) and index[0] == rows.start and index[-1] == rows.stop - 1
+
+
+def make_missing(
+    shards: Shards,
+    ranges: Mapping[int, range],
+    compute: Callable[[range, Callable[[int], None]], Result],
+    write: Callable[[int, Result], None],
+    label: str,
+    progress: bool,
+) -> None:
+    """Compute and write the shards of some ranges of rows that are not finished yet, under a bar that counts images."""
+    missing = shards.missing(ranges)
+    total, left = sum(map(len, ranges.values())), sum(len(ranges[number]) for number in missing)
+    with Progress(label, total, "images", show=progress, done=total - left) as bar:
+        for number in missing:
+            write(number, compute(ranges[number], bar.advance))
+
+
+def write_array(shards: Shards, number: int, array: NDArray[Any]) -> None:
+    """Write one shard as a ``.npy`` file."""
+    with shards.writing(number) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -30,17 +30,7 @@ from puma.threat import Norm, parse_norm
 class ScoringSettings:
     """Everything but the model and the pool that decides the bytes of a margin table.
 
-    Args:
-        norm: ``"Linf"`` or ``"L2"``.
-        mode: a mode of `puma.deepfool`.
-        refine_below: estimate every margin first (mode ``fast``) and run ``mode`` only on images whose estimate is
-            below this, in pixel units; the others keep status ``estimated``. None: run ``mode`` on every image.
-        steps: linearizations at most for one image.
-        batch_size: images read and searched together; its boundaries are fixed within a part.
-        chunk: images per pass through the model.
-        part_rows: rows of one part.
-        precision: of gradients, ``"float32"`` or ``"bf16"``; crossings are confirmed in float32 either way.
-        compile: search with ``torch.compile``'s version of the model; crossings are confirmed by the model itself.
+    Args: as `score_margins`, and ``chunk``, images per pass through the model. Batches have fixed boundaries in a part.
 
     Raises:
         UsageError: unknown norm, mode or precision, a number that is not positive, ``refine_below`` with mode ``fast``.
@@ -71,13 +61,7 @@ class ScoringSettings:
 
     @classmethod
     def sized(cls, device: torch.device, *, batch_size: int | None = None, **settings: Any) -> ScoringSettings:
-        """Settings with sizes that suit the device: 64 images a pass stay in a CPU's cache, a GPU needs many more.
-
-        Args:
-            device: where the model is.
-            batch_size: default 512, or 4096 on a GPU.
-            settings: the other fields.
-        """
+        """Settings with sizes that suit the device: 64 images a pass stay in a CPU's cache, a GPU needs many more."""
         batch, chunk = (4096, 1024) if device.type == "cuda" else (512, 64)
         size = batch_size or batch
         return cls(batch_size=size, chunk=min(chunk, size), **settings)
@@ -110,8 +94,9 @@ def score_margins(
         pool: a `Pool`, or one source.
         norm: ``"Linf"`` or ``"L2"``.
         mode: as in `puma.deepfool`.
-        refine_below: as in `ScoringSettings`: the full search only where a first-order estimate is below this, in pixel
-            units. Twice the eps of the training to come is a good choice.
+        refine_below: estimate every margin to first order (mode ``fast``) and run ``mode`` only on images whose
+            estimate is below this, in pixel units; the others keep status ``estimated``. Twice the eps of the training
+            to come is a good choice. None: run ``mode`` on every image.
         out: folder of the table; parts that are finished there are not made again. None: memory only.
         steps: linearizations at most for one image.
         batch_size: images searched together; default 512, or 4096 on a GPU.

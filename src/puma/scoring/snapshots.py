@@ -23,6 +23,7 @@ from puma.data.tensors import read_batch
 from puma.errors import DataError, ModelError, UsageError, unknown
 from puma.io import read_json
 from puma.margins import PART_ROWS, Columns, MarginTable, Status
+from puma.models.checks import apply_model
 from puma.models.modes import device_of
 from puma.models.weights import load_model
 from puma.rng import batch_seed
@@ -207,11 +208,11 @@ def observe(
         attacked = pgd(model, images, labels, threat=threat, steps=steps, generator=generator)
         clean = images.detach().requires_grad_(True)
         with torch.enable_grad():
-            logits = model(clean)
+            logits = apply_model(model, clean)
             loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, clean)
         with torch.no_grad():
-            output = model(attacked).float()
+            output = apply_model(model, attacked).float()
         probability = output.softmax(1)
         own = probability.gather(1, labels[:, None]).squeeze(1)
         target = nn.functional.one_hot(labels, probability.shape[1]).to(probability.dtype)
