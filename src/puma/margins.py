@@ -248,25 +248,15 @@ class MarginTable:
         Raises:
             DataError: no finite margin, or the threat model has another norm than the margins.
         """
-        from matplotlib.figure import Figure
+        from puma.plots import plot_margins
 
-        finite = np.isfinite(self.margin)
-        if not finite.any():
+        if not np.isfinite(self.margin).any():
             raise DataError("the table has no finite margins to plot", why=f"it was made by mode {self.meta['mode']}")
         threat = None if threat is None else ThreatModel.parse(threat)
         if threat is not None and threat.norm != self.norm:
             raise DataError(f"margins are in {self.norm}, the threat model {threat} is not")
-        axes = Figure(figsize=(6, 3), layout="constrained").add_subplot() if ax is None else ax
-        low, high = np.quantile(self.margin[finite], [0.001, 0.999])
-        groups = {text: self.margin[finite & (self.status == STATUS_NAMES.index(text))] for text in self.counts()}
-        groups = {f"{text} ({len(values):,})": values for text, values in groups.items() if len(values)}
-        axes.hist(list(groups.values()), bins=60, range=(low, high), stacked=True, label=list(groups))
-        if threat is not None:
-            axes.axvline(threat.eps, color="black", linestyle="--", label=f"eps of {threat}")
-        axes.set_xlabel(f"margin ({self.norm}, pixels in [0, 1])")
-        axes.set_ylabel("images")
-        axes.legend()
-        return axes
+        margins = {text: self.margin[self.status == STATUS_NAMES.index(text)] for text in self.counts()}
+        return plot_margins(margins, self.norm, None if threat is None else threat.eps, ax)
 
     def __repr__(self) -> str:
         parts = [f"{count:,} {text}" for text, count in self.counts().items()]

@@ -26,6 +26,7 @@ from puma.threat import ThreatModel
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 SCHEMA_VERSION = "puma.plan/1"
 METADATA_KEY = b"puma"
@@ -164,6 +165,14 @@ class Plan:
                 fix="make it again with `puma plan`, or change it with puma.Plan and write it",
             )
         return cls(keep, eps, meta, beta)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw a histogram of the eps of the kept images; return the matplotlib axes."""
+        from puma.plots import plot_eps
+
+        axes = plot_eps(self.eps[self.keep], self.threat.norm, ax)
+        axes.set_title(f"{self.strategy}: {self.kept:,} of {len(self):,} images, mean eps {self.mean_eps:.3g}")
+        return axes
 
     def to_pandas(self) -> pd.DataFrame:
         """The plan as a pandas frame with ``index, keep, eps`` (pandas has to be installed)."""

@@ -16,10 +16,13 @@ from typer.testing import CliRunner
 
 from puma.cli.report import report as command
 from puma.errors import DataError
+from puma.plan import Plan
 from puma.report import make_report, verdict, write_report
 from puma.report.selection import quality_rows
+from puma.report.study import plot_study
 from puma.report.study_data import StudyData
 from puma.report.tables import number
+from puma.study.folder import StudyFolder
 from puma.tradeoff import compare, random_images_needed
 
 
@@ -105,6 +108,18 @@ def test_labels_of_the_picture_do_not_overlap(report):
         for other in boxes[:i]:
             wide, high = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
             assert wide <= 1 or high <= 1
+
+
+def test_a_study_and_its_plans_plot_themselves(study, report):
+    axes = StudyFolder.open(study).plot()
+    assert axes.get_xlabel() == "robust accuracy, % →"
+    assert {"puma", "none", "×0.5", "β 8"} <= {text.get_text() for text in axes.texts}
+    picture = report.pictures["tradeoff"].figure.axes[0]
+    assert (axes.get_xlim(), axes.get_ylim()) == (picture.get_xlim(), picture.get_ylim())
+    assert plot_study(study, axes) is axes
+    plan = Plan.read(next((study / "plans").glob("puma-p*.parquet")))
+    (step,) = plan.plot().patches
+    assert step.get_data().values.sum() == pytest.approx(100)
 
 
 def test_verdict_says_both_comparisons_with_their_numbers(study, report):

@@ -146,9 +146,9 @@ class Evaluation:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the accuracy left after each attack, with 95 % intervals; return the matplotlib axes."""
-        from matplotlib.figure import Figure
+        from puma.plots import new_axes
 
-        axes = Figure(figsize=(5, 3), layout="constrained").add_subplot() if ax is None else ax
+        axes = new_axes() if ax is None else ax
         names = self.broken_by[self.attacked]
         left, bars = np.array([name != CLEAN for name in names], dtype=bool), []
         if len(names):

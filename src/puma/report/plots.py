@@ -40,9 +40,8 @@ class Curve:
     y: Sequence[Estimate]
 
 
-def tradeoff_figure(points: Sequence[Point], controls: Sequence[Frontier], robust_name: str) -> Figure:
-    """Robust accuracy to the right, clean accuracy upwards, in percent; lines are the free controls."""
-    figure, (axes,) = new_figure(5.6, 4.6)
+def plot_tradeoff(axes: Axes, points: Sequence[Point], controls: Sequence[Frontier], robust_name: str) -> None:
+    """Plot robust accuracy to the right, clean accuracy upwards, in percent; lines are the free controls."""
     for control in controls:
         robust, clean = (axis.tolist() for axis in control.corners)
         # level beyond the undominated points, as far as the control was run
@@ -52,10 +51,7 @@ def tradeoff_figure(points: Sequence[Point], controls: Sequence[Frontier], robus
         axes.plot(_percent(x), _percent(y), look.line, color=look.colour, zorder=2)
     for point in points:
         _draw(axes, point.strategy, point.robust, point.clean)
-    axes.set_xlabel(f"{robust_name}, % →")
-    axes.set_ylabel("clean accuracy, % →")
-    shown = dict.fromkeys(point.strategy for point in points)
-    handles = [_handle(axes, name, line=any(name == control.name for control in controls)) for name in shown]
+    axes.set(xlabel=f"{robust_name}, % →", ylabel="clean accuracy, % →")
     for axis, set_limits, values in (
         (axes.xaxis, axes.set_xlim, [p.robust.value for p in points]),
         (axes.yaxis, axes.set_ylim, [p.clean.value for p in points]),
@@ -64,8 +60,16 @@ def tradeoff_figure(points: Sequence[Point], controls: Sequence[Frontier], robus
         if values:  # around the points themselves: long intervals are cut rather than squeeze the points together
             room = max(0.12 * (max(values) - min(values)), 0.005)
             set_limits(100 * (min(values) - room), 100 * (max(values) + room))
+
+
+def tradeoff_figure(points: Sequence[Point], controls: Sequence[Frontier], robust_name: str) -> Figure:
+    """The trade-off with a legend of all strategies below and labels beside the main points."""
+    figure, (axes,) = new_figure(5.6, 4.6)
+    names = dict.fromkeys(point.strategy for point in points)
+    handles = [_handle(axes, name, line=any(name == control.name for control in controls)) for name in names]
+    plot_tradeoff(axes, points, controls, robust_name)
     figure.legend(
-        handles, list(shown), loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.0, fontsize=7.5
+        handles, list(names), loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.0, fontsize=7.5
     )
     places = np.array([[100 * p.robust.value, 100 * p.clean.value] for p in points]).reshape(-1, 2)
     colours = [INK if mark(p.strategy).colour == MUTED else mark(p.strategy).colour for p in points]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from puma._version import __version__
 from puma.io import read_toml, sha256_file
-from puma.plots import figure_style, unit
+from puma.plots import figure_style, new_axes, unit
 from puma.report import plots
 from puma.report.conclusion import robust_name, side, verdict
 from puma.report.html import Picture, Report
@@ -64,6 +65,41 @@ def study_report(folder: Path | str) -> Report:
 
 def tradeoff_picture(data: StudyData) -> Picture:
     """Clean against robust accuracy of every setting, with the lines of the free controls."""
+    points, controls = _points(data)
+    with figure_style():
+        figure = plots.tradeoff_figure(points, controls, _axis_name(data))
+    alt = "; ".join(
+        f"{data.labels[entry.setting]}: robust {100 * point.robust.value:.1f} %, clean {100 * point.clean.value:.1f} %"
+        for entry, point in zip(data.entries, points, strict=True)
+    )
+    return Picture(figure, f"Scatter plot of clean against robust accuracy. {alt}.")
+
+
+def plot_study(folder: Path | str, ax: Axes | None = None) -> Axes:
+    """Plot clean against robust accuracy of every setting of a study, with the lines of the free controls.
+
+    Args:
+        folder: the study's folder.
+        ax: where to plot; None makes a new pyplot figure.
+
+    Returns:
+        the axes.
+
+    Raises:
+        DataError: there is no ``results.parquet``, or it is broken.
+    """
+    data = StudyData(Path(folder))
+    axes, (points, controls) = ax or new_axes(), _points(data)
+    plots.plot_tradeoff(axes, points, controls, _axis_name(data))
+    for point in points:
+        if point.label:
+            at = 100 * point.robust.value, 100 * point.clean.value
+            axes.annotate(point.label, at, (5, 3), textcoords="offset points", fontsize=7.5)
+    return axes
+
+
+def _points(data: StudyData) -> tuple[list[plots.Point], list[Frontier]]:
+    """Every setting as a point, and the free controls through the means over seeds."""
     points = []
     for entry in data.entries:
         strategy, params = entry.setting.strategy, json.loads(entry.setting.params)
@@ -75,13 +111,7 @@ def tradeoff_picture(data: StudyData) -> Picture:
     for control in data.controls:
         mine = [point for point in points if point.strategy in (control, BASELINE)]
         controls.append(Frontier(control, [p.robust.value for p in mine], [p.clean.value for p in mine]))
-    with figure_style():
-        figure = plots.tradeoff_figure(points, controls, _axis_name(data))
-    alt = "; ".join(
-        f"{data.labels[entry.setting]}: robust {100 * point.robust.value:.1f} %, clean {100 * point.clean.value:.1f} %"
-        for entry, point in zip(data.entries, points, strict=True)
-    )
-    return Picture(figure, f"Scatter plot of clean against robust accuracy. {alt}.")
+    return points, controls
 
 
 def _axis_name(data: StudyData) -> str:

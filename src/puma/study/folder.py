@@ -21,12 +21,15 @@ import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from puma.errors import DataError, ResumeError
 from puma.io import fingerprint, prepare_folder, read_json, sha256_file, write_json, write_text
 from puma.study.spec import Cell, StudySpec
 from puma.training.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,16 @@ class StudyFolder:
         if not (path / "study.toml").is_file():
             raise DataError(f"{path} holds no study", why="it has no study.toml", fix="make one with `puma study run`")
         return cls(StudySpec.parse(tomllib.loads((path / "study.toml").read_text()), str(path / "study.toml")), path)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw clean against robust accuracy of every finished setting; return the matplotlib axes.
+
+        Raises:
+            DataError: there are no results yet.
+        """
+        from puma.report.study import plot_study
+
+        return plot_study(self.path, ax)
 
     @property
     def settings_file(self) -> Path:
