@@ -105,11 +105,14 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def storage_errors(target: Path | str) -> Iterator[None]:
-    """Turn the operating system's errors about ``target`` into a `StorageError` that says what to do."""
+    """Turn the operating system's errors about ``target`` into a `StorageError` that says what to do.
+
+    Errors that name a file elsewhere, such as one that is read while ``target`` is written, pass through.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno is None or isinstance(error, (StorageError, *_NOT_STORAGE)):
+        if error.errno is None or isinstance(error, (StorageError, *_NOT_STORAGE)) or _elsewhere(error, target):
             raise
         what, why = f"cannot write {target}", str(error)
         fix = "check the disk or the mount and run the same command again; everything written before is kept"
@@ -122,6 +125,13 @@ def storage_errors(target: Path | str) -> Iterator[None]:
         elif error.errno in _BAD_PATH:
             fix = "choose another output path"
         raise StorageError(what, why=why, fix=fix) from error
+
+
+def _elsewhere(error: OSError, target: Path | str) -> bool:
+    if not isinstance(error.filename, (str, Path)):
+        return False
+    named, place = os.path.abspath(error.filename), os.path.abspath(target)
+    return not (place.startswith(named) or named.startswith(os.path.dirname(place)))
 
 
 def prepare_folder(folder: Path | str) -> Path:
@@ -309,11 +319,12 @@ def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
                 raise
             what, fix = f"{folder} is on a file system without locks", "choose an output folder on another file system"
             raise StorageError(what, why=str(error), fix=fix) from error
-        try:
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_TRUNC | _NOFOLLOW), "w") as file:
-                file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-            yield
-        finally:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_TRUNC | _NOFOLLOW), "w") as file:
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the lock ends with this process at the latest
             held.release()
 
 

@@ -62,6 +62,18 @@ def test_errors_of_the_storage_say_what_to_do(
     assert files(tmp_path) == set()
 
 
+def test_errors_of_what_is_read_are_not_told_as_errors_of_the_target(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "out" / "a.txt") as temporary:
+        temporary.write_bytes((tmp_path / "source.npz").read_bytes())
+    assert "source.npz" in str(caught.value)
+    with pytest.raises(FileNotFoundError), lock(tmp_path / "out"):
+        (tmp_path / "source.npz").read_bytes()
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot write"):
+        write_text(tmp_path / "file" / "b" / "a.txt", "x")
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
 def test_a_file_system_that_cannot_fsync_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
