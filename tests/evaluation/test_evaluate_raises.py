@@ -56,9 +56,9 @@ def test_datasets(network: nn.Module) -> None:
     for items, message in (
         ([], "is empty"),
         ([grey], "is a ndarray"),
-        ([(torch.zeros(1, 8, 8), 0)], "NCHW"),
-        ([(grey.astype(np.float32), 0)], "float32"),
-        ([(np.zeros((1, 8, 8), np.uint8), 0)], "NCHW"),
+        ([(torch.randn(1, 8, 8) * 3, 0)], "normalised"),
+        ([(grey + np.float32(7), 0)], "float32"),
+        ([(np.zeros((4, 8, 8), np.uint8), 0)], "channels"),
         ([(grey, 0), (np.zeros((9, 8, 1), np.uint8), 0)], "shape"),
         ([(grey, -1)], "-1"),
     ):
