@@ -124,9 +124,8 @@ model = puma.load_model(hf_hub_download("OWNER/NAME", "model.safetensors"))  # e
 ```"""
     with atomic_folder(out) as folder:
         save_model(model, folder / "model.safetensors")
-        write_json(
-            folder / "config.json", {**config, "library": "puma-robust", "weights_sha256": weights_sha256(model)}
-        )
+        names = list(getattr(model, "class_names", None) or ())
+        write_json(folder / "config.json", {**config, "class_names": names, "library": "puma-robust"})
         text = _card(name, config, use, evaluation, paper, run)
         write_text(folder / "README.md", str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")))
         _check_logits(model, load_model(folder / "model.safetensors"))
@@ -147,12 +146,10 @@ def export_robustbench(
 
     Args:
         model: a WRN or PreActResNet of `puma.build_model` for 32 pixels.
-        out: folder to make.
+        out, paper, run: as for `export_hub`.
         name: the model's id, by custom ``<Author><Year><FirstWord>_<architecture>``.
         evaluation: AutoAttack standard on the whole test set, of these weights.
-        paper: title, authors and so on.
         dataset: RobustBench's name of the data set.
-        run: folder of its training, for the card.
 
     Returns:
         The folder: ``NAME.pt`` (tensors only, RobustBench's keys), ``model_info/DATASET/NORM/NAME.json``, and
@@ -162,8 +159,7 @@ def export_robustbench(
         UsageError: a name that cannot be a file's.
         DataError: the evaluation is of a subset, of a weaker attack, or of other weights.
         ModelError: RobustBench has no class for the network.
-        StorageError: ``out`` is not empty or cannot be written.
-        CheckError: the weights, read back, give other logits.
+        StorageError, CheckError: as for `export_hub`.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
         raise UsageError(f"{name!r} cannot be a model's id", fix="letters, digits, - and _: Wang2023Better_WRN-28-10")
@@ -251,8 +247,8 @@ def _card(
     size, channels = config["image_size"], config["in_channels"]
     return f"""# {title}
 
-A classifier trained to withstand adversarial perturbations with PUMA ([arXiv 2405.06298]
-(https://arxiv.org/abs/2405.06298), `puma-robust`). {paper.name}, {paper.authors} ({paper.venue}), {paper.link}
+A classifier trained to withstand adversarial perturbations with PUMA (`puma-robust`,
+[arXiv 2405.06298](https://arxiv.org/abs/2405.06298)). {paper.name}, {paper.authors} ({paper.venue}), {paper.link}
 
 {use}
 
