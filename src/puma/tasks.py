@@ -18,11 +18,11 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from puma.devices import VISIBLE_GPUS, visible_gpus
 from puma.errors import PumaError, StorageError, UsageError
@@ -134,23 +134,8 @@ def run_tasks(
             yield item, result
 
 
-class _Engine(Protocol):
-    @property
-    def full(self) -> bool: ...
-    def submit(self, item: Any) -> None: ...
-    def next(self) -> tuple[Any, Any]: ...
-
-
-def _engine(function: Callable[[Any], Any], tasks: int, workers: Workers) -> AbstractContextManager[_Engine]:
-    if workers.ray is not None:
-        return _ray(function, workers)
-    if tasks and (workers.ranks or workers.on_line is not None or (workers.count > 1 and tasks > 1)):
-        return _processes(function, min(workers.count, tasks), workers)
-    return _here(function)
-
-
 class _Here:
-    """One task after the other in this process."""
+    """The engine of this process. Every engine takes items until it is `full`, and gives them back with results."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function, self._items = function, list[Any]()
@@ -167,9 +152,12 @@ class _Here:
         return item, self._function(item)
 
 
-@contextmanager
-def _here(function: Callable[[Any], Any]) -> Iterator[_Engine]:
-    yield _Here(function)
+def _engine(function: Callable[[Any], Any], tasks: int, workers: Workers) -> AbstractContextManager[Any]:
+    if workers.ray is not None:
+        return _ray(function, workers)
+    if tasks and (workers.ranks or workers.on_line is not None or (workers.count > 1 and tasks > 1)):
+        return _processes(function, min(workers.count, tasks), workers)
+    return nullcontext(_Here(function))
 
 
 # --- ... in processes of this machine
@@ -246,13 +234,12 @@ class _Processes:
             result, error, text = process.connection.recv()
         except (EOFError, OSError):
             code = process.process.wait()
-            raise WorkerLost(
-                f"process {process.number} was ended by signal {-code}"
-                if code < 0
-                else f"process {process.number} ended with exit code {code} before its task was done",
-                why="out of memory?" if code == -signal.SIGKILL else "",
-                fix="run the same command again: it goes on from what is kept",
-            ) from None
+            how = (
+                f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code} before its task was done"
+            )
+            why = "out of memory?" if code == -signal.SIGKILL else ""
+            fix = "run the same command again: it goes on from what is kept"
+            raise WorkerLost(f"process {process.number} {how}", why=why, fix=fix) from None
         if error is not None:
             raise error from (None if isinstance(error, PumaError) else RuntimeError(f"in another process:\n{text}"))
         self._idle.append(process)
@@ -260,7 +247,7 @@ class _Processes:
 
 
 @contextmanager
-def _processes(function: Callable[[Any], Any], count: int, workers: Workers) -> Iterator[_Engine]:
+def _processes(function: Callable[[Any], Any], count: int, workers: Workers) -> Iterator[Any]:
     processes: list[_Process] = []
     grace = _GRACE_S
     try:
@@ -403,7 +390,7 @@ def _ray_task(function: Callable[[Any], Any], item: Any, threads: int, folder: s
 
 
 @contextmanager
-def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[_Engine]:
+def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
