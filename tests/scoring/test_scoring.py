@@ -15,7 +15,7 @@ from torch import nn
 import puma
 from puma.attacks.deepfool import deepfool
 from puma.data.tensors import read_batch
-from puma.errors import ModelError, ResumeError, UsageError
+from puma.errors import DataError, ModelError, ResumeError, UsageError
 from puma.io import lock
 from puma.margins import part_path
 from puma.scoring import score_margins
@@ -251,3 +251,42 @@ def test_what_is_not_logits_is_refused(model, pool) -> None:
 class Tuple(Batchy):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.inner(x), x
+
+
+class Cuts(Batchy):
+    """Cuts a file short (or writes over it) at its n-th pass."""
+
+    def __init__(self, inner: nn.Module, path: Path, calls: int, size: int) -> None:
+        super().__init__(inner)
+        self.path, self.calls, self.size = path, calls, size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls -= 1
+        if not self.calls:
+            with self.path.open("r+b") as file:
+                file.truncate(self.size or self.path.stat().st_size)
+                file.write(b"PK")
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("size", [3000, 0], ids=["truncated", "overwritten"])
+def test_a_source_that_changes_while_it_is_scored_is_named(model, pool, tmp_path, size) -> None:
+    path = tmp_path / "made.npz"
+    np.savez(path, image=pool.read(slice(None)), label=pool.labels)
+    data = path.read_bytes()
+
+    def scored(name: str, calls: int) -> None:
+        found = puma.Pool([puma.load_dataset(path)])
+        cuts = Cuts(model, path, calls, size).eval()
+        puma.score_margins(cuts, found, mode="fast", out=tmp_path / name, part_rows=300, batch_size=100)
+
+    scored("whole", 0)
+    with pytest.raises(DataError, match=r"made\.npz has been changed since it was opened") as caught:
+        scored("cut", 20)
+    assert caught.value.exit_code == 3
+    kept = part_bytes(tmp_path / "cut")
+    assert kept
+    path.write_bytes(data)
+    scored("cut", 0)
+    assert part_bytes(tmp_path / "cut") == part_bytes(tmp_path / "whole")
+    assert {name: part_bytes(tmp_path / "cut")[name] for name in kept} == kept
