@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -59,6 +60,17 @@ def test_real_images_of_32_pixels_with_the_unet(cifar10_dir: Path, tmp_path: Pat
     assert settings["model"]["config"]["network"] == "unet"
     assert settings["model"]["config"]["precision"] == "bf16"
     assert (settings["generator"]["sampler"]["guidance"], settings["generator"]["sampler"]["churn"]) == (2.0, 1.0)
+
+
+def test_dry_run_says_what_it_will_cost_and_makes_nothing(tmp_path: Path) -> None:
+    text = _puma("digits", "--count", 1000, "--out", tmp_path / "made.npz", "--dry-run", *TINY)
+    assert re.search(r"training  2 steps of 256, [\d,]+ parameters: about \d+ s on cpu", text)
+    assert re.search(r"sampling  1,000 images: about \d+ s, 0.1 MB", text)
+    assert not list(tmp_path.iterdir())
+    _puma("digits", "--count", 5, "--out", tmp_path / "made.npz", *TINY)
+    model = ["--model", tmp_path / "made.diffusion", "--out", tmp_path / "more.npz"]
+    assert "sampling  9 images" in _puma(*model, "--count", 9, "--dry-run")
+    assert not (tmp_path / "more.npz").exists()
 
 
 def test_config_file_and_flags(tmp_path: Path) -> None:

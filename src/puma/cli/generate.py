@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from puma.cli.options import Config, Device, Quiet, Seed, Threads
-from puma.cli.output import echo
+from puma.cli.options import Config, Device, DryRun, Quiet, Seed, Threads
+from puma.cli.output import duration, echo
 from puma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def generate(
     threads: Threads = 0,
     seed: Seed = 0,
     config: Config = None,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Make labelled synthetic images: train a small diffusion model on SOURCE, then sample from it.
@@ -75,7 +77,7 @@ def generate(
     from puma.generation import generate as train_and_sample
     from puma.generation.config import validated
     from puma.generation.quality import check_comparable
-    from puma.generation.sampling import diffusion_sampler
+    from puma.generation.sampling import diffusion_sampler, estimate_cost, sampling_seconds
     from puma.training.recipe import parse_changes
 
     _check_origin(source, model, diffusers, eval_data)
@@ -94,26 +96,34 @@ def generate(
     if real is not None and test is not None:
         check_comparable(real, test)
     if model is not None or diffusers is not None:
-        sampler = (
-            diffusion_sampler(Diffusion.load(model).to(on), seed, sampler_config)
+        generator = (
+            Diffusion.load(model).to(on)
             if model is not None
             else _pipeline(str(diffusers), on, classes, class_ids, seed=seed, prompt=prompt, size=size, options=changes)
         )
-        generate_from(sampler, count, out=out, config=sampler_config, progress=not quiet)
+        if dry_run:
+            sampler = (
+                diffusion_sampler(generator, seed, sampler_config) if isinstance(generator, Diffusion) else generator
+            )
+            return _echo_cost(count, sampling_seconds(sampler, count, batch_size), math.prod(sampler.image_shape))
+        generate_from(generator, count, out=out, config=sampler_config, seed=seed, progress=not quiet)
     elif real is not None:
+        diffusion = diffusion_config(real.image_shape, preset, **changes)
+        if dry_run:
+            cost = estimate_cost(real, count, diffusion, sampler_config, on)
+            training = f"{diffusion.steps:,} steps of {diffusion.batch_size}, {cost['parameters']:,} parameters"
+            echo(f"training  {training}: about {duration(cost['training_seconds'])} on {on}")
+            return _echo_cost(count, cost["sampling_seconds"], math.prod(real.image_shape))
         train_and_sample(
-            real,
-            count,
-            out=out,
-            config=diffusion_config(real.image_shape, preset, **changes),
-            sampler=sampler_config,
-            seed=seed,
-            device=on,
-            progress=not quiet,
+            real, count, out=out, config=diffusion, sampler=sampler_config, seed=seed, device=on, progress=not quiet
         )
     echo(f"{count:,} images in {out}\nhow they were made is in {out.with_suffix('.diffusion')}")
     if real is not None and test is not None:
         _measure(real, test, out)
+
+
+def _echo_cost(count: int, seconds: float, image_bytes: int) -> None:
+    echo(f"sampling  {count:,} images: about {duration(seconds)}, {count * image_bytes / 1e6:,.1f} MB")
 
 
 def _check_origin(source: str | None, model: Path | None, diffusers: str | None, eval_data: str | None) -> None:

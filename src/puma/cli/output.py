@@ -18,6 +18,18 @@ def echo(text: object = "", *, err: bool = False) -> None:
     typer.echo(printable(text), err=err)
 
 
+def duration(seconds: float) -> str:
+    """A time as a person says it.
+
+    >>> duration(17.2), duration(5400), duration(1.4e6)
+    ('17 s', '1.5 h', '16.2 days')
+    """
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size or (unit == "h" and seconds >= size):
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", left: int = 1) -> None:
     """Print rows of values; the first ``left`` columns are texts, the others numbers. Nothing is read as markup."""
     from rich.box import SIMPLE

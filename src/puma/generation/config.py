@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,10 +40,10 @@ class DiffusionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: Literal["mlp", "unet"] = "mlp"
-    width: int = Field(default=192, ge=8)
-    blocks: int = Field(default=3, ge=1)
-    multipliers: tuple[int, ...] = Field(default=(1, 2, 2), min_length=1)
-    attention: tuple[int, ...] = (16, 8)
+    width: int = Field(default=192, ge=8, le=4096)
+    blocks: int = Field(default=3, ge=1, le=64)
+    multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(default=(1, 2, 2), min_length=1, max_length=8)
+    attention: tuple[int, ...] = Field(default=(16, 8), max_length=8)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     steps: int = Field(default=1600, ge=1)
     batch_size: int = Field(default=256, ge=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,8 +21,8 @@ from torch import Tensor
 from puma._version import __version__
 from puma.checkpoints import load_state, pack, save_state, unpack
 from puma.data.source import Source
-from puma.devices import processor
-from puma.errors import CheckError, ModelError
+from puma.devices import processor, warn_slow_bf16
+from puma.errors import CheckError, ModelError, UsageError
 from puma.generation.augment import augment
 from puma.generation.config import DiffusionConfig, validated
 from puma.generation.edm import Denoiser, loss, sample_sigma
@@ -96,11 +97,14 @@ class Diffusion:
         path = Path(folder) / "model.safetensors"
         tensors, meta = load_tensors(path, SCHEMA)
         try:
-            height, width, channels = meta["image_shape"]
+            height, width, channels = (int(size) for size in meta["image_shape"])
             config = validated(DiffusionConfig, meta["config"])
             names, made_from = tuple(str(name) for name in meta["class_names"]), dict(meta["made_from"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{path} is not a diffusion model's", why=repr(error)) from None
+            with torch.device("meta"):  # shapes only: what a forged configuration asks for costs no memory
+                planned = build_denoiser(config, (height, width, channels), len(names))
+            load_weights(planned, {name: tensor.to("meta") for name, tensor in tensors.items()}, path)
+        except (UsageError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ModelError(f"{path} has a configuration that builds no diffusion model", why=str(error)) from None
         denoiser = build_denoiser(config, (height, width, channels), len(names))
         load_weights(denoiser, tensors, path)
         return cls(denoiser.eval().requires_grad_(False), config, (height, width, channels), names, made_from)
@@ -160,6 +164,7 @@ def train_diffusion(
         "processor": processor(device),
         "threads": torch.get_num_threads(),
     }
+    warn_slow_bf16(config.precision, device)
     checkpoints = folder / "checkpoints"
     with lock(folder):
         claim_folder(folder, settings, environment=environment, schema=SCHEMA)
@@ -189,6 +194,17 @@ def train_diffusion(
     return model.to(device)
 
 
+def training_seconds(real: Source, config: DiffusionConfig, device: torch.device | str) -> float:
+    """Estimated time of a training on this device: that of one (on a CPU smaller) step, scaled up."""
+    training = _Training(real, config, 0, torch.device(device))
+    small = min(config.batch_size, training.micro_batch)
+    training.config = config.model_copy(update={"batch_size": small})
+    training.take_step()
+    started = time.perf_counter()
+    training.take_step()
+    return (time.perf_counter() - started) * config.steps * config.batch_size / small
+
+
 class _Training:
     """Weights, moving average and optimiser of a training, and its step; batch k is a function of (seed, k)."""
 
@@ -203,7 +219,7 @@ class _Training:
         if config.compile and device.type == "cuda":
             self.denoiser.network.compile()
         self.optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=config.learning_rate, fused=True)
-        self._micro_batch = _MICRO_BATCH if config.network == "unet" and device.type == "cpu" else config.batch_size
+        self.micro_batch = _MICRO_BATCH if config.network == "unet" and device.type == "cpu" else config.batch_size
 
     def take_step(self) -> float:
         """One optimiser step; returns its loss.
@@ -229,8 +245,8 @@ class _Training:
         with torch.random.fork_rng(devices=cards, enabled=config.dropout > 0):
             if config.dropout > 0:
                 torch.manual_seed(torch_seed(self.seed, Stream.STEP, step, 2))
-            for start in range(0, len(images), self._micro_batch):
-                rows = slice(start, start + self._micro_batch)
+            for start in range(0, len(images), self.micro_batch):
+                rows = slice(start, start + self.micro_batch)
                 vector = None if applied is None else applied[rows]
                 losses = loss(self.denoiser, images[rows], labels[rows], sigma[rows], noise[rows], vector)
                 value = losses.sum() / len(images)

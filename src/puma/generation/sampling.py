@@ -5,7 +5,9 @@ Image k depends on the sampler's settings and on k only, never on how many are s
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +20,10 @@ from torch import Tensor
 
 from puma.data.npz import read_comment, write_npz
 from puma.data.source import Source
+from puma.devices import warn_slow_bf16
 from puma.errors import DataError, ResumeError, UsageError
 from puma.generation.config import DiffusionConfig, SamplerConfig, diffusion_config
-from puma.generation.diffusion import Diffusion, train_diffusion
+from puma.generation.diffusion import Diffusion, build_denoiser, train_diffusion, training_seconds
 from puma.generation.edm import Churn, guided, sample, schedule
 from puma.generation.networks import check_network
 from puma.io import Shards, lock, require_same_settings, sha256_file, spans, write_json, write_text
@@ -55,6 +58,7 @@ def diffusion_sampler(model: Diffusion, seed: int = 0, config: SamplerConfig | N
     """
     settings = config or SamplerConfig()
     check_sampler(settings, model.config.label_dropout)
+    warn_slow_bf16(model.config.precision, model.device)
 
     def pixels(indices: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
         return to_pixels(sample_images(model, indices, labels, seed=seed, config=settings))
@@ -175,6 +179,39 @@ def generate_from(
             write_json(folder / "generated.json", read_comment(out))
             shutil.rmtree(folder / "shards", ignore_errors=True)
     return out
+
+
+def estimate_cost(
+    real: Source, count: int, config: DiffusionConfig, sampler: SamplerConfig, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """What `generate` will cost on this device, measured on a step and a few images in a few seconds.
+
+    Returns:
+        ``parameters`` of the network, ``training_seconds``, ``sampling_seconds``, and ``bytes`` of the images.
+    """
+    check_trainable(real, config)
+    with torch.random.fork_rng(devices=[]):
+        denoiser = build_denoiser(config, real.image_shape, real.num_classes).eval().to(device)
+    untrained = Diffusion(denoiser, config, real.image_shape, tuple(real.class_names), {})
+    return {
+        "parameters": sum(weight.numel() for weight in denoiser.parameters()),
+        "training_seconds": training_seconds(real, config, device),
+        "sampling_seconds": sampling_seconds(diffusion_sampler(untrained, 0, sampler), count, sampler.batch_size),
+        "bytes": count * math.prod(real.image_shape),
+    }
+
+
+def sampling_seconds(sampler: Sampler, count: int, batch_size: int) -> float:
+    """Estimated time of sampling ``count`` images: that of a few, or of a batch where these are quick."""
+    seconds, few = 0.0, np.arange(0)
+    for size in (4, batch_size):
+        few = np.arange(min(count, size), dtype=np.int64)
+        started = time.perf_counter()
+        sampler.sample(few, condition_labels(few, len(sampler.class_names)))
+        seconds = time.perf_counter() - started
+        if seconds > 0.5:
+            break
+    return seconds * count / len(few)
 
 
 @torch.inference_mode()
