@@ -20,8 +20,7 @@ from puma.strategies import STRATEGIES, make_plan, registry
 from puma.strategies.context import Selection, SelectionContext
 from puma.strategies.features import extrapolate, read_features
 from puma.strategies.selectors import duplicate_scores
-from puma.study.cells import more_than_margins
-from puma.study.spec import Cell
+from puma.study.spec import RunSpec
 
 MARGIN = [0.20, 0.03, -0.05, 0.10]  # real
 MARGIN += [0.10, 0.02, -0.01, 0.06, 0.04, -0.03, 0.08, 0.03]  # class 0: rows 4-11
@@ -337,7 +336,7 @@ def test_the_example_of_a_new_strategy_works(place: str, monkeypatch: pytest.Mon
     assert dropped(made) == {7, 9, 12, 13}
     np.testing.assert_array_equal(made.eps, eps_of([0.08] * 20, {7, 9, 12, 13}))
     # a study joins a table of scores only for a strategy that says it needs one
-    assert more_than_margins(Cell("loudest", (), 0.25, 0, "digits", None))
+    assert RunSpec("loudest", (), 0.25, 0, "digits", None).needs_snapshots
 
 
 def test_every_strategy_is_described() -> None:

@@ -41,6 +41,6 @@ def small_study(folder: Path, **changes: Any) -> StudyFolder:
 def outcome(study: StudyFolder) -> list[Any]:
     """Everything a study found out, apart from times and where its recipe file lies."""
     rows = [{**row, "recipe": Path(row["recipe"]).name} for row in collect(study)]
-    shares = [study.result(f"mislabelled-{cell.key}") for cell in study.spec.cells()]
-    margins = MarginTable.read(study.margin_folder(None))
+    shares = [study.result(f"mislabelled-{run.key}") for run in study.spec.runs()]
+    margins = MarginTable.read(study.path / "margins")
     return [rows, [share and share["share"] for share in shares], margins.fingerprint]

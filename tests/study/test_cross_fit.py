@@ -6,7 +6,7 @@ import pytest
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.margins import MarginTable, Status
-from puma.study.margins import average, split_folds
+from puma.study.stages import average, split_folds
 
 
 def table(margin: list[float], status: list[Status] | None = None, model: str = "a") -> MarginTable:

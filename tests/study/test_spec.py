@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import date
 from importlib.resources import files
 from typing import Any
 
 import pytest
 
 from puma.errors import ResumeError, UsageError
-from puma.study.folder import StudyFolder, to_toml
+from puma.io import toml_text
+from puma.study.folder import StudyFolder
 from puma.study.spec import StudySpec
 
 
@@ -24,23 +26,23 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 def test_cells_are_every_combination_once_and_seed_by_seed() -> None:
-    cells = StudySpec.parse(settings()).cells()
+    runs = StudySpec.parse(settings()).runs()
     # none prunes nothing, so its prune fractions fall together
-    assert [(c.strategy, c.prune_fraction, c.seed) for c in cells] == [
+    assert [(c.strategy, c.prune_fraction, c.seed) for c in runs] == [
         ("none", 0.0, 0), ("puma", 0.3, 0), ("puma", 0.6, 0), ("none", 0.0, 1), ("puma", 0.3, 1), ("puma", 0.6, 1),
     ]  # fmt: skip
 
 
-def test_lists_of_parameters_expand_and_repeated_blocks_do_not_repeat_cells() -> None:
+def test_lists_of_parameters_expand_and_repeated_blocks_do_not_repeat_runs() -> None:
     grid = [
         {"strategies": [{"name": "uniform-eps", "scale": [0.5, 0.75]}]},
         {"strategies": [{"name": "uniform-eps", "scale": 0.5}], "synthetic": [100, 500]},
     ]
-    cells = StudySpec.parse(settings(grid=grid)).cells()
-    assert [(c.params, c.synthetic) for c in cells] == [
+    runs = StudySpec.parse(settings(grid=grid)).runs()
+    assert [(c.params, c.synthetic) for c in runs] == [
         ((("scale", 0.5),), None), ((("scale", 0.75),), None), ((("scale", 0.5),), 100),
     ]  # fmt: skip
-    assert len({c.key for c in cells}) == 3
+    assert len({c.key for c in runs}) == 3
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,15 @@ def test_lists_of_parameters_expand_and_repeated_blocks_do_not_repeat_cells() ->
         ({"evaluation": {"subset": 0, "checkpoints": ["first"]}}, "evaluation.subset.*evaluation.checkpoints"),
         ({"poll": 1}, "poll"),
         ({"name": "a/b"}, "name"),
+        ({"name": ".."}, "name"),
+        ({"threat": "Linf:1e400"}, "1e400"),
+        ({"grid": [{"strategies": ["none"], "seeds": [10**30]}]}, "grid.0.seeds.0"),
+        ({"grid": [{"strategies": ["none"], "seeds": [True]}]}, "grid.0.seeds.0"),
+        ({"grid": [{"strategies": ["none"], "seeds": ["none"]}]}, "grid.0.seeds.0"),
+        ({"grid": [{"strategies": [{"name": "puma", "c": float("nan")}]}]}, "parameter nan"),
+        ({"grid": [{"strategies": [{"name": "puma", "c": [[1]]}]}]}, r"parameter \[1\]"),
+        ({"grid": [{"strategies": [{"name": "puma", "c": {"a": 1}}]}]}, "parameter"),
+        ({"grid": [{"strategies": [{"name": "puma", "c": date(2026, 1, 1)}]}]}, "parameter datetime.date"),
     ],
 )
 def test_unusable_settings_are_refused_all_at_once(changes: dict[str, Any], words: str) -> None:
@@ -63,12 +74,12 @@ def test_unusable_settings_are_refused_all_at_once(changes: dict[str, Any], word
 def test_settings_survive_toml() -> None:
     grid = [{"strategies": ["none", {"name": "puma", "c": [0.25, 0.5]}], "synthetic": [100], "recipes": ["digits"]}]
     spec = StudySpec.parse(settings(grid=grid, name='a "quoted" <name>'))
-    assert StudySpec.parse(tomllib.loads(to_toml(spec))) == spec
+    assert StudySpec.parse(tomllib.loads(toml_text(spec.model_dump(exclude_none=True)))) == spec
 
 
 def test_the_packaged_demo_is_a_valid_study() -> None:
     spec = StudySpec.parse(tomllib.loads((files("puma.study") / "demo.toml").read_text()))
-    assert {cell.strategy for cell in spec.cells()} == {
+    assert {run.strategy for run in spec.runs()} == {
         "none", "random", "difficult", "easy", "puma", "puma-plus", "uniform-eps",
     }  # fmt: skip
 
@@ -76,7 +87,7 @@ def test_the_packaged_demo_is_a_valid_study() -> None:
 def test_a_folder_takes_more_cells_but_no_other_settings(tmp_path: Any) -> None:
     StudyFolder.create(StudySpec.parse(settings()), tmp_path)
     more = settings(grid=[{"strategies": ["easy"]}])
-    assert StudyFolder.create(StudySpec.parse(more), tmp_path).spec.cells()[0].strategy == "easy"
+    assert StudyFolder.create(StudySpec.parse(more), tmp_path).spec.runs()[0].strategy == "easy"
     with pytest.raises(ResumeError, match=r"Linf:0\.1.*Linf:0\.2"):
         StudyFolder.create(StudySpec.parse(settings(threat="Linf:0.2")), tmp_path)
 
@@ -90,7 +101,7 @@ def test_a_folder_takes_more_cells_but_no_other_settings(tmp_path: Any) -> None:
         ),
         ({"grid": [{"strategies": ["none"], "recipes": ["mine.toml", "./mine.toml"]}]}, "two recipes called 'mine'"),
         ({"grid": [{"strategies": ["none"], "recipes": ["b/digits.toml"]}]}, "digits and b/digits.toml"),
-        ({"grid": [{"strategies": ["puma"], "prune_fractions": [0.33333333, 0.33333334]}]}, "two cells called"),
+        ({"grid": [{"strategies": ["puma"], "prune_fractions": [0.33333333, 0.33333334]}]}, "two runs called"),
     ],
 )
 def test_names_that_would_share_a_result_are_refused(changes: dict[str, Any], words: str) -> None:

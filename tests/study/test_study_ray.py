@@ -16,8 +16,7 @@ import pytest
 from small_study import outcome, small_study
 
 from puma.errors import UsageError
-from puma.study.budget import Budget
-from puma.study.runner import run_study, work
+from puma.study.runner import Budget, run_study, work
 from puma.study.status import StudyStatus
 from puma.tasks import Workers
 from puma.training.recipe import load_recipe
@@ -73,7 +72,7 @@ def test_stated_cpus_and_gpus_a_users_mistake_and_a_time_budget(
 
     study = small_study(tmp_path / "long", **SHORT)
     endless = load_recipe(study.spec.recipe).replace(steps=1_000_000).to_toml()  # no machine finishes it in the time
-    for recipe in (Path(study.spec.recipe), study.recipe_file(study.spec.recipe)):
+    for recipe in (Path(study.spec.recipe), study.path / "recipes" / f"{Path(study.spec.recipe).stem}.toml"):
         recipe.write_text(endless)
     assert not run_study(study, Workers(ray=address), budget=Budget.of(2))
     assert StudyStatus(study).done() < 100

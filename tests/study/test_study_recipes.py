@@ -64,7 +64,7 @@ def test_the_report_pairs_each_row_with_its_own_plan_and_run(two_recipes: StudyF
 
 def test_mislabelled_shares_are_not_pooled_over_recipes(two_recipes: StudyFolder) -> None:
     rows = pq.read_table(two_recipes.path / "mislabelled.parquet").to_pylist()
-    shares = [two_recipes.result(f"mislabelled-{cell.key}")["share"] for cell in two_recipes.spec.cells()]  # type: ignore[index]
+    shares = [two_recipes.result(f"mislabelled-{run.key}")["share"] for run in two_recipes.spec.runs()]  # type: ignore[index]
     assert [row["share"] for row in rows] == shares
     assert [Path(row["recipe"]).stem for row in rows] == ["short", "short-longer", "short"]
     table = make_report(two_recipes.path).tables["mislabelled"]  # of the recipe with most settings
@@ -104,7 +104,7 @@ def test_a_study_holds_on_to_the_recipe_it_began_with(tmp_path: Path) -> None:
     (study.path / "recipes" / "short.toml").unlink()  # begun before there were copies
     recipe.write_text(shorter.to_toml())
     StudyFolder.create(study.spec, study.path)
-    assert load_recipe(study.recipe_file(study.spec.recipe)).steps == 5
+    assert load_recipe(study.path / "recipes" / f"{Path(study.spec.recipe).stem}.toml").steps == 5
 
 
 def test_tables_say_who_wrote_them_and_from_what(two_recipes: StudyFolder) -> None:
@@ -118,8 +118,8 @@ def test_tables_say_who_wrote_them_and_from_what(two_recipes: StudyFolder) -> No
         assert told["fingerprints"]["study.toml"] == sha256_file(two_recipes.path / "study.toml")
         assert len(set(told["fingerprints"]["recipes"].values())) == 2
         assert told["fingerprints"]["margins"] == margins["fingerprints"]
-    cell = two_recipes.spec.cells()[0]
-    plan = Plan.read(two_recipes.plan_file(cell)).meta
+    run = two_recipes.spec.runs()[0]
+    plan = Plan.read(two_recipes.plan_file(run)).meta
     assert margins["fingerprints"] == {"pool": plan["pool"]["fingerprint"], "table": plan["table"]}
 
 

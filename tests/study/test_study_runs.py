@@ -19,10 +19,9 @@ from small_study import outcome, small_study
 
 from puma.errors import UsageError
 from puma.margins import MarginTable
-from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
 from puma.study.results import collect, write_results
-from puma.study.runner import run_study, work
+from puma.study.runner import Budget, run_study, work
 from puma.study.status import StudyStatus, grid
 from puma.tasks import Workers
 from puma.tradeoff.tables import read_flags
@@ -42,7 +41,7 @@ def start(study: StudyFolder, *options: str) -> subprocess.Popen[bytes]:
 
 
 def at_work(study: StudyFolder, pid: int) -> bool:
-    """Whether a process holds one of the study's pieces."""
+    """Whether a process holds one of the study's tasks."""
     return any(path.read_text().startswith(f"pid {pid} ") for path in (study.path / "done").glob(".*.lock"))
 
 
@@ -97,12 +96,11 @@ def test_a_study_goes_on_elsewhere_from_its_small_files(finished: StudyFolder, t
     before, after = collect(finished), collect(study)
     assert [row["strategy"] for row in after] == ["none", "puma", "random"]
     assert [{**row, "recipe": ""} for row in after[:2]] == [{**row, "recipe": ""} for row in before]
-    assert not (study.path / "runs" / study.spec.cells()[0].key).exists()  # its figures were carried over
+    assert not (study.path / "runs" / study.spec.runs()[0].key).exists()  # its figures were carried over
     write_results(study)
     assert len(read_flags(study.path / "flags.parquet")) == 3  # two carried over, one from its run
     assert (
-        MarginTable.read(study.margin_folder(None)).fingerprint
-        == MarginTable.read(finished.path / "margins").fingerprint
+        MarginTable.read(study.path / "margins").fingerprint == MarginTable.read(finished.path / "margins").fingerprint
     )
 
 

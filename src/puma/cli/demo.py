@@ -22,16 +22,16 @@ def demo(
     prune_fraction: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the synthetic images that is pruned.")
     ] = 0.6,
-    eps: Annotated[str, typer.Option(help="Radius of the Linf threat model: a number or a fraction.")] = "0.2",
+    eps: Annotated[str, typer.Option(help="Eps of the Linf threat model: a number or a fraction.")] = "0.2",
     jobs: Jobs = 2,
     config: Config = None,
     quiet: Quiet = False,
 ) -> None:
     """See PUMA at work on real images, without network, in about four minutes of two idle cores.
 
-    On scikit-learn's digits (1,797 images of 8x8): trains a diffusion model and draws 10,000 synthetic images, trains a
-    robust margin model, measures every image's margin with DeepFool, makes a plan for each strategy, trains each plan
-    adversarially with the same recipe and the same number of steps, judges each network with AutoAttack, and draws
+    On scikit-learn's digits (1,797 images of 8x8): trains a diffusion model and samples 10,000 synthetic images, trains
+    a robust margin model, measures every image's margin with DeepFool, makes a plan for each strategy, trains each plan
+    adversarially with the same recipe and the same number of steps, evaluates each network with AutoAttack, and writes
     OUT/report.html. Stop it at any time and run it again: it goes on, and repeats nothing that was finished.
     """
     import tomllib
@@ -50,4 +50,7 @@ def demo(
     settings["threat"] = f"Linf:{parse_eps(eps):g}"
     folder = StudyFolder.create(StudySpec.parse(settings, "puma demo"), out)
     run_here(folder, jobs, None, quiet)
+    from puma.report.conclusion import verdict
+
+    echo(f"\n{verdict(out)}\n")
     echo(f"took     {(time.monotonic() - started) / 60:.1f} min")

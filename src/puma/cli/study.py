@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from puma.cli.options import Address, Engine, Jobs, Quiet
+from puma.cli.output import echo
 from puma.errors import UsageError
 
 if TYPE_CHECKING:
-    from puma.study.budget import Budget
     from puma.study.folder import StudyFolder
+    from puma.study.runner import Budget
 
 study_app = typer.Typer(help="Compare strategies: many runs with one frozen recipe.", no_args_is_help=True)
 
@@ -37,13 +38,13 @@ def run(
     ] = False,
     worker: Annotated[int, typer.Option(min=0, help="With --num-workers: which of them this is.")] = 0,
     num_workers: Annotated[
-        int, typer.Option(min=1, help="Split the cells by number, where file locks do not reach other machines.")
+        int, typer.Option(min=1, help="Split the runs by number, where file locks do not reach other machines.")
     ] = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Run a study to its end: images, margins, every cell, results.parquet and report.html.
+    """Run a study to its end: images, margins, every run, results.parquet and report.html.
 
-    Stop it in any way and run the same command again: nothing that was finished is repeated. Cells may be added to the
+    Stop it in any way and run the same command again: nothing that was finished is repeated. Runs may be added to the
     file later. An example, complete:
 
       name = "digits"
@@ -60,9 +61,8 @@ def run(
 
       grid = [{ strategies = ["none", "puma"], prune_fractions = [0.6], seeds = [0, 1, 2] }]
     """
-    from puma.study.budget import Budget
     from puma.study.folder import StudyFolder
-    from puma.study.runner import run_study, work
+    from puma.study.runner import Budget, run_study, work
     from puma.study.spec import StudySpec
     from puma.tasks import Workers
 
@@ -110,7 +110,7 @@ def conclude(folder: StudyFolder, done: bool, write: bool = True) -> None:
             f"`puma study run {folder.path}` goes on from here",
             f"`puma report {folder.path}` shows it so far",
         )
-        typer.echo(f"time budget spent; {go_on}, {look}", err=True)
+        echo(f"time budget spent; {go_on}, {look}", err=True)
     elif write:
         finish(folder)
 
@@ -126,7 +126,7 @@ def finish(folder: StudyFolder) -> None:
     results = write_results(folder)
     report = write_report(folder.path)
     Console().print(results_table(collect(folder)))
-    typer.echo(f"results  {results}\nreport   {report}")
+    echo(f"results  {results}\nreport   {report}")
 
 
 @study_app.command("status")
@@ -136,16 +136,18 @@ def status(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -
 
     from puma.cli.tables import GRID_LEGEND, grid_table
     from puma.study.folder import StudyFolder
-    from puma.study.status import StudyStatus, grid
+    from puma.study.status import StudyStatus, eps_warnings, grid
 
     study = StudyFolder.open(folder)
     lines = grid(study)
     Console().print(grid_table(lines))
-    typer.echo(GRID_LEGEND)
+    echo(GRID_LEGEND)
     running = sum(state == "running" for line in lines for state in line.states.values())
     counter = StudyStatus(study, max(1, running))
-    at_work = f"{running} at work" if running else "nobody is at work"
-    typer.echo(f"{counter.done()} % finished: {counter.summary()}; {at_work}")
+    at_work = f"{running} running" if running else "no process is running"
+    echo(f"{counter.done()} % finished: {counter.summary()}; {at_work}")
+    for warning in eps_warnings(study):
+        echo(f"warning: {warning}")
 
 
 def parse_time(text: str) -> float:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 def results_table(rows: list[dict[str, Any]]) -> Table:
     """Results of a study, one line per strategy and checkpoint (means over seeds), within 80 columns."""
-    judged = ", ".join(sorted({f"{row['n_test']:,}" for row in rows}))
-    standard = any(row["robust_accuracy"] is not None for row in rows)
-    column, attack = ("robust_accuracy", "AutoAttack standard") if standard else ("apgd_accuracy", "APGD-CE")
+    column = next((name for name in _ATTACKS if any(row.get(name) is not None for row in rows)), "apgd_accuracy")
+    attack, size = _ATTACKS[column]
+    images = ", ".join(sorted({f"{row[size]:,}" for row in rows if row.get(column) is not None}))
     several = len({row["seed"] for row in rows}) > 1
     remark = "means over seeds; intervals: see the report" if several else "95 % interval"
-    title = f"robust: {attack} on {judged} test images, {remark}"
+    title = f"robust: {attack} on {images} test images, {remark}"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     shown = [
         name for name in ("pool", "recipe", "prune_fraction", "checkpoint") if len({row[name] for row in rows}) > 1
@@ -43,11 +43,16 @@ def results_table(rows: list[dict[str, Any]]) -> Table:
             f"{first['kept']:,}",
             f"{sum(row['mean_eps'] for row in group) / count:.3f}",
             f"{sum(row['clean_accuracy'] for row in group) / count:.1%}",
-            _accuracy([row[column] for row in group], None if several else first["n_test"]),
+            _accuracy([row[column] for row in group], None if several else first[size]),
         )
     return table
 
 
+_ATTACKS = {
+    "robust_accuracy": ("AutoAttack standard", "n_test"),
+    "apgd_accuracy": ("APGD-CE", "n_test"),
+    "pgd_accuracy": ("CE + CW PGD", "n_pgd"),
+}
 _HEADS = {"pool": "pool", "recipe": "recipe", "prune_fraction": "prune", "checkpoint": "model"}
 _HOW: dict[str, Callable[[Any], str]] = {
     "pool": lambda pool: f"{sum(map(int, re.findall(r'[(]([0-9]+)[)]', pool))):,}",
@@ -55,15 +60,15 @@ _HOW: dict[str, Callable[[Any], str]] = {
     "prune_fraction": lambda share: f"{share:g}",
     "checkpoint": str,
 }
-_MARKS = {"finished": "x", "judging": "/", "running": "o", "waiting": "."}
-GRID_LEGEND = "x finished, / being judged, o running, . waiting; accuracies: means over finished seeds"
+_MARKS = {"finished": "x", "evaluating": "/", "running": "o", "waiting": "."}
+GRID_LEGEND = "x finished, / being evaluated, o running, . waiting; accuracies: means over finished seeds"
 
 
 def grid_table(lines: list[Line]) -> Table:
     """The grid of a study: a line per strategy, a column per seed."""
     seeds = sorted({seed for line in lines for seed in line.states if seed is not None})
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("piece, strategy by seed")
+    table.add_column("task, strategy by seed")
     for seed in seeds:
         table.add_column(str(seed), justify="center", no_wrap=True)
     table.add_column("clean", justify="right", no_wrap=True)

@@ -1,10 +1,20 @@
-"""Work through a study's tasks: in one process, in several, or on Ray; any number of processes may share a folder."""
+"""The tasks of a study, and working through them: in one process, in several, or on Ray.
+
+Any number of processes may share a study's folder. A task reads what earlier tasks left there. It is held by a lock
+while it runs; a process that dies in any way gives up its lock, and another one goes on from its last checkpoint.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -17,22 +27,75 @@ from puma._version import __version__
 from puma.errors import BusyError
 from puma.io import lock
 from puma.progress import Progress
-from puma.study.budget import Budget
 from puma.study.folder import StudyFolder
-from puma.study.status import StudyStatus
+from puma.study.status import StudyStatus, eps_warnings
 from puma.study.tasks import Task, study_tasks
 from puma.tasks import Workers, require_shared, run_tasks
 
+logger = logging.getLogger("puma")
 _WAIT_S = 0.5
+
+
+class Budget:
+    """Time until which work may go on.
+
+    Args:
+        until: seconds since the epoch, a clock that all machines share; None for ever.
+
+    >>> Budget(0.0).spent, Budget().spent
+    (True, False)
+    """
+
+    def __init__(self, until: float | None = None) -> None:
+        self.until = until
+        self._stopped = False
+
+    @classmethod
+    def of(cls, seconds: float | None) -> Budget:
+        """A budget of so many seconds from now; None for no end."""
+        return cls(None if seconds is None else time.time() + seconds)
+
+    @property
+    def spent(self) -> bool:
+        """Whether the time is over."""
+        return self._stopped or (self.until is not None and time.time() >= self.until)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Stop the work inside when the time is over, and go on behind it; for the main thread only.
+
+        Training answers SIGTERM with a checkpoint, the other engines keep what they have finished; both then end the
+        process with SystemExit, which ends here if the budget was the reason.
+        """
+        if self.until is None:
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, _terminated)
+        timer = threading.Timer(max(self.until - time.time(), 0), self._stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except SystemExit:
+            if not self._stopped:  # somebody else's SIGTERM
+                raise
+        finally:
+            timer.cancel()
+            signal.signal(signal.SIGTERM, before)
+
+    def _stop(self) -> None:
+        self._stopped = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def work(
     study: StudyFolder, *, worker: int = 0, num_workers: int = 1, budget: Budget | None = None, show: bool = False
 ) -> bool:
     """Run what is left of a study and return when all of it is finished, by whomever.
-
-    Each task is held by a lock while it runs. A process that dies in any way loses its lock with its life, and its task
-    is taken over from where its last checkpoint is.
 
     Args:
         study: the study; its folder may be shared with other processes.
@@ -114,12 +177,12 @@ def _run_named(folder: str, until: float | None, show: bool, name: str) -> bool:
 
 
 def forget_lost(study: StudyFolder, tasks: list[Task]) -> None:
-    """Have finished tasks done again whose files are gone, where a task that is left needs them.
+    """Forget finished tasks whose files are gone, where a task that is left needs them.
 
-    So a study goes on elsewhere from its small files alone: what it found out is not repeated.
+    So a study goes on elsewhere from its small files alone, and no result is computed again.
     """
     by_name = {task.name: task for task in tasks}
-    for task in reversed(tasks):  # a task comes after what it needs, so what is forgotten here is seen further on
+    for task in reversed(tasks):  # a task comes after those it needs
         if study.result(task.name) is None:
             for need in (by_name[name] for name in task.needs):
                 if need.leaves is not None and not need.leaves.exists():
@@ -127,10 +190,10 @@ def forget_lost(study: StudyFolder, tasks: list[Task]) -> None:
 
 
 def run_task(study: StudyFolder, task: Task, show: bool) -> dict[str, Any]:
-    """Run one task now and record what it gave, where and by which code.
+    """Run one task now and record its result, where it ran and by which code.
 
     Raises:
-        ResumeError: a recipe of the study has changed since it began; a file can be edited at any time.
+        ResumeError: a recipe of the study has changed since it began; files can be edited at any time.
     """
     study.freeze_recipes()
     started = time.monotonic()
@@ -138,7 +201,11 @@ def run_task(study: StudyFolder, task: Task, show: bool) -> dict[str, Any]:
     seconds = time.monotonic() - started
     where = {"host": socket.gethostname(), "threads": torch.get_num_threads()}
     code = {"torch": torch.__version__, "numpy": np.__version__, "puma": __version__, "commit": commit()}
+    before = set(eps_warnings(study))
     study.finish(task.name, {**result, "seconds": seconds, **where, **code})
+    for warning in eps_warnings(study):
+        if warning not in before:  # as soon as the first runs show it
+            logger.warning("%s: %s", study.spec.name, warning)
     return result
 
 
@@ -150,10 +217,10 @@ def commit(package: Path = Path(__file__).parents[1]) -> str | None:
         return None  # installed; a repository that only holds the environment is not ours
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        told = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=10, check=True)
+        described = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None  # no git, or it does not trust the folder: not worth a study
-    return told.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
 def _try(study: StudyFolder, task: Task, show: bool) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from puma.attacks.deepfool import Mode
 from puma.errors import UsageError
+from puma.io import read_toml
 from puma.strategies import get_strategy
 from puma.threat import ThreatModel
 
@@ -55,7 +56,7 @@ class MarginSettings(_Settings):
     models: int = Field(
         default=1, ge=1, description="Margin models per fold; a margin is the mean over those that score the image."
     )
-    seed: int = Field(default=1000, ge=0, description="Seed of the margin models; cells use other ones.")
+    seed: int = Field(default=1000, ge=0, description="Seed of the margin models; runs use other ones.")
 
 
 class EvaluationSettings(_Settings):
@@ -89,13 +90,13 @@ class EvaluationSettings(_Settings):
 
 
 class Grid(_Settings):
-    """A block of cells: every combination of its lists."""
+    """A block of runs: every combination of its lists."""
 
     strategies: list[str | dict[str, Any]] = Field(
         description='Names, or tables such as {name = "puma", c = [0.25, 0.5]}.'
     )
     prune_fractions: list[Annotated[float, Field(ge=0, lt=1)]] = [0.3]
-    seeds: list[Annotated[int, Field(ge=0)]] = [0]
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63, strict=True)]] = [0]
     recipes: list[str] | None = Field(default=None, description="Instead of the study's recipe.")
     standard: bool = Field(
         default=True, description="With evaluation.screen: whether evaluation.attack is run as well."
@@ -109,7 +110,7 @@ class Grid(_Settings):
 class StudySpec(_Settings):
     """A whole study; see ``puma study run --help`` for an example."""
 
-    name: str = Field(pattern=r"^[^/\x00]{1,80}$")
+    name: str = Field(pattern=r"^[^/\x00-\x1f]{0,79}[^./\x00-\x1f]$")
     threat: str
     recipe: str
     pool: PoolSettings
@@ -120,7 +121,7 @@ class StudySpec(_Settings):
 
     @property
     def threat_model(self) -> ThreatModel:
-        """The threat model that all cells train for and are judged by."""
+        """The threat model that all runs train for and are evaluated under."""
         return ThreatModel.parse(self.threat)
 
     @classmethod
@@ -130,20 +131,14 @@ class StudySpec(_Settings):
         Raises:
             UsageError: it cannot be read; all problems with its settings, in one message.
         """
-        try:
-            values = tomllib.loads(Path(path).read_text())
-        except FileNotFoundError:
-            raise UsageError(f"study file {path} does not exist") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"cannot read study file {path}", why=str(error)) from None
-        return cls.parse(values, str(path))
+        return cls.parse(read_toml(path), str(path))
 
     @classmethod
     def parse(cls, values: dict[str, Any], origin: str = "study") -> StudySpec:
         """Check settings, strategies and threat model.
 
         Raises:
-            UsageError: all problems with the settings, in one message; two recipes or cells of one name.
+            UsageError: all problems with the settings, in one message; two recipes or runs of one name.
         """
         try:
             spec = cls.model_validate(values)
@@ -151,53 +146,53 @@ class StudySpec(_Settings):
             problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             raise UsageError(f"{origin} has unusable settings", why="; ".join(problems)) from None
         _ = spec.threat_model
-        for cell in spec.cells():
-            rule = get_strategy(cell.strategy)
+        for run in spec.runs():
+            rule = get_strategy(run.strategy)
             made = {name: None for name in rule.parameters if name == "features"}  # the study makes those itself
-            rule.resolve(made | dict(cell.params))
+            rule.resolve(made | dict(run.params))
         spec._refuse_equal_names(origin)
         return spec
 
     @property
     def recipes(self) -> list[str]:
-        """The recipes of margin models and cells, each once."""
-        return list(dict.fromkeys([self.recipe, *(cell.recipe for cell in self.cells())]))
+        """The recipes of margin models and runs, each once."""
+        return list(dict.fromkeys([self.recipe, *(run.recipe for run in self.runs())]))
 
     def _refuse_equal_names(self, origin: str) -> None:
-        """Two recipes or cells of one name would share one folder, and the second take the first's result."""
+        """Two recipes or runs of one name would share one folder, and the second take the first's result."""
         recipes: dict[str, str] = {}
         for recipe in self.recipes:
             if (other := recipes.setdefault(Path(recipe).stem, recipe)) != recipe:
                 raise UsageError(
                     f"{origin} has two recipes called {Path(recipe).stem!r}",
-                    why=f"{other} and {recipe}: a cell's name, and so its result, holds only that part of a recipe's",
+                    why=f"{other} and {recipe}: a run's name, and so its result, holds only that part of a recipe's",
                     fix="rename one of the files; write one and the same file in one way",
                 )
-        cells: dict[str, Cell] = {}
-        for cell in self.cells():
-            if (twin := cells.setdefault(cell.key, cell)) != cell:
+        twins: dict[str, RunSpec] = {}
+        for run in self.runs():
+            if (twin := twins.setdefault(run.key, run)) != run:
                 raise UsageError(
-                    f"{origin} has two cells called {cell.key!r}",
-                    why=f"{twin} and {cell}",
+                    f"{origin} has two runs called {run.key!r}",
+                    why=f"{twin} and {run}",
                     fix="give them values that differ in more than their last digits or their punctuation",
                 )
 
-    def cells(self) -> list[Cell]:
-        """All cells, each once, in the order they are run: grid by grid and seed by seed inside each.
+    def runs(self) -> list[RunSpec]:
+        """All runs, each once, in the order they are run: grid by grid and seed by seed inside each.
 
         So a stopped study is balanced, and the grids that decide come first if they are written first.
         """
-        return list(dict.fromkeys(cell for grid in self.grid for cell in self._by_seed(grid)))
+        return list(dict.fromkeys(run for grid in self.grid for run in self._by_seed(grid)))
 
-    def attacked_cells(self) -> list[Cell]:
-        """The cells that ``evaluation.attack`` is run on, beside the screening attack."""
+    def attacked_runs(self) -> list[RunSpec]:
+        """The runs that ``evaluation.attack`` is run on, beside the screening attack."""
         grids = [grid for grid in self.grid if grid.standard]
-        return list(dict.fromkeys(cell for grid in grids for cell in self._by_seed(grid)))
+        return list(dict.fromkeys(run for grid in grids for run in self._by_seed(grid)))
 
-    def _by_seed(self, grid: Grid) -> list[Cell]:
-        return sorted(self._expand(grid), key=lambda cell: cell.seed)
+    def _by_seed(self, grid: Grid) -> list[RunSpec]:
+        return sorted(self._expand(grid), key=lambda run: run.seed)
 
-    def _expand(self, grid: Grid) -> Iterator[Cell]:
+    def _expand(self, grid: Grid) -> Iterator[RunSpec]:
         sizes = grid.synthetic if grid.synthetic is not None else [None]
         recipes = grid.recipes or [self.recipe]
         for entry, size, recipe, prune, seed in itertools.product(
@@ -209,13 +204,19 @@ class StudySpec(_Settings):
             if size == self.pool.synthetic:
                 size = None
             lists = [value if isinstance(value, list) else [value] for value in entry.values()]
+            for value in itertools.chain(*lists):
+                if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
+                    raise UsageError(
+                        f"strategy {name!r} has a parameter {value!r}",
+                        fix="give finite numbers or texts, or lists of them",
+                    )
             for values in itertools.product(*lists):
                 params = tuple(sorted(zip(entry, values, strict=True)))
-                yield Cell(name, params, prune if prunes else 0.0, seed, recipe, size)
+                yield RunSpec(name, params, prune if prunes else 0.0, seed, recipe, size)
 
 
 @dataclass(frozen=True)
-class Cell:
+class RunSpec:
     """One run of a study.
 
     Args:
@@ -235,6 +236,11 @@ class Cell:
     synthetic: int | None
 
     @property
+    def needs_snapshots(self) -> bool:
+        """Whether the strategy needs scores of a training run, or features."""
+        return bool(set(get_strategy(self.strategy).needs) - {"margin"})
+
+    @property
     def label(self) -> str:
         """Strategy and parameters, as ``uniform-eps(scale=0.5)``."""
         inner = ", ".join(f"{key}={value}" for key, value in self.params)
@@ -242,9 +248,9 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """The cell's folder name: unique within a study, readable, safe on every file system.
+        """The run's folder name: unique within a study, readable, safe on every file system.
 
-        >>> Cell("uniform-eps", (("scale", 0.5),), 0.0, 3, "digits", None).key
+        >>> RunSpec("uniform-eps", (("scale", 0.5),), 0.0, 3, "digits", None).key
         'uniform-eps-scale-0.5-p0-s3-digits'
         """
         parts = [self.strategy, *(f"{key}-{value}" for key, value in self.params)]

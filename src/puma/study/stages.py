@@ -1,0 +1,285 @@
+"""The stages of a study: synthetic images, margins, other scores, the reference model, runs, attacks.
+
+Each reads what earlier stages left in the study's folder and returns what is recorded in ``done/``. What an engine had
+finished before a stop it finds again by itself.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from puma.data.load import load_dataset
+from puma.data.pool import Pool
+from puma.devices import resolve_device
+from puma.evaluation import Evaluation, evaluate, mislabelled_share
+from puma.generation import diffusion_config, generate, measure
+from puma.io import write_json
+from puma.margins import MarginTable, Status
+from puma.models.networks import build_model
+from puma.models.weights import load_model
+from puma.plan import Plan
+from puma.scoring import score_margins
+from puma.scoring.embed import embed
+from puma.scoring.snapshots import load_snapshots, score_run
+from puma.strategies import get_strategy, make_plan
+from puma.strategies.counts import regime
+from puma.study.folder import StudyFolder
+from puma.study.spec import RunSpec
+from puma.training.loop import train
+from puma.training.recipe import load_recipe
+from puma.training.run import Run
+
+_REFERENCE_SEED = 2000
+_SNAPSHOTS = 10
+
+
+def make_synthetic(study: StudyFolder, show: bool) -> dict[str, Any]:
+    """Generate the study's synthetic images, if it makes its own, and measure their quality."""
+    pool = study.spec.pool
+    if not isinstance(pool.synthetic, int):
+        return {}
+    real, test = load_dataset(pool.real), load_dataset(pool.test)
+    config = diffusion_config(real.image_shape, **pool.diffusion)
+    device = resolve_device("auto")
+    generate(real, pool.synthetic, out=study.synthetic_file, config=config, seed=0, device=device, progress=show)
+    quality = measure(real, test, load_dataset(study.synthetic_file))
+    write_json(study.path / "synthetic" / "quality.json", quality)
+    return {"quality": quality}
+
+
+def score_pool(study: StudyFolder, synthetic: int | None, show: bool) -> dict[str, Any]:
+    """Train the margin models on a pool (one per fold, or several) and measure the margin of every image in it."""
+    settings, folder, pool = study.spec.margins, study.pool_folder(synthetic), load_pool(study, synthetic)
+    fold = split_folds(pool, settings.folds)
+    count = settings.folds * settings.models
+    tables, scores = [], []
+    for number in range(count):
+        unseen = fold == number % settings.folds if settings.folds > 1 else np.zeros(len(pool), dtype=bool)
+        label = f"margin model {number + 1} of {count}"
+        model = _train_full(
+            study, pool, ~unseen, folder / f"margin-model-{number}", settings.seed + number, label, show
+        )
+        out = folder / ("margins" if count == 1 else f"margins-fold-{number}")
+        norm = study.spec.threat_model.norm
+        tables.append(score_margins(_on_device(model), pool, norm=norm, mode=settings.mode, out=out, progress=show))
+        scores.append(unseen | pool.synthetic if settings.folds > 1 else ~unseen)
+    table = tables[0]
+    if count > 1:
+        table = average(tables, np.stack(scores), "cross_fitted" if settings.folds > 1 else "ensemble")
+        table.write(folder / "margins")
+    return {
+        "images": len(pool),
+        "regime": regime(table, study.spec.threat_model),
+        "fingerprints": {"pool": pool.fingerprint, "table": table.fingerprint},
+    }
+
+
+def score_snapshots(study: StudyFolder, synthetic: int | None, show: bool) -> dict[str, Any]:
+    """Compute the scores that need a training run, and the features, from the first margin model's snapshots."""
+    folder, pool = study.pool_folder(synthetic), load_pool(study, synthetic)
+    run, device = folder / "margin-model-0", resolve_device("auto")
+    score_run(run, pool, out=folder / "scores", threat=study.spec.threat_model, device=device, progress=show)
+    embed(_on_device(load_snapshots(run)[-1]), pool, folder / "features", progress=show)
+    return {}
+
+
+def train_reference(study: StudyFolder, show: bool) -> dict[str, Any]:
+    """Train the reference model for mislabelled perturbations: the study's recipe on everything, with its own seed."""
+    pool = load_pool(study, None)
+    everything = np.ones(len(pool), dtype=bool)
+    _train_full(study, pool, everything, study.path / "reference", _REFERENCE_SEED, "reference model", show)
+    return {}
+
+
+def run_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
+    """Make the plan of a run, train on it, and evaluate it.
+
+    Returns:
+        ``rows`` of the results table and ``flags`` of every test image, one entry per checkpoint.
+    """
+    threat, settings = study.spec.threat_model, study.spec.evaluation
+    pool, folder, params = load_pool(study, spec.synthetic), study.pool_folder(spec.synthetic), dict(spec.params)
+    table = MarginTable.read(folder / "margins")
+    if spec.needs_snapshots:
+        table = table.join(MarginTable.read(folder / "scores"))
+        if "features" in get_strategy(spec.strategy).parameters:
+            params["features"] = folder / "features"
+    plan = make_plan(table, spec.strategy, spec.prune_fraction, threat=threat, seed=spec.seed, **params)
+    plan.write(study.plan_file(spec))
+    network, out = _new_network(study, pool, spec.seed), study.run_folder(spec)
+    run = train(network, pool, threat=threat, plan=plan, recipe=spec.recipe, out=out, seed=spec.seed, progress=show)
+    attack, subset = settings.attack, settings.subset
+    if settings.screen is not None:
+        attack, subset = settings.screen, settings.screen_subset
+    results = _evaluate(study, spec, run, attack, subset, show)
+    facts = {
+        "study": study.spec.name,
+        "pool": " + ".join(f"{source['name']} ({source['rows']})" for source in pool.describe()["sources"]),
+        "strategy": spec.strategy,
+        "params": json.dumps(dict(spec.params), sort_keys=True),
+        "prune_fraction": spec.prune_fraction,
+        "seed": spec.seed,
+        "recipe": spec.recipe,
+        "eps_train": float(plan.eps.max()),
+        "kept": plan.kept,
+        "mean_eps": plan.mean_eps,
+        # forward-equivalents: an attack step is a forward and a backward pass
+        "attack_cost": 2.0 * load_recipe(spec.recipe).attack_steps * run.meta["draws"] * run.meta["attack_cost"],
+        "steps": run.meta["steps"],
+    }
+    screened = settings.screen is not None
+    rows = [
+        facts
+        | {
+            "checkpoint": checkpoint,
+            "clean_accuracy": result.clean_accuracy,
+            "robust_accuracy": result.robust_accuracy,
+            "apgd_accuracy": result.apgd_accuracy,
+            "pgd_accuracy": result.attacked_accuracy if screened else None,
+            "n_test": 0 if screened else result.n_test,
+            "n_pgd": result.n_test if screened else 0,
+        }
+        for checkpoint, result in results.items()
+    ]
+    return {"rows": rows, "flags": [_flags(name, result) for name, result in results.items()]}
+
+
+def attack_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
+    """Run ``evaluation.attack`` on a finished run that was only given the screening attack."""
+    settings, run = study.spec.evaluation, Run.read(study.run_folder(spec))
+    results = _evaluate(study, spec, run, settings.attack, settings.subset, show)
+    names = ("robust_accuracy", "apgd_accuracy", "n_test")
+    accuracies = [
+        {"checkpoint": checkpoint} | {name: getattr(result, name) for name in names}
+        for checkpoint, result in results.items()
+    ]
+    return {"accuracies": accuracies, "flags": [_flags(name, result) for name, result in results.items()]}
+
+
+def mislabelled_of(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
+    """Share of a run's kept training images whose perturbation the reference model gives another class."""
+    share = mislabelled_share(
+        _on_device(load_model(study.run_folder(spec))),
+        _on_device(load_model(study.path / "reference")),
+        load_pool(study, spec.synthetic),
+        Plan.read(study.plan_file(spec)),
+        study.spec.threat_model,
+        sample=study.spec.evaluation.mislabelled,
+        seed=spec.seed,
+        progress=show,
+    )
+    return {"share": share}
+
+
+def load_pool(study: StudyFolder, synthetic: int | None) -> Pool:
+    """The pool of the study, or one with a stratified subset of ``synthetic`` of its synthetic images."""
+    pool = study.spec.pool
+    specs = [str(study.synthetic_file)] if isinstance(pool.synthetic, int) else list(pool.synthetic)
+    sources = [load_dataset(pool.real)]
+    if synthetic is None:
+        sources += [load_dataset(spec) for spec in specs]
+    elif synthetic:
+        sources.append(load_dataset(specs, subset=synthetic, seed=0))
+    return Pool(sources)
+
+
+def split_folds(pool: Pool, folds: int) -> NDArray[np.int64]:
+    """Which margin model does not see a real image: 0 to folds-1, in equal shares of each class; -1 for synthetic.
+
+    Args:
+        pool: the pool.
+        folds: how many margin models there are.
+
+    Returns:
+        int64 ``[N]``.
+    """
+    fold = np.full(len(pool), -1, dtype=np.int64)
+    rng = np.random.default_rng(0)
+    for label in range(pool.num_classes):
+        rows = np.flatnonzero(~pool.synthetic & (pool.labels == label))
+        fold[rng.permutation(rows)] = np.arange(len(rows)) % folds
+    return fold
+
+
+def average(tables: list[MarginTable], scores: NDArray[np.bool_], kind: str) -> MarginTable:
+    """One table from those of K margin models: each image takes the mean margin of the models that score it.
+
+    Cross-fitted, no real image is scored by a model that trained on it; averaging lowers the margin model's error.
+
+    Args:
+        tables: one per margin model, of the same pool.
+        scores: bool ``[K, N]``, which models score which image; at least one each. An image that one of them could not
+            measure takes the first one's row as it is.
+        kind: ``"cross_fitted"`` or ``"ensemble"``, the name under which ``meta["model"]`` lists all K models.
+    """
+    stacked = np.stack([table.margin for table in tables])
+    first, rows = scores.argmax(axis=0), np.arange(scores.shape[1])
+    columns: dict[str, Any] = {
+        name: np.stack([getattr(table, name) for table in tables])[first, rows]
+        for name in ("predicted", "margin", "status", "steps")
+    }
+    shared: NDArray[np.bool_] = (scores.sum(axis=0) > 1) & np.all(np.isfinite(stacked) | ~scores, axis=0)
+    mean = np.where(scores, stacked, 0)[:, shared].sum(axis=0, dtype=np.float64) / scores[:, shared].sum(axis=0)
+    estimated = np.any(np.stack([table.status == Status.ESTIMATED for table in tables]) & scores, axis=0)[shared]
+    columns["margin"][shared] = mean
+    columns["status"][shared] = np.where(
+        mean < 0, Status.MISCLASSIFIED, np.where(estimated, Status.ESTIMATED, Status.CROSSED)
+    )
+    meta = {**tables[0].meta, "model": {kind: [table.meta["model"] for table in tables]}}
+    return replace(tables[0], meta=meta, **columns)
+
+
+def _train_full(
+    study: StudyFolder, pool: Pool, keep: NDArray[np.bool_], out: Path, seed: int, label: str, show: bool
+) -> nn.Module:
+    """Train on the kept rows of a pool at full eps, with the study's recipe."""
+    threat = study.spec.threat_model
+    eps = np.where(keep, np.float32(threat.eps), np.float32(0))
+    plan = Plan(keep=keep, eps=eps, meta={"strategy": label, "threat": asdict(threat), "pool": pool.describe()})
+    recipe = load_recipe(study.spec.recipe).model_copy(update={"snapshots": _SNAPSHOTS})
+    network = _new_network(study, pool, seed)
+    return train(network, pool, threat=threat, plan=plan, recipe=recipe, out=out, seed=seed, progress=show).model
+
+
+def _new_network(study: StudyFolder, pool: Pool, seed: int) -> nn.Module:
+    network = study.spec.network
+    size, _, channels = pool.image_shape
+    return build_model(
+        network.name, pool.num_classes, in_channels=channels, image_size=size, seed=seed, **network.options
+    )
+
+
+def _on_device(model: nn.Module) -> nn.Module:
+    """The model on a GPU if one is visible, as training does by itself."""
+    return model.to(resolve_device("auto"))
+
+
+def _evaluate(
+    study: StudyFolder, spec: RunSpec, run: Run, attack: str, subset: int | None, show: bool
+) -> dict[str, Evaluation]:
+    """Evaluations of the run's checkpoints that the study asks for, by name."""
+    results = {}
+    for checkpoint in study.spec.evaluation.checkpoints:
+        model = _on_device(run.model if checkpoint == "last" else run.best)
+        if resolve_device("auto").type == "cpu":
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster there
+        out = study.run_folder(spec) / ("" if checkpoint == "last" else checkpoint)
+        test = load_dataset(study.spec.pool.test)
+        threat = study.spec.threat_model
+        results[checkpoint] = evaluate(model, test, threat, out=out, attack=attack, subset=subset, progress=show)
+    return results
+
+
+def _flags(checkpoint: str, result: Evaluation) -> dict[str, Any]:
+    """Flags of every test image as text, one bit each: intervals need them, and the run's folder may stay elsewhere."""
+    columns = ("clean_correct", "attacked", "robust")
+    bits = {name: np.packbits(getattr(result, name)).tobytes().hex() for name in columns}
+    return {"checkpoint": checkpoint, "attack": result.attack, "images": result.n_clean, **bits}
