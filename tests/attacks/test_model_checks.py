@@ -352,3 +352,10 @@ def test_pgd_warns_of_images_without_a_gradient() -> None:
     puma.pgd(saturated, images, labels, threat=LINF, eps=torch.arange(9) % 2 * 0.1, start="none", warn=said.append)
     assert "of 9 attacked" in said[0]
     assert "loss of 4 of" in said[0]  # images of eps 0 need no gradient
+
+
+@pytest.mark.parametrize("factor", [torch.nan, torch.inf])
+def test_pgd_never_returns_nan(factor) -> None:
+    with pytest.raises(ModelError, match="is NaN"):
+        run_pgd(Around(lambda f: f * factor).eval(), *data())
+    assert (puma.deepfool(Around(lambda f: f * factor).eval(), *data()).status == "nan").all()

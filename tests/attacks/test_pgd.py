@@ -1,4 +1,4 @@
-"""PGD with a radius for every image, against a slow loop over images and the bounds it promises."""
+"""PGD with an eps for every image, against a slow loop over images and the bounds it promises."""
 
 from __future__ import annotations
 
@@ -175,8 +175,8 @@ def test_l2_start_is_uniform_in_the_ball():
         ({"images": torch.rand(6, 1, 8, 8) * 255}, DataError, "images reach"),
         ({"images": torch.zeros(6, 1, 8, 8, dtype=torch.uint8)}, DataError, "float .* is needed"),
         ({"labels": torch.zeros(5, dtype=torch.long)}, DataError, "labels are"),
-        ({"eps": -0.1}, UsageError, "no radius"),
-        ({"eps": float("nan")}, UsageError, "no radius"),
+        ({"eps": -0.1}, UsageError, "negative or not finite"),
+        ({"eps": float("nan")}, UsageError, "negative or not finite"),
         ({"eps": torch.ones(5)}, UsageError, "eps has shape"),
         ({"loss": "cr"}, UsageError, "unknown loss"),
         ({"start": "unifrom"}, UsageError, "did you mean 'uniform'"),

@@ -210,24 +210,16 @@ def _search(
 
 
 class FirstStep(NamedTuple):
-    """What one linearization at the images leads to; three kinds of rows, int64.
+    """What one linearization at the images leads to. Rows are int64; misclassified rows of `fast` are done with."""
 
-    Args:
-        ahead: rows with a ray to follow (none in mode ``deepfool``).
-        straight: correctly classified rows that take plain DeepFool steps: all of them in mode ``deepfool``, else those
-            whose boundaries the box keeps out of reach.
-        back: misclassified rows (none in mode ``fast``, where they have got their estimate).
-        x: ``[B, D]``, after the first step of ``straight`` in mode ``deepfool``, and of ``back``.
-        nearest: the two nearest boundaries of the rows ``ahead``.
-        steepness: ``[B]``, mean dual norm of the gradients.
-    """
-
-    ahead: Tensor
-    straight: Tensor
-    back: Tensor
-    x: Tensor
-    nearest: Nearest
-    steepness: Tensor
+    ahead: Tensor  # rows with a ray to follow: none in mode deepfool
+    straight: (
+        Tensor  # correct rows that take plain steps: all in mode deepfool, else those the box keeps from every ray
+    )
+    back: Tensor  # misclassified rows
+    x: Tensor  # [B, D], a step on for the rows ``back`` and, in mode deepfool, ``straight``
+    nearest: Nearest  # boundaries of the rows ``ahead``
+    steepness: Tensor  # [B], mean dual norm of the gradients
 
 
 def _first_step(
@@ -331,22 +323,14 @@ def _confirm(images: Images, crossings: Crossings) -> None:
 
 
 def parse_mode(text: str) -> Mode:
-    """Return the mode called ``text``.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Return the mode called ``text``; a UsageError where there is none."""
     if text not in MODES:
         raise unknown("mode", text, MODES)
     return text
 
 
 def parse_precision(text: str) -> Precision:
-    """Return the precision called ``text``.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Return the precision called ``text``; a UsageError where there is none."""
     if text not in PRECISIONS:
         raise unknown("precision", text, PRECISIONS)
     return text

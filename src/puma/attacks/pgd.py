@@ -1,6 +1,6 @@
-"""Projected gradient ascent (arXiv 1706.06083) with a radius for every image.
+"""Projected gradient ascent (arXiv 1706.06083) with an eps for every image.
 
-The radius eps_i enters the start, the step and the projection. An image with eps 0 comes back with the same bits.
+eps_i enters the start, the step and the projection. An image with eps 0 comes back with the same bits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from puma.attacks.network import as_batch, check_labels
-from puma.errors import UsageError, unknown
+from puma.errors import ModelError, UsageError, unknown
 from puma.losses import carlini_wagner, cross_entropy, kl_divergence
 from puma.models.checks import IT_CHANGES, apply_model, check_first, check_same, model_errors
 from puma.models.modes import attack_mode
@@ -56,13 +56,13 @@ def pgd(
             nothing random may.
         images: float ``[B, ...]`` in [0, 1]; computed with in float32.
         labels: int ``[B]``.
-        threat: norm, and the radius that ``step_size`` belongs to.
-        eps: radius in pixel units: None for the threat model's, one number, or float ``[B]``.
+        threat: norm, and the eps that ``step_size`` belongs to.
+        eps: in pixel units: None for the threat model's, one number, or float ``[B]``.
         steps: gradient steps.
-        step_size: step in pixel units at radius ``threat.eps``; an image of radius eps_i takes the share
-            ``eps_i / threat.eps`` of it. Default ``2.5 * threat.eps / steps``.
+        step_size: in pixel units at ``threat.eps``; an image takes the share ``eps_i / threat.eps`` of it.
+            Default ``2.5 * threat.eps / steps``.
         loss: ``"ce"``; ``"cw"`` (largest other logit minus the label's); ``"kl"`` (from the clean prediction, TRADES).
-        start: ``"uniform"`` in the Linf box or L2 ball; ``"gaussian"``, 0.001 * N(0, 1) at radius ``threat.eps``;
+        start: ``"uniform"`` in the Linf box or L2 ball; ``"gaussian"``, 0.001 * N(0, 1) at ``threat.eps``;
             ``"none"``, at the image.
         generator: for the start; on the images' device. None draws from a new one with seed 0, so that a call can be
             repeated.
@@ -85,7 +85,7 @@ def pgd(
     step = 2.5 * threat.eps / max(steps, 1) if step_size is None else step_size
     with torch.inference_mode(False), torch.no_grad(), attack_mode(model):
         images, labels = as_batch(images, labels)
-        radius = image_eps(images, eps, threat)
+        each_eps = image_eps(images, eps, threat)
         if not len(images):
             return images
         first = check_first(model, images)
@@ -94,20 +94,22 @@ def pgd(
         target = apply_model(model, images.clone()) if loss == "kl" else labels
         noise = start_noise(images.shape, start, threat, generator, images.device)
 
-        def warn_of_zeros(gradient: Tensor) -> None:
-            zeros = int(((gradient.flatten(1).abs().amax(1) == 0) & (radius > 0)).sum())
-            if zeros:
+        def check_gradient(gradient: Tensor) -> None:
+            largest = gradient.flatten(1).abs().amax(1)
+            if not bool(largest.isfinite().all()):
+                raise ModelError("the gradient of the model's loss is NaN", why="its logits or weights are not finite")
+            if zeros := int(((largest == 0) & (each_eps > 0)).sum()):
                 warn(f"zero gradient: the loss of {zeros} of {len(images)} attacked images has no gradient at all")
 
         return ascend(
             lambda x, rows: LOSSES[loss](apply_model(model, x.clone()), target),  # a copy: some models write into it
             images,
-            radius,
+            each_eps,
             noise,
             threat,
             steps=steps,
             step_size=step,
-            on_first_gradient=warn_of_zeros,
+            on_first_gradient=check_gradient,
         )
 
 
@@ -129,14 +131,14 @@ def ascend(
         objective: from images and the rows of the batch that they are (a slice of all of them) to a loss per image.
         images: float ``[B, C, H, W]``.
         eps: float ``[B]``.
-        noise: of `start_noise`, in units of each image's radius; None starts at the images.
-        threat: norm, and the radius that ``step_size`` belongs to.
+        noise: of `start_noise`, in units of each image's eps; None starts at the images.
+        threat: norm, and the eps that ``step_size`` belongs to.
         steps: gradient steps.
-        step_size: in pixel units at radius ``threat.eps``.
+        step_size: in pixel units at ``threat.eps``.
         on_first_gradient: called with the gradient ``[B, ...]`` at the start.
     """
     ball = _Ball(images, eps, threat)
-    step = step_size * ball.radius / threat.eps if threat.eps else torch.zeros_like(ball.radius)
+    step = step_size * ball.eps / threat.eps if threat.eps else torch.zeros_like(ball.eps)
     adversarial = ball.start(noise)
     for number in range(steps):
         gradient = _gradient(objective, adversarial, _ALL)
@@ -158,9 +160,9 @@ def ascend_in_proportion(
     steps: int,
     step_size: float,
 ) -> tuple[Tensor, int]:
-    """As `ascend`, but an image of radius eps_i takes ``ceil(steps * eps_i / threat.eps)`` steps, all of ``step_size``.
+    """As `ascend`, but an image takes ``ceil(steps * eps_i / threat.eps)`` steps, all of ``step_size``.
 
-    The way an image can travel stays the same multiple of its radius. Images are sorted by their number of steps and
+    The way an image can travel stays the same multiple of its eps. Images are sorted by their number of steps and
     each step is computed for those that still take one (their number rounded up to a multiple of 8, whose gradients are
     left unused), which asks the host once.
 
@@ -189,21 +191,21 @@ class _Ball:
 
     def __init__(self, images: Tensor, eps: Tensor, threat: ThreatModel) -> None:
         self.images, self.threat = images, threat
-        self.radius = _per_image(eps.to(images.dtype), images)
-        self._lower = (images - self.radius).clamp_(min=0)
-        self._upper = (images + self.radius).clamp_(max=1)
+        self.eps = _per_image(eps.to(images.dtype), images)
+        self._lower = (images - self.eps).clamp_(min=0)
+        self._upper = (images + self.eps).clamp_(max=1)
 
     def start(self, noise: Tensor | None) -> Tensor:
-        return self.images if noise is None else self.project_(self.images + noise.to(self.images.dtype) * self.radius)
+        return self.images if noise is None else self.project_(self.images + noise.to(self.images.dtype) * self.eps)
 
     def project_(self, x: Tensor) -> Tensor:
         """``x``, of the first images, overwritten by what is allowed (in L2 by the box first, then by the ball)."""
         first = slice(len(x))
         if self.threat.norm == "Linf":
             return torch.clamp(x, self._lower[first], self._upper[first], out=x)
-        delta, radius = x.clamp_(0, 1).sub_(self.images[first]), self.radius[first]
+        delta, eps = x.clamp_(0, 1).sub_(self.images[first]), self.eps[first]
         length = _per_image(delta.flatten(1).norm(dim=1), delta)
-        return delta.mul_(torch.where(length > radius, radius / length, 1.0)).add_(self.images[first])
+        return delta.mul_(torch.where(length > eps, eps / length, 1.0)).add_(self.images[first])
 
 
 def _gradient(objective: Callable[[Tensor, Rows], Tensor], at: Tensor, rows: Rows) -> Tensor:
@@ -223,10 +225,10 @@ def start_noise(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor | None:
-    """Where to start, in units of each image's radius: float32 ``[B, C, H, W]``, or None for the image itself.
+    """Return where to start, in units of each image's eps: float32 ``[B, C, H, W]``, or None for the image itself.
 
-    ``uniform`` is uniform over the Linf box or the L2 ball; ``gaussian`` is 0.001 * N(0, 1) in pixels at radius
-    ``threat.eps`` and shrinks with the radius.
+    ``uniform`` is uniform over the Linf box or the L2 ball; ``gaussian`` is 0.001 * N(0, 1) in pixels at
+    ``threat.eps`` and shrinks with eps.
     """
     if start == "none" or threat.eps == 0:
         return None
@@ -247,15 +249,14 @@ def image_eps(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) -
     Raises:
         UsageError: negative, not finite, or of another length than the batch.
     """
-    value = threat.eps if eps is None else eps
-    radius = torch.as_tensor(value, dtype=images.dtype, device=images.device)
-    if radius.ndim == 0:
-        radius = radius.expand(len(images))
-    if radius.shape != (len(images),):
-        raise UsageError(f"eps has shape {tuple(radius.shape)} for {len(images)} images", fix="one number, or one each")
-    if not bool((torch.isfinite(radius) & (radius >= 0)).all()):
-        raise UsageError("eps has values that are no radius", why="each has to be finite and not negative")
-    return radius
+    values = torch.as_tensor(threat.eps if eps is None else eps, dtype=images.dtype, device=images.device)
+    if values.ndim == 0:
+        values = values.expand(len(images))
+    if values.shape != (len(images),):
+        raise UsageError(f"eps has shape {tuple(values.shape)} for {len(images)} images", fix="one number, or one each")
+    if not bool((torch.isfinite(values) & (values >= 0)).all()):
+        raise UsageError("eps has values that are negative or not finite", why="it is a distance in pixel units")
+    return values
 
 
 def _direction(gradient: Tensor, norm: Norm) -> Tensor:

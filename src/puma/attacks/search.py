@@ -25,27 +25,16 @@ Linearized = tuple[slice, Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Images:
-    """Images ``[B, D]`` and what the model says about them.
-
-    Args:
-        network: the margin model.
-        norm: ``"Linf"`` or ``"L2"``.
-        x0: float32 ``[B, D]``, the images.
-        labels: int64 ``[B]``.
-        logits0: float32 ``[B, K]``.
-        misclassified: bool ``[B]``.
-        overshoot: float32 ``[B]``, the level at which steps aim.
-        tolerance: float32 ``[B]``, the level from which a point counts as beyond the boundary.
-    """
+    """Images and what the model says about them."""
 
     network: Network
     norm: Norm
-    x0: Tensor
-    labels: Tensor
-    logits0: Tensor
-    misclassified: Tensor
-    overshoot: Tensor
-    tolerance: Tensor
+    x0: Tensor  # float32 [B, D], the images
+    labels: Tensor  # int64 [B]
+    logits0: Tensor  # float32 [B, K], at the images
+    misclassified: Tensor  # bool [B]
+    overshoot: Tensor  # float32 [B], the level at which steps aim
+    tolerance: Tensor  # float32 [B], the level from which a point counts as beyond the boundary
 
     @classmethod
     def of(cls, network: Network, norm: Norm, x0: Tensor, labels: Tensor, logits0: Tensor) -> Images:
@@ -74,13 +63,9 @@ class Images:
 class Crossings:
     """The nearest point known beyond the boundary of each image.
 
-    Args:
-        images: the images.
-
     Attributes:
         x: ``[B, D]``, the point; the image itself where none is known.
-        distance: ``[B]``, inf where none is known.
-        level: ``[B]``, at ``x``.
+        distance, level: ``[B]`` of that point; inf and 0 where none is known.
         codes: int8 ``[B]`` of `puma.margins.Status`.
         steps: int64 ``[B]``, linearizations.
     """
