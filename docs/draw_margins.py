@@ -65,7 +65,7 @@ def main() -> None:
     titles = (
         "margin > 0: out of the label's region",
         "L2 and Linf measure differently",
-        "margin < 0: back to the label",
+        "margin < 0: into the label's region",
     )
     for axis, title in zip(axes, titles, strict=True):
         axis.contourf(side, side, classes, levels=(-0.5, 0.5, 1.5, 2.5), colors=COLOURS)
@@ -78,9 +78,9 @@ def main() -> None:
     normal, offset = first_boundary(model, image, label)
     xs = torch.linspace(0, 1, 50)
     axes[0].plot(
-        xs, (offset - normal[0] * xs) / normal[1], "--", color="#888888", label="boundary linearised at the image"
+        xs, (offset - normal[0] * xs) / normal[1], "--", color="#888888", label="boundary linearized at the image"
     )
-    for hit, colour, text in ((plain, STRONG[1], "DeepFool"), (polished, STRONG[2], "its ray turned")):
+    for hit, colour, text in ((plain, STRONG[1], "DeepFool"), (polished, STRONG[2], "its ray rotated")):
         arrow(axes[0], image, hit.adversarial, colour, f"{text}: {float(hit.margin):.3f}")
     square = puma.deepfool(model, image, labels, norm="Linf", mode="tight")
     for hit, colour, text in ((polished, STRONG[2], "L2"), (square, STRONG[0], "Linf")):
@@ -90,7 +90,7 @@ def main() -> None:
     axes[1].add_patch(plt.Rectangle(corner, 2 * radius, 2 * radius, fill=False, color=STRONG[0]))
     axes[1].add_patch(plt.Circle(centre, float(polished.margin), fill=False, color=STRONG[2]))
     back = puma.deepfool(model, lost, labels, norm="L2", mode="tight")
-    arrow(axes[2], lost, back.adversarial, STRONG[0], f"back to blue: {float(back.margin):.3f}")
+    arrow(axes[2], lost, back.adversarial, STRONG[0], f"into blue: {float(back.margin):.3f}")
     for axis in axes:
         axis.legend(loc="lower right", fontsize=8)
     target = Path(__file__).with_name("margins.svg")
