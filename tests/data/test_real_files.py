@@ -25,6 +25,7 @@ from PIL import Image
 from puma.data.checks import match_classes
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
+from puma.data.source import Source, in_memory
 from puma.errors import DataError, UsageError
 
 
@@ -255,6 +256,25 @@ def test_classes_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert (pool.class_names, pool.labels[-1]) == (("bird", "cat", "dog"), 2)
     with pytest.raises(DataError, match="d has 3 classes, the model has 2"):
         match_classes(anonymous, ("cat", "dog"), "the model")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "own", "labels"),
+    [
+        (["cat", "dog", "frog"], ["cat", "dog", "frog"], [0, 1, 2]),
+        (["cat", "dog", "frog"], ["cat", "dog"], [0, 1]),
+        (["cat", "dog", "frog"], ["dog", "frog"], [1, 2]),
+        (["cat", "dog", "frog"], ["frog", "cat"], [2, 0]),
+        (["cat", "dog"], ["0", "1"], [0, 1]),
+        (["0", "1"], ["cat", "dog"], [0, 1]),
+        (list("0123456789"), ["0", "1", "7"], [0, 1, 7]),
+        (list("123456789"), ["1", "07"], [0, 6]),
+    ],
+)
+def test_labels_after_classes_were_matched(wanted: list[str], own: list[str], labels: list[int]) -> None:
+    images = in_memory(np.zeros((len(own), 2, 2, 1), np.uint8))
+    source = Source(images, np.arange(len(own)), name="own", fingerprint="0", class_names=own)
+    assert match_classes(source, wanted, "the model").labels.tolist() == labels
 
 
 # --- Python objects --------------------------------------------------------------------------------------------------

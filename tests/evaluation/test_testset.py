@@ -95,7 +95,7 @@ def test_classes_are_matched_by_name(network: nn.Module, images: list[Any], capl
     for result in (same, mapped):
         assert result.broken_by.tolist() == expected.broken_by.tolist()
         np.testing.assert_array_equal(result.label, expected.label)
-    with pytest.raises(DataError, match="classes that the model does not know: zebra"):
+    with pytest.raises(DataError, match="classes that the model does not have: zebra"):
         evaluate(network, Named(renumbered, ["zebra", *names[1:]]), "Linf:0.02", attack="clean")
     unnamed = evaluate(network, images, "Linf:0.02", attack="pgd-5")  # numbers cannot be compared with names
     assert unnamed.broken_by.tolist() == expected.broken_by.tolist()

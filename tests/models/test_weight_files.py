@@ -9,17 +9,15 @@ import time
 import pytest
 import torch
 
-from puma.errors import DataError, ModelError
+from puma.errors import ModelError
 from puma.models.networks import build_model
 from puma.models.weights import (
     SCHEMA,
-    class_map,
     load_model,
     load_tensors,
     load_weights,
     save_model,
     save_tensors,
-    set_class_names,
     weights_sha256,
     write_safetensors,
 )
@@ -180,28 +178,3 @@ def test_another_head_is_left_as_it_is_only_where_asked():
     load_weights(seven, ten.state_dict(), new_head=True)
     assert torch.equal(seven.logits.weight, head)
     assert torch.equal(seven.features[0].weight, ten.features[0].weight)
-
-
-@pytest.mark.parametrize(
-    ("model_names", "data_names", "mapped"),
-    [
-        (["cat", "dog", "frog"], ["cat", "dog", "frog"], None),
-        (["cat", "dog", "frog"], ["cat", "dog"], None),
-        (["cat", "dog", "frog"], ["dog", "frog"], [1, 2]),
-        (["cat", "dog", "frog"], ["frog", "cat"], [2, 0]),
-        (["cat", "dog"], ["0", "1"], None),
-        (["0", "1"], ["cat", "dog"], None),
-        (list("0123456789"), ["0", "1", "7"], [0, 1, 7]),
-        (None, ["cat"], None),
-    ],
-)
-def test_classes_are_compared_by_name(model_names, data_names, mapped, tmp_path):
-    save_model(build_model("small-cnn", 10, in_channels=1, image_size=8), tmp_path / "m", class_names=model_names)
-    result = class_map(load_model(tmp_path / "m"), data_names)
-    assert (None if result is None else result.tolist()) == mapped
-
-
-def test_an_unknown_class_is_refused_by_name(model):
-    set_class_names(model, ["cat", "dog"])
-    with pytest.raises(DataError, match="classes that the model does not know: horse"):
-        class_map(model, ["cat", "horse"])

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from puma.data.load import load_dataset
-from puma.data.objects import load_mapstyle
+from puma.data.checks import match_classes
+from puma.data.load import as_source
 from puma.data.source import MapStyle, Source
 from puma.errors import DataError, ModelError
-from puma.io import fingerprint
 from puma.models.checks import apply_model
 from puma.models.modes import attack_mode, device_of, true_float32
-from puma.models.weights import class_map, unwrap
+from puma.models.weights import unwrap
 
 TestData = Source | MapStyle | DataLoader[Any] | str | Path
 
@@ -89,18 +88,9 @@ def open_test_set(dataset: TestData, model: nn.Module) -> Source:
     Raises:
         DataError: not images and labels, or classes that the model does not know.
     """
-    if isinstance(dataset, (str, Path)):
-        source = load_dataset(dataset)
-    elif isinstance(dataset, Source):
-        source = dataset
-    else:
-        source = load_mapstyle(_loader_items(dataset) if isinstance(dataset, DataLoader) else dataset)
-    numbers = class_map(model, source.class_names, source.name)
-    if numbers is None:
-        return source
-    digest = fingerprint([source.fingerprint, numbers.tolist()])
-    names: Any = unwrap(model).class_names
-    return Source(source.images, numbers[source.labels], name=source.name, fingerprint=digest, class_names=names)
+    source = as_source(_loader_items(dataset) if isinstance(dataset, DataLoader) else dataset)
+    names: Any = getattr(unwrap(model), "class_names", None)
+    return match_classes(source, names, "the model") if names else source
 
 
 def _loader_items(loader: DataLoader[Any]) -> list[tuple[NDArray[np.uint8], int]]:

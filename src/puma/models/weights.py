@@ -15,14 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from puma.errors import DataError, ModelError, PumaError
+from puma.errors import ModelError, PumaError
 from puma.io import atomic_path
 from puma.models.modes import copy_network
 from puma.models.networks import build_model
@@ -284,44 +282,3 @@ def _checksum(tensors: Mapping[str, torch.Tensor], schema: str, text: str) -> st
 def set_class_names(model: nn.Module, names: Sequence[str] | None) -> None:
     """Note the names of a model's classes in ``model.class_names``, one for each logit."""
     object.__setattr__(model, "class_names", tuple(map(str, names)) if names else None)
-
-
-def class_map(model: nn.Module, class_names: Sequence[str], what: str = "the data") -> NDArray[np.int64] | None:
-    """For each label of some data, the logit of the model that has the same name.
-
-    Args:
-        model: with ``class_names`` of `load_model`; without them nothing can be compared.
-        class_names: of the data, one for each label.
-        what: name of the data, for messages.
-
-    Returns:
-        int64 ``[len(class_names)]``: ``map[labels]`` are the model's labels (a log line says so); None where labels are
-        right as they are, or where either has numbers instead of names.
-
-    Raises:
-        DataError: a class of the data is unknown to the model.
-
-    >>> model = nn.Linear(1, 3)
-    >>> set_class_names(model, ["cat", "dog", "frog"])
-    >>> class_map(model, ["dog", "frog"]).tolist()
-    [1, 2]
-    """
-    known = list(getattr(unwrap(model), "class_names", None) or ())
-    given = list(class_names)
-    if not known or given == known or _unnamed(known, given) or _unnamed(given, known):
-        return None
-    if unknown_ := [name for name in given if name not in known]:
-        raise DataError(
-            f"{what} has classes that the model does not know: {_some(unknown_)}",
-            why=f"the model was trained on {_some(known, 10)}",
-            fix="take data of the same classes, or name the folders alike",
-        )
-    if known[: len(given)] == given:
-        return None
-    log.warning("labels of %s are matched with the model's classes by name", what)
-    return np.array([known.index(name) for name in given], dtype=np.int64)
-
-
-def _unnamed(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether names are just the numbers of the labels, beside others that are words."""
-    return list(names) == [str(number) for number in range(len(names))] and not all(map(str.isdecimal, others))

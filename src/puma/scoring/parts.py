@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from puma.data.checks import match_classes
 from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import read_batch
@@ -23,7 +24,7 @@ from puma.io import Shards, fingerprint, require_same_settings, spans
 from puma.margins import SCHEMA_VERSION, Columns, read_header, read_part, write_part
 from puma.models import checks
 from puma.models.modes import device_of
-from puma.models.weights import weights_sha256
+from puma.models.weights import unwrap, weights_sha256
 from puma.progress import Progress
 
 Result = TypeVar("Result")
@@ -154,9 +155,13 @@ def check_model(model: nn.Module, pool: Pool) -> None:
 
     Raises:
         ModelError: as told there.
-        DataError: an empty pool.
+        DataError: an empty pool, or one whose classes have other names or another order than the model's.
     """
     if not len(pool):
         raise DataError("the pool is empty", why="there is nothing to score")
+    names = getattr(unwrap(model), "class_names", None)
+    if names and match_classes(pool, names, "the model") is not pool:
+        fix = f"order the classes as the model does: ?classes={','.join(names)}"
+        raise DataError("the pool numbers its classes otherwise than the model", why="margins need its labels", fix=fix)
     images, _ = read_batch(pool, np.arange(min(64, len(pool))), device_of(model))
     checks.check_model(model, images, pool.num_classes)
