@@ -54,12 +54,19 @@ def verdict(study: StudyData | Path | str) -> Verdict:
         return Verdict(
             "Only `none` and the free controls are finished: no strategy to judge yet.", "", regime, warnings
         )
-    headline, less = f"{_paper(data, subject)} {_controls(data, subject)}", _less_data(data, subject)
     strict = data.standard.find(subject.setting) if data.standard else None
-    if data.standard and strict:  # AutoAttack standard leads where it was run, the screen of all runs follows
-        headline, screen = f"{_paper(data.standard, strict)} {_controls(data.standard, strict)}", headline
-        less = f"Under the screen that all runs had ({ATTACKS[data.column]}, not robust accuracy): {screen} {less}"
-    return Verdict(headline, less, regime, warnings)
+    if not data.standard or not strict:
+        headline = f"{_paper(data, subject)} {_controls(data, subject)}"
+        return Verdict(headline, _less_data(data, subject), regime, warnings)
+    # AutoAttack standard leads where it was run; controls that only have the screen are compared under it
+    whole = strict.clean_gap.estimate is not None and strict.clean_gap.seeds == strict.clean_gap.of
+    controls = _controls(data.standard, strict) if whole else _controls(data, subject)
+    screen = (
+        f"All runs under a screen, {ATTACKS[data.column]}, which is weaker than AutoAttack: {_paper(data, subject)}"
+    )
+    return Verdict(
+        f"{_paper(data.standard, strict)} {controls}", f"{screen} {_less_data(data, subject)}", regime, warnings
+    )
 
 
 def side(gap: Gap) -> str:

@@ -131,8 +131,8 @@ def write_summary(report: Report, path: Path | str) -> Path:
         buffer = io.BytesIO()
         report.pictures["tradeoff"].figure.savefig(buffer, format="png", dpi=300)
         image = imread(io.BytesIO(buffer.getvalue()))
-        height = 0.84 * _A4[0] / _A4[1] * image.shape[0] / image.shape[1]
-        axes = first.add_axes((0.08, max(top - height, 0.03), 0.84, height))
+        height = min(0.84 * _A4[0] / _A4[1] * image.shape[0] / image.shape[1], top - 0.03)
+        axes = first.add_axes((0.08, top - height, 0.84, height))
         axes.imshow(image)
         axes.axis("off")
         pages.savefig(first)

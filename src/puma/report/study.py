@@ -69,8 +69,9 @@ def tradeoff_picture(data: StudyData) -> Picture:
     with figure_style():
         figure = plots.tradeoff_figure(points, controls, _axis_name(data))
     alt = "; ".join(
-        f"{data.labels[entry.setting]}: robust {100 * point.robust.value:.1f} %, clean {100 * point.clean.value:.1f} %"
-        for entry, point in zip(data.entries, points, strict=True)
+        f"{data.labels[entry.setting]}: robust {100 * data.accuracy(entry, 'robust').value:.1f} %, "
+        f"clean {100 * data.accuracy(entry, 'clean').value:.1f} %"
+        for entry in data.shown
     )
     return Picture(figure, f"Scatter plot of clean against robust accuracy. {alt}.")
 
@@ -99,11 +100,12 @@ def plot_study(folder: Path | str, ax: Axes | None = None) -> Axes:
 
 
 def _points(data: StudyData) -> tuple[list[plots.Point], list[Frontier]]:
-    """Every setting as a point, and the free controls through the means over seeds."""
+    """The settings of the main table and the free controls as points, the latter also as lines."""
     points = []
-    for entry in data.entries:
+    for entry in [*data.shown, *(entry for entry in data.entries if entry.setting.strategy in CONTROLS)]:
         strategy, params = entry.setting.strategy, json.loads(entry.setting.params)
-        label = data.labels[entry.setting] if strategy in NAMED or entry is data.subject else ""
+        name = data.labels[entry.setting].removesuffix(f" {100 * entry.setting.prune_fraction:g} %")
+        label = name if strategy in NAMED or entry is data.subject else ""
         if strategy in CONTROLS and params:
             label = f"{'×' if strategy == 'uniform-eps' else 'β '}{next(iter(params.values())):g}"
         points.append(plots.Point(strategy, label, data.accuracy(entry, "robust"), data.accuracy(entry, "clean")))
@@ -139,9 +141,7 @@ def _add_comparison(report: Report, data: StudyData) -> None:
         eps = rounded(entry.mean_eps * factor)
         return [data.labels[entry.setting], round(entry.kept), eps, *accuracies, *changes, _gap_cell(data, entry)]
 
-    fractions = (0, subject.setting.prune_fraction if subject else 0)
-    shown = [e for e in data.entries if e.setting.strategy not in CONTROLS and e.setting.prune_fraction in fractions]
-    shown.sort(key=lambda entry: (entry.setting.strategy != BASELINE, entry is not subject, -_gap(entry)))
+    shown = sorted(data.shown, key=lambda e: (e.setting.strategy != BASELINE, e is not subject, -_gap(e)))
     report.tables["strategies"] = Table(columns, [cells(entry) for entry in shown]).without_empty_columns()
 
     best = {entry.setting: entry for entry in data.best_entries}

@@ -191,6 +191,13 @@ class StudyData:
         others = [entry for entry in self.entries if not entry.setting.is_control]
         return self.entry("puma", main) or self.entry("puma") or next(iter(others), None)
 
+    @property
+    def shown(self) -> list[Comparison]:
+        """`none` and the strategies at the subject's prune fraction: those of the main table and picture."""
+        fractions = (0, self.subject.setting.prune_fraction if self.subject else 0)
+        entries = [entry for entry in self.entries if entry.setting.strategy not in CONTROLS]
+        return [entry for entry in entries if entry.setting.prune_fraction in fractions]
+
     @cached_property
     def regime(self) -> Regime:
         """The regime of the main group."""
