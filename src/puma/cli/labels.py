@@ -9,7 +9,7 @@ import typer
 
 from puma.cli.options import Device, Quiet, Threads
 from puma.cli.output import echo
-from puma.cli.score import PartRows, Roles, Sources, Weights
+from puma.cli.score import MarginModel, PartRows, Roles, Sources, Weights
 
 if TYPE_CHECKING:
     from puma.data.pool import Pool
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def labels(
-    model: Annotated[str, typer.Argument(help="Margin model: weights file, run folder, or package.module:factory.")],
+    model: MarginModel,
     sources: Sources,
     out: Annotated[Path, typer.Option("--out", help="Folder of the score table; what is finished there is kept.")],
     weights: Weights = None,

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from puma.scoring.cost import Estimate
     from puma.scoring.job import ScoringJob
 
+MarginModel = Annotated[
+    str,
+    typer.Argument(
+        help="Margin model: weights file, run folder, robustbench:NAME, timm:NAME, torchvision:NAME, hf:REPO, or "
+        "package.module:factory."
+    ),
+]
 Sources = Annotated[list[str], typer.Argument(help="The pool: data sources, real ones first.", show_default=False)]
 Roles = Annotated[str | None, typer.Option(help="real,synthetic,... one for each source.")]
 Weights = Annotated[Path | None, typer.Option(help="Safetensors weights for a factory.")]
@@ -40,7 +47,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder of the table; parts tha
 
 
 def score(
-    model: Annotated[str, typer.Argument(help="Margin model: weights file, run folder, or package.module:factory.")],
+    model: MarginModel,
     sources: Sources,
     out: Out,
     norm: Annotated[
