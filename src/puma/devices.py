@@ -12,6 +12,7 @@ import platform
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, cast
 
+from puma._version import __version__
 from puma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +60,21 @@ def processor(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the last bits of a result depend on besides its settings: recorded by whatever can be resumed."""
+    import torch
+
+    return {
+        "puma": __version__,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "device": device.type,
+        "processor": processor(device),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def warn_slow_bf16(precision: str, device: torch.device) -> None:

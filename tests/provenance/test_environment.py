@@ -8,24 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from puma.devices import Devices, processor
-from puma.scoring.parts import environment as of_scoring
+from puma.devices import environment, processor
 from puma.training.recipe import load_recipe
-from puma.training.run import environment as of_training
 from puma.training.run import open_folder
 
 CPU = torch.device("cpu")
 
 
-def test_training_and_scoring_record_the_vector_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_vector_instructions_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9000")
     assert processor(CPU) == "AVX9000"
-    assert of_training(Devices(device="cpu"))["processor"] == "AVX9000"
-    assert of_scoring(CPU)["device"] == "cpu AVX9000"
+    assert environment(CPU)["processor"] == "AVX9000"
 
 
 def test_a_run_names_another_processor_and_says_nothing_of_what_it_does_not_know(tmp_path: Path) -> None:
-    settings, now = (load_recipe("digits"), {"seed": 0}), of_training(Devices(device="cpu"))
+    settings, now = (load_recipe("digits"), {"seed": 0}), environment(CPU)
     assert open_folder(tmp_path, *settings, now) == []
     assert open_folder(tmp_path, *settings, now | {"processor": "AVX9000"}) == [
         f"processor: {now['processor']!r} there, 'AVX9000' now"

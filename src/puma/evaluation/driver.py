@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from puma._version import __version__
 from puma.data.sampler import stratified_rows
 from puma.data.source import Source
 from puma.data.tensors import read_batch
+from puma.devices import environment
 from puma.errors import DataError, UsageError
 from puma.evaluation.attacks import (
     Attacker,
@@ -333,13 +333,7 @@ class _Driver:
         meta = {
             "identity": fingerprint(dict(self.settings)),
             "settings": dict(self.settings),
-            "environment": {
-                "puma": __version__,
-                "torch": torch.__version__,
-                "pyautoattack": version("pyautoattack"),
-                "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU",
-                "threads": torch.get_num_threads(),
-            },
+            "environment": environment(self.device) | {"pyautoattack": version("pyautoattack")},
             "log": [entry for shard in finished for entry in shard.log],
             "warnings": explain(raised),
         }

@@ -6,7 +6,6 @@ same machine type, thread count and library versions.
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from puma._version import __version__
 from puma.checkpoints import load_state, pack, save_state, unpack
 from puma.data.source import Source
-from puma.devices import processor, warn_slow_bf16
+from puma.devices import environment
 from puma.errors import CheckError, ModelError, UsageError
 from puma.generation.augment import augment
 from puma.generation.config import DiffusionConfig, validated
@@ -157,17 +155,10 @@ def train_diffusion(
         "rows": len(real),
         "seed": seed,
     }
-    environment = {
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "device": device.type,
-        "processor": processor(device),
-        "threads": torch.get_num_threads(),
-    }
-    warn_slow_bf16(config.precision, device)
+    machine = environment(device)
     checkpoints = folder / "checkpoints"
     with lock(folder):
-        claim_folder(folder, settings, environment=environment, schema=SCHEMA)
+        claim_folder(folder, settings, environment=machine, schema=SCHEMA)
         if (folder / "model.safetensors").exists():
             model = Diffusion.load(folder)
             made = {"config": model.config.model_dump(mode="json"), **model.made_from}
@@ -185,7 +176,7 @@ def train_diffusion(
                     tensors = pack(training.denoiser, training.ema.model, training.optimizer)
                     save_state(checkpoints, training.step, tensors, {})
                 bar.advance(note=f"loss {value:.3f}")
-        made_from = {**settings, "source": real.name, "puma": __version__, **environment}
+        made_from = {**settings, "source": real.name, **machine}
         del made_from["config"]
         denoiser = cast(Denoiser, training.ema.model)
         model = Diffusion(denoiser, config, real.image_shape, tuple(real.class_names), made_from)

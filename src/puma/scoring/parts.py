@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +15,7 @@ from puma.data.checks import match_classes
 from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import read_batch
-from puma.devices import processor
+from puma.devices import environment
 from puma.errors import DataError
 from puma.io import Shards, fingerprint, require_same_settings, spans
 from puma.margins import SCHEMA_VERSION, Columns, read_header, read_part, write_part
@@ -115,19 +112,6 @@ def write_array(shards: Shards, number: int, array: NDArray[Any]) -> None:
     """Write one shard as a ``.npy`` file."""
     with shards.writing(number) as temporary, temporary.open("wb") as file:
         np.save(file, array)
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What may change the last bits of a margin: recorded beside the parts, and named where it differs."""
-    return {
-        "puma": version("puma-robust"),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "device": f"{device.type} {processor(device)}",
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "cores": os.cpu_count(),
-    }
 
 
 def table_meta(mode: str, norm: str, settings: Mapping[str, Any], pool: Pool, *models: nn.Module) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from puma.checkpoints import load_state, pack, save_state, unpack
 from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import to_tensor
-from puma.devices import Devices
+from puma.devices import Devices, environment
 from puma.errors import CheckError, DataError, ModelError
 from puma.io import lock
 from puma.models.ema import EMA
@@ -39,7 +39,7 @@ from puma.threat import ThreatModel
 from puma.training.batches import Batch, Batches, Seen
 from puma.training.optim import AWP, build_sgd, ema_decay, learning_rate, momentum
 from puma.training.recipe import Recipe, load_recipe
-from puma.training.run import Metrics, Run, environment, open_folder
+from puma.training.run import Metrics, Run, open_folder
 from puma.training.signals import StopRequest
 from puma.training.validation import Validation, held_out
 
@@ -96,7 +96,7 @@ def train(
     folder = Path(out) if out is not None else None
     with lock(folder) if folder and devices.is_rank_zero else nullcontext():
         if folder and devices.is_rank_zero:
-            open_folder(folder, recipe, job.settings, environment(devices))
+            open_folder(folder, recipe, job.settings, environment(devices.device) | {"processes": devices.world_size})
         devices.barrier()
         if folder and (folder / "last.safetensors").is_file():
             return Run.read(folder, job.network)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from puma._version import __version__
-from puma.devices import Devices, processor
 from puma.errors import ModelError, UsageError
 from puma.io import claim_folder, storage_errors, write_text
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
@@ -79,19 +75,6 @@ class Run:
         return cls(models[0], models[1], folder, read_metrics(folder / "metrics.csv"), meta["training"])
 
 
-def environment(devices: Devices) -> dict[str, Any]:
-    """What the bits of a result depend on besides its settings."""
-    cuda = devices.device.type == "cuda"
-    return {
-        "puma": __version__,
-        "torch": torch.__version__,
-        "machine": torch.cuda.get_device_name(devices.device) if cuda else platform.machine(),
-        "processor": processor(devices.device),
-        "threads": torch.get_num_threads(),
-        "processes": devices.world_size,
-    }
-
-
 def open_folder(folder: Path, recipe: Recipe, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
     """Create a run's folder, or make sure that what is there was made with the same settings.
 
@@ -99,7 +82,7 @@ def open_folder(folder: Path, recipe: Recipe, settings: Mapping[str, Any], envir
         folder: the run's folder.
         recipe: the recipe; written as ``recipe.toml`` too.
         settings: what else decides the result: network, threat model, seed, pool, plan, beta, validation.
-        environment: of `environment`.
+        environment: of `puma.devices.environment`.
 
     Returns:
         What differs in the environment, so that going on is not bit-exact (a warning names it).
