@@ -110,10 +110,10 @@ def generate(
     elif real is not None:
         diffusion = diffusion_config(real.image_shape, preset, **changes)
         if dry_run:
-            cost = estimate_cost(real, count, diffusion, sampler_config, on)
-            training = f"{diffusion.steps:,} steps of {diffusion.batch_size}, {cost['parameters']:,} parameters"
-            echo(f"training  {training}: about {duration(cost['training_seconds'])} on {on}")
-            return _echo_cost(count, cost["sampling_seconds"], math.prod(real.image_shape))
+            parameters, training, sampling_time = estimate_cost(real, count, diffusion, sampler_config, on)
+            steps = f"{diffusion.steps:,} steps of {diffusion.batch_size}, {parameters:,} parameters"
+            echo(f"training  {steps}: about {duration(training)} on {on}")
+            return _echo_cost(count, sampling_time, math.prod(real.image_shape))
         train_and_sample(
             real, count, out=out, config=diffusion, sampler=sampler_config, seed=seed, device=on, progress=not quiet
         )

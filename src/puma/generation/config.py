@@ -88,23 +88,10 @@ class SamplerConfig(BaseModel):
 PRESETS: dict[str, DiffusionConfig] = {
     "digits": DiffusionConfig(),
     "small-32": DiffusionConfig(
-        network="unet",
-        width=96,
-        blocks=2,
-        dropout=0.1,
-        steps=30_000,
-        batch_size=512,
-        learning_rate=1e-3,
-        warmup=2_000,
-        ema=0.9995,
-        label_dropout=0.1,
-        shift=0.12,
-        flip=0.5,
-        warp=0.12,
-        precision="bf16",
-        compile=True,
+        network="unet", width=96, blocks=2, dropout=0.1, steps=30_000, batch_size=512, learning_rate=1e-3,
+        warmup=2_000, ema=0.9995, label_dropout=0.1, shift=0.12, flip=0.5, warp=0.12, precision="bf16", compile=True,
     ),
-}
+}  # fmt: skip
 """``digits`` for 8 to 16 pixels, minutes on one CPU core; ``small-32`` for 32 pixels, meant for a GPU."""
 
 

@@ -25,26 +25,18 @@ class ResidualMLP(nn.Module):
     frequencies: Tensor
 
     def __init__(
-        self,
-        shape: tuple[int, int, int],
-        num_classes: int,
-        *,
-        width: int = 256,
-        blocks: int = 4,
-        dropout: float = 0.0,
-        augment_dim: int = 0,
+        self, config: DiffusionConfig, shape: tuple[int, int, int], num_classes: int, augment_dim: int
     ) -> None:
         super().__init__()
-        size = math.prod(shape)
-        self.register_buffer(
-            "frequencies", torch.exp(torch.linspace(math.log(0.5), math.log(50.0), 32)), persistent=False
-        )
+        size, width = math.prod(shape), config.width
+        frequencies = torch.exp(torch.linspace(math.log(0.5), math.log(50.0), 32))
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.noise_in = nn.Linear(64, width)
         self.label = nn.Embedding(num_classes + 1, width)
         self.augment = nn.Linear(augment_dim, width, bias=False) if augment_dim else None
         self.condition = nn.Linear(width, width)
         self.linear_in = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(_MLPBlock(width, dropout) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_MLPBlock(width, config.dropout) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(width)
         self.linear_out = zero_init(nn.Linear(width, size))
 
@@ -131,25 +123,18 @@ def build_network(config: DiffusionConfig, shape: tuple[int, int, int], num_clas
     """The network a configuration names, for images [C, H, W]; weights from torch's global generator.
 
     Raises:
-        UsageError: the UNet cannot halve images of that size as often as its levels ask, or diffusers is missing.
+        UsageError: see `check_network`.
     """
+    check_network(config, shape)
     augment_dim = AUGMENT_DIM if config.augments else 0
     if config.network == "mlp":
-        return ResidualMLP(
-            shape,
-            num_classes,
-            width=config.width,
-            blocks=config.blocks,
-            dropout=config.dropout,
-            augment_dim=augment_dim,
-        )
-    check_network(config, shape)
+        return ResidualMLP(config, shape, num_classes, augment_dim)
     network = DiffusersUNet(config, shape, num_classes, augment_dim)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def check_network(config: DiffusionConfig, shape: tuple[int, int, int]) -> None:
-    """Refuse images [C, H, W] that the configuration's network cannot take, or a network that needs diffusers.
+    """Refuse images [C, H, W] that the configuration's network cannot take.
 
     Raises:
         UsageError: height or width is not divisible by 2 for each level below the first, or diffusers is missing.

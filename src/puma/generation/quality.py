@@ -33,6 +33,11 @@ class _Set(NamedTuple):
     features: Floats  # [N, F]
     labels: NDArray[np.int64]
 
+    def describe(self) -> dict[str, Any]:
+        source = self.source
+        sizes = {"rows": len(source), "used": len(self.labels)}
+        return {"name": source.name, "fingerprint": source.fingerprint, **sizes}
+
 
 def measure(
     train: Source,
@@ -69,6 +74,7 @@ def measure(
         DataError: sources of different shape or number of classes, or too few images to say anything.
     """
     check_comparable(train, test, synthetic)
+    roles = ("train", "test", "synthetic")
     rows = [_rows(source, limit, seed) for source in (train, test, synthetic)]
     if features is None:
         features, features_name = _pixel_features(train.read(rows[0]))
@@ -79,15 +85,7 @@ def measure(
     ]
     return {
         "schema": SCHEMA,
-        "sources": {
-            role: {
-                "name": one.source.name,
-                "fingerprint": one.source.fingerprint,
-                "rows": len(one.source),
-                "used": len(one.labels),
-            }
-            for role, one in zip(("train", "test", "synthetic"), sets, strict=True)
-        },
+        "sources": {role: one.describe() for role, one in zip(roles, sets, strict=True)},
         "seed": seed,
         "features": features_name,
         **_accuracies(*sets),

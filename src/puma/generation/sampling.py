@@ -5,7 +5,6 @@ Image k depends on the sampler's settings and on k only, never on how many are s
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from puma.progress import Progress
 from puma.rng import Stream, counter_generator, image_noise
 
 SCHEMA = "puma.generated/2"
+Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +44,7 @@ class Sampler:
         class_names: one name per label.
     """
 
-    sample: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.uint8]]
+    sample: Callable[[Labels, Labels], NDArray[np.uint8]]
     identity: dict[str, Any]
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
@@ -53,15 +53,31 @@ class Sampler:
 def diffusion_sampler(model: Diffusion, seed: int = 0, config: SamplerConfig | None = None) -> Sampler:
     """Our diffusion model as a sampler: image k of a seed has its own noise.
 
+    Another batch size or order gives image k again up to the network's rounding, which depends on the batch: in float32
+    within 1e-3 in [-1, 1], a small part of a grey level.
+
     Raises:
-        UsageError: guidance of a model that was never trained without labels, or noise levels that do not descend.
+        UsageError: see `check_sampler`.
     """
     settings = config or SamplerConfig()
     check_sampler(settings, model.config.label_dropout)
     warn_slow_bf16(model.config.precision, model.device)
+    height, width, channels = model.image_shape
 
-    def pixels(indices: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return to_pixels(sample_images(model, indices, labels, seed=seed, config=settings))
+    @torch.inference_mode()
+    def pixels(indices: Labels, labels: Labels) -> NDArray[np.uint8]:
+        def noise(step: int) -> Tensor:
+            return torch.from_numpy(image_noise(seed, indices, step, (channels, height, width))).to(model.device)
+
+        conditions = torch.from_numpy(labels).to(model.device)
+        images = sample(
+            guided(model.denoiser, conditions, model.num_classes, settings.guidance),
+            noise(0),
+            schedule(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho),
+            churn=Churn(settings.churn, settings.churn_low, settings.churn_high, settings.churn_scale),
+            fresh_noise=lambda step: noise(step + 1),
+        )
+        return to_pixels(images.permute(0, 2, 3, 1).cpu().numpy())
 
     identity = {
         "weights": model.weights_sha256(),
@@ -165,7 +181,8 @@ def generate_from(
     folder, checksum = out.with_suffix(".diffusion"), out.with_name(f"{out.name}.sha256")
     with lock(folder):
         if not _complete(out, checksum, settings, count):
-            paths = sample_shards(sampler, count, folder / "shards", settings, config, shares, seed, progress)
+            shards = Shards(folder / "shards", settings, suffix=".npz", schema=SCHEMA)
+            paths = _sample_shards(sampler, count, shards, config, shares, seed, progress)
             checksum.unlink(missing_ok=True)  # of a smaller file that this one replaces
             images = (_member(path, "image") for path in paths)
             labels = np.concatenate([_member(path, "label") for path in paths])
@@ -181,24 +198,34 @@ def generate_from(
     return out
 
 
+def condition_labels(
+    indices: Labels, num_classes: int, *, seed: int = 0, shares: NDArray[np.float64] | None = None
+) -> Labels:
+    """Labels that images ``indices`` are sampled for; int64, of the shape of ``indices``.
+
+    Balanced and interleaved (0, 1, 2, ..., 0, 1, ...) without ``shares``; else random with those class shares. Image
+    k's label does not depend on how many images are asked for.
+
+    >>> condition_labels(np.arange(5), 3)
+    array([0, 1, 2, 0, 1])
+    """
+    if shares is None:
+        return indices % num_classes
+    uniform = np.array([counter_generator(seed, Stream.LABEL, int(index)).random() for index in indices])
+    return np.searchsorted(np.cumsum(shares / shares.sum())[:-1], uniform, side="right").astype(np.int64)
+
+
 def estimate_cost(
     real: Source, count: int, config: DiffusionConfig, sampler: SamplerConfig, device: torch.device | str = "cpu"
-) -> dict[str, float]:
-    """What `generate` will cost on this device, measured on a step and a few images in a few seconds.
-
-    Returns:
-        ``parameters`` of the network, ``training_seconds``, ``sampling_seconds``, and ``bytes`` of the images.
-    """
+) -> tuple[int, float, float]:
+    """Parameters of the network, and the seconds of training and of sampling on this device, measured in a few."""
     check_trainable(real, config)
     with torch.random.fork_rng(devices=[]):
         denoiser = build_denoiser(config, real.image_shape, real.num_classes).eval().to(device)
     untrained = Diffusion(denoiser, config, real.image_shape, tuple(real.class_names), {})
-    return {
-        "parameters": sum(weight.numel() for weight in denoiser.parameters()),
-        "training_seconds": training_seconds(real, config, device),
-        "sampling_seconds": sampling_seconds(diffusion_sampler(untrained, 0, sampler), count, sampler.batch_size),
-        "bytes": count * math.prod(real.image_shape),
-    }
+    sampling = sampling_seconds(diffusion_sampler(untrained, 0, sampler), count, sampler.batch_size)
+    parameters = sum(weight.numel() for weight in denoiser.parameters())
+    return parameters, training_seconds(real, config, device), sampling
 
 
 def sampling_seconds(sampler: Sampler, count: int, batch_size: int) -> float:
@@ -212,92 +239,6 @@ def sampling_seconds(sampler: Sampler, count: int, batch_size: int) -> float:
         if seconds > 0.5:
             break
     return seconds * count / len(few)
-
-
-@torch.inference_mode()
-def sample_images(
-    model: Diffusion,
-    indices: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    *,
-    seed: int = 0,
-    config: SamplerConfig | None = None,
-) -> NDArray[np.float64]:
-    """Generated images ``indices`` of ``seed`` under ``labels``, in [-1, 1] but not clipped; float64 [B, H, W, C].
-
-    Another batch size or order gives image k again up to the network's rounding, which depends on the batch: in
-    float32 within 1e-3 here, a small part of the grey level (1/127.5) that `to_pixels` rounds to.
-    """
-    config = config or SamplerConfig()
-    height, width, channels = model.image_shape
-    device = model.device
-
-    def noise(step: int) -> Tensor:
-        return torch.from_numpy(image_noise(seed, indices, step, (channels, height, width))).to(device)
-
-    images = sample(
-        guided(model.denoiser, torch.from_numpy(labels).to(device), model.num_classes, config.guidance),
-        noise(0),
-        schedule(config.steps, config.sigma_min, config.sigma_max, config.rho),
-        churn=Churn(config.churn, config.churn_low, config.churn_high, config.churn_scale),
-        fresh_noise=lambda step: noise(step + 1),
-    )
-    return images.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def sample_shards(
-    sampler: Sampler,
-    count: int,
-    folder: Path,
-    settings: dict[str, Any],
-    config: SamplerConfig,
-    shares: NDArray[np.float64] | None = None,
-    seed: int = 0,
-    progress: bool = False,
-) -> list[Path]:
-    """Write images 0 .. count - 1 as shards of a folder, in order; finished shards are kept, damaged ones made again.
-
-    Batches never cross a shard, so a shard's bytes depend on the settings only.
-
-    Raises:
-        ResumeError: the folder holds shards of other settings.
-        UsageError: the sampler's images are not what it says they are.
-    """
-    shards = Shards(folder, settings, suffix=".npz", schema=SCHEMA)
-    rows = {f"{span.start:012d}-{span.stop:012d}": span for span in spans(count, config.shard_rows)}
-    missing = shards.missing(rows)
-    done = count - sum(len(rows[key]) for key in missing)
-    with Progress("sampling", count, "images", show=progress, done=done) as bar:
-        for key in missing:
-            images, labels = [], []
-            for start in range(rows[key].start, rows[key].stop, config.batch_size):
-                indices = np.arange(start, min(start + config.batch_size, rows[key].stop), dtype=np.int64)
-                labels.append(condition_labels(indices, len(sampler.class_names), seed=seed, shares=shares))
-                images.append(sampler.sample(indices, labels[-1]))
-                wanted = (len(indices), *sampler.image_shape)
-                if images[-1].shape != wanted or images[-1].dtype != np.uint8:
-                    raise UsageError(f"the sampler made {images[-1].dtype} {images[-1].shape}, not uint8 {wanted}")
-                bar.advance(len(indices))
-            with shards.writing(key) as temporary, temporary.open("wb") as file:
-                np.savez(file, image=np.concatenate(images), label=np.concatenate(labels))
-    return [shards.path(key) for key in rows]
-
-
-def condition_labels(
-    indices: NDArray[np.int64], num_classes: int, *, seed: int = 0, shares: NDArray[np.float64] | None = None
-) -> NDArray[np.int64]:
-    """Labels that images ``indices`` are sampled for; int64, of the shape of ``indices``.
-
-    Balanced and interleaved (0, 1, 2, ..., 0, 1, ...) without ``shares``; else random with those class shares. Image
-    k's label does not depend on how many images are asked for.
-
-    >>> condition_labels(np.arange(5), 3)
-    array([0, 1, 2, 0, 1])
-    """
-    if shares is None:
-        return indices % num_classes
-    uniform = np.array([counter_generator(seed, Stream.LABEL, int(index)).random() for index in indices])
-    return np.searchsorted(np.cumsum(shares / shares.sum())[:-1], uniform, side="right").astype(np.int64)
 
 
 def check_sampler(config: SamplerConfig, label_dropout: float) -> None:
@@ -317,17 +258,11 @@ def check_sampler(config: SamplerConfig, label_dropout: float) -> None:
 
 
 def check_trainable(real: Source, config: DiffusionConfig) -> None:
-    """Refuse real images that a model of this configuration cannot be trained on.
-
-    Raises:
-        UsageError: their size does not fit the network.
-        DataError: a class has no images.
-    """
+    """Refuse real images that do not fit the network (`UsageError`), or of which a class has none (`DataError`)."""
     height, width, channels = real.image_shape
     check_network(config, (channels, height, width))
-    counts = np.bincount(real.labels, minlength=real.num_classes)
-    if len(counts) == 0 or counts.min() == 0:
-        empty = np.flatnonzero(counts == 0).tolist()
+    empty = np.flatnonzero(np.bincount(real.labels, minlength=real.num_classes) == 0).tolist()
+    if empty or not len(real.labels):
         raise DataError(
             f"{real.name} has no images of class {', '.join(map(str, empty)) or '(any)'}",
             why="a class-conditional model cannot be trained on a class without images",
@@ -368,6 +303,35 @@ def _complete(out: Path, checksum: Path, settings: dict[str, Any], count: int) -
         fix = "delete both and run the same command again"
         raise DataError(f"{out} is damaged", why=f"its bytes do not match {checksum.name}", fix=fix)
     return complete
+
+
+def _sample_shards(
+    sampler: Sampler,
+    count: int,
+    shards: Shards,
+    config: SamplerConfig,
+    shares: NDArray[np.float64] | None,
+    seed: int,
+    progress: bool,
+) -> list[Path]:
+    """Images 0 .. count - 1 as shards, in order; batches never cross one, so its bytes depend on the settings only."""
+    rows = {f"{span.start:012d}-{span.stop:012d}": span for span in spans(count, config.shard_rows)}
+    missing = shards.missing(rows)
+    done = count - sum(len(rows[key]) for key in missing)
+    with Progress("sampling", count, "images", show=progress, done=done) as bar:
+        for key in missing:
+            images, labels = [], []
+            for start in range(rows[key].start, rows[key].stop, config.batch_size):
+                indices = np.arange(start, min(start + config.batch_size, rows[key].stop), dtype=np.int64)
+                labels.append(condition_labels(indices, len(sampler.class_names), seed=seed, shares=shares))
+                images.append(sampler.sample(indices, labels[-1]))
+                wanted = (len(indices), *sampler.image_shape)
+                if images[-1].shape != wanted or images[-1].dtype != np.uint8:
+                    raise UsageError(f"the sampler made {images[-1].dtype} {images[-1].shape}, not uint8 {wanted}")
+                bar.advance(len(indices))
+            with shards.writing(key) as temporary, temporary.open("wb") as file:
+                np.savez(file, image=np.concatenate(images), label=np.concatenate(labels))
+    return [shards.path(key) for key in rows]
 
 
 def _member(path: Path, name: str) -> NDArray[Any]:
