@@ -168,16 +168,19 @@ class Grid:
         for name, values in {"strategies": self.strategies, "keeps": self.keeps, "alphas": alphas, "eps": eps}.items():
             if not len(values):
                 raise UsageError(f"{name} is empty")
-        if not seeds or min(seeds) < 0:
-            raise UsageError(f"seeds are {list(seeds)}", fix="give one or more, none negative")
-        if not all(0 < keep <= 1 for keep in self.keeps):
-            raise UsageError(f"keeps are {self.keeps}", why="kept shares lie in (0, 1]")
-        if not all(math.isfinite(alpha) and alpha * self.dimension >= 2 for alpha in alphas):
-            raise UsageError(f"alphas are {tuple(alphas)}", why="each needs two examples or more")
-        if not all(math.isfinite(value) and value >= 0 for value in eps):
-            raise UsageError(f"eps are {tuple(eps)}", why="they have to be finite and not negative")
-        if not (math.isfinite(self.l2) and self.l2 > 0):
-            raise UsageError(f"l2 is {self.l2}", why="separable data have no optimum without a positive penalty")
+        for holds, what, why in (
+            (seeds and min(seeds) >= 0, f"seeds are {list(seeds)}", "one or more are needed, none negative"),
+            (all(0 < keep <= 1 for keep in self.keeps), f"keeps are {self.keeps}", "kept shares lie in (0, 1]"),
+            (
+                all(math.inf > a * self.dimension >= 2 for a in alphas),
+                f"alphas are {alphas}",
+                "each needs two examples",
+            ),
+            (all(math.inf > value >= 0 for value in eps), f"eps are {eps}", "they are finite and not negative"),
+            (math.inf > self.l2 > 0, f"l2 is {self.l2}", "separable data have no optimum without a positive penalty"),
+        ):
+            if not holds:
+                raise UsageError(what, why=why)
         if isinstance(self.probe, str):
             if self.probe not in ("self", "clean"):
                 raise UsageError(f"unknown probe {self.probe!r}", fix='use "self", "clean" or an angle in radians')

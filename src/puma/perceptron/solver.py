@@ -135,14 +135,12 @@ def _line_search(point: _Point, step: Array, decrement: float, rows: Array, radi
 def _checked(inputs: ArrayLike, eps: ArrayLike, l2: float) -> tuple[Array, Array]:
     """Rows ``[n, d]`` and one eps per row ``[n]``, both float64 and valid."""
     rows = np.ascontiguousarray(inputs, dtype=np.float64)
-    if rows.ndim != 2 or rows.shape[0] == 0 or rows.shape[1] == 0:
-        raise DataError(f"inputs have shape {rows.shape}", fix="give label times input as rows [n, d]")
-    if not np.isfinite(rows).all():
-        raise DataError("inputs hold values that are not finite")
+    if rows.ndim != 2 or rows.size == 0 or not np.isfinite(rows).all():
+        raise DataError(f"inputs of shape {rows.shape} are not finite rows [n, d] of label times input")
     radii = np.asarray(eps, dtype=np.float64)
     if radii.shape not in ((), (len(rows),)):
         raise UsageError(f"eps has shape {radii.shape} for {len(rows)} rows", fix="give one number or one per row")
-    if not (np.isfinite(radii).all() and (radii >= 0).all()):
+    if not ((radii >= 0) & (radii < np.inf)).all():
         raise UsageError("eps has to be finite and not negative")
     if not (math.isfinite(l2) and l2 > 0):
         raise UsageError(f"l2 is {l2!r}", why="separable data have no optimum without a positive penalty")

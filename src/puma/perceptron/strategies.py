@@ -94,12 +94,14 @@ class Strategy:
             start = min(n - kept, max(0, int((margin < 0).sum()) - allowed))
         order = rng.permutation(n) if self.name == "random" else np.argsort(margin, kind="stable")
         rows = np.sort(order[start : start + kept])
-        if self.name == "uniform-eps":
-            return rows, np.full(kept, eps * float(self.parameters[0]))
         c = self.cap(float(np.mean(margin < 0)), float(np.mean((margin > 0) & (margin < eps))), kept / n)
-        if np.isinf(c):
-            return rows, np.full(kept, eps)
-        return rows, np.minimum(eps, c * np.maximum(margin[rows], 0))
+        return rows, self.eps_of(margin[rows], eps, c)
+
+    def eps_of(self, margin: Array, eps: float, c: float) -> Array:
+        """The eps of kept rows with these margins, under a cap of factor ``c``."""
+        if self.name == "uniform-eps":
+            return np.full_like(margin, eps * float(self.parameters[0]))
+        return np.full_like(margin, eps) if np.isinf(c) else np.minimum(eps, c * np.maximum(margin, 0))
 
 
 def bridge(margin: ArrayLike, eps: float, keep_fraction: float) -> dict[str, float]:

@@ -46,6 +46,8 @@ _REACH, _MARGIN_NODES = 8.0, 12
 _NOISE_REACH, _NOISE_NODES = 7.5, 48
 SMALLEST_ANGLE = 1e-3
 """Radians; better probes are computed as this one or as perfect ones."""
+NO_MARGINS = ("none", "random", "uniform-eps")
+"""Strategies whose rows do not depend on margins: any probe will do, also one trained on the same data."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,7 @@ class Population:
         """The population that ``strategy`` leaves."""
         if strategy.name in WHOLE:
             keep = 1.0
-        if strategy.name in ("none", "random", "uniform-eps"):
-            angle = 0.0  # their rows do not depend on margins: any probe will do
-        elif angle < SMALLEST_ANGLE:
+        if strategy.name in NO_MARGINS or angle < SMALLEST_ANGLE:
             angle = 0.0
         err = angle / np.pi
         cap = strategy.cap(err, _distribution(eps, angle) - err, keep)
@@ -81,13 +81,7 @@ class Population:
         nodes, weights = panels(_breaks(low, high, angle, eps / cap if cap > 0 else 0.0), _MARGIN_NODES)
         share = 1.0 if strategy.name == "random" else keep
         weights = weights * 2 * np.exp(-(nodes**2) / 2) / np.sqrt(2 * np.pi) / share
-        if strategy.name == "uniform-eps":
-            radii = np.full_like(nodes, eps * float(strategy.parameters[0]))
-        elif np.isinf(cap):
-            radii = np.full_like(nodes, eps)
-        else:
-            radii = np.minimum(eps, cap * np.maximum(nodes, 0))
-        return cls(angle, nodes, weights, radii, keep)
+        return cls(angle, nodes, weights, strategy.eps_of(nodes, eps, cap), keep)
 
     @property
     def mean_eps(self) -> float:
@@ -206,7 +200,7 @@ def predict(
     rule = Strategy.parse(strategy)
     if not (alpha > 0 and eps >= 0 and 0 < keep <= 1 and 0 <= angle <= math.pi / 2 and l2 > 0):
         raise UsageError(f"no prediction for alpha {alpha}, eps {eps}, keep {keep}, angle {angle}, l2 {l2}")
-    if task != "isotropic" and rule.name not in ("none", "random", "uniform-eps"):
+    if task != "isotropic" and rule.name not in NO_MARGINS:
         raise UsageError(
             f"no prediction for {rule.name!r} on the {task} task", why="its probe is trained on the same data"
         )

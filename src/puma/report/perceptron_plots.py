@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -102,10 +103,9 @@ def collapse_figure(perfect: pd.DataFrame, theory: pd.DataFrame, learned: pd.Dat
 def ends_figure(isotropic: pd.DataFrame, anisotropic: pd.DataFrame, alphas: Sequence[float]) -> Figure:
     """Robust error against training on all data, over the kept share; a row per task, a column per data amount."""
     figure, panels = new_figure(9.0, 6.0, rows=2, columns=len(alphas), sharex=True)
-    settings = [(name, task, alpha) for name, task in (("isotropic", isotropic), ("anisotropic", anisotropic))
-                for alpha in alphas]  # fmt: skip
-    for axes, (name, task, alpha) in zip(panels, settings, strict=True):
-        part = excess(rows_of(task, alpha=alpha))
+    tables = {"isotropic": isotropic, "anisotropic": anisotropic}
+    for axes, (name, alpha) in zip(panels, itertools.product(tables, alphas), strict=True):
+        part = excess(rows_of(tables[name], alpha=alpha))
         for strategy in ("easy", "difficult", "random", "puma(0.5)"):
             if (
                 name == "isotropic" or strategy != "puma(0.5)"
