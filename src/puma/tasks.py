@@ -329,6 +329,8 @@ def serve(descriptor: int, parent: int) -> None:
             reply: tuple[Any, Any, str]
             try:
                 reply = (function(item), None, "")
+            except KeyboardInterrupt:  # somebody interrupted this process alone
+                sys.exit(130)
             except Exception as error:
                 reply = (None, error, traceback.format_exc())
             try:

@@ -41,7 +41,7 @@ class ThreatModel:
 
     >>> ThreatModel.parse("Linf:8/255")
     ThreatModel(norm='Linf', eps=0.03137254901960784)
-    >>> print(ThreatModel("Linf", 8 / 255), ThreatModel("L2", 0.5))
+    >>> print(ThreatModel("Linf", 8 / 255), ThreatModel("L2", 0.5))  # reading it gives the same threat model
     Linf:8/255 L2:0.5
 
     Raises:
@@ -87,7 +87,8 @@ class ThreatModel:
         return cls(parse_norm(first), parse_eps(second))
 
     def __str__(self) -> str:
-        return f"{self.norm}:{format_eps(self.eps, self.norm)}"
+        shortest = (f"{self.eps:.6g}", f"{self.eps * 255:.6g}/255", repr(self.eps))
+        return f"{self.norm}:{next(text for text in shortest if parse_eps(text) == self.eps)}"
 
 
 def parse_eps(text: str) -> float:
@@ -110,7 +111,7 @@ def parse_eps(text: str) -> float:
 
 
 def format_eps(eps: float, norm: Norm) -> str:
-    """Print an eps the way the field does: a short decimal as it is, else k/255 in Linf.
+    """Print an eps, such as a mean, the way the field does: a short decimal as it is, else about k/255 in Linf.
 
     >>> format_eps(8 / 255, "Linf"), format_eps(0.2, "Linf"), format_eps(1.5 / 255, "Linf"), format_eps(0.123456, "L2")
     ('8/255', '0.2', '1.5/255', '0.123456')
