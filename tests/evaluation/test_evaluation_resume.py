@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from torch import nn
 from puma.errors import DataError, ResumeError
 from puma.evaluation import Evaluation, evaluate
 from puma.evaluation.attacks import Attacker
+from puma.models.networks import build_model
+from puma.models.weights import save_model
 from puma.threat import ThreatModel
 
 LINF = ThreatModel("Linf", 0.02)
@@ -64,36 +68,41 @@ def test_stopped_at_every_point(
     assert result.attack_cost == expected.attack_cost
 
 
-SCRIPT = """
-import sys
-import torch
-from pathlib import Path
-torch.set_num_threads(1)
-sys.path.insert(0, {folder!r})
-from conftest import label_by, make_network
-from puma.evaluation import evaluate
-from puma.threat import ThreatModel
-model = make_network()
-result = evaluate(model, label_by(model, 40), ThreatModel("Linf", 0.02), attack="cw-150", shard_rows=4, out=sys.argv[1])
-"""
-
-
 @pytest.mark.dist
-def test_killed_and_resumed(network: nn.Module, images: list[Any], tmp_path: Path) -> None:
-    expected = evaluate(network, images, LINF, attack="cw-150", shard_rows=4)
-    script = [sys.executable, "-c", SCRIPT.format(folder=str(Path(__file__).parent)), str(tmp_path)]
-    shards = tmp_path / "evaluation-cw-150-shards"
-    with subprocess.Popen(script) as process:
-        deadline = time.monotonic() + 120
-        while len(list(shards.glob("part-*.parquet"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    kept = {path: path.stat().st_mtime_ns for path in shards.glob("part-*.parquet")}
-    assert 2 <= len(kept) < 10
-    result = evaluate(network, images, LINF, attack="cw-150", shard_rows=4, out=tmp_path)
-    assert flags(result) == flags(expected)
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+@pytest.mark.timeout(3600)
+def test_killed_and_resumed(labelled: Callable[..., Any], tmp_path: Path) -> None:
+    """Killed at a random moment, PUMA_KILLS times in a row (once by default), then run to its end: the same bytes."""
+    model = build_model("small-cnn", 2, in_channels=1, image_size=8)
+    save_model(model, tmp_path / "model.safetensors")
+    pixels, labels = zip(*labelled(model, 40), strict=True)
+    np.savez(tmp_path / "test.npz", image=np.stack(pixels), label=np.array(labels))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "puma", "evaluate", "model.safetensors", "--data", "test.npz", "--out", "killed"]
+    command += ["--threat", str(LINF), "--attack", "cw-150", "--shard-rows", "4", "--device", "cpu", "--quiet"]
+    evaluate(model, tmp_path / "test.npz", LINF, attack="cw-150", shard_rows=4, out=whole)
+    rng = random.Random(0)
+    shards = killed / "evaluation-cw-150-shards"
+    kept: dict[Path, int] = {}
+    kills = int(os.environ.get("PUMA_KILLS", "1"))
+    for kill in range(kills):
+        goal, wait = rng.randint(min(len(kept) + 1, 9), 9), rng.random() * 0.02
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 120
+            while len(list(shards.glob("part-*.parquet"))) < goal and time.monotonic() < deadline:
+                time.sleep(0.002)
+            time.sleep(wait)
+            process.kill()
+        assert process.returncode in (-signal.SIGKILL, 0)  # it may have ended by itself
+        after = {path: path.stat().st_mtime_ns for path in shards.glob("part-*.parquet")}
+        assert kept.items() <= after.items()  # what was finished is not attacked again
+        kept = after
+        if len(kept) >= 9 or kill == kills - 1:
+            evaluate(model, tmp_path / "test.npz", LINF, attack="cw-150", shard_rows=4, out=killed)
+            assert kept.items() <= {path: path.stat().st_mtime_ns for path in shards.glob("part-*.parquet")}.items()
+            one, two = (folder / "evaluation-cw-150.parquet" for folder in (whole, killed))
+            assert one.read_bytes() == two.read_bytes()
+            shutil.rmtree(killed)
+            kept = {}
 
 
 def test_workers_share_and_the_last_writes(network: nn.Module, images: list[Any], tmp_path: Path) -> None:
