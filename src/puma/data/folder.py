@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import mimetypes
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from puma.data.checks import check_labels
 from puma.data.images import EncodedImages
-from puma.data.source import Rows, Source
+from puma.data.source import Source
+from puma.data.spec import Options
 from puma.errors import DataError, UsageError, unknown
 from puma.io import fingerprint, sha256_file
 
@@ -32,36 +34,7 @@ _JUNK = {"__macosx", "@eadir", "__pycache__", "lost+found", "$recycle.bin", "sys
 _ONE_EACH = "one folder for each class: root/cat/1.png"
 
 
-class FileBytes:
-    """The bytes of files by row."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
-
-    def where(self, row: int) -> str:
-        """The path."""
-        return str(self._paths[row])
-
-    def __call__(self, rows: Rows) -> list[Any]:
-        """The contents of the files at ``rows``.
-
-        Raises:
-            DataError: a file that has vanished or cannot be read.
-        """
-        try:
-            return [self._paths[int(row)].read_bytes() for row in rows]
-        except OSError as error:
-            raise DataError(f"cannot read {error.filename}", why=str(error.strerror)) from None
-
-
-def load_folder(
-    root: Path | str,
-    *,
-    split: str | None = None,
-    verify: str = "headers",
-    resize: int | None = None,
-    channels: int | None = None,
-) -> Source:
+def load_folder(root: Path, options: Options) -> Source:
     """Open a folder of class folders, ``root/SPLIT`` where a split is named.
 
     Classes come in the order of their names, as numbers where all are whole numbers; files in the order of theirs.
@@ -73,13 +46,13 @@ def load_folder(
         DataError: no image, an image beside the class folders, images of several shapes without ``resize``, grey and
             RGB ones without ``channels=3``.
     """
-    root = Path(root)
+    options.only(root, "split")
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_junk(entry.name))
     splits = [name for name in names if name.casefold() in SPLITS]
-    if split is not None:
-        if split not in names:
-            raise unknown(f"split of {root}", split, splits or names)
-        return load_folder(root / split, verify=verify, resize=resize, channels=channels)
+    if options.split is not None:
+        if options.split not in names:
+            raise unknown(f"split of {root}", options.split, splits or names)
+        return load_folder(root / options.split, replace(options, split=None))
     if splits and (
         len(splits) == len(names) or (len(splits) > 1 and {"train", "training"} & set(map(str.casefold, splits)))
     ):
@@ -109,17 +82,24 @@ def load_folder(
     if not paths:
         raise DataError(f"{root} holds no images", fix=_ONE_EACH)
     listing = [
-        [str(path.relative_to(root)), path.stat().st_size, sha256_file(path) if verify == "full" else ""]
+        [str(path.relative_to(root)), path.stat().st_size, sha256_file(path) if options.verify == "full" else ""]
         for path in paths
     ]
     called = root.resolve()
     return Source(
-        EncodedImages(FileBytes(paths), len(paths), resize, channels),
+        EncodedImages(partial(_read_file, paths), len(paths), options),
         check_labels(np.array(labels, np.int64), len(paths), str(root), names),
         name=f"{called.parent.name}-{called.name}" if called.name.casefold() in SPLITS else called.name,
         fingerprint=fingerprint({"format": "folder", "files": listing}),
         class_names=names,
     )
+
+
+def _read_file(paths: list[Path], row: int) -> tuple[bytes, str]:
+    try:
+        return paths[row].read_bytes(), str(paths[row])
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}", why=str(error.strerror)) from None
 
 
 def _is_junk(name: str) -> bool:

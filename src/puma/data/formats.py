@@ -12,6 +12,7 @@ import re
 import tarfile
 import zlib
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from puma.data.checks import check_image_layout, check_labels
 from puma.data.images import EncodedImages
 from puma.data.sampler import stratified_rows
-from puma.data.source import Pixels, Rows, Source, in_memory
+from puma.data.source import Pixels, Source, in_memory
+from puma.data.spec import Options
 from puma.errors import DataError, PumaError, UsageError, unknown
 from puma.io import fingerprint
 
@@ -71,41 +73,28 @@ def is_archive(path: Path) -> bool:
     return folder or path.suffix == ".tar" or any(kind.search(path.name) for kind in (_CIFAR, _SVHN, _IDX))
 
 
-def load_archive(
-    path: Path,
-    *,
-    split: str | None = None,
-    label: str | None = None,
-    resize: int | None = None,
-    channels: int | None = None,
-) -> Source:
+def load_archive(path: Path, options: Options) -> Source:
     """Open a data set in the files that its authors publish; `is_archive` tells which.
 
-    Args:
-        path: ``cifar-10-python.tar.gz`` or its folder ``cifar-10-batches-py`` (also ``-binary``, ``-batches-bin``, and
-            CIFAR-100), ``train-images-idx3-ubyte.gz`` with its labels beside it or their folder, ``train_32x32.mat``,
-            or a webdataset ``.tar`` (``KEY.png`` with ``KEY.cls``, or ``KEY.json`` that holds ``label``).
-        split: ``"train"`` or ``"test"``, where the files hold both.
-        label: of CIFAR-100 ``"fine_label"`` or ``"coarse_label"``.
-        resize: scale each encoded image to this side.
-        channels: 3 makes RGB of encoded grey images.
+    ``cifar-10-python.tar.gz`` or its folder ``cifar-10-batches-py`` (also ``-binary``, ``-batches-bin``, and CIFAR-100:
+    ``?label=fine_label`` or ``coarse_label``) and folders of idx files (``train-images-idx3-ubyte.gz`` with its labels
+    beside it) hold two splits; ``train_32x32.mat`` and webdataset tars (``KEY.png`` with ``KEY.cls``, or ``KEY.json``
+    that holds ``label``) hold one.
 
     Raises:
         UsageError: a split or label that is not there, or none where it has to be chosen.
         DataError: damaged, or a pickle that holds more than arrays, lists, texts and numbers.
     """
+    two = bool(_CIFAR.search(path.name)) or path.is_dir()
+    options.only(path, *(["split"] if two else []), *(["label"] if _CIFAR.search(path.name) else []))
     try:
         if match := _CIFAR.search(path.name):
-            return _cifar(path, split, label, fine=match[1] == "100", binary="bin" in match[2])
-        if label is not None:
-            raise UsageError(f"{path} has no choice of labels", why=f"?label={label} is not used")
-        if path.is_dir():
-            return _idx(_idx_file(path, split))
-        if split is not None:
-            raise UsageError(f"{path} holds one split", why=f"?split={split} is not used")
+            return _cifar(path, options.split, options.label, fine=match[1] == "100", binary="bin" in match[2])
         if _SVHN.search(path.name):
             return _svhn(path)
-        return _idx(path) if _IDX.match(path.name) else _webdataset(path, resize, channels)
+        if path.suffix == ".tar":
+            return _webdataset(path, options)
+        return _idx(_idx_file(path, options.split) if path.is_dir() else path)
     except PumaError:
         raise
     except FileNotFoundError as error:
@@ -213,26 +202,14 @@ def _svhn(path: Path) -> Source:
     return _of_arrays(np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels, f"svhn-{path.name[:-10]}", str(path))
 
 
-class _TarBytes:
-    """Files inside an uncompressed tar, by row."""
-
-    def __init__(self, path: Path, places: list[tuple[str, int, int]]) -> None:
-        self._path, self._places = path, places
-
-    def where(self, row: int) -> str:
-        return f"{self._path}: {self._places[row][0]}"
-
-    def __call__(self, rows: Rows) -> list[bytes]:
-        with self._path.open("rb") as file:
-            out = []
-            for row in rows.tolist():
-                _, offset, size = self._places[row]
-                file.seek(offset)
-                out.append(file.read(size))
-        return out
+def _read_member(path: Path, places: list[tuple[str, int, int]], row: int) -> tuple[bytes, str]:
+    name, offset, size = places[row]
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size), f"{path}: {name}"
 
 
-def _webdataset(path: Path, resize: int | None, channels: int | None) -> Source:
+def _webdataset(path: Path, options: Options) -> Source:
     samples: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
     with tarfile.open(path, "r:") as archive:
         for member in archive:
@@ -253,7 +230,7 @@ def _webdataset(path: Path, resize: int | None, channels: int | None) -> Source:
     if not labels:
         raise DataError(f"{path} holds no samples")
     return Source(
-        EncodedImages(_TarBytes(path, images), len(images), resize, channels),
+        EncodedImages(partial(_read_member, path, images), len(images), options),
         check_labels(np.array(labels), len(labels), f"{path}: labels"),
         name=path.stem,
         fingerprint=fingerprint({"format": "webdataset", "files": [[n, s] for n, _, s in images], "labels": labels}),

@@ -8,15 +8,16 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from puma.data.mapped import Mapped, read_header
 from puma.data.source import Images, ImageShape, Kept, Pixels, Rows, blocks
+from puma.data.spec import Options
 from puma.errors import BusyError, DataError, StorageError
 from puma.io import atomic_path, fingerprint, lock
 
@@ -100,38 +101,25 @@ def resized(images: Pixels, size: int) -> Pixels:
     return out
 
 
-class EncodedRows(Protocol):
-    """The encoded image files of a source, by row."""
-
-    def __call__(self, rows: Rows) -> Sequence[bytes | memoryview]:
-        """Their bytes, in the order of ``rows``."""
-        ...
-
-    def where(self, row: int) -> str:
-        """What to call a row in messages: its path, or its file and number."""
-        ...
-
-
 class EncodedImages(Images):
     """Images that are decoded when they are read.
 
     Args:
-        files: their bytes.
+        fetch: row -> the bytes of its image file, and what to call it in messages; picklable.
         count: how many there are.
-        size: scale each image to this side; None: all have the shape of the first.
-        channels: 3 makes RGB of the grey ones among them.
+        options: scale each image to a side of ``options.resize``, without it all have the shape of the first; with
+            ``options.channels`` 3 grey ones become RGB.
     """
 
-    def __init__(self, files: EncodedRows, count: int, size: int | None = None, channels: int | None = None) -> None:
-        first = decoded(files(np.array([0]))[0], files.where(0), size, channels)
-        super().__init__((count, *first.shape), slow=True)
-        self._files, self._size, self._channels = files, size, channels
+    def __init__(self, fetch: Callable[[int], tuple[Any, str]], count: int, options: Options) -> None:
+        self._fetch, self._how = fetch, (options.resize, options.channels)
+        super().__init__((count, *decoded(*fetch(0), *self._how).shape), slow=True)
 
     def read(self, rows: Rows) -> Pixels:
         """See `puma.data.source.Images.read`."""
         out = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for place, (row, data) in enumerate(zip(rows, self._files(rows), strict=True)):
-            out[place] = decoded(data, self._files.where(int(row)), self._size, self._channels, self.shape[1:])
+        for place, row in enumerate(rows.tolist()):
+            out[place] = decoded(*self._fetch(row), *self._how, self.shape[1:])
         return out
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -19,63 +19,13 @@ from puma.data.names import NAMES, find_named
 from puma.data.parts import check_complete, expanded, joined_parts, name_of
 from puma.data.sampler import stratified_rows
 from puma.data.source import MapStyle, Source, blocks, converted, selected
+from puma.data.spec import Options, option_value, parse_spec
 from puma.errors import DataError, UsageError, unknown
 from puma.io import fingerprint
 
 logger = logging.getLogger("puma")
 
-_NUMBERS = ("resize", "channels", "subset", "seed")
 _KINDS = 'name "digits", "cifar10", an .npz, .npy or .parquet file, part files, an image folder, or hf:NAME:SPLIT'
-
-
-@dataclass(frozen=True)
-class Options:
-    """What may be asked of any source.
-
-    Args:
-        resize: scale every image to this side, in pixels, 1..4096.
-        channels: 3 turns greyscale into RGB; 1 only states what is there.
-        classes: keep only these classes, by name or number; they are renumbered in this order.
-        subset: keep this many images: stratified and seeded, never a prefix.
-        seed: of the subset.
-        split: which of several splits, where there are some.
-        label: which of several label columns.
-        labels: the ``.npy`` file of labels that belongs to an ``.npy`` of images.
-        verify: ``"headers"``, or ``"full"``, which reads every byte once and compares checksums.
-    """
-
-    resize: int | None = None
-    channels: int | None = None
-    classes: tuple[str, ...] | None = None
-    subset: int | None = None
-    seed: int = 0
-    split: str | None = None
-    label: str | None = None
-    labels: str | None = None
-    verify: Literal["headers", "full"] = "headers"
-
-    def __post_init__(self) -> None:
-        if self.resize is not None and not 1 <= self.resize <= 4096:
-            raise UsageError(f"resize={self.resize} is not a side in 1..4096")
-        if self.channels not in (None, 1, 3):
-            raise UsageError(f"channels={self.channels}", why="1 (grey) or 3 (RGB) are understood")
-        if self.subset is not None and self.subset < 1:
-            raise UsageError(f"subset={self.subset} keeps no image")
-        if self.seed and self.subset is None:
-            raise UsageError(f"seed={self.seed} is not used", why="it chooses a subset", fix="add subset=5000")
-        if self.classes is not None and (not self.classes or len(set(self.classes)) != len(self.classes)):
-            raise UsageError(f"classes={','.join(self.classes)} is empty or names a class twice")
-        if self.verify not in ("headers", "full"):
-            raise unknown("way to verify", self.verify, ("headers", "full"))
-
-    def __str__(self) -> str:
-        """The options that differ from their defaults, as they stand after the ``?``."""
-        pairs = {item.name: getattr(self, item.name) for item in fields(self)}
-        pairs = {name: ",".join(value) if isinstance(value, tuple) else value for name, value in pairs.items()}
-        return "&".join(f"{i.name}={pairs[i.name]}" for i in fields(self) if pairs[i.name] != i.default)
-
-
-_NAMES = tuple(item.name for item in fields(Options))
 
 
 def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: Any) -> Source:
@@ -151,47 +101,11 @@ def as_source(dataset: Source | MapStyle | str | Path) -> Source:
     return source
 
 
-def parse_spec(text: str) -> tuple[list[str], dict[str, Any]]:
-    """Split a spec into its paths (joined by ``|``) and its options.
-
-    >>> parse_spec("a.npz|b.npz?subset=100&classes=cat,dog")
-    (['a.npz', 'b.npz'], {'subset': 100, 'classes': ('cat', 'dog')})
-
-    Raises:
-        UsageError: unknown option, an option twice, or a value that is no number where one is needed.
-    """
-    places, _, query = text.partition("?")
-    options: dict[str, Any] = {}
-    for pair in query.split("&") if query else ():
-        name, _, value = pair.partition("=")
-        if not value or name in options:
-            raise UsageError(f"option {pair!r} of {text!r} has no value, or two", fix="write ?resize=16&subset=5000")
-        options[name] = _value(name, value)
-    return [place for place in places.split("|") if place], options
-
-
 def _options(written: dict[str, Any], given: dict[str, Any]) -> Options:
-    written |= {name: _value(name, value) for name, value in given.items()}
+    written |= {name: option_value(name, value) for name, value in given.items()}
     if written.get("labels"):
         written["labels"] = str(Path(written["labels"]).absolute())
     return Options(**written)
-
-
-def _value(name: str, value: Any) -> Any:
-    """An option's value from text, or from what a caller of the library wrote."""
-    if name not in _NAMES:
-        raise unknown("option of a data source", name, _NAMES)
-    if name == "classes":
-        return tuple(str(part).strip() for part in (value.split(",") if isinstance(value, str) else value))
-    if name in _NUMBERS and value is not None:
-        try:
-            number = int(value)
-        except (TypeError, ValueError):
-            number = None
-        if number is None or (isinstance(value, float) and value != number):
-            raise UsageError(f"{name}={value!r} is not a whole number")
-        return number
-    return value
 
 
 def _resolved(place: str, options: Options) -> tuple[str, Options]:
@@ -213,55 +127,40 @@ def _one_split(place: str, written: str, asked: str | None) -> str | None:
 def _opened(place: str, options: Options) -> Source:
     kind, _, rest = place.partition(":")
     path = Path(place)
-    # encoded images may differ in these before they are converted, so their decoders have to know
-    shape = {"resize": options.resize, "channels": options.channels}
     if kind == "digits" and not path.exists():
-        _only(place, options, "split")
+        options.only(place, "split")
         return load_digits(_one_split(place, rest, options.split))
     if kind == "hf":
         from puma.data.objects import load_hub
 
-        _only(place, options, "split", "label")
+        options.only(place, "split", "label")
         name, *more = rest.split(":")
         if len(more) + (options.split is not None) > 2:
             raise UsageError(f"{place} names too much", fix="write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
         *config, split = [*more, options.split] if options.split else more or ["train"]
-        chosen = config[0] if config else None
-        return load_hub(name, split, chosen, label=options.label, verify=options.verify, **shape)
+        return load_hub(name, config[0] if config else None, replace(options, split=split))
     if path.suffix == ".npz":
         from puma.data.npz import load_npz
 
-        _only(place, options, "split", "label")
-        return load_npz(path, split=options.split, label=options.label, verify=options.verify)
+        return load_npz(path, options)
     if path.suffix == ".npy":
         from puma.data.mapped import load_npy
 
-        _only(place, options, "labels")
-        return load_npy(path, labels=options.labels, verify=options.verify)
+        return load_npy(path, options)
     if path.suffix in (".parquet", ".pq"):
         from puma.data.parquet import load_parquet
 
-        _only(place, options, "label")
-        return load_parquet(path, label=options.label, verify=options.verify, **shape)
+        return load_parquet(path, options)
     if not path.exists():
         near = difflib.get_close_matches(place.partition(":")[0].lower(), [*NAMES, "digits"], n=1)
         raise DataError(f"{place} does not exist", fix=f"did you mean {near[0]!r}?" if near else _KINDS)
     if is_archive(path):
-        _only(place, options, "split", "label")
-        return load_archive(path, split=options.split, label=options.label, **shape)
+        return load_archive(path, options)
     if path.is_dir():
         from puma.data.folder import load_folder
 
-        _only(place, options, "split")
-        return load_folder(path, split=options.split, verify=options.verify, **shape)
+        return load_folder(path, options)
     raise UsageError(f"{place} is of no known kind", fix=_KINDS)
-
-
-def _only(place: str, options: Options, *used: str) -> None:
-    """Refuse an option that this kind of source does not use."""
-    for name in ("split", "label", "labels"):
-        if getattr(options, name) is not None and name not in used:
-            raise UsageError(f"{place}: the option {name}={getattr(options, name)} is not used", fix="leave it out")
 
 
 def _prepared(source: Source, options: Options) -> Source:

@@ -15,6 +15,7 @@ import numpy as np
 
 from puma.data.checks import check_image_layout, check_labels
 from puma.data.source import Images, Pixels, Rows, Shape, Source
+from puma.data.spec import Options
 from puma.errors import DataError
 from puma.io import fingerprint, sha256_file
 
@@ -144,8 +145,8 @@ def check_headers(file: IO[bytes], images: Header, labels: Header, where: str, w
         check_labels(np.broadcast_to(np.zeros((), labels.dtype), labels.shape), images.shape[0], where_labels)
 
 
-def load_npy(path: Path | str, *, labels: Path | str | None = None, verify: str = "headers") -> Source:
-    """Open ``images.npy``, mapped; labels come from ``labels``, by default ``images_labels.npy`` beside it.
+def load_npy(path: Path, options: Options) -> Source:
+    """Open ``images.npy``, read in place; labels come from ``options.labels`` or ``images_labels.npy`` beside it.
 
     An ``.npy`` file carries no checksum: the fingerprint covers its header and 256 blocks spread over it, that of
     ``verify="full"`` every byte.
@@ -153,8 +154,8 @@ def load_npy(path: Path | str, *, labels: Path | str | None = None, verify: str 
     Raises:
         DataError: missing or damaged file, wrong dtype, layout or labels.
     """
-    path = Path(path)
-    label_path = _label_path(path) if labels is None else Path(labels)
+    options.only(path, "labels")
+    label_path = _label_path(path) if options.labels is None else Path(options.labels)
     try:
         with path.open("rb") as file, label_path.open("rb") as label_file:
             header = read_header(file, path.stat().st_size, str(path))
@@ -165,7 +166,7 @@ def load_npy(path: Path | str, *, labels: Path | str | None = None, verify: str 
     except OSError as error:
         raise DataError(f"cannot read {path}", why=str(error)) from None
     values = np.fromfile(label_path, label_header.dtype, offset=label_header.length)
-    pixels = sha256_file(path) if verify == "full" else _sampled_hash(path)
+    pixels = sha256_file(path) if options.verify == "full" else _sampled_hash(path)
     n, height, width, channels = header.shape
     return Source(
         Mapped(path, header.length, (n, height, width, channels)),

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from puma.data.checks import LABEL_NAMES, check_labels, chosen_label
 from puma.data.mapped import Header, Mapped, check_headers, read_header
 from puma.data.source import Images, Pixels, Source, blocks, in_memory
+from puma.data.spec import Options
 from puma.errors import DataError, PumaError, UsageError
 from puma.io import atomic_path, fingerprint
 from puma.progress import Progress
@@ -39,26 +40,22 @@ _CHUNK = 4 << 20
 _DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error, ValueError, EOFError, RuntimeError)
 
 
-def load_npz(
-    path: Path | str, *, split: str | None = None, label: str | None = None, verify: str = "headers"
-) -> Source:
+def load_npz(path: Path, options: Options) -> Source:
     """Open an EDM ``.npz``; the images of an uncompressed one stay in the file.
 
-    The fingerprint is made of the images' shape and the CRC-32 of every byte, as the archive's directory states it.
-
-    Args:
-        path: the file; without ``image`` and ``label``, ``arr_0`` and ``arr_1`` are taken.
-        split: of files with ``train_images`` and ``train_labels`` (MedMNIST) or ``x_train`` and ``y_train`` (Keras).
-        label: the member with the labels, where several may be.
-        verify: ``"full"`` reads everything once and compares the CRC-32 of each member.
+    Without ``image`` and ``label``, ``arr_0`` and ``arr_1`` are taken; with a split ``train_images`` and
+    ``train_labels`` (MedMNIST) or ``x_train`` and ``y_train`` (Keras). The fingerprint is made of the images' shape and
+    the CRC-32 of every byte, as the archive's directory states it; ``verify="full"`` compares them.
 
     Raises:
+        UsageError: several members of labels, or several splits, and none chosen.
         DataError: damaged or hostile archive, missing member, wrong dtype, layout or labels; compressed and large.
     """
-    path = Path(path)
+    options.only(path, "split", "label")
+    split = options.split
     with _opened(path) as members:
         named = {member.info.filename.removesuffix(".npy"): member for member in members}
-        image, truth = _arrays_of(path, named, split, label)
+        image, truth = _arrays_of(path, named, split, options.label)
         header, label_header = image.header(), truth.header()
         if split is not None and len(header.shape) == 3:
             header = replace(header, shape=(*header.shape, 1))
@@ -77,7 +74,7 @@ def load_npz(
         else:
             why = f"its {header.data_size / 1e9:,.1f} GB of images cannot be read in place"
             raise DataError(f"{path} is compressed", why=why, fix=f"puma data unpack {path}")
-        if verify == "full":
+        if options.verify == "full":
             for _ in image.blocks():  # at the end its CRC-32 is compared
                 pass
     name = f"{path.stem}-{split}" if split else path.stem

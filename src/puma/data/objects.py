@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,8 @@ from PIL import Image
 from puma.data.checks import check_image_layout, check_labels, chosen_label
 from puma.data.images import EncodedImages, picture_pixels, resized
 from puma.data.source import Images, MapStyle, Pixels, Rows, Source, in_memory
+from puma.data.spec import Options
 from puma.errors import DataError, UsageError, unknown
-
-if TYPE_CHECKING:
-    from puma.data.load import Options
 
 logger = logging.getLogger("puma")
 
@@ -37,12 +36,7 @@ def load_object(dataset: Any, options: Options) -> Source:
     if isinstance(dataset, Source):
         return dataset
     hub = hasattr(dataset, "column_names")
-    used = {"split", "label"} if hub else set()
-    for name in {"split", "label", "labels"} - used:
-        if getattr(options, name) is not None:
-            raise UsageError(
-                f"the option {name}={getattr(options, name)} is not used", why="the data is a Python object"
-            )
+    options.only("a Python object", *(["split", "label"] if hub else []))
     if hub:
         if hasattr(dataset, "keys"):  # a DatasetDict
             if options.split is None:
@@ -55,7 +49,7 @@ def load_object(dataset: Any, options: Options) -> Source:
         if not hasattr(dataset, "__len__"):
             raise UsageError("the data is a stream, without a length or rows", fix="load it with streaming=False")
         name = f"{getattr(dataset.info, 'dataset_name', None) or 'dataset'}-{dataset.split or 'rows'}"
-        source = _of_table(dataset, name, options.label, options.verify, options.resize, options.channels)
+        source = _of_table(dataset, name, options)
         source.name, source.spec = name, None
         return source
     pair = isinstance(dataset, (tuple, list)) and len(dataset) == 2 and getattr(dataset[0], "ndim", 0) >= 3
@@ -69,35 +63,18 @@ def load_object(dataset: Any, options: Options) -> Source:
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         fix = "give a file, (images, labels), or an object with __len__ and items (image, label)"
         raise UsageError(f"{str(dataset)[:80]} is no source", fix=fix)
-    return load_mapstyle(dataset, options.verify, options.resize, options.channels)
+    return _of_items(dataset, options)
 
 
-def load_hub(
-    name: str,
-    split: str = "train",
-    config: str | None = None,
-    *,
-    label: str | None = None,
-    verify: str = "headers",
-    resize: int | None = None,
-    channels: int | None = None,
-) -> Source:
+def load_hub(name: str, config: str | None, options: Options) -> Source:
     """Open a data set of the Hugging Face hub (from its cache when offline), or one that ``save_to_disk`` wrote.
-
-    Args:
-        name: ``"uoft-cs/cifar10"``, or a folder.
-        split: ``"train"``, ``"test"``, ...
-        config: of data sets that have several.
-        label: the column of labels, where there are several.
-        verify: ``"full"`` fingerprints every image rather than 256 of them.
-        resize: scale each image to this side.
-        channels: 3 makes RGB of grey images.
 
     Raises:
         UsageError: ``datasets`` is not installed, there is no such split, or several label columns.
         DataError: it cannot be opened, or has no image or label column.
     """
-    source = _of_table(_opened(name, split, config), f"hf:{name}:{split}", label, verify, resize, channels)
+    split = options.split or "train"
+    source = _of_table(_opened(name, split, config), f"hf:{name}:{split}", options)
     source.name = f"{Path(name).name}-{split}"
     return source
 
@@ -126,51 +103,37 @@ def _opened(name: str, split: str, config: str | None) -> Any:
         ) from None
 
 
-def _of_table(
-    table: Any, where: str, asked: str | None, verify: str, resize: int | None, channels: int | None
-) -> Source:
-    from datasets import ClassLabel, Image, Value
+def _of_table(table: Any, where: str, options: Options) -> Source:
+    from datasets import ClassLabel, Image
 
     table, features = table.with_format(None), table.features
     image = next((column for column, kind in features.items() if isinstance(kind, Image)), None)
     if image is None:
         raise DataError(f"{where} has no image column", why=f"it has: {features}")
     also = [column for column, kind in features.items() if isinstance(kind, ClassLabel)]
-    whole = [column for column, kind in features.items() if isinstance(kind, Value) and "int" in kind.dtype]
-    label = chosen_label(list(features), {*also, *(column for column in whole if "label" in column)}, asked, where)
+    also += [column for column, kind in features.items() if "label" in column and "int" in getattr(kind, "dtype", "")]
+    label = chosen_label(list(features), also, options.label, where)
     names = getattr(features[label], "names", None)
     labels = np.asarray(table.select_columns([label]).with_format("numpy")[:][label])
     values = check_labels(labels, len(table), f"{where}: {label}", names)
-    files = _TableBytes(table.select_columns([image]).cast_column(image, Image(decode=False)), image, where)
+    raw = table.select_columns([image]).cast_column(image, Image(decode=False))
+    fetch = partial(_read_cell, raw, image, where)
     digest = hashlib.sha256(values.astype("<i8").tobytes())
-    for row in _sampled(len(table), verify):
-        digest.update(files(np.array([row]))[0])
-    images = EncodedImages(files, len(table), resize, channels)
+    for row in _sampled(len(table), options.verify).tolist():
+        digest.update(fetch(row)[0])
+    images = EncodedImages(fetch, len(table), options)
     return Source(images, values, name=where, fingerprint=digest.hexdigest(), class_names=names)
 
 
-class _TableBytes:
-    """The encoded images of a Hugging Face data set by row."""
-
-    def __init__(self, table: Any, column: str, name: str) -> None:
-        self._table, self._column, self._name = table, column, name
-
-    def where(self, row: int) -> str:
-        return f"{self._name}: {self._column}, row {row:,}"
-
-    def __call__(self, rows: Rows) -> list[Any]:
-        out = []
-        for row, item in zip(rows, self._table[[int(row) for row in rows]][self._column], strict=True):
-            try:
-                out.append(item["bytes"] or Path(item["path"]).read_bytes())
-            except (TypeError, OSError) as error:
-                raise DataError(f"{self.where(row)} holds no image", why=str(error)) from None
-        return out
+def _read_cell(table: Any, column: str, name: str, row: int) -> tuple[bytes, str]:
+    item, where = table[row][column], f"{name}: {column}, row {row:,}"
+    try:
+        return item["bytes"] or Path(item["path"]).read_bytes(), where
+    except (TypeError, OSError) as error:
+        raise DataError(f"{where} holds no image", why=str(error)) from None
 
 
-def load_mapstyle(
-    dataset: MapStyle, verify: str = "headers", resize: int | None = None, channels: int | None = None
-) -> Source:
+def _of_items(dataset: MapStyle, options: Options) -> Source:
     """Take a dataset of ``(image, label)``: arrays, tensors or Pillow images (converted as those in files are).
 
     Arrays are uint8, or float in [0, 1] (rounded to 8 bits, with a warning where that changes them), ``[H, W, C]``,
@@ -183,11 +146,11 @@ def load_mapstyle(
     called, size = type(dataset).__name__.lower(), len(dataset)
     if not size:
         raise DataError(f"{called} is empty")
-    items = _Items(dataset, called, resize, channels)
+    items = _Items(dataset, called, options)
     items.shape = items[0][0].shape
     images = Images((size, *items.shape), items.read, slow=True)
     check_image_layout(images.shape, np.dtype(np.uint8), None, called)
-    rows = _sampled(size, verify)
+    rows = _sampled(size, options.verify)
     for row in rows[:: max(1, len(rows) // _TWICE)].tolist():
         (one, label), (two, again) = items[row], items[row]
         if label != again or not np.array_equal(one, two):
@@ -210,8 +173,8 @@ def load_mapstyle(
 class _Items:
     """Checked items of a map-style dataset."""
 
-    def __init__(self, dataset: MapStyle, name: str, resize: int | None, channels: int | None) -> None:
-        self._dataset, self._name, self._resize, self._channels = dataset, name, resize, channels
+    def __init__(self, dataset: MapStyle, name: str, options: Options) -> None:
+        self._dataset, self._name, self._resize, self._channels = dataset, name, options.resize, options.channels
         self.shape: tuple[int, ...] = ()
         self.rounded = False
 

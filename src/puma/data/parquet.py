@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from puma.data.checks import check_image_layout, check_labels, chosen_label
 from puma.data.images import EncodedImages
 from puma.data.source import Images, Pixels, Rows, Source
+from puma.data.spec import Options
 from puma.errors import DataError, PumaError
 from puma.io import sha256_file
 
@@ -31,27 +32,17 @@ _BOMB_RATIO, _BOMB_SIZE = 100, 64 << 20
 _HELD = 512 << 20
 
 
-def load_parquet(
-    path: Path | str,
-    *,
-    label: str | None = None,
-    verify: str = "headers",
-    resize: int | None = None,
-    channels: int | None = None,
-) -> Source:
-    """Open one Parquet file of images and labels. Images are decoded when they are read.
+def load_parquet(path: Path, options: Options) -> Source:
+    """Open one Parquet file of images and labels; images are decoded when they are read.
 
-    Args:
-        path: the file.
-        label: the column of labels, where several may be.
-        verify: ``"full"`` compares page checksums and fingerprints every byte.
-        resize: scale each encoded image to this side.
-        channels: 3 makes RGB of encoded grey images.
+    The fingerprint is of the footer; ``verify="full"`` compares page checksums and fingerprints every byte.
 
     Raises:
+        UsageError: several columns of labels, and none chosen.
         DataError: damaged file, missing column, wrong types or labels, an image that cannot be decoded.
     """
-    path = Path(path)
+    options.only(path, "label")
+    full = options.verify == "full"
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             schema, metadata = file.schema_arrow, file.metadata
@@ -59,10 +50,10 @@ def load_parquet(
             if image is None:
                 raise DataError(f"{path} has no column 'img'", why=f"it has: {', '.join(schema.names)}")
             whole = (field.name for field in schema if pa.types.is_integer(field.type) and "label" in field.name)
-            label = chosen_label(schema.names, {*whole, *_features(schema.metadata)}, label, str(path))
+            label = chosen_label(schema.names, {*whole, *_features(schema.metadata)}, options.label, str(path))
             _check_sizes(path, metadata)
             labels = file.read(columns=[label]).column(0).combine_chunks()
-        files = ColumnBytes(path, image, checksums=verify == "full")
+        files = ColumnBytes(path, image, checksums=full)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except PumaError:
@@ -81,7 +72,7 @@ def load_parquet(
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        images: Images = EncodedImages(files, len(values), resize, channels)
+        images: Images = EncodedImages(files, len(values), options)
     elif pa.types.is_fixed_size_binary(kind):
         shape = _raw_shape(kind.byte_width, schema.metadata or {}, f"{path}: {image}")
         images = Images((len(values), *shape), partial(_read_raw, files, shape), slow=True)
@@ -89,12 +80,12 @@ def load_parquet(
     else:
         why = "images are encoded files (binary, or a struct with bytes) or raw pixels"
         raise DataError(f"{path}: {image} is {kind}", why=why)
-    fingerprint = sha256_file(path) if verify == "full" else _footer_hash(path, metadata.serialized_size)
+    fingerprint = sha256_file(path) if full else _footer_hash(path, metadata.serialized_size)
     return Source(images, values, name=path.stem, fingerprint=fingerprint, class_names=names)
 
 
 def _read_raw(files: ColumnBytes, image_shape: tuple[int, int, int], rows: Rows) -> Pixels:
-    pixels = np.frombuffer(b"".join(files(rows)), np.uint8)
+    pixels = np.frombuffer(b"".join(files(row)[0] for row in rows.tolist()), np.uint8)
     return pixels.reshape(len(rows), *image_shape).copy()
 
 
@@ -102,46 +93,28 @@ class ColumnBytes:
     """The values of a binary column (or of the ``bytes`` of a struct column), read by row group as they are asked for.
 
     The row groups read last stay in memory, up to 512 MiB.
-
-    Args:
-        path: the Parquet file.
-        column: the column's name.
-        checksums: compare the checksums of pages, where the file has them.
     """
 
-    def __init__(self, path: Path, column: str, *, checksums: bool = False) -> None:
+    def __init__(self, path: Path, column: str, checksums: bool) -> None:
         self._settings = (path, column, checksums)
-        self._open()
-
-    def _open(self) -> None:
-        path, _, checksums = self._settings
         self._file = pq.ParquetFile(path, page_checksum_verification=checksums)
         groups = [self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)]
         self._ends = np.cumsum(groups, dtype=np.int64)
         self._groups: OrderedDict[int, pa.Array] = OrderedDict()
         self._lock = threading.Lock()
 
-    def where(self, row: int) -> str:
-        """The file, the column and the row."""
-        return f"{self._settings[0]}: {self._settings[1]}, row {row:,}"
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ColumnBytes, self._settings
 
-    def __call__(self, rows: Rows) -> list[Any]:
-        """The bytes at ``rows``, in their order.
-
-        Raises:
-            DataError: a damaged row group, or a row without bytes.
-        """
-        out: list[Any] = [None] * len(rows)
-        owner = np.searchsorted(self._ends, rows, side="right")
-        for number in np.unique(owner).tolist():
-            group = self._group(number)
-            start = int(self._ends[number]) - len(group)
-            for place in np.flatnonzero(owner == number):
-                value = group[int(rows[place]) - start]
-                if not value.is_valid:
-                    raise DataError(f"{self.where(int(rows[place]))} holds no bytes")
-                out[place] = value.as_buffer()
-        return out
+    def __call__(self, row: int) -> tuple[Any, str]:
+        """The bytes of a row, and what to call it in messages; `DataError` for a damaged row group or no bytes."""
+        path, column, _ = self._settings
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        group = self._group(number)
+        value, where = group[row - int(self._ends[number]) + len(group)], f"{path}: {column}, row {row:,}"
+        if not value.is_valid:
+            raise DataError(f"{where} holds no bytes")
+        return value.as_buffer(), where
 
     def _group(self, number: int) -> pa.Array:
         path, name, _ = self._settings
@@ -159,13 +132,6 @@ class ColumnBytes:
                     self._groups.popitem(last=False)
             self._groups.move_to_end(number)
             return self._groups[number]
-
-    def __getstate__(self) -> tuple[Path, str, bool]:
-        return self._settings
-
-    def __setstate__(self, state: tuple[Path, str, bool]) -> None:
-        self._settings = state
-        self._open()
 
 
 def _raw_shape(width: int, metadata: dict[bytes, bytes], where: str) -> tuple[int, int, int]:
