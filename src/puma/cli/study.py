@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from puma.cli.options import Address, Engine, Jobs, Quiet
-from puma.cli.output import echo
+from puma.cli.output import echo, print_table
 from puma.errors import UsageError
 
 if TYPE_CHECKING:
     from puma.study.folder import StudyFolder
     from puma.study.runner import Budget
+    from puma.study.status import Line
 
 study_app = typer.Typer(help="Compare strategies: many runs with one frozen recipe.", no_args_is_help=True)
 
@@ -117,37 +121,87 @@ def conclude(folder: StudyFolder, done: bool, write: bool = True) -> None:
 
 def finish(folder: StudyFolder) -> None:
     """Write the results and the report of a finished study and print its table."""
-    from rich.console import Console
-
-    from puma.cli.tables import results_table
     from puma.report import write_report
     from puma.study.results import collect, write_results
 
     results = write_results(folder)
     report = write_report(folder.path)
-    Console().print(results_table(collect(folder)))
+    print_results(collect(folder))
     echo(f"results  {results}\nreport   {report}")
 
 
 @study_app.command("status")
 def status(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> None:
     """Show the grid of a study: what is finished, what runs, what waits, and how long it may still take."""
-    from rich.console import Console
-
-    from puma.cli.tables import GRID_LEGEND, grid_table
     from puma.study.folder import StudyFolder
     from puma.study.status import StudyStatus, eps_warnings, grid
 
     study = StudyFolder.open(folder)
     lines = grid(study)
-    Console().print(grid_table(lines))
-    echo(GRID_LEGEND)
+    _print_grid(lines)
+    echo("x finished, / being evaluated, o running, . waiting; accuracies: means over finished seeds")
     running = sum(state == "running" for line in lines for state in line.states.values())
     counter = StudyStatus(study, max(1, running))
     at_work = f"{running} running" if running else "no process is running"
     echo(f"{counter.done()} % finished: {counter.summary()}; {at_work}")
     for warning in eps_warnings(study):
         echo(f"warning: {warning}")
+
+
+_ATTACKS = {
+    "robust_accuracy": ("AutoAttack standard", "n_test"),
+    "apgd_accuracy": ("APGD-CE", "n_test"),
+    "pgd_accuracy": ("CE + CW PGD", "n_pgd"),
+}
+_SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {  # only where they vary
+    "pool": ("in pool", lambda pool: f"{sum(map(int, re.findall(r'[(]([0-9]+)[)]', pool))):,}"),
+    "recipe": ("recipe", lambda recipe: Path(recipe).stem),
+    "prune_fraction": ("prune", lambda share: f"{share:g}"),
+    "checkpoint": ("model", str),
+}
+
+
+def print_results(rows: list[dict[str, Any]]) -> None:
+    """Print the results of a study: a line for each strategy and checkpoint, means over seeds, within 80 columns."""
+    from puma.tradeoff import wilson_interval
+
+    column = next((name for name in _ATTACKS if any(row.get(name) is not None for row in rows)), "apgd_accuracy")
+    attack, size = _ATTACKS[column]
+    images = ", ".join(sorted({f"{row[size]:,}" for row in rows if row.get(column) is not None}))
+    several = len({row["seed"] for row in rows}) > 1
+    shown = [name for name in _SHOWN if len({row[name] for row in rows}) > 1]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in ("strategy", "params", *_SHOWN)), []).append(row)
+    lines = []
+    for group in groups.values():
+        first, known = group[0], [row[column] for row in group if row[column] is not None]
+        robust = f"{fmean(known):.1%}" if known else "-"
+        if known and not several:
+            low, high = wilson_interval(fmean(known), first[size])
+            robust += f" ±{(high - low) * 50:.1f}"
+        params = " ".join(f"{key}={value}" for key, value in json.loads(first["params"]).items())
+        facts = [_SHOWN[name][1](first[name]) for name in shown]
+        clean, eps = (fmean(row[name] for row in group) for name in ("clean_accuracy", "mean_eps"))
+        kept = f"{first['kept']:,}"
+        lines.append((f"{first['strategy']} {params}", *facts, len(group), kept, f"{eps:.3f}", f"{clean:.1%}", robust))
+    remark = "means over seeds; intervals: see the report" if several else "95 % interval"
+    heads = ("strategy", *(_SHOWN[name][0] for name in shown), "seeds", "kept", "mean eps", "clean", "robust")
+    print_table(heads, lines, title=f"robust: {attack} on {images} test images, {remark}")
+
+
+def _print_grid(lines: list[Line]) -> None:
+    """Print the grid of a study: a line for each strategy, a column for each seed."""
+    marks = {"finished": "x", "evaluating": "/", "running": "o", "waiting": "."}
+    seeds = sorted({seed for line in lines for seed in line.states if seed is not None})
+    rows = []
+    for line in lines:
+        cells = [marks.get(line.states.get(seed, ""), "") for seed in seeds]
+        if None in line.states and seeds:
+            cells[0] = marks[line.states[None]]
+        shares = ["" if share is None else f"{share:.1%}" for share in (line.clean, line.robust)]
+        rows.append((line.label, *cells, *shares))
+    print_table(("task, strategy by seed", *map(str, seeds), "clean", "robust"), rows)
 
 
 def parse_time(text: str) -> float:
