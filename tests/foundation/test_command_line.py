@@ -136,6 +136,15 @@ def test_device_is_spelt_alike_in_every_command() -> None:
                 assert parameter.default == "auto", name
 
 
+def test_nested_settings_are_refused_by_every_command(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.toml"
+    bomb.write_text("a = " + "[" * 100_000)
+    for words in (["recipe", "show"], ["study", "run"], ["show"], ["train", "--config"], ["demo", "--config"]):
+        result = CliRunner().invoke(app, [*words, str(bomb)])
+        assert isinstance(result.exception, UsageError), words
+        assert "nested" in str(result.exception), words
+
+
 def test_nested_metadata_of_any_table_is_refused(tmp_path: Path) -> None:
     table = pa.table({"index": [0]}).replace_schema_metadata({b"puma": b'{"schema":' + b"[" * 100_000})
     pq.write_table(table, tmp_path / "bomb.parquet")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from puma.errors import UsageError, unknown
+from puma.io import parse_toml
 
 
 class Recipe(BaseModel):
@@ -194,11 +194,7 @@ def load_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
         text = (_folder() / f"{recipe}.toml").read_text()
     else:
         raise unknown("recipe", str(recipe), recipe_names())
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"recipe {recipe} is not TOML", why=str(error)) from None
-    return parse_recipe(values | changes, str(recipe))
+    return parse_recipe(parse_toml(text, f"recipe {recipe}") | changes, str(recipe))
 
 
 def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
@@ -213,8 +209,8 @@ def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set {pair!r} sets nothing", fix="--set steps=1000")
         try:
-            changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+            changes[key.strip()] = parse_toml(f"value = {value}", f"--set {key}")["value"]
+        except UsageError:
             changes[key.strip()] = value.strip()
     return changes
 
