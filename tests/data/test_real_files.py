@@ -577,6 +577,20 @@ def test_data_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(load_dataset("edm-cifar10-1m?subset=6")) == 6
 
 
+def test_a_name_that_the_hub_does_not_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setenv("PUMA_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="cifar100 is not on this machine") as caught:
+        load_dataset("cifar100:test?label=coarse_label")
+    assert "no network" in caught.value.why
+    assert "hf download uoft-cs/cifar100" in caught.value.fix
+
+
 def test_real_cifar10_by_name(cifar10_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PUMA_DATA", str(cifar10_dir.parent))
     source = load_dataset("cifar10:test")

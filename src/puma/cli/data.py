@@ -18,7 +18,7 @@ data_app = typer.Typer(help="Look at images and labels before training on them, 
 data_app.command()(labels)
 data_app.command("drop-label-issues")(drop_label_issues)
 
-_SPEC = "digits, FILE.npz, FILE.npy, FILE.parquet, FOLDER, hf:NAME:SPLIT, also with options: FILE?resize=16&subset=5000"
+_SPEC = "digits, cifar10, FILE.npz, FILE.parquet, FOLDER, hf:NAME:SPLIT, also with options: FILE?resize=16&subset=5000"
 
 
 @data_app.command()

@@ -15,7 +15,7 @@ import numpy as np
 from puma.data.checks import check_classes
 from puma.data.formats import is_archive, load_archive, load_digits
 from puma.data.images import kept, resized
-from puma.data.names import NAMES, find_named
+from puma.data.names import NAMES, find_named, missing
 from puma.data.parts import check_complete, expanded, joined_parts, name_of
 from puma.data.sampler import stratified_rows
 from puma.data.source import MapStyle, Source, blocks, converted, selected
@@ -76,7 +76,12 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
         places[number], opened = _resolved(place, chosen)
         found, split = expanded(places[number], opened.split)
         files += found
-        parts += [_opened(file, replace(opened, split=split)) for file in found]
+        try:
+            parts += [_opened(file, replace(opened, split=split)) for file in found]
+        except DataError as error:
+            if not (places[number] != place and error.what.endswith("cannot be opened")):
+                raise
+            raise missing(place.partition(":")[0].lower(), f"{error.what}: {error.why}") from None
     check_complete(files)
     if chosen.verify == "full":
         for part in parts:
