@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,8 +15,10 @@ from puma.cli.app import app as puma_app
 from puma.cli.evaluate import evaluate
 from puma.cli.export import export
 from puma.errors import DataError, ModelError, UsageError
+from puma.evaluation import evaluate as evaluate_model
+from puma.evaluation.attacks import STANDARD, full_cost
 from puma.models.networks import build_model
-from puma.models.weights import save_model
+from puma.models.weights import load_model, save_model
 
 app = typer.Typer()
 app.command()(evaluate)
@@ -112,6 +115,20 @@ def test_mistakes_are_told(run: Path) -> None:
     ):
         with pytest.raises(error, match=message):
             puma(*arguments)
+
+
+def test_dry_run_bounds_the_cost(run: Path) -> None:
+    before = sorted(run.iterdir())
+    text = puma("evaluate", run, "--data", "digits:test", "--threat", "Linf:0.1", "--subset", "20", "--dry-run")
+    passes = 899 + 20 * sum(full_cost(step, 9) for step in STANDARD)
+    assert "images   899, of which 20 are attacked (standard)" in text
+    assert f"passes   at most {passes:,} for each of last and best" in text
+    assert "time     at most" in text
+    assert sorted(run.iterdir()) == before
+    weak = puma("evaluate", run, *COMMON, "--dry-run", "--checkpoint", "last")
+    cost = int(re.search(r"at most ([\d,]+);", weak)[1].replace(",", ""))  # type: ignore[index]
+    result = evaluate_model(load_model(run), "digits:test", "Linf:0.1", attack="pgd-2", subset=20)
+    assert result.attack_cost < cost
 
 
 def test_help_teaches() -> None:

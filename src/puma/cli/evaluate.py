@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from puma.cli.options import Config, Device, Devices, NumWorkers, Quiet, Seed, Threads, Threat, Worker, share_of
-from puma.cli.output import echo
+from puma.cli.options import Config, Device, Devices, DryRun, NumWorkers, Quiet, Seed, Threads, Threat, Worker, share_of
+from puma.cli.output import duration, echo
 from puma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def evaluate(
     worker: Worker = None,
     num_workers: NumWorkers = None,
     seed: Seed = 0,
+    dry_run: DryRun = False,
     config: Config = None,
     quiet: Quiet = False,
 ) -> None:
@@ -72,6 +73,9 @@ def evaluate(
     arguments = {"subset": subset, "seed": seed, "attack": attack, "batch_size": batch_size, "shard_rows": shard_rows}
     names = ("last", "best") if run and checkpoint == "both" else (checkpoint if run else "last",)
     job = _Job(model, weights, data, run, folder, names, {"threat": threat, **arguments}, share.device, threads, quiet)
+    if dry_run:
+        job.print_cost(max(devices, share.num_workers))
+        return
     if devices > 1:
         from puma.tasks import run_tasks
 
@@ -128,6 +132,19 @@ class _Job:
                 **self.arguments,
             )
             yield name, result
+
+    def print_cost(self, workers: int) -> None:
+        """Print what the evaluation of one checkpoint costs at most; it is timed on one batch."""
+        from puma.data.load import load_dataset
+        from puma.evaluation import estimate_cost
+
+        test, options = load_dataset(self.data), ("attack", "subset", "batch_size")
+        network = self._model(test, self.checkpoints[0]).to(self.device)
+        cost = estimate_cost(network, test, **{name: self.arguments[name] for name in options})
+        several = f" for each of {' and '.join(self.checkpoints)}" if len(self.checkpoints) > 1 else ""
+        echo(f"images   {len(test):,}, of which {cost.images:,} are attacked ({self.arguments['attack']})")
+        echo(f"passes   at most {cost.passes:,}{several}; images that fall early cost less")
+        echo(f"time     at most {duration(cost.seconds / workers)} on {workers} x {self.device}{several}")
 
     def _model(self, test: Source, checkpoint: str) -> nn.Module:
         """The model, or a checkpoint of the run; a bare name of a network takes its sizes from the test images."""

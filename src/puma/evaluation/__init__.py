@@ -6,8 +6,10 @@ restart: fixed shards of the test set, a flag for every image, resuming, sharing
 
 from __future__ import annotations
 
+from puma.evaluation.driver import Cost as Cost
+from puma.evaluation.driver import estimate_cost as estimate_cost
 from puma.evaluation.driver import evaluate as evaluate
 from puma.evaluation.reference import mislabelled_share as mislabelled_share
 from puma.evaluation.result import Evaluation as Evaluation
 
-__all__ = ["Evaluation", "evaluate", "mislabelled_share"]
+__all__ = ["Cost", "Evaluation", "estimate_cost", "evaluate", "mislabelled_share"]

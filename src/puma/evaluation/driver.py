@@ -7,11 +7,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from puma.data.sampler import stratified_rows
 from puma.data.source import Source
 from puma.data.tensors import read_batch
 from puma.devices import environment
@@ -34,9 +33,16 @@ from puma.evaluation.attacks import (
     explain,
     full_cost,
 )
-from puma.evaluation.inputs import CountedNetwork, TestData, check_finite, evaluation_mode, open_test_set
-from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table
-from puma.io import Shards, fingerprint, prepare_folder, read_json, require_same_settings, spans
+from puma.evaluation.inputs import (
+    CountedNetwork,
+    TestData,
+    attacked_rows,
+    check_finite,
+    evaluation_mode,
+    open_test_set,
+)
+from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table, result_path
+from puma.io import Shards, fingerprint, prepare_folder, require_same_settings, spans
 from puma.models.checks import check_model
 from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
@@ -109,9 +115,7 @@ def evaluate(
     threat = ThreatModel.parse(threat)
     folder = None if out is None else prepare_folder(out)
     source = open_test_set(dataset, model)
-    rows = np.arange(len(source), dtype=np.int64)
-    if subset is not None and subset != len(source):
-        rows = stratified_rows(np.asarray(source.labels, dtype=np.int64), subset, 0)
+    rows = attacked_rows(source, subset)
     settings = {
         "model": weights_sha256(model),
         "architecture": getattr(model, "config", None) or type(model).__qualname__,
@@ -149,18 +153,39 @@ def evaluate(
     return result
 
 
-def result_path(folder: Path, attack: str, threat: ThreatModel) -> Path:
-    """Path of the result: ``evaluation.json``, with the attack in its name where that is not AutoAttack standard.
+class Cost(NamedTuple):
+    """Cost of an evaluation at most: images to attack, forward passes if all withstand, seconds on one device."""
 
-    The threat model is in its name where ``folder`` holds a result or shards of that attack for another one.
+    images: int
+    passes: int
+    seconds: float
+
+
+def estimate_cost(
+    model: nn.Module,
+    dataset: TestData,
+    *,
+    attack: str = "standard",
+    subset: int | None = None,
+    batch_size: int = 256,
+) -> Cost:
+    """Upper bound of the cost of `evaluate`, from the time of two forward passes of one batch; arguments as there.
+
+    Raises:
+        UsageError, DataError, ModelError: as `evaluate`.
     """
-    stem = "evaluation" if attack == "standard" else f"evaluation-{attack}"
-    with suppress(DataError, KeyError, TypeError):
-        record = folder / f"{stem}-shards" / "settings.json"
-        settings = read_json(record if record.is_file() else folder / f"{stem}.json")["settings"]
-        if settings["threat"] != [threat.norm, threat.eps]:
-            stem += f"-{threat}".replace(":", "-").replace("/", "_")
-    return folder / f"{stem}.json"
+    steps, source = attack_steps(attack), open_test_set(dataset, model)
+    images, _ = read_batch(source, np.arange(min(batch_size, len(source))), device_of(model))
+    with evaluation_mode(model), torch.no_grad():
+        classes = check_model(model, images[:32], int(np.max(source.labels)) + 1).shape[1]
+        check_classes(attack, classes)
+        started = time.perf_counter()
+        for _ in range(2):
+            model(images).sum().item()
+        each = (time.perf_counter() - started) / 2 / len(images)
+    attacked = len(attacked_rows(source, subset)) if steps else 0
+    passes = len(source) + attacked * sum(full_cost(step, min(9, classes - 1)) for step in steps)
+    return Cost(attacked, passes, passes * each)
 
 
 def _unattacked(clean: NDArray[np.bool_]) -> NDArray[np.object_]:

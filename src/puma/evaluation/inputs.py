@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from puma.data.checks import match_classes
 from puma.data.load import as_source
+from puma.data.sampler import stratified_rows
 from puma.data.source import MapStyle, Source
 from puma.errors import DataError, ModelError
 from puma.models.checks import apply_model
@@ -91,6 +92,13 @@ def open_test_set(dataset: TestData, model: nn.Module) -> Source:
     source = as_source(_loader_items(dataset) if isinstance(dataset, DataLoader) else dataset)
     names: Any = getattr(unwrap(model), "class_names", None)
     return match_classes(source, names, "the model") if names else source
+
+
+def attacked_rows(source: Source, subset: int | None) -> NDArray[np.int64]:
+    """Rows to attack, ascending: all, or a stratified sample of ``subset``, the same for every model."""
+    if subset is None or subset == len(source):
+        return np.arange(len(source), dtype=np.int64)
+    return stratified_rows(np.asarray(source.labels, dtype=np.int64), subset, 0)
 
 
 def _loader_items(loader: DataLoader[Any]) -> list[tuple[NDArray[np.uint8], int]]:

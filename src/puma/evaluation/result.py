@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,6 +243,20 @@ class Evaluation:
             )
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
             raise broken from None
+
+
+def result_path(folder: Path, attack: str, threat: ThreatModel) -> Path:
+    """Path of the result: ``evaluation.json``, with the attack in its name where that is not AutoAttack standard.
+
+    The threat model is in its name where ``folder`` holds a result or shards of that attack for another one.
+    """
+    stem = "evaluation" if attack == "standard" else f"evaluation-{attack}"
+    with suppress(DataError, KeyError, TypeError):
+        record = folder / f"{stem}-shards" / "settings.json"
+        settings = read_json(record if record.is_file() else folder / f"{stem}.json")["settings"]
+        if settings["threat"] != [threat.norm, threat.eps]:
+            stem += f"-{threat}".replace(":", "-").replace("/", "_")
+    return folder / f"{stem}.json"
 
 
 def flag_table(
