@@ -107,8 +107,7 @@ class MarginTable:
     def __post_init__(self) -> None:
         for name, kind in _TABLE_COLUMNS.items():
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=kind))
-        columns = {name: getattr(self, name) for name in _TABLE_COLUMNS} | dict(self.scores)
-        lengths = {name: len(column) for name, column in columns.items()}
+        lengths = {name: len(column) for name, column in self._columns().items()}
         if len(set(lengths.values())) != 1:
             raise DataError(f"the columns of a margin table differ in length: {lengths}")
         parse_norm(self.meta["norm"])
@@ -151,13 +150,10 @@ class MarginTable:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of every column and of how they were made; changes when one bit does."""
-        digest = hashlib.sha256(fingerprint(dict(self.meta)).encode())
-        for name in _TABLE_COLUMNS:
-            digest.update(getattr(self, name).data)
-        for name in sorted(self.scores):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(self.scores[name]).data)
-        return digest.hexdigest()
+        return _digest(self._columns(), self.meta)
+
+    def _columns(self) -> Columns:
+        return {name: getattr(self, name) for name in _TABLE_COLUMNS} | dict(self.scores)
 
     def join(self, other: MarginTable) -> MarginTable:
         """Add the scores of ``other``, a table of the same pool.
@@ -178,9 +174,8 @@ class MarginTable:
         folder = Path(folder)
         for part, start in enumerate(range(0, max(len(self), 1), part_rows)):
             rows = slice(start, min(start + part_rows, len(self)))
-            columns: Columns = {"index": self.index[rows]}
-            columns |= {name: getattr(self, name)[rows] for name in _TABLE_COLUMNS}
-            columns |= {name: column[rows] for name, column in self.scores.items()}
+            columns: Columns = {"index": np.arange(rows.start, rows.stop, dtype=np.int64)}
+            columns |= {name: column[rows] for name, column in self._columns().items()}
             with atomic_path(part_path(folder, part)) as temporary:
                 write_part(temporary, columns, self.meta)
         return folder
