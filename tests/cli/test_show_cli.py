@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 from puma.cli.app import app
 from puma.cli.show import describe
 from puma.data.load import load_dataset
-from puma.errors import DataError, ModelError, UsageError
+from puma.errors import DataError, ModelError, PumaError, UsageError
 from puma.evaluation import evaluate
 from puma.models.weights import save_model
 from puma.threat import ThreatModel
@@ -157,3 +159,34 @@ def test_strangers_are_refused(tmp_path: Path) -> None:
         describe(tmp_path / "stranger.parquet")
     with pytest.raises(DataError, match="nowhere"):
         describe(tmp_path / "nowhere")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["threat", "settings", "eps", "norm", "schema", "pool", "a"]), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(value=JSON, metrics=st.sampled_from(["", "a", "a,b\n1"]), kind=st.sampled_from(["recipe", "study", "none"]))
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_lies_there_is_described_or_refused(tmp_path: Path, value: object, metrics: str, kind: str) -> None:
+    for old in tmp_path.iterdir():
+        old.unlink()
+    (tmp_path / f"{kind}.toml").write_text("a = 1")
+    (tmp_path / "metrics.csv").write_text(metrics)
+    text = json.dumps(value)
+    for name in ("run.json", "settings.json", "evaluation.json"):
+        (tmp_path / name).write_text(text)
+    made = {"schema": "puma.plan/1", **(value if isinstance(value, dict) else {})}
+    columns = {"a": [[1, 2]], "b": [{"c": 1}], "d": [b"\xff"], "e": [None], "f": [float("nan")], "g": [10**15]}
+    table = pa.table(columns).replace_schema_metadata({b"puma": json.dumps(made).encode()})
+    pq.write_table(table, tmp_path / "table.parquet")
+    for path in (tmp_path, tmp_path / "run.json", tmp_path / "table.parquet"):
+        result = CliRunner().invoke(app, ["show", str(path)])
+        assert result.exit_code == 0 or isinstance(result.exception, PumaError), result.exception

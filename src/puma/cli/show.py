@@ -8,8 +8,9 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from puma.cli.output import echo, print_facts
-from puma.errors import DataError
-from puma.io import parse_json
+from puma.errors import DataError, UsageError
+from puma.io import parse_json, read_json
+from puma.threat import ThreatModel
 
 _SCREEN = 36
 _KINDS = {
@@ -75,10 +76,19 @@ def describe(path: Path) -> Shown:
         kind, facts = _FILES[path.suffix](path)
     else:
         kind, facts = _data_set(path)
-    threat = facts.get("threat") or (facts.get("settings") or {}).get("threat") or "Linf:8/255"
-    if isinstance(threat, dict):
-        threat = f"{threat.get('norm')}:{threat.get('eps'):g}"
-    return Shown(kind, facts, _NEXT.get(kind, "").format(path=path, threat=threat))
+    return Shown(kind, facts, _NEXT.get(kind, "").format(path=path, threat=_threat(facts)))
+
+
+def _threat(facts: dict[str, Any]) -> str:
+    """The threat model that an artefact names, or the usual one."""
+    settings = facts.get("settings")
+    threat = facts.get("threat") or (settings.get("threat") if isinstance(settings, dict) else None)
+    try:
+        if isinstance(threat, dict):
+            return str(ThreatModel(threat.get("norm"), threat.get("eps")))  # type: ignore[arg-type]
+        return str(ThreatModel.parse(threat or "Linf:8/255"))
+    except UsageError:
+        return "Linf:8/255"
 
 
 def _kind(schema: str) -> str | None:
@@ -88,26 +98,24 @@ def _kind(schema: str) -> str | None:
 
 
 def _folder(path: Path) -> tuple[str, dict[str, Any]]:
-    from puma.io import read_json
-
     if (path / "study.toml").is_file():
         facts = _toml(path / "study.toml")[1]
         return "study", {"finished tasks": len(list((path / "done").glob("*.json"))), **facts}
     if parts := sorted(path.glob("part-*.parquet")):
         return _table(parts)
     if (path / "recipe.toml").is_file():
-        record = read_json(path / "run.json") if (path / "run.json").is_file() else {}
+        record = _json(path / "run.json")[1] if (path / "run.json").is_file() else {}
         rows = (path / "metrics.csv").read_text().splitlines() if (path / "metrics.csv").is_file() else []
         facts = {"finished": (path / "last.safetensors").is_file(), "steps logged": max(0, len(rows) - 1)}
         if len(rows) > 1:
             facts["last metrics"] = dict(zip(rows[0].split(","), rows[-1].split(","), strict=False))
         for file in sorted(path.glob("evaluation*.json")):
-            values = read_json(file)
+            values = _json(file)[1]
             facts[file.stem] = {key: values[key] for key in values if key.endswith("accuracy") or key == "n_test"}
         return "run", facts | record
     if (path / "settings.json").is_file():
-        record = read_json(path / "settings.json")
-        return _kind(record.get("schema", "")) or "folder of shards", record
+        kind, record = _json(path / "settings.json")
+        return "folder of shards" if kind == "record" else kind, record
     return _data_set(path)
 
 
@@ -152,7 +160,13 @@ def _table(paths: list[Path]) -> tuple[str, dict[str, Any]]:
         ) from None
     made = _made(metadata, paths[0])
     made.pop("schema", None)
-    columns = {name: _column(table[name]) for name in table.column_names if name != "index"}
+    columns = {}
+    for name in table.column_names:
+        try:
+            columns[name] = _column(table[name])
+        except pa.ArrowException:  # a type that has no order and no counts
+            columns[name] = str(table[name].type)
+    columns.pop("index", None)
     return _kind(_schema(metadata)) or "table", {"rows": table.num_rows, **made, "columns": columns}
 
 
@@ -182,8 +196,6 @@ def _column(column: Any) -> str:
 
 
 def _json(path: Path) -> tuple[str, dict[str, Any]]:
-    from puma.io import read_json
-
     value = read_json(path)
     if not isinstance(value, dict):
         raise DataError(f"{path} is no artefact", why="it is JSON, but not names and values")
