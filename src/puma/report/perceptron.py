@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from puma.io import write_text
 from puma.perceptron import collapse_fraction
 from puma.perceptron.experiments import COLLAPSE, LEARNING, NONROBUST, TRADEOFF, UNIFORM_EPS, Experiment
-from puma.plots import figure_style, svg_text
+from puma.plots import figure_style
 from puma.report.html import Picture, render
 from puma.report.perceptron_plots import (
     METRICS,
@@ -35,7 +35,7 @@ ABUNDANT = 20.0
 _AMOUNTS = (2.0, 5.0, ABUNDANT)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """The experiments, their simulated tables, and the theory curves, by name."""
 
@@ -80,18 +80,19 @@ def write_page(results: Results, out: Path | str, pictures: Path | str | None = 
     Returns:
         The page's path.
     """
-    figures = make_figures(results)
-    for name, figure in figures.items():
-        write_text(Path(pictures or out) / f"perceptron-{name}.svg", svg_text(figure))
-    page = render(
-        "perceptron.html.j2",
-        figure=lambda name, caption, alt: (Picture(figures[name], alt), caption),
-        tables=_tables(results),
-        experiments={
-            name: {key: value for key, value in vars(one).items() if key != "name"}
-            for name, one in results.experiments.items()
-        },
-    )
+    figures, pictures_of = make_figures(results), dict[str, Picture]()
+
+    def figure(name: str, caption: str, alt: str) -> tuple[Picture, str]:
+        pictures_of[name] = Picture(figures[name], alt)
+        return pictures_of[name], caption
+
+    settings = {
+        name: {key: value for key, value in vars(one).items() if key != "name"}
+        for name, one in results.experiments.items()
+    }
+    page = render("perceptron.html.j2", figure=figure, tables=_tables(results), experiments=settings)
+    for name, picture in pictures_of.items():
+        write_text(Path(pictures or out) / f"perceptron-{name}.svg", picture.svg)
     write_text(Path(out) / "report.html", page)
     return Path(out) / "report.html"
 
