@@ -178,3 +178,9 @@ def test_another_head_is_left_as_it_is_only_where_asked():
     load_weights(seven, ten.state_dict(), new_head=True)
     assert torch.equal(seven.logits.weight, head)
     assert torch.equal(seven.features[0].weight, ten.features[0].weight)
+
+
+def test_others_may_read_a_weights_file_as_any_other(model, tmp_path):
+    (tmp_path / "plain").write_text("")
+    save_model(model, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

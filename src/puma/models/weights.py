@@ -85,8 +85,10 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path | str, hea
         own[name] = tensor.clone() if place in storages else tensor  # the library refuses memory that is shared
         storages.add(place)
     with atomic_path(path) as temporary:
+        mode = temporary.stat().st_mode
         try:
             save_file(own, temporary, metadata=dict(header))
+            temporary.chmod(mode)  # the library leaves a file that only its owner can read
         except SafetensorError as error:
             # the library writes by itself and tells the system's error in words only: "... (os error 28)"
             if found := re.search(r"os error (\d+)", str(error)):
