@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import socket
+import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,9 +38,19 @@ _BAD_PATH = _errors("EACCES EPERM EROFS ENOTDIR EEXIST EISDIR ENOENT ENAMETOOLON
 _NO_LOCKS = _errors("ENOLCK ENOSYS ENOTSUP EOPNOTSUPP")
 _NO_FSYNC = _errors("EINVAL ENOSYS ENOTSUP EOPNOTSUPP EROFS")
 _NOT_STORAGE = (BlockingIOError, ChildProcessError, ConnectionError, InterruptedError, ProcessLookupError, TimeoutError)
-_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
-_LEFTOVER = re.compile(rf"\..+\.{_HOST}-(\d+)-[0-9a-f]+\.tmp")
+_LEFTOVER, _STALE_S = re.compile(r"\..+\.([0-9a-f]{6})-(\d+)-[0-9a-f]+\.tmp"), 24 * 3600
 _NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+
+
+def _host() -> str:
+    """Short name of what a process number is unique in: this boot of this machine, and the container."""
+    names = [socket.gethostname()]
+    with suppress(OSError):  # Linux; several machines of one name may share a folder
+        names += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:6]
+
+
+_HOST = _host()
 _swept: set[tuple[int, str]] = set()
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -589,15 +600,19 @@ def _fsync(path: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files of processes of this machine that are gone; once per folder and process."""
+    """Remove temporary files of processes that are gone, once per folder and process.
+
+    On this machine a process is known to be gone; what others left goes when nothing has been written to it for a day.
+    """
     place = (os.getpid(), os.path.abspath(folder))
     if place in _swept:
         return
     _swept.add(place)
     for path in folder.glob(".*.tmp"):
-        known = _LEFTOVER.fullmatch(path.name)
-        if known and not _alive(int(known[1])):
-            with suppress(OSError):
+        with suppress(OSError):
+            known = _LEFTOVER.fullmatch(path.name)
+            gone = known and known[1] == _HOST and not _alive(int(known[2]))
+            if gone or (known and path.lstat().st_mtime < time.time() - _STALE_S):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 

@@ -107,11 +107,14 @@ def test_leftovers_of_killed_processes_go_and_those_of_live_ones_stay(tmp_path: 
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")], check=False)
     (killed,) = files(tmp_path)
+    for name, age in ((".new.ffffff-1-ab.tmp", 0), (".old.ffffff-1-ab.tmp", 2 * 86_400), (".notes.tmp", 2 * 86_400)):
+        (tmp_path / name).touch()  # of other machines, and of somebody else's program
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
     with atomic_path(tmp_path / "b.txt") as temporary:
         temporary.write_text("x")
         prepare_folder(tmp_path)
         assert temporary.exists()
-    assert files(tmp_path) == {"b.txt"}, killed
+    assert files(tmp_path) == {"b.txt", ".new.ffffff-1-ab.tmp", ".notes.tmp"}, killed
 
 
 def test_a_lock_names_its_owner_and_ends_with_it(tmp_path: Path) -> None:
