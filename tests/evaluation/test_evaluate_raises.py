@@ -107,6 +107,24 @@ def test_an_exception_under_attack_keeps_its_traceback(network: nn.Module, image
     assert isinstance(caught.value.__cause__, AssertionError)
 
 
+@pytest.mark.parametrize("attack", ["standard", "pgd-5", "apgd-ce", "cw-5"])
+def test_a_model_without_gradients_is_refused_before_any_attack(
+    network: nn.Module, images: list[Any], attack: str
+) -> None:
+    detached = Changed(network, lambda _, logits: logits.detach())
+    with pytest.raises(ModelError, match="carry no gradient"):
+        evaluate(detached, images, LINF, attack=attack)
+    assert evaluate(detached, images, LINF, attack="clean").clean_accuracy == 0.8
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_wrapped_and_scripted_models(network: nn.Sequential, images: list[Any]) -> None:
+    expected = evaluate(network, images, LINF).broken_by.tolist()
+    scripted = torch.jit.trace(network, torch.zeros(1, 1, 8, 8))
+    for model in (nn.DataParallel(network), scripted, Changed(network, lambda _, logits: {"logits": logits})):  # type: ignore[arg-type,return-value]
+        assert evaluate(model, images, LINF).broken_by.tolist() == expected
+
+
 def test_memory_that_does_not_suffice(network: nn.Module, images: list[Any]) -> None:
     def full(images: Tensor, logits: Tensor) -> Tensor:
         if off_the_grid(images).any():

@@ -43,7 +43,7 @@ from puma.evaluation.inputs import (
 )
 from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table, result_path
 from puma.io import Shards, fingerprint, prepare_folder, require_same_settings, spans
-from puma.models.checks import check_model
+from puma.models.checks import check_first, check_model
 from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
 from puma.progress import Progress
@@ -274,6 +274,8 @@ class _Driver:
                 images, labels = read_batch(self.source, np.asarray(span), self.device)
                 if not classes:
                     classes = check_model(self.network.model, images[:32], int(self.labels.max()) + 1).shape[1]
+                    if self.steps:
+                        check_first(self.network.model, images)  # is there a gradient to the images at all?
                 logits = self.network(images)
                 check_finite(logits)
                 correct[span.start : span.stop] = (logits.argmax(1) == labels).cpu().numpy()
