@@ -139,7 +139,7 @@ def test_as_a_user_types_it(mislabelled: tuple[Path, np.ndarray], scored: Margin
         "drop-label-issues", tmp_path / "plan.parquet", *tables, "--below", 0.4995, "--out", tmp_path / "p.parquet"
     )
     doubtful = table.synthetic & (table.scores["label_quality"] < np.float32(0.4995))
-    assert f"{doubtful.sum():,} of 1,797 kept images taken out" in told
+    assert f"{doubtful.sum():,} of 1,797 kept images removed" in told
     assert Plan.read(tmp_path / "p.parquet").kept == 1797 - doubtful.sum()
     assert isinstance(
         CliRunner().invoke(data_app, ["drop-label-issues", "p", "--table", "t", "--out", "p.npz"]).exception, UsageError

@@ -79,10 +79,10 @@ def drop_label_issues(
     margins, *others = (MarginTable.read(path) for path in table)
     for other in others:
         margins = margins.join(other)
-    made = Plan.read(plan)
-    cleaned = without_label_issues(made, margins, below)
+    before = Plan.read(plan)
+    cleaned = without_label_issues(before, margins, below)
     cleaned.write(out)
-    echo(f"{made.kept - cleaned.kept:,} of {made.kept:,} kept images taken out, {cleaned.kept:,} are left")
+    echo(f"{before.kept - cleaned.kept:,} of {before.kept:,} kept images removed, {cleaned.kept:,} are left")
     for warning in cleaned.warnings:
         echo(f"warning: {warning}")
     echo(f"written to {out}")

@@ -183,7 +183,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return dict(read_safetensors(path)[0])
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"cannot read {path}",
@@ -191,10 +191,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             fix="download it again",
         ) from None
     for key in ("state_dict", "model_state_dict", "model"):
-        found = found.get(key, found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        content = content.get(key, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelError(f"{path} holds no weights", why="a dictionary of tensors is needed, or one under 'state_dict'")
-    return found
+    return content
 
 
 def _package(name: str, extra: str = "") -> Any:

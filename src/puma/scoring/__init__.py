@@ -1,7 +1,7 @@
-"""Margins of a whole pool, streamed: memory follows the batch, and what is finished is never done again.
+"""Scores of a whole pool in bounded memory, as tables of resumable parts.
 
-`score_margins` is the front door. `settings` says what a table depends on, `stream` turns rows of a pool into rows of
-a table, `parts` keeps the folder, `health` looks at the model before the work starts.
+`score` measures margins, `snapshots` computes scores over a run's snapshots, `labels` finds wrong labels, `embed` writes
+feature vectors, `cost` estimates time and memory, `parts` is the folder of a table, `job` names all of it by text.
 """
 
 from puma.scoring.score import score_margins

@@ -1,4 +1,4 @@
-"""A score table while it grows: parts that are made in any order by any process, each whole or absent."""
+"""The folder of a score table: parts that any process computes in any order, each complete or absent."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def check_model(model: nn.Module, pool: Pool) -> None:
     """Check a model on the pool's first images (`puma.models.checks.check_model`), before hours are spent on it.
 
     Raises:
-        ModelError: as told there.
+        ModelError: as there.
         DataError: an empty pool, or one whose classes have other names or another order than the model's.
     """
     if not len(pool):
