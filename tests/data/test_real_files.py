@@ -46,7 +46,17 @@ def folder(root: Path, names: list[str], each: int = 2, inside: str = "") -> Pat
 
 
 @pytest.mark.parametrize(
-    "names", [("train", "val", "test"), ("Train", "Test"), ("training", "validation", "annotations"), ("train",)]
+    "names",
+    [
+        ("train", "val", "test"),
+        ("Train", "Test"),
+        ("training", "validation", "annotations"),
+        ("train",),
+        ("train2017", "val2017"),
+        ("seg_train", "seg_test"),
+        ("train_images", "test_images"),
+        ("Training Set", "Test Set"),
+    ],
 )
 def test_folders_of_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
@@ -75,6 +85,20 @@ def test_whole_numbers_are_classes_in_the_order_of_numbers(tmp_path: Path) -> No
     np.savez(tmp_path / "d.npz", image=np.zeros((11, 6, 6, 3), np.uint8), label=np.arange(11))
     pool = Pool([source, load_dataset(tmp_path / "d.npz"), padded])
     assert pool.labels.tolist() == [*source.labels, *range(11), *source.labels]
+
+
+def test_numbered_names_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = [f"class_{number}" for number in range(11)]
+    source = load_dataset(folder(tmp_path / "d", names))
+    assert source.class_names == tuple(names)
+    assert (source.read(slice(None))[:, 0, 0, 0] == source.labels + 1).all()
+
+
+def test_images_that_cannot_be_reached_are_an_error_and_not_left_out(tmp_path: Path) -> None:
+    root = folder(tmp_path / "d", ["cat", "dog"])
+    (root / "dog" / "2.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"cannot read .*2\.png"):
+        load_dataset(root)
 
 
 def test_numbers_that_do_not_begin_at_0_are_names(tmp_path: Path) -> None:
@@ -193,7 +217,7 @@ def png(image: Image.Image) -> bytes:
 
 
 def test_one_of_one_is_complete(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("test-00000-of-00001", "train-00001-of-00001", "data-0-of-1"):
+    for name in ("test-00000-of-00001", "train-00001-of-00001", "data-0-of-1", "a-00000-of-00001-0123456789abcdef"):
         pq.write_table(pa.table({"img": [png(picture(1))] * 2, "label": [0, 1]}), tmp_path / f"{name}.parquet")
         assert len(load_dataset(tmp_path / f"{name}.parquet")) == 2
     assert caplog.text == ""
@@ -475,6 +499,9 @@ def test_idx_files(tmp_path: Path, ending: str) -> None:
     with pytest.raises(UsageError, match="splits test, train"):
         load_dataset(tmp_path)
     path = tmp_path / f"train-labels-idx1-ubyte{ending}"
+    path.write_bytes((gzip.compress if ending else bytes)(b"\0\0\x08\1\x7f\xff\xff\xff" + bytes(1 << 20)))
+    with pytest.raises(DataError, match="no idx file"):
+        load_dataset(tmp_path / f"train-images-idx3-ubyte{ending}")
     path.write_bytes(gzip.compress(b"\0\0\x08\1\0\0\0\x20abc") if ending else b"\0\0\x08\1\0\0\0\x20abc")
     with pytest.raises(DataError, match="is damaged"):
         load_dataset(tmp_path / f"train-images-idx3-ubyte{ending}")

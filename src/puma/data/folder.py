@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import mimetypes
 import os
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,16 @@ from puma.io import fingerprint, sha256_file
 
 logger = logging.getLogger("puma")
 
-ENDINGS = {
-    f".{kind}"
-    for kind in ["png", "jpg", "jpeg", "jpe", "jfif", "bmp", "webp", "gif", "tif", "tiff", "pbm", "pgm", "ppm", "pnm"]
-}
-SPLITS = {"train", "training", "trainset", "train_set", "test", "testing", "testset", "test_set", "val", "valid"}
-SPLITS |= {"validation", "dev", "eval", "evaluation", "holdout", "extra", "unlabeled", "unlabelled"}
+_KINDS = ("png", "jpg", "jpeg", "jpe", "jfif", "bmp", "webp", "gif", "tif", "tiff", "pbm", "pgm", "ppm", "pnm")
+ENDINGS = {f".{kind}" for kind in _KINDS}
+    [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"]
+)
+_SPLIT = re.compile(
+    r"(seg|imgs?|images?)?[-_ ]?(?P<kind>train(ing)?|test(ing)?|val(id|idation)?|dev|eval(uation)?|holdout|extra|"
+    r"unlabell?ed)[-_ ]?(sets?|data|images?|imgs?|splits?)?[-_ ]?\d*",
+    re.IGNORECASE,
+)
+_NUMBERED = re.compile(r"(\D*)([0-9]+)(\D*)")
 _JUNK = {"__macosx", "@eadir", "__pycache__", "lost+found", "$recycle.bin", "system volume information", "thumbs.db"}
 _ONE_EACH = "one folder for each class: root/cat/1.png"
 
@@ -47,52 +52,76 @@ def load_folder(root: Path, options: Options) -> Source:
             RGB ones without ``channels=3``.
     """
     options.only(root, "split")
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_junk(entry.name))
-    splits = [name for name in names if name.casefold() in SPLITS]
-    if options.split is not None:
-        if options.split not in names:
-            raise unknown(f"split of {root}", options.split, splits or names)
-        return load_folder(root / options.split, replace(options, split=None))
-    if splits and (
-        len(splits) == len(names) or (len(splits) > 1 and {"train", "training"} & set(map(str.casefold, splits)))
-    ):
-        train = next((name for name in splits if name.casefold().startswith("train")), splits[0])
-        raise UsageError(f"{root} holds the splits {', '.join(splits)}", fix=f'choose one: "{root}?split={train}"')
-    entries = [entry.name for entry in os.scandir(root) if entry.is_file() and not _is_junk(entry.name)]
-    if loose := [name for name in entries if Path(name).suffix.lower() in ENDINGS]:
-        raise DataError(f"{root} holds {loose[0]} outside any class folder", fix=_ONE_EACH)
-    if all(name.isascii() and name.isdecimal() for name in names) and len(set(map(int, names))) == len(names):
-        names.sort(key=int)
-    notes = [name for name in entries if Path(name).suffix.lower() in (".txt", ".csv", ".json", ".xml")]
-    if len(names) == 1 and notes:
-        text = "%s: the labels may stand in %s; sort the images into one folder for each class"
-        logger.warning(text, root, notes[0])
-    paths: list[Path] = []
-    labels: list[int] = []
-    for number, name in enumerate(names):
-        files = [
-            path for path in sorted((root / name).rglob("*")) if not any(map(_is_junk, path.relative_to(root).parts))
+    try:
+        entries = sorted((entry.name, entry.is_dir()) for entry in os.scandir(root) if not _is_junk(entry.name))
+        names = [name for name, is_folder in entries if is_folder]
+        if options.split is not None:
+            if options.split not in names:
+                raise unknown(f"split of {root}", options.split, list(filter(_SPLIT.fullmatch, names)) or names)
+            return load_folder(root / options.split, replace(options, split=None))
+        _check_no_splits(root, names)
+        files = [Path(name) for name, is_folder in entries if not is_folder]
+        if loose := [path for path in files if path.suffix.lower() in ENDINGS]:
+            raise DataError(f"{root} holds {loose[0]} outside any class folder", fix=_ONE_EACH)
+        if len(names) == 1 and (notes := [path for path in files if path.suffix in (".txt", ".csv", ".json", ".xml")]):
+            text = "%s: the labels may stand in %s; sort the images into one folder for each class"
+            logger.warning(text, root, notes[0])
+        names = _by_number(names)
+        found = [_images_below(root / name) for name in names]
+        paths = [path for images in found for path in images]
+        if not paths:
+            raise DataError(f"{root} holds no images", fix=_ONE_EACH)
+        listing = [
+            [str(path.relative_to(root)), path.stat().st_size, sha256_file(path) if options.verify == "full" else ""]
+            for path in paths
         ]
-        images = [path for path in files if path.suffix.lower() in ENDINGS and path.is_file()]
-        others = list(filter(_is_picture, files)) if len(images) < len(files) else []
-        if others:
-            logger.warning("%s: %d images of other kinds are left out, as %s", root / name, len(others), others[0].name)
-        paths += images
-        labels += [number] * len(images)
-    if not paths:
-        raise DataError(f"{root} holds no images", fix=_ONE_EACH)
-    listing = [
-        [str(path.relative_to(root)), path.stat().st_size, sha256_file(path) if options.verify == "full" else ""]
-        for path in paths
-    ]
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or root}", why=str(error.strerror)) from None
+    labels = np.repeat(np.arange(len(names)), [len(images) for images in found])
     called = root.resolve()
     return Source(
         EncodedImages(partial(_read_file, paths), len(paths), options),
-        check_labels(np.array(labels, np.int64), len(paths), str(root), names),
-        name=f"{called.parent.name}-{called.name}" if called.name.casefold() in SPLITS else called.name,
+        check_labels(labels, len(paths), str(root), names),
+        name=f"{called.parent.name}-{called.name}" if _SPLIT.fullmatch(called.name) else called.name,
         fingerprint=fingerprint({"format": "folder", "files": listing}),
         class_names=names,
     )
+
+
+def _check_no_splits(root: Path, names: list[str]) -> None:
+    """Refuse folders of splits: only such names, or training data beside other splits."""
+    kinds = {name: match["kind"].lower()[:2] for name in names if (match := _SPLIT.fullmatch(name))}
+    if kinds and (len(kinds) == len(names) or ("tr" in kinds.values() and len(set(kinds.values())) > 1)):
+        train = next((name for name, kind in kinds.items() if kind == "tr"), next(iter(kinds)))
+        raise UsageError(f"{root} holds the splits {', '.join(kinds)}", fix=f'choose one: "{root}?split={train}"')
+
+
+def _by_number(names: list[str]) -> list[str]:
+    """Names in order; by their numbers where only these differ: 2 before 10, ``class_2`` before ``class_10``."""
+    matches = [_NUMBERED.fullmatch(name) for name in names]
+    numbers = {name: int(match[2]) for name, match in zip(names, matches, strict=True) if match}
+    alike = len({(match[1], match[3]) for match in matches if match}) == 1
+    return sorted(names, key=numbers.__getitem__) if alike and len(set(numbers.values())) == len(names) else names
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Image files in order; pictures of other kinds are left out with a warning, a link to nowhere is an error."""
+    images, others = [], []
+    for place, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not _is_junk(name)]
+        for name in filter(lambda name: not _is_junk(name), files):
+            ending = os.path.splitext(name)[1].lower()
+            if ending in ENDINGS:
+                images.append(Path(place, name))
+            elif (mimetypes.guess_type(name)[0] or "").startswith("image/"):
+                others.append(name)
+    if others:
+        logger.warning("%s: %d images of other kinds are left out, as %s", folder, len(others), others[0])
+    return sorted(images)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _read_file(paths: list[Path], row: int) -> tuple[bytes, str]:
@@ -104,9 +133,3 @@ def _read_file(paths: list[Path], row: int) -> tuple[bytes, str]:
 
 def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _JUNK
-
-
-def _is_picture(path: Path) -> bool:
-    if path.suffix.lower() in ENDINGS:
-        return False
-    return (mimetypes.guess_type(path.name)[0] or "").startswith("image/") and path.is_file()

@@ -28,7 +28,7 @@ from puma.errors import DataError, PumaError, UsageError, unknown
 from puma.io import fingerprint
 
 _DIGITS_TRAIN_ROWS = 898
-_LARGEST = 2 << 30
+_LARGEST = 1 << 29
 _CIFAR = re.compile(r"cifar-?(10|100)-(python|binary|batches-py|batches-bin)(\.tar(\.gz)?|\.tgz)?$")
 _SVHN = re.compile(r"(train|test|extra)_32x32\.mat$")
 _DAMAGE = (OSError, EOFError, tarfile.TarError, pickle.UnpicklingError, zlib.error, LookupError, TypeError, ValueError)
@@ -177,7 +177,8 @@ def _idx(path: Path) -> Source:
         with gzip.open(place) if place.suffix == ".gz" else place.open("rb") as file:
             magic = file.read(4)
             shape = tuple(np.frombuffer(file.read(4 * magic[3]), ">i4").tolist()) if len(magic) == 4 else ()
-            if magic[:3] != b"\0\0\x08" or not shape or not 0 <= math.prod(shape) <= _LARGEST:
+            most = max(1 << 26, 100 * place.stat().st_size)  # beyond that the file is a bomb
+            if magic[:3] != b"\0\0\x08" or not shape or not 0 <= math.prod(shape) <= most:
                 raise DataError(f"{place} is no idx file of bytes", why=f"it begins with {magic!r}, {shape}")
             arrays.append(np.frombuffer(_exactly(file, math.prod(shape), place), np.uint8).reshape(shape))
     name = f"{path.absolute().parent.name}-{'test' if path.name.startswith(('t10k', 'test')) else 'train'}"

@@ -18,7 +18,7 @@ from puma.io import fingerprint
 
 logger = logging.getLogger("puma")
 
-_OF = re.compile(r"^(?P<stem>.*?)[-_.]?(?P<number>\d+)-of-(?P<total>\d+)$")
+_OF = re.compile(r"^(?P<stem>.*?)[-_.]?(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{6,})?$")
 _PART = re.compile(r"^(?P<stem>.*(?:part|shard|chunk))[-_]?(?P<number>\d+)$", re.IGNORECASE)
 SPLITS = {"train", "test", "val", "valid", "validation", "data", ""}
 
