@@ -27,8 +27,6 @@ logger = logging.getLogger("puma")
 
 _KINDS = ("png", "jpg", "jpeg", "jpe", "jfif", "bmp", "webp", "gif", "tif", "tiff", "pbm", "pgm", "ppm", "pnm")
 ENDINGS = {f".{kind}" for kind in _KINDS}
-    [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm"]
-)
 _SPLIT = re.compile(
     r"(seg|imgs?|images?)?[-_ ]?(?P<kind>train(ing)?|test(ing)?|val(id|idation)?|dev|eval(uation)?|holdout|extra|"
     r"unlabell?ed)[-_ ]?(sets?|data|images?|imgs?|splits?)?[-_ ]?\d*",
