@@ -60,20 +60,20 @@ def main() -> None:
     trained = time.process_time()
     path = folder / "synthetic.npz"
     generate_from(model, options.count, out=path, seed=options.seed, progress=True)
-    drawn = time.process_time()
+    sampled = time.process_time()
     synthetic = load_dataset(path)
     quality = measure(train, test, synthetic)
-    told = {
-        "cpu_seconds": {"training": trained - started, "drawing": drawn - trained},
-        "images_per_cpu_second": options.count / (drawn - trained),
+    result = {
+        "cpu_seconds": {"training": trained - started, "sampling": sampled - trained},
+        "images_per_cpu_second": options.count / (sampled - trained),
         "parameters": _parameters(model),
         "torch": torch.__version__,
         "machine": platform.machine(),
         "quality": quality,
     }
-    write_json(folder / "generation.json", told)
+    write_json(folder / "generation.json", result)
     _draw(folder / "generation.png", train, test, synthetic)
-    print(json.dumps({name: told[name] for name in ("cpu_seconds", "images_per_cpu_second", "parameters")}, indent=2))
+    print(json.dumps({name: result[name] for name in ("cpu_seconds", "images_per_cpu_second", "parameters")}, indent=2))
     print(json.dumps({name: quality[name] for name in quality if name not in ("sources",)}, indent=2))
 
 
@@ -82,17 +82,17 @@ def cost(name: str, tflops: list[float], batch: int = 16, turns: int = 5) -> dic
     config, sampler = diffusion_config((32, 32, 3), name), SamplerConfig()
     denoiser = build_denoiser(config, (32, 32, 3), 10)
     images, labels, sigma = torch.rand(batch, 3, 32, 32) * 2 - 1, torch.arange(batch) % 10, torch.full((batch,), 0.5)
-    noise, told = torch.randn_like(images), torch.zeros(batch, AUGMENT_DIM)
+    noise, applied = torch.randn_like(images), torch.zeros(batch, AUGMENT_DIM)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
-        denoiser(images, sigma, labels, told)
+        denoiser(images, sigma, labels, applied)
     with FlopCounterMode(display=False) as step:
-        loss(denoiser, images, labels, sigma, noise, told).mean().backward()
+        loss(denoiser, images, labels, sigma, noise, applied).mean().backward()
     seconds: dict[str, list[float]] = {}
     for _ in range(turns):
         for precision in ("fp32", "bf16"):
             denoiser.bf16 = precision == "bf16"
             began = time.process_time()
-            loss(denoiser.train(), images, labels, sigma, noise, told).mean().backward()
+            loss(denoiser.train(), images, labels, sigma, noise, applied).mean().backward()
             seconds.setdefault(f"training, {precision}", []).append(time.process_time() - began)
             began = time.process_time()
             with torch.inference_mode():
@@ -100,16 +100,16 @@ def cost(name: str, tflops: list[float], batch: int = 16, turns: int = 5) -> dic
             seconds.setdefault(f"evaluation, {precision}", []).append(time.process_time() - began)
     evaluations = 2 * sampler.steps - 1  # Heun
     trained = step.get_total_flops() / batch * config.batch_size * config.steps
-    drawn = forward.get_total_flops() / batch * evaluations
+    sampling = forward.get_total_flops() / batch * evaluations
     return {
         "images_per_cpu_second": {kind: batch / statistics.median(values) for kind, values in seconds.items()},
-        "drawn_per_cpu_second": batch / statistics.median(seconds["evaluation, bf16"]) / evaluations,
-        "gflop_per_image": {"evaluation": forward.get_total_flops() / batch / 1e9, "drawing": drawn / 1e9},
+        "sampled_per_cpu_second": batch / statistics.median(seconds["evaluation, bf16"]) / evaluations,
+        "gflop_per_image": {"evaluation": forward.get_total_flops() / batch / 1e9, "sampling": sampling / 1e9},
         "training_pflop": trained / 1e15,
         "on_paper": {
             f"{rate:g} TFLOP/s": {
                 "training_minutes": trained / rate / 1e12 / 60,
-                "drawn_per_second": rate * 1e12 / drawn,
+                "sampled_per_second": rate * 1e12 / sampling,
             }
             for rate in tflops
         },

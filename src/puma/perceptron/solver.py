@@ -22,7 +22,7 @@ def fit(inputs: ArrayLike, eps: ArrayLike, l2: float = 1e-5) -> Array:
 
     The loss is ``mean_i softplus(-(a_i.w - eps_i |w|)) + l2 |w|^2 / 2`` with ``a_i = y_i x_i``: against a linear
     student the inner maximum over ``|delta| <= eps_i`` is exactly ``-eps_i |w|``. It is convex, and smooth but at
-    ``w = 0``. There the subgradients are ``-mean(a_i) / 2`` plus the ball of radius ``mean(eps_i) / 2``, so **w = 0
+    ``w = 0``. There the subgradients are ``-mean(a_i) / 2`` plus the ball of size ``mean(eps_i) / 2``, so **w = 0
     is the optimum iff |mean(a_i)| <= mean(eps_i)**: adversarial training has collapsed. Otherwise the loss falls along
     ``mean(a_i)``, and Newton's method with a line search runs on the smooth side until the gradient vanishes.
 
@@ -42,21 +42,21 @@ def fit(inputs: ArrayLike, eps: ArrayLike, l2: float = 1e-5) -> Array:
         UsageError: shapes that do not fit, a negative ``eps``, ``l2 <= 0``.
         CheckError: no convergence.
     """
-    rows, radii = _checked(inputs, eps, l2)
+    rows, eps_i = _checked(inputs, eps, l2)
     mean = rows.mean(axis=0)
     length = float(np.linalg.norm(mean))
-    if length <= radii.mean():
+    if length <= eps_i.mean():
         return np.zeros(rows.shape[1])
     point = min(
-        (_Point.at(size * mean / length, rows, radii, l2) for size in (1.0, 0.1, 0.01)), key=lambda at: at.value
+        (_Point.at(size * mean / length, rows, eps_i, l2) for size in (1.0, 0.1, 0.01)), key=lambda at: at.value
     )
     for _ in range(_STEPS):
-        gradient, hessian = point.derivatives(rows, radii, l2)
+        gradient, hessian = point.derivatives(rows, eps_i, l2)
         step = _newton(hessian, gradient)
         decrement = float(-gradient @ step)
         if np.linalg.norm(gradient) <= _TOLERANCE or decrement <= 1e-26:
             return point.weights
-        moved = _line_search(point, step, decrement, rows, radii, l2)
+        moved = _line_search(point, step, decrement, rows, eps_i, l2)
         if moved is None:  # rounding is all that is left to gain
             if np.linalg.norm(gradient) <= 1e-7:
                 return point.weights
@@ -79,24 +79,24 @@ class _Point:
     value: float
 
     @classmethod
-    def at(cls, weights: Array, rows: Array, radii: Array, l2: float) -> _Point:
+    def at(cls, weights: Array, rows: Array, eps_i: Array, l2: float) -> _Point:
         length = float(np.linalg.norm(weights))
-        margins = rows @ weights - radii * length
+        margins = rows @ weights - eps_i * length
         value = float(np.logaddexp(0, -margins).mean()) + l2 * length**2 / 2
         return cls(weights, length, margins, value)
 
-    def derivatives(self, rows: Array, radii: Array, l2: float) -> tuple[Array, Array]:
+    def derivatives(self, rows: Array, eps_i: Array, l2: float) -> tuple[Array, Array]:
         """Gradient ``[d]`` and Hessian ``[d, d]`` of the loss away from 0."""
         n, unit = len(rows), self.weights / self.length
         pull = expit(-self.margins)  # minus the loss's derivative, in (0, 1)
-        spread = float(pull @ radii) / n
+        spread = float(pull @ eps_i) / n
         gradient = -(rows.T @ pull) / n + spread * unit + l2 * self.weights
         bend = np.sqrt(pull * (1 - pull) / n)
         scaled = rows * bend[:, None]
         # sum_i bend_i^2 (a_i - eps_i unit)(a_i - eps_i unit)', multiplied out so that rows are scaled only once
         hessian = scaled.T @ scaled
-        cross = scaled.T @ (bend * radii)
-        square = float((bend * radii) @ (bend * radii))
+        cross = scaled.T @ (bend * eps_i)
+        square = float((bend * eps_i) @ (bend * eps_i))
         hessian -= np.outer(cross, unit) + np.outer(unit, cross)
         hessian += (square - spread / self.length) * np.outer(unit, unit)
         hessian[np.diag_indices_from(hessian)] += spread / self.length + l2
@@ -114,7 +114,7 @@ def _newton(hessian: Array, gradient: Array) -> Array:
     raise CheckError("the perceptron's Hessian is not positive definite", fix="raise l2")
 
 
-def _line_search(point: _Point, step: Array, decrement: float, rows: Array, radii: Array, l2: float) -> _Point | None:
+def _line_search(point: _Point, step: Array, decrement: float, rows: Array, eps_i: Array, l2: float) -> _Point | None:
     """Halve the step until the loss falls enough; None if it cannot fall any more."""
     along = rows @ step
     size = 1.0
@@ -122,7 +122,7 @@ def _line_search(point: _Point, step: Array, decrement: float, rows: Array, radi
         weights = point.weights + size * step
         length = float(np.linalg.norm(weights))
         if length > 0:
-            margins = point.margins + radii * point.length + size * along - radii * length
+            margins = point.margins + eps_i * point.length + size * along - eps_i * length
             value = float(np.logaddexp(0, -margins).mean()) + l2 * length**2 / 2
             if value <= point.value - 1e-4 * size * decrement:
                 return _Point(weights, length, margins, value)
@@ -137,11 +137,11 @@ def _checked(inputs: ArrayLike, eps: ArrayLike, l2: float) -> tuple[Array, Array
     rows = np.ascontiguousarray(inputs, dtype=np.float64)
     if rows.ndim != 2 or rows.size == 0 or not np.isfinite(rows).all():
         raise DataError(f"inputs of shape {rows.shape} are not finite rows [n, d] of label times input")
-    radii = np.asarray(eps, dtype=np.float64)
-    if radii.shape not in ((), (len(rows),)):
-        raise UsageError(f"eps has shape {radii.shape} for {len(rows)} rows", fix="give one number or one per row")
-    if not ((radii >= 0) & (radii < np.inf)).all():
+    eps_i = np.asarray(eps, dtype=np.float64)
+    if eps_i.shape not in ((), (len(rows),)):
+        raise UsageError(f"eps has shape {eps_i.shape} for {len(rows)} rows", fix="give one number or one per row")
+    if not ((eps_i >= 0) & (eps_i < np.inf)).all():
         raise UsageError("eps has to be finite and not negative")
     if not (math.isfinite(l2) and l2 > 0):
         raise UsageError(f"l2 is {l2!r}", why="separable data have no optimum without a positive penalty")
-    return rows, np.full(len(rows), radii)
+    return rows, np.full(len(rows), eps_i)

@@ -105,7 +105,7 @@ class Strategy:
 
 
 def bridge(margin: ArrayLike, eps: float, keep_fraction: float) -> dict[str, float]:
-    """What the linear task's theory says about pruning a real margin table; `puma plan --explain` shows it.
+    """Theory of the linear task for pruning a real margin table; `puma plan --explain` prints it.
 
     The task's ``s`` becomes the margin model's margin, so everything here is the theory of a *linear two-class student*
     applied to a network: a compass, no law. The kept rows are taken to be the ``keep_fraction`` of lowest margins,

@@ -285,10 +285,10 @@ class SaddlePoint:
         for tolerance in (1e-3, 1e-5, 1e-7):
             point = minimize(objective, point, jac=True, method="BFGS", options={"gtol": tolerance}).x
             # the valley is flat along the overlap: only a root of the gradient fixes it to enough digits
-            found = root(lambda at: objective(at)[1], point, options={"xtol": 1e-9})
-            if np.abs(found.fun).max() < 1e-8 and objective(found.x)[0] <= objective(point)[0] + 1e-9:
-                return np.concatenate([found.x[:count], np.exp(found.x[count:])])
-        raise CheckError("the saddle point was not found", why=f"the gradient is {np.abs(found.fun).max():.1e}")
+            solution = root(lambda at: objective(at)[1], point, options={"xtol": 1e-9})
+            if np.abs(solution.fun).max() < 1e-8 and objective(solution.x)[0] <= objective(point)[0] + 1e-9:
+                return np.concatenate([solution.x[:count], np.exp(solution.x[count:])])
+        raise CheckError("the saddle point was not found", why=f"the gradient is {np.abs(solution.fun).max():.1e}")
 
     def loss(self, weights: Array) -> tuple[float, Array]:
         """The loss after the inner maximum over ``g``, and its gradient (by the envelope theorem ``g`` is constant)."""

@@ -1,4 +1,4 @@
-"""The page of the linear task: what was asked, what was found, and where it stops to hold."""
+"""The page of `puma perceptron`: simulations of the linear task, their theory, and the tables of both."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def compare_theory(results: Results) -> pd.DataFrame:
 def compare_collapse(results: Results) -> list[dict[str, float]]:
     """For each eps: the collapse law, and the kept shares where theory and simulation collapse.
 
-    ``found`` and ``predicted`` are the largest kept share at which at least half of the seeds, and the limit at this
-    data amount, end at ``w = 0``; 0 where none does. Both are on the experiment's grid of kept shares.
+    ``simulated`` and ``predicted`` are the largest kept share at which at least half of the seeds, and the limit at
+    this data amount, end at ``w = 0``; 0 where none does. Both are on the experiment's grid of kept shares.
     """
     simulated = rows_of(results.tables[COLLAPSE.name], strategy="easy")
     curve = results.curves[COLLAPSE.name]
@@ -137,9 +137,9 @@ def compare_collapse(results: Results) -> list[dict[str, float]]:
     for eps in sorted(set(simulated["eps"])):
         share = rows_of(simulated, eps=eps).groupby("keep")["collapsed"].mean()
         predicted = curve[(curve["eps"] == eps) & curve["collapsed"] & curve["keep"].isin(share.index)]["keep"]
-        found = share.index[share >= 0.5]
+        simulated_at = share.index[share >= 0.5]
         law = float(collapse_fraction(eps))
-        ends = {"predicted": max(predicted, default=0.0), "found": max(found, default=0.0)}
+        ends = {"predicted": max(predicted, default=0.0), "simulated": max(simulated_at, default=0.0)}
         rows.append({"eps": eps, "law": law, **ends})
     return rows
 
@@ -147,7 +147,7 @@ def compare_collapse(results: Results) -> list[dict[str, float]]:
 def _tables(results: Results) -> dict[str, Table]:
     percent: dict[str, Kind] = dict.fromkeys(("kept", "clean accuracy", "robust accuracy"), "percent")
     gap: dict[str, Kind] = {"strategy": "text", **percent, "gap": "points", "standard error": "points"}
-    law = ("law, unlimited data", "predicted at this data amount", "found in simulation")
+    law = ("law, unlimited data", "predicted at this data amount", "in simulation")
     errors: dict[str, Kind] = dict.fromkeys(("clean", "its standard error", "robust", "standard error"), "points")
     theory = [
         [strategy, alpha, *values, "yes" if reliable else "no"]

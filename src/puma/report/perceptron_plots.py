@@ -78,12 +78,12 @@ def mislabelling_figure(eps: float = 0.3) -> Figure:
 
 
 def collapse_figure(perfect: pd.DataFrame, theory: pd.DataFrame, learned: pd.DataFrame, alpha: float) -> Figure:
-    """Left: collapse with a perfect probe, predicted and found. Right: with a learned one, and the cap's recovery."""
+    """Left: collapse with a perfect probe, theory and simulation. Right: with a learned one, and the cap's recovery."""
     figure, (left, right) = new_figure(9.0, 4.0, columns=2)
     for eps, colour in zip(sorted(set(perfect["eps"])), (SKY, BLUE, INK), strict=False):
         _line(left, rows_of(theory, eps=eps, strategy="easy"), "keep", "clean_error", colour)
-        found = rows_of(perfect, eps=eps, strategy="easy")
-        _points(left, found, "keep", "clean_error", "easy", label=f"eps {eps:g}", colour=colour)
+        runs = rows_of(perfect, eps=eps, strategy="easy")
+        _points(left, runs, "keep", "clean_error", "easy", label=f"eps {eps:g}", colour=colour)
         left.axvline(float(collapse_fraction(eps)), color=colour, lw=0.8, ls="--")
     left.set_title("Easy examples pruned by a perfect probe")
     left.legend(loc="upper right", title="vertical: collapse law", title_fontsize=8)
