@@ -189,6 +189,14 @@ def test_a_file_that_is_changed_while_it_is_in_use_is_an_error_and_no_signal(tmp
         source.read(np.arange(len(written)))
 
 
+def test_decoded_images_are_not_pickled() -> None:
+    source = load_dataset("digits?resize=32&channels=3")
+    images = source.read(slice(None))
+    stored = pickle.dumps(source)
+    assert len(stored) < images.nbytes / 20
+    np.testing.assert_array_equal(pickle.loads(stored).read(slice(None)), images)
+
+
 def test_objects_are_short_in_a_notebook(tmp_path: Path) -> None:
     pool = Pool(["digits", "digits:test"])
     assert repr(pool) == "<Pool 1,797: digits (real, 898), digits-test (synthetic, 899)>"

@@ -291,12 +291,7 @@ def read_comment(path: Path | str) -> dict[str, Any]:
 
 
 def save_source(source: Source, out: Path | str, *, progress: bool = False) -> Path:
-    """Write any source as an uncompressed EDM ``.npz``, in constant memory.
-
-    Raises:
-        DataError: an image that cannot be read.
-        StorageError: no space, or ``out`` cannot be written.
-    """
+    """Write any source as an uncompressed EDM ``.npz``, in constant memory; errors as of `write_npz`."""
     with Progress(f"writing {Path(out).name}", len(source), "images", show=progress) as bar:
 
         def chunks() -> Iterator[Pixels]:

@@ -224,6 +224,9 @@ class Kept(Images):
         self._known = np.zeros(self.shape[0], dtype=bool)
         self._array = np.empty(self.shape, np.uint8)  # the system hands out its pages only as images arrive
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kept, (self._images,)  # another process makes its own
+
     def read(self, rows: Rows) -> Pixels:
         """See `Images.read`."""
         fresh = np.unique(rows[~self._known[rows]])

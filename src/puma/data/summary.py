@@ -22,18 +22,9 @@ _SHOWN, _GAP, _TITLE, _INK = 64, 4, 22, (30, 30, 30)
 
 @dataclass(frozen=True)
 class Summary:
-    """Facts about a source.
-
-    Args:
-        counts: int64 ``[num_classes]``, images of each class.
-        longest_run: most neighbouring rows with one label.
-        expected_run: about the longest run of as many labels in random order.
-        sampled: number of images (stratified, seed 0) that the pixel statistics come from.
-        mean: float64 ``[C]``, mean pixel, 0..1.
-        std: float64 ``[C]``, standard deviation of all pixels, 0..1.
-        low: smallest pixel, 0..255.
-        high: largest pixel, 0..255.
-        flat: number of sampled images that are one colour throughout.
+    """Facts about a source: images of each class, the most neighbouring rows with one label (and about how many there
+    would be in random order); of ``sampled`` images mean and standard deviation of each channel in 0..1, smallest and
+    largest pixel in 0..255, and the number of images that are one colour throughout.
     """
 
     counts: NDArray[np.int64]
@@ -80,12 +71,8 @@ def summarize(source: Source) -> Summary:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images of one source that occur in another (or again in itself), pixel for pixel.
-
-    Args:
-        rows: int64 ``[K]``, the rows, ascending.
-        twins: int64 ``[K]``, for each the first row of the other source with the same pixels.
-        conflicts: how many of them carry another label than their twin.
+    """Images of one source that occur in another (or again in itself), pixel for pixel: their rows, ascending, for each
+    the first row of the other source with the same pixels, and how many carry another label than their twin.
     """
 
     rows: NDArray[np.int64]
