@@ -6,6 +6,7 @@ The library prints nothing by itself: engines take ``progress=True`` or ``False`
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -128,6 +129,20 @@ def _terminal_bar(state: Progress) -> Any:
     )
     bar.add_task(state.label, total=state.total, completed=state.done, unit=state.unit, rate="", note="")
     return bar
+
+
+class _Printable(logging.Formatter):
+    """Log lines whose names may come from strangers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def configure_logging() -> None:
+    """Send warnings to stderr, one a line, as commands and their processes do; ``PUMA_LOG=info`` shows more."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=os.environ.get("PUMA_LOG", "WARNING").upper())
 
 
 def _short(rate: float) -> str:

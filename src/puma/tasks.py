@@ -26,7 +26,7 @@ from typing import Any, TypeVar, cast
 
 from puma.devices import VISIBLE_GPUS, visible_gpus
 from puma.errors import PumaError, StorageError, UsageError
-from puma.progress import LOG_EVERY_ENV
+from puma.progress import LOG_EVERY_ENV, configure_logging
 
 Item = TypeVar("Item", bound=Hashable)
 Result = TypeVar("Result")
@@ -315,6 +315,7 @@ def serve(descriptor: int, parent: int) -> None:
     """The program of a process of `run_tasks`: call what comes through the socket, and send back what it gives."""
     connection = Connection(descriptor)
     os.set_inheritable(descriptor, False)
+    configure_logging()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with suppress(EOFError, OSError):

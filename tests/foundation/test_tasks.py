@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from task_functions import fail, gpu, place, refuse, square, stubborn, write
+from task_functions import fail, gpu, place, refuse, square, stubborn, warn, write
 
 from puma.errors import DataError
 from puma.tasks import WorkerLost, Workers, run_tasks
@@ -101,6 +101,9 @@ def test_lines_of_the_processes_can_be_read() -> None:
     list(run_tasks(write, range(4), Workers(2, on_line=lambda number, line: lines.append((number, line)))))
     assert wait_for(lambda: len(lines) == 4)
     assert {line for _, line in lines} == {f"step {x}" for x in range(4)}
+    lines.clear()
+    list(run_tasks(warn, range(1), Workers(1, on_line=lambda number, line: lines.append((number, line)))))
+    assert wait_for(lambda: lines == [(0, "WARNING class \\x1b[31m0")])
 
 
 def test_a_killed_rank_ends_the_others_within_ten_seconds(tmp_path: Path) -> None:

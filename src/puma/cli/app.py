@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -28,6 +27,7 @@ from puma.cli.study import study_app
 from puma.cli.train import recipe_app, train
 from puma.cli.verify import verify
 from puma.errors import PumaError, StorageError, printable
+from puma.progress import configure_logging
 
 app = typer.Typer(
     name="puma",
@@ -66,9 +66,7 @@ _INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Run the command line; a user's mistake ends in two or three lines and its exit code, a bug in a traceback."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Printable("%(levelname)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=os.environ.get("PUMA_LOG", "WARNING").upper())
+    configure_logging()
     try:
         with _interruptions():
             app()
@@ -82,13 +80,6 @@ def main() -> NoReturn:
             print("\nstopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
         raise
     sys.exit(0)
-
-
-class _Printable(logging.Formatter):
-    """Log lines whose names may come from strangers."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
 
 
 def _of_the_user(error: PumaError | OSError) -> PumaError:
