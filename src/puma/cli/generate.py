@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from puma.cli.options import Config, Device, DryRun, Quiet, Seed, Threads
-from puma.cli.output import duration, echo
+from puma.cli.output import duration, echo, print_table
 from puma.errors import UsageError
 
 if TYPE_CHECKING:
@@ -127,20 +127,20 @@ def _echo_cost(count: int, seconds: float, image_bytes: int) -> None:
 
 
 def _check_origin(source: str | None, model: Path | None, diffusers: str | None, eval_data: str | None) -> None:
-    if model is not None and diffusers is not None:
-        raise UsageError("--model and --diffusers are two generators", fix="give one of them")
-    if source is None and model is None and diffusers is None:
-        raise UsageError(
-            "there is nothing to sample from", fix="puma generate digits --count 10000 --out synthetic.npz"
-        )
-    if eval_data is not None and source is None:
-        raise UsageError("--eval-data compares with the training images too", fix="give their SOURCE as the argument")
-    if source is not None and eval_data is None and (model is not None or diffusers is not None):
-        raise UsageError(
-            f"{source} would not be used",
-            why="--model and --diffusers train nothing; SOURCE then only serves --eval-data",
-            fix="leave it out, or add --eval-data TEST",
-        )
+    trained = model is not None or diffusers is not None
+    example = "puma generate digits --count 10000 --out synthetic.npz"
+    for wrong, what, fix in (
+        (model is not None and diffusers is not None, "--model and --diffusers are two generators", "give one of them"),
+        (source is None and not trained, "there is nothing to sample from", example),
+        (source is None and eval_data is not None, "--eval-data compares with the training images too", "give SOURCE"),
+        (
+            source is not None and trained and eval_data is None,
+            f"{source} would not be used: --model and --diffusers train nothing",
+            "leave it out, or add --eval-data TEST, which it would serve",
+        ),
+    ):
+        if wrong:
+            raise UsageError(what, fix=fix)
 
 
 def _pipeline(name: str, device: Any, classes: str | None, class_ids: str | None, **options: Any) -> Sampler:
@@ -163,24 +163,18 @@ def _measure(real: Source, test: Source, out: Path) -> None:
     quality = measure(real, test, load_dataset(out))
     target = out.with_suffix(".quality.json")
     write_json(target, quality)
-    near, frechet, used = quality["neighbor"], quality["frechet"], quality["sources"]
-    least = {
-        role: min((value for value in quality["coverage"][role].values() if value is not None), default=float("nan"))
-        for role in ("synthetic", "test")
-    }
-    accuracy = quality["real_accuracy"]
+    near, frechet, accuracy = quality["neighbor"], quality["frechet"], quality["real_accuracy"]
+    roles, used = ("synthetic", "test"), {role: f"{one['used']:,}" for role, one in quality["sources"].items()}
+    least = [min((one for one in quality["coverage"][role].values() if one is not None), default=0.0) for role in roles]
     rows = {
         "label agreement of a classifier trained on real images": (quality["label_agreement"], accuracy),
         "accuracy on real test images of one trained on these": (quality["synthetic_trained_accuracy"], accuracy),
-        "mean distance to the nearest training image": [near[f"{role}_to_train"]["mean"] for role in least],
+        "mean distance to the nearest training image": [near[f"{role}_to_train"]["mean"] for role in roles],
         "nearer to one than 99 % of test images": (near["copies"], 0.01),
-        "coverage, worst class": least.values(),
-        f"Frechet distance, {frechet['rows']['other']:,} images": [frechet[role] for role in least],
+        "coverage, worst class": least,
+        f"Frechet distance, {frechet['rows']['other']:,} images": [frechet[role] for role in roles],
     }
-    echo(
-        f"quality of {used['synthetic']['used']:,} synthetic images, measured with {used['train']['used']:,} training "
-        f"and {used['test']['used']:,} test images\n{'':55} synthetic  real test"
-    )
-    for words, (synthetic, of_test) in rows.items():
-        echo(f"  {words:54}{synthetic:9.4f}  {of_test:9.4f}")
+    title = f"{used['synthetic']} synthetic images against {used['train']} training and {used['test']} test images"
+    cells = [(words, *(f"{value:.4f}" for value in values)) for words, values in rows.items()]
+    print_table(["", "synthetic", "real test"], cells, title=title)
     echo(f"features: {quality['features']}; all figures in {target}")
