@@ -118,10 +118,11 @@ def test_a_model_without_gradients_is_refused_before_any_attack(
 
 
 @pytest.mark.usefixtures("short_attacks")
-def test_wrapped_and_scripted_models(network: nn.Sequential, images: list[Any]) -> None:
+def test_models_that_are_wrapped_scripted_or_write_into_their_input(network: nn.Sequential, images: list[Any]) -> None:
     expected = evaluate(network, images, LINF).broken_by.tolist()
     scripted = torch.jit.trace(network, torch.zeros(1, 1, 8, 8))
-    for model in (nn.DataParallel(network), scripted, Changed(network, lambda _, logits: {"logits": logits})):  # type: ignore[arg-type,return-value]
+    writes = nn.Sequential(nn.ReLU(inplace=True), network)  # pixels are not negative: the same logits
+    for model in (nn.DataParallel(network), scripted, writes, Changed(network, lambda _, logits: {"logits": logits})):  # type: ignore[arg-type,return-value]
         assert evaluate(model, images, LINF).broken_by.tolist() == expected
 
 

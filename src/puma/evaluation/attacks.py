@@ -146,6 +146,7 @@ class Attacker:
             step_size=self.threat.eps / 4,
             loss=loss,
             generator=torch.Generator(self.device).manual_seed(batch_seed(self.seed, offset)),
+            warn=self.recorder.warning,
         )
 
 

@@ -43,7 +43,7 @@ class CountedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, K]``."""
-        logits = apply_model(self.model, images)
+        logits = apply_model(self.model, images.clone())  # some models write into their input
         cost = len(images) * (2 if images.requires_grad and torch.is_grad_enabled() else 1)
         self.cost += cost
         if self.on_pass is not None:
