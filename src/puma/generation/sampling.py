@@ -126,9 +126,13 @@ def generate(
     out = _checked_target(out, count)
     check_sampler(sampler, config.label_dropout)
     check_trainable(real, config)
+    folder = out.with_suffix(".diffusion")
+    if out.exists() and not (folder / "model.safetensors").exists():  # said before the model is trained a second time
+        fix = "restore that folder, or give another output path"
+        raise ResumeError(f"{out} is there, but not the model in {folder} that it was sampled from", fix=fix)
     model = train_diffusion(
         real,
-        out.with_suffix(".diffusion"),
+        folder,
         config=config,
         seed=seed,
         device=device,
