@@ -189,6 +189,13 @@ def test_a_file_that_is_changed_while_it_is_in_use_is_an_error_and_no_signal(tmp
         source.read(np.arange(len(written)))
 
 
+def test_options_on_top_of_a_source_have_no_text_of_their_own() -> None:
+    source = load_dataset("digits?classes=3,8")
+    assert load_dataset(source).spec == source.spec
+    assert load_dataset(source, subset=10).spec is None
+    assert Pool("digits").fingerprint == Pool(["digits"]).fingerprint == Pool(load_dataset("digits")).fingerprint
+
+
 def test_decoded_images_are_not_pickled() -> None:
     source = load_dataset("digits?resize=32&channels=3")
     images = source.read(slice(None))

@@ -67,7 +67,10 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
     else:
         from puma.data.objects import load_object
 
-        return _prepared(load_object(spec, _options({}, options)), _options({}, options))
+        chosen = _options({}, options)
+        source = _prepared(load_object(spec, chosen), chosen)
+        source.spec = source.spec if not str(chosen) else None  # of a source: its text does not know these options
+        return source
     chosen = _options(written, options)
     if not places:
         raise UsageError("no source is named", fix=_KINDS)

@@ -25,7 +25,7 @@ class Pool(Source):
     """Several sources as one; a row's place never changes, and every artefact is keyed by it. Itself a `Source`.
 
     Args:
-        sources: real ones first; anything that `load_dataset` takes will do.
+        sources: real ones first, or a single one; anything that `load_dataset` takes will do.
         roles: ``"real"`` or ``"synthetic"`` for each; by default the first is real and the others are synthetic.
 
     >>> pool = Pool(["digits", "digits:test"])
@@ -38,7 +38,10 @@ class Pool(Source):
         DataError: sources of different image shapes or classes.
     """
 
-    def __init__(self, sources: Sequence[Source | MapStyle | str], roles: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, sources: Sequence[Source | MapStyle | str] | Source | str, roles: Sequence[str] | None = None
+    ) -> None:
+        sources = [sources] if isinstance(sources, (str, Source)) else sources
         if not len(sources):
             raise UsageError("a pool needs at least one source")
         self.sources, names = _alike([as_source(source) for source in sources])
