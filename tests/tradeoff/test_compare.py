@@ -172,7 +172,7 @@ def test_resamples_are_the_same_for_all_runs_and_follow_the_binomial() -> None:
 
 
 def test_gap_interval_covers_the_gap_of_whole_studies() -> None:
-    """2,000 simulated studies: seeds and test images drawn anew, the frontier estimated from each study's own cells."""
+    """2,000 simulated studies: seeds and test images drawn anew, the frontier estimated from each study's own runs."""
     rng = np.random.default_rng(5)
     covered, studies, seeds, images = 0, 2_000, 3, 300
     settings = [
@@ -199,7 +199,7 @@ def test_gap_interval_covers_the_gap_of_whole_studies() -> None:
 
 
 def _linear_gap(points: np.ndarray) -> np.ndarray:
-    """Gap of the third setting to the line through the first two; ``[B, (clean, robust), arm]``."""
+    """Gap of the third setting to the line through the first two; ``[B, (clean, robust), setting]``."""
     clean, robust = points[:, 0], points[:, 1]
     share = (robust[:, 2] - robust[:, 0]) / (robust[:, 1] - robust[:, 0])
     return clean[:, 2] - (clean[:, 0] + share * (clean[:, 1] - clean[:, 0]))

@@ -218,10 +218,10 @@ def test_features_are_held_against_their_record(tmp_path: Path) -> None:
     data[-1] ^= 1
     part.write_bytes(data)
     (folder / "part-000000.npy").unlink()
-    told = [error.what for error in verify(tmp_path).problems]
-    assert len(told) == 2
-    assert "lacks 1 parts of its features, the first is part-000000.npy" in told[0]
-    assert "part-000002.npy is damaged" in told[1]
+    problems = [error.what for error in verify(tmp_path).problems]
+    assert len(problems) == 2
+    assert "lacks 1 parts of its features, the first is part-000000.npy" in problems[0]
+    assert "part-000002.npy is damaged" in problems[1]
 
 
 def test_broken_images_in_parquet_are_found(tmp_path: Path) -> None:
