@@ -83,7 +83,7 @@ def test_each_verb_leaves_its_artefact(made: Path) -> None:
         ("train --real pickled.npz --threat Linf:0.1 --model small-cnn --recipe digits --out r", 3, "object"),
         ("train --real floats.npz --threat Linf:0.1 --model small-cnn --recipe digits --out r", 3, "uint8"),
         ("train --real short.npz --threat Linf:0.1 --model small-cnn --recipe digits --out r", 3, "label"),
-        ("evaluate run --data digits:test --threat Linf:0.2", 5, "Linf"),
+        ("evaluate run --data digits:test --threat 8/255", 2, "Linf:8/255"),
         ("evaluate pickle.pt --data digits:test --threat Linf:0.1", 4, "pickle"),
         ("generate digits --count 10 --out images.jpg", 2, ".npz"),
         ("study run nothing.toml", 2, "does not exist"),
@@ -138,8 +138,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     command += ["--threat", "Linf:0.1", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    metrics = tmp_path / "run" / "metrics.csv"  # its first row comes with the first steps
+    while not (metrics.exists() and metrics.read_text().count("\n") > 1) and time.monotonic() < deadline:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130
