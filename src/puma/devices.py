@@ -165,6 +165,11 @@ class Devices:
         """Gradients of ``loss``, averaged over the processes."""
         self._fabric.backward(loss)
 
+    def no_sync(self, model: nn.Module, enabled: bool) -> AbstractContextManager[Any]:
+        """Backward passes inside keep their gradients to themselves, if ``enabled``: others of the step follow."""
+        context: AbstractContextManager[Any] = self._fabric.no_backward_sync(cast(Any, model), enabled=enabled)
+        return context
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the wrapped network, for calls of the bare one."""
         context: AbstractContextManager[Any] = self._fabric.autocast()

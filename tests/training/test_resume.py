@@ -99,7 +99,7 @@ def test_tensorboard_of_a_resumed_training_holds_every_step_once(tmp_path, monke
     given = ["train", "--real", "digits", "--threat", "Linf:0.2", "--model", "small-cnn", "--recipe", "digits"]
     short = ("steps=6", "batch_size=32", "attack_steps=1", "log_every=1", "checkpoint_every=4", "validation_steps=1")
     given += [word for pair in short for word in ("--set", pair)]
-    given += ["--validation", "40", "--tensorboard", "--quiet", "--device", "cpu", "--out", str(tmp_path)]
+    given += ["--validation", "40", "--logger", "tensorboard", "--quiet", "--device", "cpu", "--out", str(tmp_path)]
     take_step = loop.Training.take_step
 
     def killed(training, step):

@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from puma.cli.options import Config, Device, Devices, ModelName, Quiet, RecipeName, Seed, Threat
+from puma.cli.options import Config, Device, Devices, DryRun, ModelName, Quiet, RecipeName, Seed, Threat
 from puma.errors import PumaError
 from puma.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from puma.data.pool import Pool
+    from puma.training.recipe import Recipe
 
 recipe_app = typer.Typer(help="Recipes: the frozen settings of training.", no_args_is_help=True)
 
@@ -43,6 +49,7 @@ class _Training:
 
     model: str
     weights: Path | None
+    new_head: bool
     real: tuple[str, ...]
     synthetic: tuple[str, ...]
     plan: Path | None
@@ -64,6 +71,9 @@ def train(
     plan: Annotated[Path | None, typer.Option(help="Plan of `puma plan`; without it, everything at full eps.")] = None,
     model: ModelName = "wrn-28-10",
     weights: Annotated[Path | None, typer.Option(help="Start from these weights (safetensors).")] = None,
+    new_head: Annotated[
+        bool, typer.Option("--new-head", help="With --weights: other classes, so the last layer starts anew.")
+    ] = False,
     recipe: RecipeName = "trades-edm",
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe.")
@@ -73,7 +83,11 @@ def train(
     ] = None,
     devices: Devices = 1,
     device: Device = "auto",
-    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard's files too (needs tensorboard).")] = False,
+    logger: Annotated[
+        str | None, typer.Option(help="tensorboard, wandb or mlflow: send the metrics there too.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Start whatever the estimate of memory and time says.")] = False,
+    dry_run: DryRun = False,
     seed: Seed = 0,
     config: Config = None,
     quiet: Quiet = False,
@@ -93,10 +107,13 @@ def train(
     from puma.devices import world_size
     from puma.tasks import Workers, run_tasks, worker_from_environment
 
-    options = {"validation": validation, "device": device, "tensorboard": tensorboard}
+    options = {"validation": validation, "device": device, "logger": logger, "ignore_estimate": yes}
     sources, generated, changes = tuple(real), tuple(synthetic or ()), tuple(change or ())
     settings = tuple(options.items())
-    job = _Training(model, weights, sources, generated, plan, threat, recipe, changes, out, seed, settings)
+    job = _Training(model, weights, new_head, sources, generated, plan, threat, recipe, changes, out, seed, settings)
+    if dry_run:
+        typer.echo(_dry_run(job))
+        return
     if devices > 1 and world_size() == 1:
         work = partial(_train, job, quiet)
         described = dict(run_tasks(work, range(devices), Workers(devices, ranks=True)))[0]
@@ -115,21 +132,11 @@ def train(
 
 def _train(job: _Training, quiet: bool, rank: int) -> dict[str, Any]:
     """Train as process ``rank`` of those that train together; return facts about the run."""
-    from puma.data.load import load_dataset
-    from puma.data.pool import Pool
-    from puma.models.zoo import resolve_model
     from puma.training.loop import train as train_model
-    from puma.training.recipe import load_recipe, parse_changes
 
-    recipe = load_recipe(job.recipe, **parse_changes(job.changes))
-    roles = ["real"] * len(job.real) + ["synthetic"] * len(job.synthetic)
-    pool = Pool([load_dataset(spec) for spec in (*job.real, *job.synthetic)], roles)
-    height, _, channels = pool.image_shape
-    options: dict[str, Any] = {}
-    if ":" not in job.model:
-        options = {"num_classes": pool.num_classes, "in_channels": channels, "image_size": height, "seed": job.seed}
+    model, pool, recipe = _materials(job)
     run = train_model(
-        resolve_model(job.model, job.weights, **options),
+        model,
         pool,
         threat=job.threat,
         plan=job.plan,
@@ -140,6 +147,40 @@ def _train(job: _Training, quiet: bool, rank: int) -> dict[str, Any]:
         **dict(job.options),
     )
     return {**run.meta, "built_by_puma": bool(getattr(run.model, "config", None))}
+
+
+def _materials(job: _Training) -> tuple[nn.Module, Pool, Recipe]:
+    from puma.data.load import load_dataset
+    from puma.data.pool import Pool
+    from puma.models.zoo import resolve_model
+    from puma.training.recipe import load_recipe, parse_changes
+
+    recipe = load_recipe(job.recipe, **parse_changes(job.changes))
+    roles = ["real"] * len(job.real) + ["synthetic"] * len(job.synthetic)
+    pool = Pool([load_dataset(spec) for spec in (*job.real, *job.synthetic)], roles)
+    height, _, channels = pool.image_shape
+    sizes = {"num_classes": pool.num_classes, "in_channels": channels, "image_size": height, "seed": job.seed}
+    return resolve_model(job.model, job.weights, new_head=job.new_head, **sizes), pool, recipe
+
+
+def _dry_run(job: _Training) -> str:
+    """What a training will cost here, once everything about it is checked; nothing is written."""
+    from puma.devices import Devices
+    from puma.training.loop import prepare
+    from puma.training.run import require_logger
+
+    model, pool, recipe = _materials(job)
+    options = dict(job.options)
+    require_logger(options["logger"], job.out)
+    devices = Devices(recipe.precision, options["device"])
+    ready = prepare(model, pool, job.threat, job.plan, recipe, job.seed, options["validation"], devices)
+    cost, kept = ready.estimate(devices), ready.batches.sampler.kept
+    lines = [
+        f"images   {kept:,} of {len(pool):,}, {recipe.steps * recipe.batch_size:,} draws",
+        f"device   {devices.device}; with --devices N a process does its share of each batch",
+        f"cost     {cost}",
+    ]
+    return "\n".join(lines)
 
 
 def _report(meta: dict[str, Any], out: Path, evaluated: str, threat: ThreatModel) -> None:

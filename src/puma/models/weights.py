@@ -191,7 +191,7 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
     if like is not None and not hasattr(like, "config"):
         model = copy_network(like).cpu()
         load_weights(model, load_tensors(path, SCHEMA)[0], path)
-        return model.eval().requires_grad_(False)
+        return model.eval()
     with _opened(path) as (file, header):
         meta = _meta(path, header, SCHEMA)
         config = meta.get("config")

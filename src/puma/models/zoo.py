@@ -15,14 +15,17 @@ from puma.models.published import PUBLISHED, load_published
 from puma.models.weights import load_model, load_weights, read_safetensors
 
 
-def resolve_model(spec: str | Path, weights: str | Path | None = None, **options: Any) -> nn.Module:
+def resolve_model(
+    spec: str | Path, weights: str | Path | None = None, *, new_head: bool = False, **options: Any
+) -> nn.Module:
     """Build the model that ``spec`` names.
 
     Args:
         spec: a weights file or run folder; ``"package.module:factory"`` (called without arguments); a published model
             (``"robustbench:NAME"``, ``"timm:NAME"``, ``"torchvision:NAME"``, ``"hf:REPO"``); a name of `build_model`.
         weights: for a factory or a name: safetensors file, or the folder of a run, which stands for its last model.
-        **options: for `build_model`, with a name only.
+        new_head: leave the last layer as built where the weights are for other classes.
+        **options: for `build_model`; factories do without.
 
     Raises:
         ModelError: no such module, factory, file or run; the factory fails; the weights do not fit.
@@ -47,7 +50,7 @@ def resolve_model(spec: str | Path, weights: str | Path | None = None, **options
         model = build_model(text, **options)
     if weights is not None:
         file = Path(weights) / "last.safetensors" if Path(weights).is_dir() else weights
-        load_weights(model, read_safetensors(file)[0], file)
+        load_weights(model, read_safetensors(file)[0], file, new_head=new_head)
         model.eval()
     return model
 

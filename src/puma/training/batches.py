@@ -121,6 +121,18 @@ class Batch:
     noise: Tensor | None
     rows: NDArray[np.int64]
 
+    def __len__(self) -> int:
+        return len(self.eps)
+
+    def split(self, size: int) -> list[Batch]:
+        """Micro-batches of ``size`` images; the last may be smaller."""
+        if size >= len(self):
+            return [self]
+        places = [slice(first, first + size) for first in range(0, len(self), size)]
+        noises = [None if self.noise is None else self.noise[part] for part in places]
+        given = zip(places, noises, strict=True)
+        return [Batch(self.images[p], self.labels[p], self.eps[p], noise, self.rows) for p, noise in given]
+
 
 class Batches:
     """All batches of a training.
@@ -132,6 +144,7 @@ class Batches:
         recipe: batch size, synthetic share, augmentation.
         threat: norm and eps of the start noise.
         seed: another seed is another order and other noise.
+        num_classes: width of the class shares that CutMix makes of labels, the network's logits; default the pool's.
         device: where batches are put.
         rank: this process.
         world_size: how many share each batch.
@@ -149,6 +162,7 @@ class Batches:
         threat: ThreatModel,
         *,
         seed: int,
+        num_classes: int | None = None,
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
@@ -162,7 +176,7 @@ class Batches:
                 fix="--set batch_size=... or prune less",
             )
         self.pool, self.eps, self.recipe, self.threat = pool, eps, recipe, threat
-        self.seed, self.device = seed, device
+        self.seed, self.device, self.num_classes = seed, device, num_classes or pool.num_classes
         self.sampler = BatchSampler(
             pool.synthetic, keep=keep, batch_size=recipe.batch_size, synthetic_share=recipe.synthetic_share, seed=seed
         )
@@ -209,7 +223,7 @@ class Batches:
             patches = _select(draw_patches(recipe.batch_size, height, width, draws), mine, self.device)
             partners, other_labels, other_eps = read(patches.partner.cpu())
             images, share = paste(images, partners, patches)
-            one_hot, other = (F.one_hot(which, pool.num_classes).float() for which in (labels, other_labels))
+            one_hot, other = (F.one_hot(which, self.num_classes).float() for which in (labels, other_labels))
             labels = torch.lerp(other, one_hot, share[:, None])
             eps = torch.lerp(other_eps, eps, share)
         format_ = torch.channels_last if recipe.channels_last else torch.contiguous_format

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,26 @@ from torch.nn.modules.dropout import _DropoutNd
 from puma import losses
 from puma.attacks.pgd import Rows, ascend, ascend_in_proportion
 from puma.checkpoints import load_state, pack, save_state, unpack
+from puma.data.checks import match_classes
 from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.data.tensors import to_tensor
 from puma.devices import Devices, environment
 from puma.errors import CheckError, DataError, ModelError
-from puma.io import lock
+from puma.io import lock, read_record
+from puma.models.checks import as_logits, check_model, model_errors
 from puma.models.ema import EMA
 from puma.models.modes import attack_mode, copy_network, kept_statistics, set_momentum
 from puma.models.networks import build_model
-from puma.models.weights import save_model
+from puma.models.weights import save_model, save_tensors, set_class_names, unwrap
 from puma.plan import Plan
 from puma.progress import Progress
 from puma.threat import ThreatModel
 from puma.training.batches import Batch, Batches, Seen
+from puma.training.estimate import Estimate, batch_statistics_warning, estimate
 from puma.training.optim import AWP, build_sgd, ema_decay, learning_rate, momentum
 from puma.training.recipe import Recipe, load_recipe
-from puma.training.run import Metrics, Run, open_folder
+from puma.training.run import Metrics, Run, open_folder, require_logger
 from puma.training.signals import StopRequest
 from puma.training.validation import Validation, held_out
 
@@ -60,7 +64,8 @@ def train(
     validation: int | Source | None = None,
     progress: bool = False,
     device: str = "auto",
-    tensorboard: bool = False,
+    logger: str | None = None,
+    ignore_estimate: bool = False,
 ) -> Run:
     """Train a network adversarially on the kept images of a pool, each with its own eps.
 
@@ -81,26 +86,31 @@ def train(
             it; None for the recipe's number.
         progress: show progress on the terminal.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. Several devices: start the program with torchrun.
-        tensorboard: write TensorBoard's files to ``out`` too.
+        logger: ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``: send the rows of ``metrics.csv`` there too.
+        ignore_estimate: start also where memory does not suffice by the estimate, or the training would take months.
 
     Raises:
         DataError: plan, pool and network do not belong together.
-        UsageError: the recipe or an argument cannot be used.
+        ModelError: the network fails on the images, has no parameter to train, or cannot be saved.
+        UsageError: the recipe or an argument cannot be used, or this machine cannot do it.
         ResumeError: ``out`` holds a run with other settings, or is being written.
         CheckError: the loss or its gradient is not finite; the last checkpoint is kept.
         StorageError: ``out`` cannot be written.
     """
     recipe = load_recipe(recipe)
+    require_logger(logger, out)
     devices = Devices(recipe.precision, device)
-    job = prepare(model, pool, threat, plan, recipe, seed, validation, devices)
     folder = Path(out) if out is not None else None
+    job = prepare(model, pool, threat, plan, recipe, int(seed), validation, devices)
+    finished = folder is not None and (folder / "last.safetensors").is_file()
+    job.fit(folder, devices, check=not (finished or ignore_estimate))
     with lock(folder) if folder and devices.is_rank_zero else nullcontext():
         if folder and devices.is_rank_zero:
             open_folder(folder, recipe, job.settings, environment(devices.device) | {"processes": devices.world_size})
         devices.barrier()
         if folder and (folder / "last.safetensors").is_file():
             return Run.read(folder, job.network)
-        return Training(job, devices, folder, tensorboard=tensorboard).run(progress)
+        return Training(job, devices, folder, logger=logger).run(progress)
 
 
 # --- preparation: everything that can be wrong, checked before any compute -----------------------------------------
@@ -118,6 +128,29 @@ class Job:
     batches: Batches
     validation: Validation | None
     settings: dict[str, Any]
+    micro_batch: int = 0  # images of one forward pass; 0: the whole batch
+
+    def estimate(self, devices: Devices, micro_batch: int | None = None) -> Estimate:
+        """Memory and time of this training on this machine; ``micro_batch`` overrides the recipe's."""
+        recipe = self.recipe.replace(micro_batch=micro_batch) if micro_batch else self.recipe
+        return estimate(self.network, _examples(self.pool, devices.device), recipe, devices)
+
+    def fit(self, folder: Path | None, devices: Devices, *, check: bool) -> None:
+        """Choose the micro-batch: the one that the run in ``folder`` began with, or one that fits into memory.
+
+        Raises:
+            UsageError: ``check``, and this machine cannot do it.
+        """
+        begun = folder is not None and (folder / "run.json").is_file()
+        recorded = read_record(folder / "run.json")["settings"].get("micro_batch") if folder and begun else None
+        cost = self.estimate(devices, recorded)
+        if check:
+            cost.require_feasible()
+        first = torch.tensor(float(cost.micro_batch if devices.is_rank_zero else 0), device=devices.device)
+        self.micro_batch = int(devices.all_reduce(first))  # all processes take the first one's
+        self.settings["micro_batch"] = self.micro_batch
+        if self.micro_batch < cost.batch and devices.is_rank_zero:
+            log.warning("%s", batch_statistics_warning(self.network, self.micro_batch, cost.batch))
 
 
 def prepare(
@@ -142,8 +175,8 @@ def prepare(
             raise DataError(what, fix=f"plan again with --threat {threat}")
         keep, eps = plan.keep.copy(), plan.eps
     validator, described = None, "none"
-    if validation is None or isinstance(validation, int):
-        rows = held_out(pool, recipe.validation_images if validation is None else validation, seed)
+    if validation is None or isinstance(validation, (int, np.integer)):
+        rows = held_out(pool, recipe.validation_images if validation is None else int(validation), seed)
         keep[rows] = False
         if len(rows):
             validator = Validation(pool.read(rows), pool.labels[rows], threat, recipe, devices)
@@ -154,8 +187,10 @@ def prepare(
                 f"validation images are {validation.image_shape} in {validation.num_classes} classes",
                 why=f"the pool's are {pool.image_shape} in {pool.num_classes}",
             )
+        validation = match_classes(validation, pool.class_names, "the pool")
         validator = Validation(validation.read(slice(None)), validation.labels, threat, recipe, devices)
         described = validation.fingerprint
+    network, num_logits = _network(model, pool, recipe, seed, devices)
     batches = Batches(
         pool,
         keep,
@@ -163,11 +198,11 @@ def prepare(
         recipe,
         threat,
         seed=seed,
+        num_classes=num_logits,
         device=devices.device,
         rank=devices.rank,
         world_size=devices.world_size,
     )
-    network = _network(model, pool, recipe, seed, devices.device)
     beta = recipe.beta if plan is None or plan.beta is None else plan.beta
     settings = {
         "network": getattr(network, "config", None) or type(network).__qualname__,
@@ -178,34 +213,59 @@ def prepare(
         "plan": plan.fingerprint if plan else None,
         "beta": beta,
         "validation": described,
+        "frozen": [name for name, parameter in network.named_parameters() if not parameter.requires_grad],
     }
     return Job(network, pool, recipe, threat, beta, batches, validator, settings)
 
 
-def _network(model: nn.Module | str, pool: Pool, recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
-    """A copy of the network on the device, once two images of the pool have gone through it."""
+def _network(model: nn.Module | str, pool: Pool, recipe: Recipe, seed: int, devices: Devices) -> tuple[nn.Module, int]:
+    """A copy of the network on the device, and its number of logits, once images of the pool have gone through it."""
     height, _, channels = pool.image_shape
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("a TorchScript module cannot be trained", fix="train the Python module that it was made from")
     if isinstance(model, str):
         network = build_model(model, pool.num_classes, in_channels=channels, image_size=height, seed=seed)
     else:
-        network = copy_network(model)
+        network = copy_network(unwrap(model))
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network = network.to(device).requires_grad_(True).eval()
-    try:
-        with torch.no_grad():
-            logits = network(to_tensor(pool.read(np.arange(min(2, len(pool)))), device))
-    except (RuntimeError, ValueError) as error:
+    network = network.to(devices.device).eval()
+    if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ModelError(
-            f"{type(network).__name__} does not take images {pool.image_shape}", why=str(error).splitlines()[0]
-        ) from error
-    classes = logits.shape[1] if logits.ndim == 2 else 0
-    if classes <= int(pool.labels.max()) or classes < 2:
+            f"{type(network).__name__} has no parameter that takes a gradient", fix="model.requires_grad_(True)"
+        )
+    images = _examples(pool, devices.device)
+    classes = check_model(network, images, reacts=False).shape[1]
+    if classes <= int(pool.labels.max()):
         raise DataError(
             f"labels reach {int(pool.labels.max())}, but the network has {classes} logits",
             fix=f"build_model(..., num_classes={pool.num_classes})",
         )
-    return network
+    _check_backward(network.train(), images[: recipe.micro_batch or recipe.batch_size // devices.world_size], devices)
+    network.eval()
+    set_class_names(network, pool.class_names)
+    return network, classes
+
+
+def _examples(pool: Pool, device: torch.device) -> Tensor:
+    """The first images of the pool, float ``[b, C, H, W]``."""
+    return to_tensor(pool.read(np.arange(min(4, len(pool)))), device)
+
+
+def _check_backward(network: nn.Module, images: Tensor, devices: Devices) -> None:
+    """One forward and backward pass in training mode, which leaves weights, buffers and generators as they are."""
+    gpus = [devices.device] if devices.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), kept_statistics(network), devices.autocast(), model_errors(images):
+        logits = as_logits(network(images), len(images))
+        parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
+        gradients = torch.autograd.grad(logits.float().square().sum(), list(parameters.values()), allow_unused=True)
+    unused = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    if unused and devices.world_size > 1:
+        raise ModelError(
+            f"parameters of the network take no part in its logits: {', '.join(unused[:4])}",
+            why="several processes would wait for their gradients",
+            fix="freeze them: parameter.requires_grad_(False)",
+        )
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------
@@ -235,10 +295,10 @@ class Training:
         job: what to do, checked.
         devices: where.
         folder: where to write; None keeps everything in memory.
-        tensorboard: write TensorBoard's files too.
+        logger: send metrics there too.
     """
 
-    def __init__(self, job: Job, devices: Devices, folder: Path | None, *, tensorboard: bool = False) -> None:
+    def __init__(self, job: Job, devices: Devices, folder: Path | None, *, logger: str | None = None) -> None:
         self.job, self.recipe, self.devices, self.folder = job, job.recipe, devices, folder
         self.network, recipe = job.network, job.recipe
         self._sgd = build_sgd(self.network, recipe)
@@ -256,7 +316,7 @@ class Training:
         self._sums = torch.tensor(sums, device=devices.device)  # of the steps since the last row of metrics
         self._broken = torch.zeros((), device=devices.device)  # above 0 once a loss or gradient was not finite
         self._since = time.monotonic()
-        self.metrics = Metrics(folder if devices.is_rank_zero else None, self.done, tensorboard=tensorboard)
+        self.metrics = Metrics(folder if devices.is_rank_zero else None, self.done, logger=logger)
         compiled: Any = torch.compile(self.network) if recipe.compile else self.network
         self.bare: nn.Module = compiled
         self.both, self.optimizer = devices.wrap(TwoPasses(self.bare), self._sgd)
@@ -278,6 +338,7 @@ class Training:
         tenth, drawn = max(recipe.steps // 10, 1), (recipe.batch_size, "images")
         snapshots = {recipe.steps * (k + 1) // recipe.snapshots for k in range(recipe.snapshots)}
         self.network.train()
+        self._check_saving()
         with (
             StopRequest(single_process=self.devices.world_size == 1) as stop,
             Progress("training", recipe.steps, "steps", show=progress, done=self.done, each=drawn) as bar,
@@ -289,9 +350,10 @@ class Training:
                 validated: dict[str, float] = {}
                 if self.job.validation and (last or self.done % (recipe.validation_every or tenth) == 0):
                     validated = self._validate(self.job.validation)
-                if validated or last or self.done % recipe.log_every == 0:
-                    self._log(validated)
-                bar.advance(1)
+                note = ""
+                if validated or last or self.done % recipe.log_interval == 0:
+                    note = self._log(validated)
+                bar.advance(1, note)
                 if stopping:
                     stop.cancel_watchdog()
                 else:
@@ -314,23 +376,35 @@ class Training:
         """
         self._set_rates(step)
         batch = self.job.batches.get(step, ahead=step + 1 < self.recipe.steps)
+        parts = batch.split(self.job.micro_batch or len(batch))
         self.optimizer.zero_grad(set_to_none=True)
-        clean = self.clean_pass(batch) if self.shares_clean_pass else None
-        adversarial = self._attack(batch, clean)
         if self.awp and step >= self.recipe.awp_warmup:
-            self.awp.add(lambda: self._bare_loss(batch, adversarial))
-        clean, attacked = self._logits(batch, adversarial, clean)
-        each = self._losses(clean, attacked, batch)
-        loss = each.mean()
-        self.devices.backward(loss)
-        if self.awp:
+            attacked = [(part, self._attack(part, None)) for part in parts]
+            self.awp.add(*(partial(self._bare_loss, *pair, len(batch)) for pair in attacked))
+            losses = [self._backward(*pair, None, batch, pair[0] is parts[-1]) for pair in attacked]
             self.awp.remove()
-        self._check_gradients(step, loss)
+        else:
+            losses = []
+            for part in parts:
+                clean = self.clean_pass(part) if self.shares_clean_pass else None
+                losses.append(self._backward(part, self._attack(part, clean), clean, batch, part is parts[-1]))
+        self._check_gradients(step, torch.stack(losses).sum())
         self.optimizer.step()
         self.done = step + 1
         self.ema.update(self.network, ema_decay(self.recipe, self.done), buffers=self.recipe.ema_batchnorm == "average")
         self.seen.add(batch.rows)
-        self._sums += _summary(each, clean, attacked, batch)
+
+    def _backward(self, part: Batch, adversarial: Tensor, clean: Tensor | None, batch: Batch, last: bool) -> Tensor:
+        """Add the gradient of a micro-batch's share of the mean loss; return that share. ``clean``: of `clean_pass`."""
+        needed = None if self.recipe.objective == "pgd-at" or clean is not None else part.images
+        with self.devices.no_sync(self.both, enabled=not last):
+            fresh, attacked = self.both(needed, adversarial)
+            clean = fresh if clean is None else clean
+            each = self._losses(clean, attacked, part)
+            loss = each.mean() * (len(part) / len(batch))
+            self.devices.backward(loss)
+        self._sums += _summary(each, clean, attacked, part)
+        return loss.detach()
 
     def _set_rates(self, step: int) -> None:
         for group in self.optimizer.param_groups:
@@ -365,17 +439,11 @@ class Training:
             reference = self.bare(batch.images).float() if clean is None else clean.detach()
         return lambda x, rows: losses.kl_divergence(self.bare(x).float(), reference[rows])
 
-    def _logits(self, batch: Batch, adversarial: Tensor, clean: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """Clean and adversarial logits with a graph to the parameters; no clean ones for pgd-at."""
-        needed = None if self.recipe.objective == "pgd-at" or clean is not None else batch.images
-        fresh, attacked = self.both(needed, adversarial)
-        return (fresh if clean is None else clean), attacked
-
-    def _bare_loss(self, batch: Batch, adversarial: Tensor) -> Tensor:
-        """The mean loss by the bare network, which leaves running statistics alone."""
+    def _bare_loss(self, part: Batch, adversarial: Tensor, size: int) -> Tensor:
+        """A micro-batch's share of the mean loss over ``size`` images, by the bare network; no buffer changes."""
         with kept_statistics(self.network), self.devices.autocast():
-            clean = None if self.recipe.objective == "pgd-at" else self.bare(batch.images).float()
-            return self._losses(clean, self.bare(adversarial).float(), batch).mean()
+            clean = None if self.recipe.objective == "pgd-at" else self.bare(part.images).float()
+            return self._losses(clean, self.bare(adversarial).float(), part).mean() * (len(part) / size)
 
     def _losses(self, clean: Tensor | None, attacked: Tensor, batch: Batch) -> Tensor:
         """The loss of every image, ``[B]``."""
@@ -405,7 +473,7 @@ class Training:
         norm = nn.utils.get_total_norm(gradients)
         if longest := self.recipe.clip_gradient:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), longest, norm)
-        broken = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
+        broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
         self._broken = torch.maximum(self._broken, self.devices.all_reduce(broken.float()))
         if self.devices.device.type == "cpu":
             self._require_finite(step)
@@ -432,9 +500,15 @@ class Training:
         All processes call it together: statistics are each one's own until here. Then all have the first one's.
 
         Raises:
-            CheckError: a loss or gradient was not finite.
+            CheckError: a loss, a gradient or a weight is not finite.
         """
         self._require_finite(self.done)
+        largest = nn.utils.get_total_norm(list(self.network.parameters()), float("inf"))
+        if not bool(torch.isfinite(largest)):
+            raise CheckError(
+                f"a weight became infinite or NaN by step {self.done}; it is not written",
+                fix="lower learning_rate, or set clip_gradient; the last checkpoint is kept",
+            )
         self.devices.share_buffers(self.network)
         if self.recipe.ema_batchnorm == "copy":
             self.ema.copy_buffers(self.network)
@@ -453,7 +527,8 @@ class Training:
                 save_model(average, self.folder / "best.safetensors", training=self._meta())
         return {"validation_clean": clean, "validation_robust": robust}
 
-    def _log(self, validated: dict[str, float]) -> None:
+    def _log(self, validated: dict[str, float]) -> str:
+        """Add a row of metrics; return its figures for the progress bar."""
         self._require_finite(self.done)
         loss, clean, adversarial, eps, images = self.devices.all_reduce(self._sums).tolist()
         self._sums.zero_()
@@ -474,6 +549,24 @@ class Training:
         if self.recipe.objective != "pgd-at":
             row["clean_accuracy"] = clean / images
         self.metrics.add(**row, **validated)
+        shares = {"clean": row.get("clean_accuracy"), "adversarial": row["adversarial_accuracy"]}
+        accuracies = [f"{name} {share:.1%}" for name, share in shares.items() if share is not None]
+        return ", ".join([f"loss {row['loss']:.3f}", *accuracies])
+
+    def _check_saving(self) -> None:
+        """Write the state before step 0 and remove it again: what cannot be saved is refused before it is trained.
+
+        Raises:
+            ModelError: it cannot be written as tensors.
+        """
+        if self.folder and self.devices.is_rank_zero and not self.done:
+            trial = self.folder / "checkpoints" / "trial.safetensors"
+            try:
+                save_tensors(pack(self.network, self.ema.model, self._sgd), trial, "puma.trial/1", {})
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise ModelError("the network cannot be saved", why=str(error).splitlines()[0]) from error
+            finally:
+                trial.unlink(missing_ok=True)
 
     def checkpoint(self) -> None:
         """Write the state after the last step, if there is a folder; all processes call it together.
@@ -502,6 +595,8 @@ class Training:
 
     def _finish(self) -> Run:
         model, meta = self.averaged(), self._meta()
+        for own, live in zip(model.parameters(), self.network.parameters(), strict=True):
+            own.requires_grad_(live.requires_grad)
         if self.folder and self.devices.is_rank_zero:
             if not self.best_step:
                 save_model(model, self.folder / "best.safetensors", training=meta)

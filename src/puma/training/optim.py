@@ -56,14 +56,18 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def build_sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """SGD with the recipe's weight decay, in two groups where batch normalisation is spared."""
+    """SGD with the recipe's weight decay, in two groups where batch normalisation is spared.
+
+    Parameters that take no gradient (frozen layers) are left out.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     spared = []
     if not recipe.decay_norm_parameters:
         spared = [p for m in network.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)]
     chosen = {id(parameter) for parameter in spared}
     groups = [
-        {"params": [p for p in network.parameters() if id(p) not in chosen], "weight_decay": recipe.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) not in chosen], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if id(p) in chosen], "weight_decay": 0.0},
     ]
     return torch.optim.SGD(
         [group for group in groups if group["params"]],
@@ -87,13 +91,18 @@ class AWP:
     """
 
     def __init__(self, network: nn.Module, size: float, devices: Devices) -> None:
-        self._weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+        self._weights = [weight for weight in network.parameters() if weight.ndim > 1 and weight.requires_grad]
         self._size, self._devices = size, devices
         self._before: list[Tensor] = []
 
-    def add(self, loss: Callable[[], Tensor]) -> None:
-        """Perturb the weights so that ``loss()`` rises."""
-        gradients = torch.autograd.grad(loss(), self._weights)
+    def add(self, *losses: Callable[[], Tensor]) -> None:
+        """Perturb the weights so that the sum of the ``losses`` (one for each micro-batch) rises."""
+        gradients = [torch.zeros_like(weight) for weight in self._weights]
+        for number, loss in enumerate(losses):
+            found = torch.autograd.grad(loss(), self._weights, allow_unused=True)
+            for place, gradient in enumerate(found):
+                if gradient is not None:
+                    gradients[place] = gradients[place] + gradient if number else gradient
         self._before = [weight.detach().clone() for weight in self._weights]
         with torch.no_grad():
             for weight, gradient in zip(self._weights, gradients, strict=True):

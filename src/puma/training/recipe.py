@@ -47,6 +47,9 @@ class Recipe(BaseModel):
 
     steps: int = Field(gt=0, description="Optimiser steps, whatever the size of the pool.")
     batch_size: int = Field(gt=0, description="Images a step, over all devices.")
+    micro_batch: int | None = Field(
+        None, gt=0, description="Images of one forward pass in a process; unset: all of the batch that fit into memory."
+    )
     synthetic_share: float | None = Field(
         0.7, ge=0, le=1, description="Share of synthetic images in every batch, where the pool has both kinds."
     )
@@ -116,7 +119,11 @@ class Recipe(BaseModel):
     )
     validation_every: int | None = Field(None, gt=0, description="Steps between validations; unset: ten in a run.")
     validation_steps: int = Field(40, gt=0, description="PGD steps with the CW loss in validation.")
-    log_every: int = Field(50, gt=0, description="Steps between rows of metrics.csv.")
+    log_every: int | None = Field(
+        None,
+        gt=0,
+        description="Steps between rows of metrics.csv; unset: twenty in a run, and one in 50 steps at least.",
+    )
     checkpoint_every: int | None = Field(None, gt=0, description="Steps between checkpoints; unset: ten in a run.")
     snapshots: int = Field(
         0, ge=0, description="Averaged networks kept along the way, evenly spaced, for puma score --from-run."
@@ -138,6 +145,11 @@ class Recipe(BaseModel):
         ratio = self.batch_size / (self.learning_rate_batch or self.batch_size)
         factor: float = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[self.learning_rate_scaling]
         return self.learning_rate * factor
+
+    @property
+    def log_interval(self) -> int:
+        """Steps between rows of metrics.csv."""
+        return self.log_every or max(min(self.steps // 20, 50), 1)
 
     def attack_step(self, norm: str) -> float:
         """Step of the attack in a norm, as a share of eps."""

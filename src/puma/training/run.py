@@ -6,18 +6,20 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from puma.errors import ModelError, UsageError
-from puma.io import claim_folder, storage_errors, write_text
+from puma.errors import ModelError, UsageError, unknown
+from puma.io import claim_folder, fingerprint, storage_errors, write_text
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
 from puma.models.weights import load_model, load_tensors
 from puma.training.recipe import Recipe
 
 SCHEMA = "puma.run/2"
+LOGGERS = ("tensorboard", "wandb", "mlflow")
 COLUMNS = (
     "step",
     "draws",
@@ -105,29 +107,26 @@ class Metrics:
     Args:
         folder: the run's folder, or None.
         upto: keep earlier rows up to this step; later ones belong to work that was lost.
-        tensorboard: write the figures to ``tensorboard/`` in the folder too.
-
-    Raises:
-        UsageError: TensorBoard is asked for and not installed.
+        logger: where else the figures go, see `LOGGERS`.
     """
 
-    def __init__(self, folder: Path | None, upto: int = 0, *, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path | None, upto: int = 0, *, logger: str | None = None) -> None:
         self._path = folder / "metrics.csv" if folder else None
         self.rows: list[dict[str, float]] = []
         if self._path and self._path.is_file():
             self.rows = [row for row in read_metrics(self._path) if row["step"] <= upto]
         if self._path:
             write_text(self._path, _csv([COLUMNS, *map(_cells, self.rows)]))
-        self._board = _board(folder, upto) if folder and tensorboard else None
+        self._logger = _logger(logger, folder, upto) if folder and logger else None
 
     def add(self, **values: float) -> None:
         """Append a row; what is not given stays empty."""
         self.rows.append(values)
-        if self._board is not None:
-            for name in values.keys() - {"step"}:
-                part = "validation" if name.startswith("validation_") else "train"
-                self._board.add_scalar(f"{part}/{name.removeprefix('validation_')}", values[name], int(values["step"]))
-            self._board.flush()
+        if self._logger is not None:
+            parts = {name: "validation" if name.startswith("validation_") else "train" for name in values}
+            named = {f"{part}/{name.removeprefix('validation_')}": values[name] for name, part in parts.items()}
+            self._logger.log_metrics(named, int(values["step"]))
+            self._logger.save()
         if self._path:
             with storage_errors(self._path), self._path.open("a", newline="") as file:
                 file.write(_csv([_cells(values)]))
@@ -145,12 +144,53 @@ def read_metrics(path: Path | str) -> list[dict[str, float]]:
     return [row for row in rows if "step" in row]
 
 
-def _board(folder: Path, upto: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UsageError("TensorBoard is not installed", fix="pip install 'puma-robust[tracking]'") from None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=upto + 1)
+def require_logger(name: str | None, folder: Path | str | None) -> None:
+    """Refuse a logger that cannot be used, before anything is made.
+
+    Raises:
+        UsageError: unknown, not installed, or without a folder.
+    """
+    if name is None:
+        return
+    if name not in LOGGERS:
+        raise unknown("logger", name, LOGGERS)
+    if find_spec(name) is None:
+        raise UsageError(f"logger {name} needs the package {name}", fix=f"pip install {name}")
+    if folder is None:
+        raise UsageError(f"logger {name} needs an output folder", fix="out=...")
+
+
+def _logger(name: str, folder: Path, upto: int) -> Any:
+    """A logger of Lightning Fabric's kind for a run folder, that goes on after step ``upto``."""
+    if name == "tensorboard":
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
+        return TensorBoardLogger(folder, name="tensorboard", version="", purge_step=upto + 1)
+    identity = fingerprint(str(folder.resolve()))[:16]  # the same run again where a training is resumed
+    if name == "wandb":
+        from wandb.integration.lightning.fabric import WandbLogger  # type: ignore[import-not-found,unused-ignore]
+
+        return WandbLogger(name=folder.name, project="puma", save_dir=folder, id=identity, resume="allow")
+    return _MLflowLogger(folder.name, identity)
+
+
+class _MLflowLogger:
+    """Metrics to the server of ``MLFLOW_TRACKING_URI``, in the run that is tagged with the folder's identity."""
+
+    def __init__(self, name: str, identity: str) -> None:
+        import mlflow  # type: ignore[import-not-found,unused-ignore]
+
+        before = mlflow.search_runs(filter_string=f"tags.puma = '{identity}'", output_format="list")
+        run = before[0].info.run_id if before else None
+        self._run: str = mlflow.start_run(run_id=run, run_name=name, tags={"puma": identity}).info.run_id
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        import mlflow  # type: ignore[import-not-found,unused-ignore]
+
+        mlflow.log_metrics(dict(metrics), step=step, run_id=self._run)
+
+    def save(self) -> None:
+        """Nothing is left to do: `log_metrics` waits for the server."""
 
 
 def _cells(row: dict[str, float]) -> list[str]:
