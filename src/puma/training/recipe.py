@@ -122,7 +122,7 @@ class Recipe(BaseModel):
     log_every: int | None = Field(
         None,
         gt=0,
-        description="Steps between rows of metrics.csv; unset: twenty in a run, and one in 50 steps at least.",
+        description="Steps between rows of metrics.csv; unset: twenty in a run, one in 50 steps at least.",
     )
     checkpoint_every: int | None = Field(None, gt=0, description="Steps between checkpoints; unset: ten in a run.")
     snapshots: int = Field(
