@@ -156,7 +156,7 @@ class _Job:
         if ":" in self.model:
             return resolve_model(self.model, file or self.weights)
         height, _, channels = test.image_shape
-        sizes = {"num_classes": test.num_classes, "in_channels": channels, "image_size": height}
+        sizes: dict[str, Any] = {"num_classes": test.num_classes, "in_channels": channels, "image_size": height}
         return resolve_model(self.model, file or self.weights, **sizes)
 
 
