@@ -49,6 +49,17 @@ def test_autoattack_standard_alone_is_shown_where_it_was_run(run):
     assert evaluated(run) == ([("last", "standard", 0.5), ("best", "standard", 0.5)], [])
 
 
+def test_two_threat_models_are_told_apart(run):
+    value = json.loads((run / "evaluation-cw-20.json").read_text()) | {"attack": "standard", "attacked_accuracy": 0.5}
+    value["threat"] = {"norm": "Linf", "eps": 8 / 255, "text": "Linf:8/255"}
+    (run / "evaluation.json").write_text(json.dumps(value))
+    value |= {"attacked_accuracy": 0.2, "threat": {"norm": "Linf", "eps": 16 / 255, "text": "Linf:16/255"}}
+    (run / "evaluation-Linf-16_255.json").write_text(json.dumps(value))
+    first, second = evaluated(run)[0][:2]
+    assert first[2] == 0.5
+    assert second == ("last", "standard, Linf:16/255", 0.2)
+
+
 def test_clean_accuracy_alone_is_no_attack(run):
     for path in run.rglob("evaluation-*.json"):
         path.unlink()

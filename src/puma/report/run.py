@@ -42,9 +42,17 @@ def run_report(folder: Path | str) -> Report:
     columns = read_curves(folder / "metrics.csv")
     evaluations: list[tuple[str, dict[str, Any]]] = []
     for checkpoint, place in (("last", folder), ("best", folder / "best")):
-        standard = place / "evaluation.json"  # where AutoAttack standard was not run, those of weaker attacks
-        for path in [standard] if standard.is_file() else sorted(place.glob("evaluation-*.json")):
-            evaluations.append((checkpoint, dict(read_json(path))))
+        paths = sorted(place.glob("evaluation*.json"), key=lambda path: path.stem)
+        there = [dict(read_json(path)) for path in paths]
+        standard = [evaluation for evaluation in there if evaluation.get("attack") == "standard"]
+        # where AutoAttack standard was not run, those of weaker attacks
+        evaluations += [(checkpoint, evaluation) for evaluation in standard or there]
+    several = len({str(evaluation.get("threat")) for _, evaluation in evaluations}) > 1
+
+    def attack_of(evaluation: dict[str, Any]) -> str:
+        attack = str(evaluation.get("attack", ""))
+        return f"{attack}, {(evaluation.get('threat') or {}).get('text')}" if several else attack
+
     settings = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     others = {name: value for name, value in settings.get("settings", {}).items() if not name.startswith("recipe.")}
     report = Report("run.html.j2", f"Run {folder.resolve().name}")
@@ -57,7 +65,7 @@ def run_report(folder: Path | str) -> Report:
             "Recipe": read_toml(folder / "recipe.toml") if (folder / "recipe.toml").is_file() else {},
             "Data, plan and network": others,
             "Environment": settings.get("environment", {}),
-            **{f"Evaluation of the {where} checkpoint ({found.get('attack')})": found for where, found in evaluations},
+            **{f"Evaluation of the {where} checkpoint ({attack_of(found)})": found for where, found in evaluations},
         },
     }
     curves = {folder.resolve().name: columns}
@@ -70,7 +78,7 @@ def run_report(folder: Path | str) -> Report:
             clean = _accuracy(found.get("clean_accuracy"), found.get("clean_interval"))
             attacked = _accuracy(found.get("attacked_accuracy"), found.get("robust_interval"))
             counts = found.get("n_test"), found.get("n_clean")
-            rows.append([checkpoint, str(found.get("attack", "")), clean, attacked, *counts])
+            rows.append([checkpoint, attack_of(found), clean, attacked, *counts])
         kinds |= {"images attacked": "number", "images for clean": "number"}
         report.tables["evaluation"] = Table(kinds, rows)
     return report
