@@ -22,7 +22,7 @@ def demo(
     prune_fraction: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the synthetic images that is pruned.")
     ] = 0.6,
-    eps: Annotated[str, typer.Option(help="Eps of the Linf threat model: a number or a fraction.")] = "0.2",
+    eps: Annotated[str, typer.Option(help="Eps of the Linf threat model: a number or a fraction.")] = "0.15",
     jobs: Jobs = 2,
     config: Config = None,
     quiet: Quiet = False,
