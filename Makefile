@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format peers clean
+.PHONY: demo test check docs format peers clean
 
 demo: .venv/user
 	$(BIN)/puma demo --out demo
@@ -17,6 +17,10 @@ check: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses 2
 
+# The documentation site, in build/site; a broken link or reference is an error.
+docs: .venv/dev
+	$(BIN)/mkdocs build --strict --quiet
+
 format: .venv/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -28,7 +32,7 @@ peers: .venv/dev
 	$(BIN)/pip install --quiet --no-deps 'adv-lib>=0.2,<1' 'torchattacks>=3.5,<4'
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo build
 
 # torch first and pinned: a looser requirement would fetch a CUDA build of several gigabytes.
 .venv/user: pyproject.toml constraints.txt

@@ -52,7 +52,7 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
 
     >>> load_dataset("digits").image_shape
     (8, 8, 1)
-    >>> load_dataset("digits?resize=4&channels=3&classes=3,8")[0][0].shape
+    >>> load_dataset("digits?resize=4&channels=3&classes=3,8").image_shape
     (4, 4, 3)
 
     Raises:
