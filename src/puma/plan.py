@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from puma.errors import DataError
 from puma.io import atomic_path, fingerprint
@@ -105,6 +105,68 @@ class Plan:
         """SHA-256 of every row and of how they were made; changes when one bit does."""
         return fingerprint({**self._described, "rows": _digest(self.keep, self.eps)})
 
+    @classmethod
+    def from_indices(
+        cls, pool: Any, keep: ArrayLike, eps: ArrayLike | None = None, *, threat: ThreatModel | str
+    ) -> Plan:
+        """A plan from a selection of your own.
+
+        Args:
+            pool: a `puma.Pool`, or the margin table of one.
+            keep: the rows to keep: indices ``[K]`` into the pool, or a bool mask ``[N]``.
+            eps: eps of the kept rows in the order of ``keep``, ``[K]``, of all rows, ``[N]``, or one number; None for the
+                threat model's.
+            threat: the threat model of the training to come.
+
+        Raises:
+            DataError: an index outside the pool or given twice, nothing kept, a wrong length, or an unusable eps.
+
+        >>> import puma
+        >>> pool = puma.Pool([puma.load_dataset("digits")])
+        >>> plan = Plan.from_indices(pool, [5, 3], eps=[0.1, 0.05], threat="Linf:0.1")
+        >>> plan.kept, [round(float(value), 3) for value in plan.eps[[3, 5, 6]]]
+        (2, [0.05, 0.1, 0.0])
+        """
+        threat = ThreatModel.parse(threat) if isinstance(threat, str) else threat
+        described = pool.describe() if hasattr(pool, "describe") else dict(pool.meta["pool"])
+        rows, chosen = len(pool), np.asarray(keep).ravel()
+        if chosen.dtype == np.bool_:
+            if len(chosen) != rows:
+                raise DataError(f"the mask has {len(chosen):,} entries, the pool has {rows:,} images")
+            chosen = np.flatnonzero(chosen)
+        if not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):
+            raise DataError(
+                f"cannot keep {chosen.dtype} {chosen[:5]}", fix="give row numbers of the pool, or a bool mask"
+            )
+        if chosen.min() < 0 or chosen.max() >= rows or len(np.unique(chosen)) != len(chosen):
+            raise DataError(
+                "the rows to keep repeat themselves or lie outside the pool",
+                why=f"they are {len(np.unique(chosen)):,} different numbers from {chosen.min()} to {chosen.max()}, "
+                f"{len(chosen):,} in all; the pool has the rows 0 to {rows - 1}",
+            )
+        kept, values = np.zeros(rows, dtype=bool), np.zeros(rows, dtype=np.float32)
+        kept[chosen] = True
+        given = np.float32(threat.eps) if eps is None else np.asarray(eps, dtype=np.float32)
+        if given.shape not in ((), (len(chosen),), (rows,)):
+            raise DataError(f"eps has the shape {given.shape}", why=f"{len(chosen)} of {rows} rows are kept")
+        values[chosen] = given[chosen] if given.shape == (rows,) and rows != len(chosen) else given
+        counts = {"rows": rows, "kept": len(chosen), "removed": rows - len(chosen), "prunable": rows}
+        meta = {
+            "strategy": "from-indices",
+            "params": {},
+            "prune_fraction": 1 - len(chosen) / rows,
+            "seed": 0,
+            "protect_real": False,
+            "class_balanced": False,
+            "threat": {"norm": threat.norm, "eps": threat.eps},
+            "table": None,
+            "pool": described,
+            "counts": counts,
+            "derived": {},
+            "warnings": [],
+        }
+        return cls(kept, values, meta)
+
     @property
     def _described(self) -> dict[str, Any]:
         return {**self.meta, "beta": self.beta}
@@ -179,6 +241,35 @@ class Plan:
         import pandas as pd
 
         return pd.DataFrame({"index": self.index, "keep": self.keep, "eps": self.eps})
+
+
+def read_selection(path: Path | str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """Rows to keep and perhaps their eps, from a file of your own, for `Plan.from_indices`.
+
+    Args:
+        path: a ``.npy`` of indices or a bool mask; a ``.parquet`` or ``.csv`` with the columns ``index`` and perhaps
+            ``eps``; or any other text with one index per line.
+
+    Raises:
+        DataError: missing, broken, or without indices.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, allow_pickle=False), None
+        if path.suffix not in (".parquet", ".csv"):
+            return np.array([int(line) for line in path.read_text().split()], dtype=np.int64), None
+        import pandas as pd
+
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        index = frame["index"].to_numpy()
+        return index, frame["eps"].to_numpy(dtype=np.float32) if "eps" in frame else None
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", fix="one index per line will do") from None
+    except (ValueError, KeyError, OSError, EOFError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path} holds no selection", why=str(error), fix="one index per line, or columns index and eps"
+        ) from None
 
 
 def _digest(keep: NDArray[np.bool_], eps: NDArray[np.float32]) -> str:

@@ -47,6 +47,10 @@ def plan(
     mean_eps_ratio: Annotated[
         float | None, typer.Option("--mean-eps-ratio", help="Mean eps over the kept images / eps; solves for c (puma).")
     ] = None,
+    from_file: Annotated[
+        Path | None,
+        typer.Option("--from-file", help="Your own selection instead of a rule: indices (and eps), .npy, .csv, text."),
+    ] = None,
     features: Annotated[Path | None, typer.Option("--features", help="Feature vectors: .npy file or folder.")] = None,
     protect_real: Annotated[
         bool, typer.Option("--protect-real/--no-protect-real", help="Remove synthetic images only, if there are any.")
@@ -80,6 +84,15 @@ def plan(
             raise UsageError(f"--out {out} does not end in .parquet", why="a plan is one Parquet file")
         prepare_folder(out.parent)
     margins = _read(table)
+    if from_file is not None:
+        from puma.plan import Plan, read_selection
+
+        own = Plan.from_indices(margins, *read_selection(from_file), threat=threat)
+        echo(_summary(own))
+        if out is not None:
+            own.write(out)
+            echo(f"written to {out}")
+        return
     made: Plan = make_plan(
         margins,
         strategy,
