@@ -114,8 +114,8 @@ class Plan:
         Args:
             pool: a `puma.Pool`, or the margin table of one.
             keep: the rows to keep: indices ``[K]`` into the pool, or a bool mask ``[N]``.
-            eps: eps of the kept rows in the order of ``keep``, ``[K]``, of all rows, ``[N]``, or one number; None for the
-                threat model's.
+            eps: eps of the kept rows in the order of ``keep``, ``[K]``, of all rows, ``[N]``, or one number; None for
+                the threat model's.
             threat: the threat model of the training to come.
 
         Raises:

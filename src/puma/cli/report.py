@@ -33,8 +33,8 @@ def report(
     part. Of a study that still runs it shows what is finished. A page that was made from more than is left in the
     folder is kept; --out writes another.
 
-        puma report results/digits
-        puma report results/digits --pdf summary.pdf --export csv --export latex
+        puma report runs/digits
+        puma report runs/digits --pdf summary.pdf --export csv --export latex
     """
     from puma.report.files import check_formats, make_report, write_report, write_summary
     from puma.report.files import export as write_files
