@@ -151,7 +151,7 @@ class Plan:
             raise DataError(f"eps has the shape {given.shape}", why=f"{len(chosen)} of {rows} rows are kept")
         values[chosen] = given[chosen] if given.shape == (rows,) and rows != len(chosen) else given
         counts = {"rows": rows, "kept": len(chosen), "removed": rows - len(chosen), "prunable": rows}
-        meta = {
+        meta: dict[str, Any] = {
             "strategy": "from-indices",
             "params": {},
             "prune_fraction": 1 - len(chosen) / rows,
