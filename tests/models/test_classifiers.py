@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from puma.errors import ModelError, UsageError
 from puma.models.networks import build_model
 from puma.models.published import from_robustbench, to_robustbench
-from puma.models.weights import weights_sha256
+from puma.models.weights import load_model, save_model, weights_sha256
 from puma.models.zoo import resolve_model
 
 
@@ -46,6 +47,15 @@ def test_weights_follow_the_seed_and_leave_the_global_generator_alone():
     first, again, other = (build_model("small-cnn", 10, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert weights_sha256(first) == weights_sha256(again) != weights_sha256(other)
+
+
+def test_numpy_numbers_are_numbers(tmp_path):
+    sizes = {"in_channels": np.int64(1), "image_size": np.int32(8), "seed": np.int64(2)}
+    model = build_model("small-cnn", np.int64(10), **sizes)
+    save_model(model, tmp_path / "m.safetensors")
+    assert load_model(tmp_path / "m.safetensors").config == model.config
+    with pytest.raises(TypeError):
+        build_model("small-cnn", 10.5)
 
 
 def test_normalisation_is_inside():

@@ -117,7 +117,7 @@ def flat_batchnorm():
         (lambda: network(classes=9), {}, DataError, "the network has 9 logits|the model has 9 classes"),
     ],
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Converting a tensor")
 def test_refused_before_the_first_step_with_the_reason(pool, tmp_path, model, changes, error, said):
     with pytest.raises((error, ModelError), match=said):
         train(model(), pool, threat=THREAT, recipe=SHORT.replace(**changes), out=tmp_path / "r")
@@ -181,6 +181,15 @@ def test_an_attack_leaves_every_buffer_as_it_was(batchnorm):
     assert weights_sha256(model) == before
     model(torch.rand(6, 1, 8, 8))
     assert weights_sha256(model) != before
+
+
+def test_numpy_numbers_are_accepted(pool, tmp_path):
+    recipe = load_recipe(
+        "digits", steps=np.int64(2), batch_size=np.int32(16), attack_steps=1, learning_rate=np.float32(0.1)
+    )
+    given = {"recipe": recipe, "seed": np.int64(1), "validation": np.int64(20), "out": tmp_path}
+    run = train("small-cnn", pool, threat=ThreatModel("Linf", np.float32(0.2)), **given)
+    assert (run.meta["steps"], run.meta["validation_images"]) == (2, 20)
 
 
 def test_class_names_are_kept_with_the_weights(pool, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import Any, Literal, cast
 
 import torch
@@ -68,6 +69,7 @@ def build_model(
     >>> sum(parameter.numel() for parameter in model.parameters())
     19178
     """
+    num_classes, in_channels, image_size, seed = map(index, (num_classes, in_channels, image_size, seed))
     family, construct = _architecture(name)
     for option in options:
         if option not in _OPTIONS[family]:
