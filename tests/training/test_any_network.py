@@ -190,6 +190,8 @@ def test_numpy_numbers_are_accepted(pool, tmp_path):
     given = {"recipe": recipe, "seed": np.int64(1), "validation": np.int64(20), "out": tmp_path}
     run = train("small-cnn", pool, threat=ThreatModel("Linf", np.float32(0.2)), **given)
     assert (run.meta["steps"], run.meta["validation_images"]) == (2, 20)
+    again = train("small-cnn", pool, **{**given, "threat": f"Linf:{np.float32(0.2)}"})
+    assert again.meta == run.meta
 
 
 def test_class_names_are_kept_with_the_weights(pool, tmp_path):

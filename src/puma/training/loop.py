@@ -56,7 +56,7 @@ def train(
     model: nn.Module | str,
     pool: Pool | Source,
     *,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     plan: Plan | Path | str | None = None,
     recipe: Recipe | Path | str = "trades-edm",
     out: Path | str | None = None,
@@ -77,7 +77,7 @@ def train(
         model: any network from float images ``[B, C, H, W]`` in [0, 1] to logits (it is copied, not changed), or a name
             of `build_model`, built for the pool with ``seed``.
         pool: the images; labels have to be below the network's number of classes.
-        threat: norm and eps of the attack.
+        threat: norm and eps of the attack, also as text such as ``"Linf:8/255"``.
         plan: rows to keep, the eps of each, and perhaps a TRADES beta; its path; None for all rows at the threat's eps.
         recipe: everything else; a name, a TOML file or a `Recipe`.
         out: folder of the run; None keeps everything in memory.
@@ -97,7 +97,7 @@ def train(
         CheckError: the loss or its gradient is not finite; the last checkpoint is kept.
         StorageError: ``out`` cannot be written.
     """
-    recipe = load_recipe(recipe)
+    recipe, threat = load_recipe(recipe), ThreatModel.parse(threat)
     require_logger(logger, out)
     devices = Devices(recipe.precision, device)
     folder = Path(out) if out is not None else None
