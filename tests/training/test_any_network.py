@@ -124,6 +124,14 @@ def test_refused_before_the_first_step_with_the_reason(pool, tmp_path, model, ch
     assert not (tmp_path / "r").exists()
 
 
+def test_the_places_in_the_users_own_code_stand_below_the_error(pool):
+    with pytest.raises(ModelError) as caught:
+        train(Sized(), pool, threat=THREAT, recipe=SHORT)
+    places = re.findall(r'File "(.+)", line \d+, in (\w+)', str(caught.value))
+    assert places[-2:] == [(__file__, "forward"), (__file__, "fails_on_one")]
+    assert not any("torch" in file or "puma/models" in file for file, _ in places)
+
+
 def test_a_network_that_cannot_be_saved_is_refused_before_it_is_trained(pool, tmp_path):
     model = network()
     model.register_buffer("table", torch.eye(3).to_sparse())

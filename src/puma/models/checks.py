@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from traceback import extract_tb, format_list
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +44,7 @@ class TwoLogits(nn.Module):
 
 @contextmanager
 def model_errors(images: Tensor) -> Iterator[None]:
-    """Context that turns any exception of a user's model into a ModelError; the exception itself is its cause."""
+    """Context that turns any exception of a user's model into a ModelError, with the places in the user's own code."""
     try:
         yield
     except (PumaError, MemoryError, torch.OutOfMemoryError):
@@ -51,9 +54,16 @@ def model_errors(images: Tensor) -> Iterator[None]:
         raise ModelError(
             f"the model fails on images of shape {list(images.shape)}, {str(images.dtype).removeprefix('torch.')}, "
             f"on {images.device.type}",
-            why=f"{type(error).__name__}: {said[0]}" if said else type(error).__name__,
+            why=(f"{type(error).__name__}: {said[0]}" if said else type(error).__name__) + _places(error),
             fix="model(images) by itself has to return logits [B, classes]",
         ) from error
+
+
+def _places(error: BaseException) -> str:
+    """The traceback below an exception, without the frames of PUMA and of torch."""
+    libraries = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), contextlib.__file__)
+    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
+    return "".join(f"\n  {line}" for frame in format_list(frames[-4:]) for line in frame.splitlines())
 
 
 def apply_model(model: nn.Module, images: Tensor) -> Tensor:
