@@ -9,11 +9,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from puma.cli.app import app as puma_app
 from puma.cli.evaluate import evaluate
 from puma.cli.export import export
+from puma.data.load import load_dataset
 from puma.errors import DataError, ModelError, UsageError
 from puma.evaluation import evaluate as evaluate_model
 from puma.evaluation.attacks import STANDARD, full_cost
@@ -93,6 +95,36 @@ def test_a_network_of_ones_own_is_trained_and_evaluated_as_the_command_says(
     with pytest.raises(ModelError, match="that PUMA did not build") as refused:
         puma("evaluate", "r", *COMMON)
     assert "package.module:factory --weights r/last.safetensors" in str(refused.value.fix)
+
+
+def image_folder(root: Path, split: str, digits: list[int]) -> Path:
+    """Digits as PNG files in a folder for each class, by name."""
+    names = ["zero", "one", "two", "three", "four"]
+    source = load_dataset(f"digits:{split}")
+    for row, label in enumerate(source.labels):
+        if label in digits:
+            place = root / split / names[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(source[row][0][..., 0]).save(place / f"{row}.png")
+    return root / split
+
+
+def test_a_folder_of_some_classes_is_matched_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sorted by name, class 0 of the test folder is class 1 of the run."""
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path, "train", [0, 1, 2, 3, 4])
+    image_folder(tmp_path, "test", [3, 1])
+    typed = ["train", "--real", "train", "--threat", "Linf:0.05", "--recipe", "digits", "--out", "r", "--quiet"]
+    typed += ["--model", "small-cnn", "--set", "steps=60", "--set", "attack_steps=1", "--device", "cpu"]
+    CliRunner().invoke(puma_app, typed, catch_exceptions=False)
+    text = puma("evaluate", "r", "--data", "test", "--threat", "Linf:0.05", "--attack", "clean", "--quiet")
+    assert float(re.search(r"clean accuracy ([\d.]+)%", text)[1]) > 80  # type: ignore[index]
+    assert "by name" in caplog.text
+    (tmp_path / "test" / "one").rename(tmp_path / "test" / "eins")
+    with pytest.raises(DataError, match="eins"):
+        puma("evaluate", "r", "--data", "test", "--threat", "Linf:0.05", "--attack", "clean", "--quiet")
 
 
 def test_mistakes_are_told(run: Path) -> None:
