@@ -106,12 +106,10 @@ def estimate(network: nn.Module, images: Tensor, recipe: Recipe, devices: Device
 
 def batch_statistics_warning(network: nn.Module, micro: int, batch: int) -> str:
     """A sentence for the log where a batch is split; it changes the result where layers look at the whole batch."""
-    if not batchnorm_layers(network):
-        return f"batches of {batch} are split into micro-batches of {micro}; the gradients are the same"
-    return (
-        f"batches of {batch} do not fit into memory and are split into micro-batches of {micro}: batch normalisation "
-        f"uses the statistics of {micro} images, which changes the result"
-    )
+    split = f"batches of {batch} are split into micro-batches of {micro}"
+    if batchnorm_layers(network):
+        return f"{split}: batch normalisation uses the statistics of {micro} images, which changes the result"
+    return f"{split}; the gradients are the same"
 
 
 def free_memory(device: torch.device) -> int:
