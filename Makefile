@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check docs format peers clean
+.PHONY: demo test check docs format peers gpu clean
 
 demo: .venv/user
 	$(BIN)/puma demo --out demo
@@ -30,6 +30,10 @@ format: .venv/dev
 peers: .venv/dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	$(BIN)/pip install --quiet --no-deps 'adv-lib>=0.2,<1' 'torchattacks>=3.5,<4'
+
+# Everything to prove and measure on one GPU, with the machine's own python and torch; goes on where it was stopped.
+gpu:
+	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py $(ARGS)
 
 clean:
 	rm -rf .venv demo build

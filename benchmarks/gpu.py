@@ -1,0 +1,598 @@
+"""Everything there is to prove and to measure on one GPU, by one command of at most eight minutes, without a network.
+
+    python benchmarks/gpu.py                             # or `make gpu`; results/gpu/STAGE.json and summary.txt
+    python benchmarks/gpu.py --stages training --again   # one stage, measured anew
+    python benchmarks/gpu.py --device cpu --toy          # every stage with toy sizes: does it run?
+
+Stages, in order of worth: *right* (the tests marked gpu; CPU and GPU agree), *margins* (DeepFool's images per second,
+beside foolbox and adv-lib where installed), *training* (against the plain loop of benchmarks/training.py), *evaluation*
+(AutoAttack), *evidence* (as much of studies/cifar10-32px-gpu.toml as the time holds). Each is a process with a time
+limit and writes its file after every row: run again, rows that are there are not measured again, those that failed or
+found no time are. What is missing (packages, images, time) is named in the file. Networks other than the study's and
+the robust CNN are as initialised, and images noise where there is no CIFAR-10: passes are those of a network, but how
+many an image takes is not what a trained one takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+try:
+    import numpy as np
+    import torch
+    import training as plain  # benchmarks/training.py
+    from peers import PEERS, versions
+    from robust_cnn import load_robust_cnn
+    from torch import Tensor, nn
+    from torch.utils.flop_counter import FlopCounterMode
+
+    import puma
+    from puma import losses
+    from puma.attacks.pgd import ascend
+    from puma.data.source import Source, in_memory
+    from puma.data.tensors import read_batch
+    from puma.evaluation import estimate_cost
+    from puma.models.modes import true_float32
+    from puma.study.folder import StudyFolder
+    from puma.study.results import collect
+    from puma.study.spec import StudySpec
+    from puma.study.tasks import study_tasks
+    from puma.threat import ThreatModel
+    from puma.training.recipe import load_recipe
+except ImportError as error:
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    raise SystemExit(f"{error}. Without a network, carry along wheels of whatever is absent of: {needed}") from None
+
+SHARES = {"right": 60, "margins": 110, "training": 120, "evaluation": 70, "evidence": 120}  # of the time
+KILL_AFTER = 4  # seconds behind its limit, a stage that has not ended by itself
+STUDY = ROOT / "studies" / "cifar10-32px-gpu.toml"
+DATA = ROOT / "data" / "cifar10-32px"
+MANY = 50_000_000
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+THREAT = ThreatModel("Linf", 8 / 255)
+Row = dict[str, Any]
+
+
+def finished(row: Row) -> bool:
+    return "error" not in row and row.get("passed", True) and row.get("complete", True)
+
+
+class Stage:
+    """The rows of a stage, in a file that is written after each of them."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.name, self.toy, self.data, self.out = name, options.toy, options.data, options.out
+        self.device = torch.device(options.device)
+        self.cuda = self.device.type == "cuda"
+        self.until = time.monotonic() + options.limit
+        self.path = options.out / f"{name}.json"
+        known = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.record: Row = {"stage": name, "status": "unfinished", "limit_s": options.limit, "toy": self.toy}
+        self.record |= {"environment": environment(self.device), "clocks": {"before": clocks()}, "left_out": {}}
+        self.record["seconds"] = self._before = known.get("seconds", 0.0)
+        self.record["rows"] = known.get("rows", {})
+        if known and (known["environment"] != self.record["environment"] or known["toy"] != self.toy):
+            raise SystemExit(
+                f"{self.path} was made on another machine or with other settings: --again, or another --out"
+            )
+        self._began = time.monotonic()
+        self.write()
+
+    def write(self, **changes: Any) -> None:
+        self.record |= changes
+        self.record["seconds"] = round(self._before + time.monotonic() - self._began, 2)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.record, indent=1) + "\n")
+        temporary.replace(self.path)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the limit."""
+        return self.until - time.monotonic()
+
+    def leave_out(self, key: str, why: str) -> None:
+        self.record["left_out"][key] = why
+        self.write()
+
+    def row(self, key: str, measure: Callable[[], Row]) -> None:
+        """Measure what is not there yet. A failure is noted, and the next row has its turn."""
+        if key in self.record["rows"] and finished(self.record["rows"][key]):
+            return
+        if self.left <= 0:
+            self.leave_out(key, "time limit")
+            return
+        self.record["running"] = key  # which row a killed process was at
+        self.write()
+        try:
+            if self.cuda:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            row = measure()
+            if self.cuda:
+                row.setdefault("peak_memory_bytes", torch.cuda.max_memory_allocated())
+        except Exception as error:
+            row = {"error": f"{type(error).__name__}: {error}"[:600], "traceback": traceback.format_exc()[-1500:]}
+        self.record["rows"][key] = row
+        del self.record["running"]
+        self.write()
+        print(f"{self.name:10} {key:48} {figures(row)}", flush=True)
+
+    def close(self) -> None:
+        whole = "time limit" not in self.record["left_out"].values()
+        rows = self.record["rows"].values()
+        if not rows:
+            status = "nothing run"
+        elif any("error" in row or row.get("passed") is False for row in rows):
+            status = "failed"
+        else:
+            status = "finished" if whole and all(map(finished, rows)) else "time limit"
+        self.write(status=status, clocks=self.record["clocks"] | {"after": clocks()})
+
+
+def environment(device: torch.device) -> Row:
+    found: Row = {"puma": puma.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "threads": torch.get_num_threads()}
+    found |= {"peers": versions(), "device": device.type, "memory_bytes": None, "name": plain._processor()}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {"name": properties.name, "memory_bytes": properties.total_memory}
+    return found
+
+
+def clocks() -> Row | None:
+    """Clocks, temperature and power as the driver tells them; None without one."""
+    fields = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw,memory.used"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(zip(fields.split(","), map(str.strip, said.splitlines()[0].split(",")), strict=True))
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, when everything asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def images_of(stage: Stage, count: int, size: int) -> Tensor:
+    """CIFAR-10's test images, or noise where there are none."""
+    if stage.data:
+        source = puma.load_dataset(f"{stage.data}/test-00000-of-00001.parquet?resize={size}&subset={count}")
+        return read_batch(source, range(count))[0]
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def predicted(model: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([model(part) for part in images.split(256)]).argmax(1)
+
+
+# --- right ------------------------------------------------------------------------------------------------------------
+
+
+def right(stage: Stage) -> None:
+    """The CPU and the device agree; PGD's loop never waits for the host; the tests marked gpu."""
+    places, noise = ("cpu", str(stage.device)), torch.Generator().manual_seed(0)
+    x = images_of(stage, 8 if stage.toy else 256, 16)
+    models = [load_robust_cnn().to(place).requires_grad_(False) for place in places]
+    y = predicted(models[0], x)
+    batches = [(model, x.to(place), y.to(place)) for model, place in zip(models, places, strict=True)]
+    clean = 5 * torch.randn(64, 10, generator=noise)
+    logits = [[tensor.to(place) for tensor in (clean, clean.flip(1), torch.arange(64) % 10)] for place in places]
+
+    def agree(one: Tensor, two: Tensor, most: float) -> Row:
+        worst = float((one - two.cpu()).nan_to_num().abs().max())
+        return {"worst_difference": worst, "allowed": most, "passed": worst <= most}
+
+    def margin(norm: str, mode: str) -> Row:
+        one, two = (puma.deepfool(*batch, norm=norm, mode=mode) for batch in batches)
+        row = agree(one.margin, two.margin, 1e-3) | {"statuses_differ": int((one.codes != two.codes.cpu()).sum())}
+        return row | {"passed": row["passed"] and not row["statuses_differ"]}
+
+    def attacked(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with true_float32(images.device.type), torch.no_grad():
+            adversarial = puma.pgd(model, images, labels, threat=THREAT, start="none")
+            return losses.cross_entropy(model(adversarial), labels).mean()
+
+    def one_step() -> Row:
+        changes = {"schedule": "constant", "cycle_momentum": False, "crop": 0, "flip": False, "validation_images": 0}
+        changes |= {"batch_size": 32, "attack_start_linf": "none", "attack_steps": 2, "ema": 0.0}
+        recipe = load_recipe("trades-edm", steps=1, learning_rate=0.1, **changes)
+        network, pool = puma.build_model("small-cnn", 10), plain.random_pool(64)
+        with true_float32(stage.device.type):
+            trained = [puma.train(network, pool, threat=THREAT, recipe=recipe, device=d).model.cpu() for d in places]
+        start, one, two = (nn.utils.parameters_to_vector(m.parameters()).detach() for m in (network, *trained))
+        off, way = float((two - one).norm() / (one - start).norm()), float((one - start).norm())
+        return {"difference_of_step": off, "step": way, "passed": off <= 0.02}
+
+    def flags(attack: str, count: int) -> Row:
+        test = as_source(x[:count], y[:count])
+        one, two = (puma.evaluate(model, test, "Linf:2/255", attack=attack).robust for model in models)
+        differ = int((one != two).sum())
+        return {"images": len(one), "robust": int(one.sum()), "flags_differ": differ, "passed": differ <= count // 50}
+
+    def marked_tests() -> Row:
+        files = [str(path) for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in path.read_text()]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(stage.left, 1), check=False)
+        said = ((run.stdout or run.stderr).strip().splitlines() or [""])[-1]
+        return {"says": said, "passed": run.returncode == 0 and not (stage.cuda and "SKIPPED" in run.stdout)}
+
+    def host_waits(work: Callable[[], object]) -> Row:
+        work()  # whatever is set up once
+        row: Row = {"host_waits": 0}
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            work()
+        except RuntimeError as error:
+            row["first"] = str(error).splitlines()[0][:200]
+            torch.cuda.set_sync_debug_mode("warn")
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                work()
+            row["host_waits"] = len(caught)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return row
+
+    def pgd_waits() -> Row:
+        model, images, labels = batches[1]
+        eps = torch.full((len(images),), THREAT.eps, device=images.device)
+
+        def loss(perturbed: Tensor, rows: object) -> Tensor:
+            return losses.cross_entropy(model(perturbed), labels)
+
+        row = host_waits(lambda: ascend(loss, images, eps, None, THREAT, steps=10, step_size=2 / 255))
+        return row | {"passed": "first" not in row}
+
+    for norm in ("Linf", "L2"):
+        for mode in ("fast", "deepfool", "refined", "tight"):
+            stage.row(f"deepfool {norm} {mode}", lambda norm=norm, mode=mode: margin(norm, mode))
+    stage.row("pgd loss", lambda: agree(*(attacked(*batch) for batch in batches), 1e-3))
+    for name, loss in {
+        "trades": lambda a, b, label: losses.trades(a, b, label, weight=5.0, smoothing=0.1),
+        "mart": lambda a, b, label: losses.mart(a, b, label, weight=5.0),
+        "pgd-at": lambda a, b, label: losses.pgd_at(b, label),
+        "cw": lambda a, b, label: losses.carlini_wagner(b, label),
+    }.items():
+        stage.row(f"loss {name}", lambda loss=loss: agree(*(loss(*triple) for triple in logits), 1e-3))
+    stage.row("training step", one_step)
+    if stage.cuda:
+        stage.row("host waits: pgd", pgd_waits)
+        # DeepFool asks the host which images are left (docs/margins.md): how often is told, not judged
+        stage.row("host waits: deepfool", lambda: host_waits(lambda: puma.deepfool(*batches[1])))
+    else:
+        stage.leave_out("host waits", "no CUDA device")
+    stage.row("flags of apgd-ce", lambda: flags("apgd-ce", len(x)))
+    if importlib.util.find_spec("pytest"):
+        stage.row("tests marked gpu", marked_tests)
+    else:
+        stage.leave_out("tests marked gpu", "pytest is not installed")
+    if stage.toy:
+        stage.leave_out("flags of AutoAttack", "toy: the stage evaluation runs it")
+    else:
+        stage.row("flags of AutoAttack", lambda: flags("standard", 16))
+
+
+# --- margins ----------------------------------------------------------------------------------------------------------
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of a product of two square matrices, the fastest of five."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        began = clock(device)
+        a @ a
+        seconds.append(clock(device) - began)
+    return 2 * size**3 / min(seconds[1:])
+
+
+def margins(stage: Stage) -> None:
+    """Images per second of each mode and precision, eager and compiled, and of the other libraries."""
+    sizes = {"small-cnn": 8} if stage.toy else {"preactresnet-18": 2048, "wrn-28-10": 512}
+    side = 256 if stage.toy else 8192
+    stage.row("peak", lambda: {kind: matmul_peak(stage.device, dtype, side) for kind, dtype in DTYPES.items()})
+    networks: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+    for name, count in sizes.items():
+        model = puma.build_model(name, 10).eval().to(stage.device, memory_format=torch.channels_last)
+        x = images_of(stage, count, 32).to(stage.device)
+        networks[name] = (model, x, predicted(model, x))
+
+    def ours(name: str, mode: str, precision: str, compiled: bool) -> Row:
+        model, x, y = networks[name]
+        proxy = torch.compile(model, dynamic=False) if compiled else None
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(x[:1])
+        search = {"mode": mode, "precision": precision, "proxy": proxy, "chunk": 512}
+        puma.deepfool(model, x, y, **search)  # warms up and compiles
+        began = clock(stage.device)
+        hit = puma.deepfool(model, x, y, **search)
+        rate = len(x) / (clock(stage.device) - began)
+        forwards, backwards = (passed / len(x) for passed in hit.passes)
+        work = counter.get_total_flops() * (forwards + backwards) * rate  # backward to the input: as one forward pass
+        row = {"images_per_s": rate, "forwards": forwards, "backwards": backwards, "images": len(x)}
+        row["share_of_bf16_peak"] = work / stage.record["rows"]["peak"]["bf16"]
+        row["crossed"] = float((hit.status == "crossed").mean())
+        return row | {"hours_for_50_million": MANY / rate / 3600}
+
+    def theirs(name: str, peer: str) -> Row:
+        model, x, y = networks[name]
+        x, y = x[:256], y[:256]
+        attack = PEERS[peer]("Linf")
+        attack(model, x[:32], y[:32])
+        began = clock(stage.device)
+        attack(model, x, y)
+        rate = len(x) / (clock(stage.device) - began)
+        return {"images_per_s": rate, "images": len(x), "hours_for_50_million": MANY / rate / 3600}
+
+    def every(precision: str, compiled: bool) -> None:
+        for mode in ("refined", "deepfool", "fast", "tight"):
+            for name in networks:
+                key = f"{name} {mode} {precision}{' compiled' if compiled else ''}"
+                stage.row(key, lambda n=name, m=mode: ours(n, m, precision, compiled))
+
+    every("float32", False)
+    for peer in ("foolbox", "adv-lib"):
+        for name in networks:
+            if peer in versions():
+                stage.row(f"{name} {peer}", lambda n=name, p=peer: theirs(n, p))
+            else:
+                stage.leave_out(f"{name} {peer}", "not installed")
+    every("bf16", False)
+    every("bf16", True)
+    every("float32", True)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def training(stage: Stage) -> None:
+    """TRADES-10, samples per second against the plain loop with the same TF32 setting, turn by turn."""
+    batches = {"small-cnn": 8} if stage.toy else {"preactresnet-18": 512, "wrn-28-10": 512}
+    # with toy sizes a round figure: measuring it takes longer than all the rest
+    stage.row("peak", lambda: {kind: 1e12 if stage.toy else plain.peak(dtype) for kind, dtype in DTYPES.items()})
+
+    def measure(name: str, variant: str, tf32: bool, graphs: bool) -> Row:
+        batch, peaks = batches[name], stage.record["rows"]["peak"]
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch._dynamo.reset()
+        with torch._inductor.config.patch({"triton.cudagraphs": graphs}):
+            while True:
+                try:
+                    rows = plain.compare(name, 1 if stage.toy else 5, [variant], batch, peaks)
+                    break
+                except torch.OutOfMemoryError:
+                    if batch < 64:
+                        raise
+                    batch //= 2  # named in the row
+                torch.cuda.empty_cache()
+        slow, fast = rows
+        kept = ("batch", "samples_per_second", "speedup", "speedup_quartiles", "share_of_peak", "peak_memory_bytes")
+        row = {key: fast[key] for key in kept}
+        return row | {"plain_samples_per_second": slow["samples_per_second"], "tf32": tf32, "cuda_graphs": graphs}
+
+    settings = {  # variant of benchmarks/training.py, TF32 for both loops, CUDA graphs
+        "bf16 compiled": ("bf16 compiled", True, False),
+        "bf16": ("bf16", True, False),
+        "float32": ("float32", False, False),
+        "tf32": ("float32", True, False),
+        "bf16 compiled, CUDA graphs": ("bf16 compiled", True, True),
+        "tf32 compiled": ("float32 compiled", True, False),
+    }
+    for setting, arguments in settings.items():
+        for name in batches:
+            if arguments[2] and not stage.cuda:
+                stage.leave_out(f"{name} {setting}", "no CUDA device")
+            else:
+                stage.row(f"{name} {setting}", lambda n=name, a=arguments: measure(n, *a))
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def as_source(images: Tensor, labels: Tensor) -> Source:
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return Source(in_memory(np.ascontiguousarray(pixels)), labels.cpu().numpy(), name="gpu", fingerprint="1" * 64)
+
+
+def evaluation(stage: Stage) -> None:
+    """AutoAttack's forward-equivalents per second (a gradient is two). eps is so small that images withstand.
+
+    The hours are those of 10,000 images that all withstand AutoAttack standard, at the rate of the row's attack.
+    """
+
+    def measure(name: str, attack: str, count: int) -> Row:
+        model = puma.build_model(name, 10).eval().to(stage.device, memory_format=torch.channels_last)
+        x = (images_of(stage, count, 32) * 255).round().div(255).to(stage.device)
+        test = as_source(x, predicted(model, x))
+        puma.evaluate(model, test, "Linf:1e-5", attack="pgd-2", batch_size=256)  # warms up
+        began = clock(stage.device)
+        result = puma.evaluate(model, test, "Linf:1e-5", attack=attack, batch_size=256)
+        seconds = clock(stage.device) - began
+        passes = sum(int(entry["cost"]) for entry in result.meta["log"])
+        full = estimate_cost(model, test).passes / count * 10_000
+        row = {"images": count, "attack": attack, "seconds": seconds, "passes_per_s": passes / seconds}
+        row["withstood"] = float(result.robust.mean())
+        return row | {"hours_for_10000_images": full / (passes / seconds) / 3600}
+
+    if stage.toy:
+        stage.row("small-cnn standard", lambda: measure("small-cnn", "standard", 4))
+    else:
+        stage.row("wrn-28-10 apgd-ce", lambda: measure("wrn-28-10", "apgd-ce", 256))
+        stage.row("preactresnet-18 standard", lambda: measure("preactresnet-18", "standard", 64))
+
+
+# --- evidence ---------------------------------------------------------------------------------------------------------
+
+
+def toy_study(folder: Path) -> Path:
+    """The study's settings with few images of noise, a small network and a weak attack."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    for name, count in (("real", 60), ("oracle", 60), ("test", 40)):
+        pixels = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", image=pixels, label=np.arange(count) % 10)
+    values = tomllib.loads(STUDY.read_text())
+    changes = {"steps": 2, "batch_size": 16, "attack_steps": 1, "precision": "float32", "compile": False}
+    recipe = load_recipe(ROOT / values["recipe"], **changes)
+    (folder / "toy.toml").write_text(recipe.to_toml())
+    pool = {"real": str(folder / "real.npz"), "test": str(folder / "test.npz")}
+    values |= {"recipe": str(folder / "toy.toml"), "pool": pool | {"synthetic": [str(folder / "oracle.npz")]}}
+    values |= {"network": {"name": "small-cnn"}, "evaluation": {"attack": "pgd-1", "mislabelled": 0}}
+    values |= {"margins": {"mode": "fast", "folds": 1}, "grid": [values["grid"][0] | {"seeds": [0]}]}
+    StudyFolder.create(StudySpec.parse(values), folder / "study")
+    return folder / "study"
+
+
+def evidence(stage: Stage) -> None:
+    """The study, until the time is over; its folder goes on at the next run, here or elsewhere."""
+    out = stage.out / "toy" / "study" if stage.toy else stage.out / "study"
+    if not stage.toy and not (DATA / "test.npz").is_file() and not stage.data:
+        stage.leave_out("study", "no images: python studies/cifar10_16px.py FOLDER_OF_CIFAR10_PARQUET --size 32")
+        return
+
+    def study() -> Row:
+        if not stage.toy and not (DATA / "test.npz").is_file():
+            run([str(ROOT / "studies" / "cifar10_16px.py"), str(stage.data), "--size", "32"])
+        given = out if out.is_dir() else toy_study(out.parent) if stage.toy else STUDY
+        budget = f"{max(int(stage.left) - 15, 1)}s"  # it stops by a checkpoint, which takes a while
+        run(["-m", "puma", "study", "run", str(given), "--out", str(out), "--time-budget", budget, "--quiet"])
+        folder = StudyFolder.open(out)
+        tasks = study_tasks(folder)
+        done = {task.name: r for task in tasks if (r := folder.result(task.name)) is not None}
+        row: Row = {"tasks_done": len(done), "tasks": len(tasks), "complete": len(done) == len(tasks)}
+        row["task_seconds"] = {name: result.get("seconds") for name, result in done.items()}
+        return row | {"results": json.loads(json.dumps(collect(folder), default=str)), "folder": out.name}
+
+    def run(arguments: list[str]) -> None:
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"exit code {done.returncode}: {(done.stderr or done.stdout)[-500:]}")
+
+    stage.row("study", study)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+STAGES = {"right": right, "margins": margins, "training": training, "evaluation": evaluation, "evidence": evidence}
+
+
+def figures(row: Row) -> str:
+    """A row's figures on one line."""
+    if "error" in row:
+        return f"FAILED  {row['error']}"[:160]
+    shown = [k for k, v in row.items() if isinstance(v, (int, float, str)) and k not in ("passed", "complete")]
+    texts = [f"{key} {row[key]:.4g}" if isinstance(row[key], float) else f"{key} {row[key]}" for key in shown]
+    verdict = {True: ["ok"], False: ["WRONG"]}.get(row.get("passed"), [])
+    return "  ".join([*verdict, *texts])
+
+
+def summary(out: Path) -> str:
+    lines = []
+    for name in STAGES:
+        if not (out / f"{name}.json").is_file():
+            lines.append(f"{name:11} not run")
+            continue
+        record = json.loads((out / f"{name}.json").read_text())
+        found = record["environment"]
+        lines.append(
+            f"{name:11} {record['status']}, {record['seconds']:.0f} s, {found['name']}, torch {found['torch']}"
+        )
+        lines += [f"    {key:46} {figures(row)}" for key, row in record["rows"].items()]
+        lines += [f"    {key:46} left out: {why}" for key, why in record["left_out"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def run_stage(name: str, limit: float, options: argparse.Namespace) -> None:
+    """A stage in a process of its own, which is ended with all it started when its time is over."""
+    command = [sys.executable, __file__, "--stage", name, "--limit", str(limit), "--out", str(options.out)]
+    command += ["--device", options.device, *(["--toy"] if options.toy else [])]
+    command += ["--data", str(options.data)] if options.data else []
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    if options.device == "cpu":
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    process = subprocess.Popen(command, env=variables, start_new_session=True)
+    path, over = options.out / f"{name}.json", "its process ended"
+    try:
+        code = process.wait(limit + KILL_AFTER)
+    except subprocess.TimeoutExpired:
+        code, over = -1, "time limit"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if code and path.is_file() and (record := json.loads(path.read_text()))["status"] == "unfinished":
+        record["left_out"][record.pop("running", "all")] = over
+        path.write_text(json.dumps(record | {"status": "failed" if over != "time limit" else over}, indent=1) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of the JSON files")
+    parser.add_argument("--data", type=Path, help="folder of CIFAR-10 in Parquet (default: shared/data/cifar10)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--toy", action="store_true", help="tiny sizes: to see that it runs")
+    parser.add_argument("--minutes", type=float, default=8, help="of all stages together")
+    parser.add_argument("--again", action="store_true", help="measure anew what is finished")
+    parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.out = options.out.resolve()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.stage:
+        if options.toy:  # without a C++ compiler's half minute
+            torch.compile = functools.partial(torch.compile, backend="aot_eager")
+        stage = Stage(options.stage, options)
+        STAGES[options.stage](stage)
+        stage.close()
+        return 0
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("there is no CUDA device here; to see that everything runs: --device cpu --toy")
+        return 2
+    beside = [ROOT / "shared" / "data" / "cifar10", ROOT.parent / "shared" / "data" / "cifar10"]
+    options.data = options.data or (None if options.toy else next((p for p in beside if p.is_dir()), None))
+    until, waiting = time.monotonic() + 60 * options.minutes, []
+    for name in options.stages:
+        path = options.out / f"{name}.json"
+        if options.again:
+            path.unlink(missing_ok=True)
+        known = json.loads(path.read_text()) if path.is_file() else {"toy": options.toy, "status": ""}
+        if known["toy"] != options.toy:
+            raise SystemExit(f"{path} was made with{'' if known['toy'] else 'out'} --toy: --again, or another --out")
+        if known["status"] == "finished":
+            print(f"{name:10} is finished: {path}")
+        else:
+            waiting.append(name)
+    while waiting:  # time that a stage leaves over falls to those behind it
+        share = SHARES[waiting[0]] / sum(SHARES[name] for name in waiting)
+        run_stage(waiting.pop(0), max((until - time.monotonic()) * share - KILL_AFTER, 1), options)
+    text = summary(options.out)
+    (options.out / "summary.txt").write_text(text)
+    print("\n" + text)
+    files = [options.out / f"{name}.json" for name in options.stages]
+    return int(not all(path.is_file() and json.loads(path.read_text())["status"] != "failed" for path in files))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
