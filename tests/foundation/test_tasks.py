@@ -132,7 +132,7 @@ def test_processes_do_not_outlive_their_parent(tmp_path: Path, number: int) -> N
         assert wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
         pids = [int(path.stem) for path in tmp_path.glob("*.pid")]
         parent.send_signal(number)
-        parent.wait(10)
+        parent.wait(40)
     finally:
         parent.kill()
         parent.wait()

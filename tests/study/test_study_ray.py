@@ -45,7 +45,7 @@ def test_a_killed_worker_loses_its_task_to_another_and_the_figures_are_the_same(
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     locks, owner = study.path / "done", None
     while owner is None and run.poll() is None:
-        found = [re.match(r"pid (\d+) ", path.read_text()) for path in locks.glob(".judge.lock")]
+        found = [re.match(r"pid (\d+) ", path.read_text()) for path in locks.glob(".reference.lock")]
         owner = next((int(match[1]) for match in found if match), None)
         time.sleep(0.02)
     assert owner is not None, run.communicate()

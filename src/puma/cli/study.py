@@ -187,7 +187,12 @@ def print_results(rows: list[dict[str, Any]]) -> None:
         lines.append((f"{first['strategy']} {params}", *facts, len(group), kept, f"{eps:.3f}", f"{clean:.1%}", robust))
     remark = "means over seeds; intervals: see the report" if several else "95 % interval"
     heads = ("strategy", *(_SHOWN[name][0] for name in shown), "seeds", "kept", "mean eps", "clean", "robust")
-    print_table(heads, lines, title=f"robust: {attack} on {images} test images, {remark}")
+    title = (
+        f"robust: {attack} on {images} test images, {remark}"
+        if images
+        else "robust: no run has AutoAttack, APGD or CE + CW PGD"
+    )
+    print_table(heads, lines, title=title)
 
 
 def _print_grid(lines: list[Line]) -> None:

@@ -41,7 +41,7 @@ def write_results(study: StudyFolder) -> Path:
         if (mislabelled := study.result(f"mislabelled-{run.key}")) is not None:
             shares.append({name: result["rows"][0][name] for name in _RUN} | {"share": mislabelled["share"]})
         keys = {found.group.checkpoint: found.key for found in read_runs(result["rows"])}
-        for entry in [*result["flags"], *(study.result(f"attack-{run.key}") or {}).get("flags", [])]:
+        for entry in [*result.get("flags", []), *(study.result(f"attack-{run.key}") or {}).get("flags", [])]:
             clean, attacked, robust = (_bits(entry, name) for name in ("clean_correct", "attacked", "robust"))
             robust[attacked == 0] = np.nan
             flags.append((keys[entry["checkpoint"]], (Flags(clean, robust), entry["attack"])))
