@@ -16,8 +16,9 @@ from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.errors import DataError, PumaError
 from puma.io import read_json, read_toml
-from puma.margins import MarginTable, Status
+from puma.margins import MarginTable
 from puma.plan import Plan
+from puma.strategies.counts import regime
 from puma.threat import ThreatModel
 from puma.tradeoff import (
     BASELINE,
@@ -201,13 +202,10 @@ class StudyData:
     @cached_property
     def regime(self) -> Regime:
         """The regime of the main group."""
-        record = self.records.get("margins", {})
-        stored = dict(record.get("regime") or {})
-        error, below = record.get("misclassified"), stored.get("below_eps")
-        if self.table is not None and len(self.table):
-            error = float((self.table.status == Status.MISCLASSIFIED).mean())
-            if self.threat and self.threat.norm == self.table.norm:
-                below = float(((self.table.margin > 0) & (self.table.margin < self.threat.eps)).mean())
+        numbers = dict(self.records.get("margins", {}).get("regime") or {})
+        if self.table is not None and self.threat is not None:
+            numbers = regime(self.table, self.threat) or numbers
+        error, below = numbers.get("misclassified"), numbers.get("below_eps")
         none, smaller = self.entry(BASELINE), ""
         ratio = none.robust.value / none.clean.value if none and none.robust and none.clean.value else None
         for entry in self.entries:
