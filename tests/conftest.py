@@ -5,12 +5,17 @@ and headless Chromium for the tests of pages, which opens a file and notes whate
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+# Started in the background by a script, pytest inherits an ignored Ctrl-C and hands it down to the processes it tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # For the processes that tests start; this one is told below.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
