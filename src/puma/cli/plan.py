@@ -78,7 +78,7 @@ def plan(
     from puma.strategies import get_strategy, make_plan
 
     params = _params(param or [], {"c": c, "mean_eps_ratio": mean_eps_ratio, "features": features})
-    get_strategy(strategy).resolve(params)  # a misspelt name is told before a large table is read
+    get_strategy(strategy).resolve(params)  # a misspelt name is refused before a large table is read
     if out is not None:
         if out.suffix != ".parquet":
             raise UsageError(f"--out {out} does not end in .parquet", why="a plan is one Parquet file")

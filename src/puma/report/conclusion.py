@@ -52,7 +52,7 @@ def verdict(study: StudyData | Path | str) -> Verdict:
     subject, regime, warnings = data.subject, _regime(data), tuple(_warnings(data))
     if subject is None:
         return Verdict(
-            "Only `none` and the free controls are finished: no strategy to judge yet.", "", regime, warnings
+            "Only `none` and the free controls are finished: no strategy to compare yet.", "", regime, warnings
         )
     strict = data.standard.find(subject.setting) if data.standard else None
     if not data.standard or not strict:

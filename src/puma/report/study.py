@@ -162,9 +162,9 @@ def _add_comparison(report: Report, data: StudyData) -> None:
         "strategy": "text", f"clean at equal {name}": "points", "against the free controls": "text",
         f"{name} at equal clean": "points", "seeds compared": "text", "why not all": "text",
     }  # fmt: skip
-    judged = sorted((entry for entry in data.entries if not entry.setting.is_control), key=_gap, reverse=True)
+    strategies = sorted((entry for entry in data.entries if not entry.setting.is_control), key=_gap, reverse=True)
     rows = []
-    for entry in judged:
+    for entry in strategies:
         gap, gap_robust = entry.clean_gap, entry.robust_gap.estimate
         seeds = f"{gap.seeds} of {gap.of}"
         rows.append([data.labels[entry.setting], gap.estimate, side(gap), gap_robust, seeds, gap.note or None])

@@ -126,7 +126,7 @@ class Recipe(BaseModel):
     )
     checkpoint_every: int | None = Field(None, gt=0, description="Steps between checkpoints; unset: ten in a run.")
     snapshots: int = Field(
-        0, ge=0, description="Averaged networks kept along the way, evenly spaced, for puma score --from-run."
+        0, ge=0, description="Averaged networks kept along the way, evenly spaced, for puma score-run."
     )
 
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast of all forward passes.")
