@@ -229,7 +229,7 @@ def write_study(folder: Path, name: str = "made up", seeds: int = 2, companions:
                 "prune_fraction": arm[2],
                 "seed": seed,
             }
-            shares.append(where | {"share": share})
+            shares.append(where | {"share": share, "by_attack": share / 2})
     pq.write_table(pa.Table.from_pylist(shares), folder / "mislabelled.parquet")
     write_study_flags(folder)
     return folder

@@ -42,11 +42,11 @@ def test_every_engine_gets_its_networks_on_the_device(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(nn.Module, "to", moving)
     monkeypatch.setattr("puma.study.stages.resolve_device", lambda name: GPU)
-    for engine in ("stages.evaluate", "stages.mislabelled_share", "stages.generate"):
+    for engine in ("stages.evaluate", "stages.mislabelled_shares", "stages.generate"):
         watched(f"puma.study.{engine}")
     for engine in ("score_margins", "score_run", "embed"):
         watched(f"puma.study.stages.{engine}")
     work(small_study(tmp_path, grid=[{"strategies": ["dedup"], "prune_fractions": [0.5]}]))
     assert sorted(seen) == sorted(
-        ["generate", *["score_margins"] * 2, "score_run", "embed", "evaluate", "mislabelled_share"]
+        ["generate", *["score_margins"] * 2, "score_run", "embed", "evaluate", "mislabelled_shares"]
     )

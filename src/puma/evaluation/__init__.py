@@ -9,7 +9,8 @@ from __future__ import annotations
 from puma.evaluation.driver import Cost as Cost
 from puma.evaluation.driver import estimate_cost as estimate_cost
 from puma.evaluation.driver import evaluate as evaluate
-from puma.evaluation.reference import mislabelled_share as mislabelled_share
+from puma.evaluation.reference import MislabelledShares as MislabelledShares
+from puma.evaluation.reference import mislabelled_shares as mislabelled_shares
 from puma.evaluation.result import Evaluation as Evaluation
 
-__all__ = ["Cost", "Evaluation", "estimate_cost", "evaluate", "mislabelled_share"]
+__all__ = ["Cost", "Evaluation", "MislabelledShares", "estimate_cost", "evaluate", "mislabelled_shares"]

@@ -5,6 +5,8 @@ The reference model must not be the one that scored the margins: margin < eps_i 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import nn
@@ -22,7 +24,19 @@ from puma.rng import batch_seed, mixed_key, permuted
 from puma.threat import ThreatModel
 
 
-def mislabelled_share(
+class MislabelledShares(NamedTuple):
+    """Shares of the kept training images, in [0, 1], whose perturbed image a reference model gives another class.
+
+    Args:
+        share: all of them, also those that the reference model gets wrong unperturbed: their label is in doubt.
+        by_attack: those that the reference model gets right unperturbed: mislabelled by the attack alone.
+    """
+
+    share: float
+    by_attack: float
+
+
+def mislabelled_shares(
     model: nn.Module,
     reference: nn.Module,
     pool: Pool,
@@ -35,11 +49,10 @@ def mislabelled_share(
     batch_size: int = 512,
     seed: int = 0,
     progress: bool = False,
-) -> float:
-    """Share of kept training images whose perturbed image ``reference`` assigns to another class.
+) -> MislabelledShares:
+    """Shares of kept training images whose perturbed image ``reference`` assigns to another class.
 
-    The perturbation is training's: PGD against the model being trained, at the image's own eps. Images that the
-    reference model misclassifies unperturbed count too: their label is in doubt.
+    The perturbation is training's: PGD against the model being trained, at the image's own eps.
 
     Args:
         model: the model being trained, which is attacked.
@@ -53,9 +66,6 @@ def mislabelled_share(
         batch_size: images attacked together.
         seed: of the sample and of the attack's starts.
         progress: show progress.
-
-    Returns:
-        A share in [0, 1].
 
     Raises:
         DataError: plan and pool do not belong together, or the plan keeps nothing.
@@ -73,7 +83,7 @@ def mislabelled_share(
         rows = np.sort(rows[permuted(np.arange(sample), len(rows), mixed_key(seed, 0))])
     device = device_of(model)
     reference_device = device_of(reference)
-    wrong = 0
+    wrong, by_attack = 0, 0
     bar = Progress("perturbed images", len(rows), "images", show=progress)
     with bar, evaluation_mode(model), evaluation_mode(reference):
         for start in range(0, len(rows), batch_size):
@@ -90,7 +100,11 @@ def mislabelled_share(
                 generator=torch.Generator(device).manual_seed(batch_seed(seed, start)),
             )
             with torch.no_grad():
-                predicted = apply_model(reference, perturbed.to(reference_device)).argmax(1).to(labels.device)
+                clean, predicted = (
+                    apply_model(reference, inputs.to(reference_device)).argmax(1).to(labels.device)
+                    for inputs in (images, perturbed)
+                )
             wrong += int((predicted != labels).sum())
+            by_attack += int(((predicted != labels) & (clean == labels)).sum())
             bar.advance(len(chosen))
-    return wrong / len(rows)
+    return MislabelledShares(wrong / len(rows), by_attack / len(rows))

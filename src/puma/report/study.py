@@ -279,7 +279,7 @@ def _needed(data: StudyData, needed: Sequence[Needed]) -> Table:
 
 
 def _add_mislabelled(report: Report, data: StudyData) -> None:
-    """Share of perturbed training images that a reference model gives another class."""
+    """Share of training images that a reference model gives another class once perturbed, but not before."""
     sample = data.settings.get("evaluation", {}).get("mislabelled", 2000)
     rows = []
     for setting in data.labels:
@@ -291,7 +291,7 @@ def _add_mislabelled(report: Report, data: StudyData) -> None:
             rows.append((setting.strategy, data.labels[setting], share))
     if rows:
         with figure_style():
-            figure = plots.dots_figure(rows, "perturbed training images given another class")
+            figure = plots.dots_figure(rows, "training images mislabelled by the attack")
         alt = "; ".join(f"{label} {100 * share.value:.1f} %" for _, label, share in rows)
         report.pictures["mislabelled"] = Picture(figure, f"Mislabelled shares: {alt}.")
         columns: dict[str, Kind] = {"strategy": "text", "seeds": "number", "mislabelled": "percent"}

@@ -327,13 +327,13 @@ class StudyData:
 
     @cached_property
     def mislabelled(self) -> dict[tuple[str, str, Setting], list[float]]:
-        """Mislabelled shares over the seeds, by pool, recipe and setting."""
+        """Shares mislabelled by the attack, over the seeds, by pool, recipe and setting."""
         path = self.folder / MISLABELLED_FILE
         rows = (self._read("mislabelled shares", read_mislabelled, path) or []) if path.is_file() else []
         shares: dict[tuple[str, str, Setting], list[float]] = {}
         for row in rows:
             setting = Setting(row["strategy"], row["params"], row["prune_fraction"])
-            shares.setdefault((row["pool"], row["recipe"], setting), []).append(row["share"])
+            shares.setdefault((row["pool"], row["recipe"], setting), []).append(row["by_attack"])
         return shares
 
     @cached_property

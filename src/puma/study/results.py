@@ -39,7 +39,10 @@ def write_results(study: StudyFolder) -> Path:
         if (result := study.result(run.key)) is None:
             continue
         if (mislabelled := study.result(f"mislabelled-{run.key}")) is not None:
-            shares.append({name: result["rows"][0][name] for name in _RUN} | {"share": mislabelled["share"]})
+            shares.append(
+                {name: result["rows"][0][name] for name in _RUN}
+                | {name: mislabelled[name] for name in ("share", "by_attack")}
+            )
         keys = {found.group.checkpoint: found.key for found in read_runs(result["rows"])}
         for entry in [*result.get("flags", []), *(study.result(f"attack-{run.key}") or {}).get("flags", [])]:
             clean, attacked, robust = (_bits(entry, name) for name in ("clean_correct", "attacked", "robust"))

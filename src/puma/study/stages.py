@@ -19,7 +19,7 @@ from torch import nn
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.devices import resolve_device
-from puma.evaluation import Evaluation, evaluate, mislabelled_share
+from puma.evaluation import Evaluation, evaluate, mislabelled_shares
 from puma.generation import diffusion_config, generate, measure
 from puma.io import write_json
 from puma.margins import MarginTable, Status
@@ -165,8 +165,8 @@ def attack_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
 
 
 def mislabelled_of(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
-    """Share of a run's kept training images whose perturbation the reference model gives another class."""
-    share = mislabelled_share(
+    """Shares of a run's kept training images whose perturbation the reference model gives another class."""
+    shares = mislabelled_shares(
         _on_device(load_model(study.run_folder(spec))),
         _on_device(load_model(study.path / "reference")),
         load_pool(study, spec.synthetic),
@@ -176,7 +176,7 @@ def mislabelled_of(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, A
         seed=spec.seed,
         progress=show,
     )
-    return {"share": share}
+    return shares._asdict()
 
 
 def load_pool(study: StudyFolder, synthetic: int | None) -> Pool:

@@ -4,7 +4,7 @@
 |---|---|---|
 | ``results.parquet`` | run and checkpoint | accuracies, eps, images kept, cost |
 | ``flags.parquet`` | run and checkpoint | which test images are right, clean and attacked |
-| ``mislabelled.parquet`` | run | share of perturbed training images that a reference model gives another class |
+| ``mislabelled.parquet`` | run | shares of perturbed training images that a reference model gives another class |
 
 All three name their runs by the same columns, carry a checksum on every page and say what wrote them.
 """
@@ -55,7 +55,7 @@ FLAGS = pa.schema(
     {"study": _TEXT, **_RUN, "checkpoint": _TEXT, "attack": _TEXT, "clean": _FLAG_LIST, "robust": _FLAG_LIST},
     metadata={"schema": "puma.flags/1"},
 )
-MISLABELLED = pa.schema({**_RUN, "share": _FLOAT}, metadata={"schema": "puma.mislabelled/1"})
+MISLABELLED = pa.schema({**_RUN, "share": _FLOAT, "by_attack": _FLOAT}, metadata={"schema": "puma.mislabelled/2"})
 _NULLABLE = {*ROBUST, "params", "attack_cost"}
 
 AttackedFlags = tuple[Flags, str]
@@ -93,7 +93,7 @@ def write_results(path: Path | str, rows: Iterable[Mapping[str, Any]], origin: M
 
 
 def read_mislabelled(path: Path | str) -> list[dict[str, Any]]:
-    """Rows of ``mislabelled.parquet``; ``share`` is a fraction in [0, 1].
+    """Rows of ``mislabelled.parquet``; ``share`` and ``by_attack`` are fractions in [0, 1].
 
     Raises:
         DataError: missing, not Parquet, columns missing.
