@@ -22,7 +22,7 @@ from puma.margins import MarginTable
 from puma.models.weights import load_tensors, read_safetensors, weights_sha256
 from puma.plan import Plan
 from puma.progress import Progress
-from puma.strategies.features import check_part
+from puma.strategies.selectors import check_part
 from puma.training.recipe import load_recipe
 
 _LISTED = 20

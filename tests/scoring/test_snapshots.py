@@ -24,7 +24,7 @@ from puma.scoring.embed import embed
 from puma.scoring.job import ScoringJob
 from puma.scoring.snapshots import SCORES, SnapshotSettings, load_snapshots, observe, score_run, threat_of
 from puma.strategies import make_plan
-from puma.strategies.features import RECORD, read_features
+from puma.strategies.selectors import RECORD, read_features
 from puma.threat import ThreatModel
 from puma.training.loop import train
 from puma.training.recipe import load_recipe

@@ -18,7 +18,7 @@ from puma.errors import DataError, PumaError
 from puma.io import read_json, read_toml
 from puma.margins import MarginTable
 from puma.plan import Plan
-from puma.strategies.counts import regime
+from puma.strategies.plans import regime
 from puma.threat import ThreatModel
 from puma.tradeoff import (
     BASELINE,

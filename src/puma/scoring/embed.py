@@ -22,7 +22,7 @@ from puma.margins import PART_ROWS
 from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
 from puma.scoring.parts import as_pool, check_model, make_missing, write_array
-from puma.strategies.features import RECORD
+from puma.strategies.selectors import RECORD
 
 
 def embed(

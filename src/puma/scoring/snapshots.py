@@ -42,7 +42,7 @@ class SnapshotSettings:
     Args:
         threat: the attack.
         rows: ``"all"``, or ``"real"``: synthetic rows get NaN at no cost, to be extrapolated from their neighbors
-            (`puma.strategies.features.extrapolate`).
+            (`puma.strategies.selectors.extrapolate`).
         steps: PGD steps, cross-entropy, uniform start.
         batch_size: images attacked together; its boundaries are fixed within a part.
         part_rows: rows of one part.

@@ -5,9 +5,7 @@ Every strategy prunes by the same quotas, so that strategies differ in *which* i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +15,11 @@ from puma.margins import MarginTable
 End = Literal["high", "low"]
 
 
-@dataclass(frozen=True)
-class Group:
+class Quota(NamedTuple):
     """The prunable rows of one source and class, and how many of them have to go.
 
     Args:
-        code: a number of its own for each source and class; seeds the draw between equal scores.
+        code: ``source * num_classes + class`` (0 for the only quota if unbalanced); seeds the draw between ties.
         rows: int64 ``[n]``, rows of the table, ascending.
         remove: how many go, 0 to n.
     """
@@ -32,29 +29,7 @@ class Group:
     remove: int
 
 
-@dataclass(frozen=True)
-class Quotas:
-    """The prunable rows of a table in groups.
-
-    Args:
-        order: int64 ``[prunable]``, row numbers, sorted by group and ascending inside each.
-        codes: int64 ``[G]``, ``source * num_classes + class`` of each group (0 for the only group if unbalanced).
-        sizes: int64 ``[G]``, rows in each group.
-        remove: int64 ``[G]``, rows that go from each group; sums to the rounded prune_fraction of all prunable rows.
-    """
-
-    order: NDArray[np.int64]
-    codes: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    remove: NDArray[np.int64]
-
-    def __iter__(self) -> Iterator[Group]:
-        stops = np.cumsum(self.sizes)
-        for code, size, stop, remove in zip(self.codes, self.sizes, stops, self.remove, strict=True):
-            yield Group(int(code), self.order[stop - size : stop], int(remove))
-
-
-def make_quotas(table: MarginTable, prune_fraction: float, *, protect_real: bool, class_balanced: bool) -> Quotas:
+def make_quotas(table: MarginTable, prune_fraction: float, *, protect_real: bool, class_balanced: bool) -> list[Quota]:
     """Split the prunable rows by source and class and give each group its exact share of the cut.
 
     Args:
@@ -63,8 +38,6 @@ def make_quotas(table: MarginTable, prune_fraction: float, *, protect_real: bool
         protect_real: only synthetic rows may go, if there are any.
         class_balanced: one quota per source and class; otherwise one for all prunable rows.
     """
-    synthetic = table.synthetic
-    protected = protect_real and bool(synthetic.any())
     codes: NDArray[Any] = np.zeros(len(table), np.int16)
     groups = 1
     if class_balanced:
@@ -73,21 +46,24 @@ def make_quotas(table: MarginTable, prune_fraction: float, *, protect_real: bool
         codes = table.source.astype(np.int16 if groups <= np.iinfo(np.int16).max else np.int64)
         codes *= table.num_classes
         codes += table.label
-    if protected:
+    synthetic = table.synthetic
+    if protect_real and synthetic.any():
         rows = np.flatnonzero(synthetic)
         order = rows[np.argsort(codes[rows], kind="stable")]
     else:
         order = np.argsort(codes, kind="stable")
     sizes = np.bincount(codes[order], minlength=groups)
     present = np.flatnonzero(sizes)
-    return Quotas(order, present, sizes[present], split_exactly(sizes[present], prune_fraction))
+    sizes = sizes[present]
+    parts = zip(present, sizes, np.cumsum(sizes), split_exactly(sizes, prune_fraction), strict=True)
+    return [Quota(int(code), order[stop - size : stop], int(remove)) for code, size, stop, remove in parts]
 
 
 def split_exactly(sizes: NDArray[np.integer[Any]], fraction: float) -> NDArray[np.int64]:
-    """How many of each group make ``fraction`` of the whole: by largest remainder, so that the total is exact.
+    """How many of each group make ``fraction`` of the whole, by largest remainder: the total is exact.
 
-    The total is ``fraction * sum(sizes)`` rounded to the nearest whole (a half goes up); no group is more than one
-    away from its own exact share. Equal remainders go to the larger group, then to the earlier one.
+    The total is ``fraction * sum(sizes)``, a half rounded up; no group is more than one away from its own share. Equal
+    remainders go to the larger group, then to the earlier one.
 
     >>> split_exactly(np.array([10, 10, 5]), 0.3)
     array([3, 3, 2])
@@ -95,36 +71,27 @@ def split_exactly(sizes: NDArray[np.integer[Any]], fraction: float) -> NDArray[n
     exact = fraction * sizes.astype(np.float64)
     parts = np.floor(exact + 1e-9).astype(np.int64)
     missing = int(np.floor(fraction * float(sizes.sum()) + 0.5 + 1e-9)) - int(parts.sum())
-    remainders = np.round(exact - parts, 9)
-    order = np.lexsort((np.arange(len(sizes)), -sizes, -remainders))
+    order = np.lexsort((np.arange(len(sizes)), -sizes, -np.round(exact - parts, 9)))
     parts[order[:missing]] += 1
     return parts
 
 
 def extreme(scores: NDArray[np.float32], count: int, end: End, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Mark the ``count`` highest or lowest scores; equal scores at the cut are drawn at random.
+    """Mark the ``count`` highest or lowest scores; equal scores at the cut are drawn at random. Linear time.
 
-    Args:
-        scores: float ``[n]``; NaN has no rank and is never marked, -inf is the lowest of all.
-        count: how many; where fewer have a score, all of those.
-        end: ``"high"`` or ``"low"``.
-        rng: for the draw between equal scores.
-
-    Returns:
-        bool ``[n]``. Linear time: a partition, not a sort.
+    NaN has no rank and is never marked, -inf is the lowest of all. Where fewer have a score, all of those are marked.
 
     >>> extreme(np.float32([3, np.nan, 1, 2]), 2, "high", np.random.default_rng(0))
     array([ True, False, False,  True])
     """
-    marked: NDArray[np.bool_] = np.zeros(len(scores), dtype=bool)
     ranked = scores[~np.isnan(scores)]
     count = min(count, len(ranked))
     if count <= 0:
-        return marked
+        return np.zeros(len(scores), dtype=bool)
     place = len(ranked) - count if end == "high" else count - 1
     ranked.partition(place)
     cut = ranked[place]
-    marked = np.greater(scores, cut) if end == "high" else np.less(scores, cut)
+    marked: NDArray[np.bool_] = np.greater(scores, cut) if end == "high" else np.less(scores, cut)
     ties = np.flatnonzero(scores == cut)
     missing = count - int(np.count_nonzero(marked))
     marked[ties if missing == len(ties) else rng.choice(ties, missing, replace=False)] = True

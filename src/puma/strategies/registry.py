@@ -1,25 +1,116 @@
-"""The registry of strategies. Decorating one function with `strategy` adds one.
-
-```python
-@strategy("loudest", prunes="low loudness", source="our own", needs=("loudness",))
-def loudest(context: SelectionContext, *, power: float = 1.0) -> Selection:
-    \"\"\"Keep the loudest images, full eps.\"\"\"
-    return Selection(context.drop(context.score("loudness") ** power, "low"), context.uniform_eps())
-```
-"""
+"""Strategies by name, the input of one (`SelectionContext`) and its output (`Selection`)."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from puma.errors import UsageError, unknown
-from puma.strategies.context import Selection
+import numpy as np
+from numpy.typing import NDArray
+
+from puma.errors import DataError, UsageError, unknown
+from puma.margins import MarginTable, Status
+from puma.strategies.quotas import End, Quota, extreme
+from puma.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The output of a strategy.
+
+    Args:
+        keep: bool ``[N]``.
+        eps: float32 ``[N]``; `make_plan` sets the values of dropped rows to 0.
+        derived: numbers computed by the rule, such as an automatic ``c``; stored in the plan's metadata.
+        beta: the TRADES weight the plan asks for, or None for the recipe's.
+    """
+
+    keep: NDArray[np.bool_]
+    eps: NDArray[np.float32]
+    derived: Mapping[str, Any] = field(default_factory=dict)
+    beta: float | None = None
+
+
+@dataclass(frozen=True)
+class SelectionContext:
+    """The input of a strategy: scores of a pool, a threat model, and the number of rows to remove from each group.
+
+    Args:
+        table: margins (and other scores) of the pool, higher margin = easier.
+        threat: the threat model of the training to come.
+        quotas: the prunable rows in groups, with the number to remove from each.
+        seed: for random choices.
+    """
+
+    table: MarginTable
+    threat: ThreatModel
+    quotas: Sequence[Quota]
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def margin(self) -> NDArray[np.float32]:
+        """float32 ``[N]``: the margin of rows that take part in rules on margins, NaN elsewhere.
+
+        Raises:
+            DataError: no row has a margin.
+        """
+        margin = self.table.margin
+        absent = self.table.status > Status.ESTIMATED
+        if absent.any():
+            margin = np.where(absent, np.float32(np.nan), margin)
+        if len(margin) and np.isnan(np.fmax.reduce(margin)):
+            raise DataError("no row of the table has a margin", fix="make a margin table with `puma score`")
+        return margin
+
+    def score(self, name: str) -> NDArray[np.float32]:
+        """float32 ``[N]``: the score column ``name`` joined to the table; NaN where a row has none.
+
+        Raises:
+            DataError: there is no such column, or it holds nothing.
+        """
+        if name not in self.table.scores:
+            raise DataError(
+                f"the table has no scores {name!r}",
+                why=f"it has: {', '.join(sorted(self.table.scores)) or 'margins only'}",
+                fix="compute them with `puma score-run RUN` and give that table too",
+            )
+        scores = np.asarray(self.table.scores[name], dtype=np.float32)
+        if len(scores) and np.isnan(np.fmax.reduce(scores)):
+            raise DataError(f"the scores {name!r} are all NaN")
+        return scores
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """A generator of the plan's seed; another ``key`` gives another stream."""
+        return np.random.default_rng([self.seed, *key])
+
+    def drop(self, scores: NDArray[np.float32], end: End) -> NDArray[np.bool_]:
+        """Fill every quota from one end of ``scores`` ``[N]``; rows with NaN stay. Returns keep, bool ``[N]``."""
+        keep = self.keep_all()
+        for code, rows, remove in self.quotas:
+            keep[rows[extreme(scores[rows], remove, end, self.rng(1, code))]] = False
+        return keep
+
+    def random_scores(self) -> NDArray[np.float32]:
+        """float32 ``[N]``, uniform; the same for all strategies of a seed, so that their draws can be compared."""
+        return self.rng(0).random(len(self), dtype=np.float32)
+
+    def keep_all(self) -> NDArray[np.bool_]:
+        """bool ``[N]``, all True."""
+        return np.ones(len(self), dtype=bool)
+
+    def uniform_eps(self, eps: float | None = None) -> NDArray[np.float32]:
+        """float32 ``[N]``: the same eps for all rows, the threat model's unless given."""
+        return np.full(len(self), self.threat.eps if eps is None else eps, dtype=np.float32)
+
 
 Rule = Callable[..., Selection]
-STRATEGIES: dict[str, Strategy] = {}
 
 
 @dataclass(frozen=True)
@@ -69,28 +160,20 @@ class Strategy:
             if name not in self.parameters:
                 raise unknown(f"parameter of {self.name}:", name, self.parameters)
         resolved = {**self.parameters, **params}
-        missing = [name for name, value in resolved.items() if value is inspect.Parameter.empty]
-        if missing:
-            raise UsageError(
-                f"strategy {self.name!r} needs {' and '.join(missing)}", fix=f"add `--param {missing[0]}=VALUE`"
-            )
+        if missing := [name for name, value in resolved.items() if value is inspect.Parameter.empty]:
+            what = f"strategy {self.name!r} needs {' and '.join(missing)}"
+            raise UsageError(what, fix=f"add `--param {missing[0]}=VALUE`")
         return resolved
 
 
-def strategy(
-    name: str,
-    *,
-    prunes: str,
-    source: str,
-    compares: bool = False,
-    control: bool = False,
-    beyond_eps: bool = False,
-    needs: tuple[str, ...] = (),
-) -> Callable[[Rule], Rule]:
+STRATEGIES: dict[str, Strategy] = {}
+
+
+def strategy(name: str, *, prunes: str, source: str, **facts: Any) -> Callable[[Rule], Rule]:
     """Register the decorated rule under ``name``; the arguments are those of `Strategy`."""
 
     def register(rule: Rule) -> Rule:
-        STRATEGIES[name] = Strategy(name, rule, prunes, source, compares, control, beyond_eps, needs)
+        STRATEGIES[name] = Strategy(name, rule, prunes, source, **facts)
         return rule
 
     return register
@@ -110,3 +193,30 @@ def get_strategy(name: str) -> Strategy:
     if name not in STRATEGIES:
         raise unknown("strategy", name, STRATEGIES)
     return STRATEGIES[name]
+
+
+def integer(name: str, value: Any, *, low: int) -> int:
+    """Check an integer given by the user; numpy's integers will do.
+
+    Raises:
+        UsageError: not an integer, or below ``low``.
+    """
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low:
+        raise UsageError(f"{name} = {value!r} is not an integer >= {low}", fix=f"choose a {name} in that range")
+    return int(value)
+
+
+def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, open_low: bool = False) -> float:
+    """Check a number given by the user against a closed range (open at the lower end if ``open_low``).
+
+    >>> number("c", np.float32(0.5), high=1)
+    0.5
+
+    Raises:
+        UsageError: not a number, NaN, infinite, or outside the range.
+    """
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or not (low < value if open_low else low <= value) or not value <= high:
+        limits = f"{'(' if open_low else '['}{low:g}, " + (f"{high:g}]" if math.isfinite(high) else "inf)")
+        raise UsageError(f"{name} = {value!r} is not in {limits}", fix=f"choose a {name} in that range")
+    return float(value)

@@ -1,4 +1,4 @@
-"""The baselines of the paper, PUMA, and the cap on the training eps: ``eps_i = min(eps, c * max(margin_i, 0))``.
+"""PUMA, the baselines and controls of the paper, and the cap on the training eps: ``min(eps, c * max(margin_i, 0))``.
 
 An attack that moves an image by less than its margin cannot carry it over the margin model's boundary: that is
 ``c = 1``. Smaller c gives more clean accuracy and less robust accuracy.
@@ -7,18 +7,19 @@ An attack that moves an image by less than its margin cannot carry it over the m
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import UsageError
-from puma.strategies.context import Selection, SelectionContext, number
 from puma.strategies.quotas import extreme
-from puma.strategies.registry import strategy
+from puma.strategies.registry import Selection, SelectionContext, number, strategy
 
 C = 1.0
 C_RANGE = (0.25, 0.75)
+_MARGIN = ("margin",)
 
 
 @strategy("none", prunes="", source="the baseline")
@@ -33,44 +34,35 @@ def random(context: SelectionContext) -> Selection:
     return Selection(context.drop(context.random_scores(), "high"), context.uniform_eps())
 
 
-@strategy(
-    "difficult",
-    prunes="low margin",
-    source="arXiv 2405.06298 (PD); Dong et al. 2021, arXiv 2102.07437",
-    needs=("margin",),
-)
+_DONG = "arXiv 2405.06298 (PD); Dong et al. 2021, arXiv 2102.07437"
+_SORSCHER = "arXiv 2405.06298 (PE); Sorscher et al. 2022, arXiv 2206.14486"
+
+
+@strategy("difficult", prunes="low margin", source=_DONG, needs=_MARGIN)
 def difficult(context: SelectionContext) -> Selection:
     """PD: drop the lowest margins (misclassified rows first); full eps."""
     return Selection(context.drop(context.margin, "low"), context.uniform_eps())
 
 
-@strategy(
-    "easy",
-    prunes="high margin",
-    source="arXiv 2405.06298 (PE); Sorscher et al. 2022, arXiv 2206.14486",
-    needs=("margin",),
-)
+@strategy("easy", prunes="high margin", source=_SORSCHER, needs=_MARGIN)
 def easy(context: SelectionContext) -> Selection:
     """PE: drop the highest margins; full eps."""
     return Selection(context.drop(context.margin, "high"), context.uniform_eps())
 
 
-@strategy("puma", prunes="high margin", source="arXiv 2405.06298", compares=True, needs=("margin",))
+@strategy("puma", prunes="high margin", source="arXiv 2405.06298", compares=True, needs=_MARGIN)
 def puma(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | None = None) -> Selection:
     """Drop the highest margins; eps_i = min(eps, c * max(margin_i, 0)).
 
-    The rule is the abstract's of arXiv 2405.06298, the formula of the cap is ours. ``c`` is the accuracy-robustness
-    control: with 1 no attack crosses the margin model's boundary; lower values give more clean accuracy and less robust
-    accuracy. ``mean_eps_ratio``, in (0, 1], solves for c: the mean eps over the kept rows becomes that share of the
-    threat model's eps.
+    The rule is the abstract's, the formula of the cap is ours. ``mean_eps_ratio``, in (0, 1], solves for c: the mean
+    eps over the kept rows becomes that share of the threat model's eps.
 
     Raises:
         UsageError: ``c`` not positive, ``mean_eps_ratio`` out of reach, or both given.
     """
     if mean_eps_ratio is not None and c != C:
-        raise UsageError(
-            "c and mean_eps_ratio cannot both be given", why="mean_eps_ratio solves for c", fix="leave one of them out"
-        )
+        what = "c and mean_eps_ratio cannot both be given"
+        raise UsageError(what, why="mean_eps_ratio solves for c", fix="leave one of them out")
     c = number("c", c, open_low=True)
     keep = context.drop(context.margin, "high")
     if mean_eps_ratio is not None:
@@ -83,33 +75,31 @@ def puma(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | Non
     prunes="lowest margin beyond a ceiling, then high margin",
     source="our own",
     compares=True,
-    needs=("margin",),
+    needs=_MARGIN,
 )
 def puma_plus(
     context: SelectionContext, *, c: float | Literal["auto"] = "auto", max_misclassified: float = 0.2
 ) -> Selection:
     """Like puma, but c keeps the mislabelled mass constant and misclassified rows have a ceiling.
 
-    The budget of each quota first takes the most negative margins beyond the share ``max_misclassified`` (in [0, 1]) of
-    the rows that the quota keeps, then the highest margins; it is never exceeded, so the ceiling is only reached where
-    the budget allows it. ``c="auto"`` is `automatic_c`.
+    Each quota first takes the most negative margins beyond the share ``max_misclassified`` (in [0, 1]) of the rows that
+    it keeps, then the highest margins; it is never exceeded. ``c="auto"`` is `automatic_c`.
     """
     max_misclassified = number("max_misclassified", max_misclassified, high=1)
     keep = context.keep_all()
-    for group in context.quotas:
-        margin = context.margin[group.rows]
-        rng = context.rng(1, group.code)
-        allowed = math.floor(max_misclassified * (len(group.rows) - group.remove) + 1e-9)
+    for code, rows, remove in context.quotas:
+        margin, rng = context.margin[rows], context.rng(1, code)
+        allowed = math.floor(max_misclassified * (len(rows) - remove) + 1e-9)
         excess = max(int(np.count_nonzero(margin < 0)) - allowed, 0)
-        removed = extreme(margin, min(excess, group.remove), "low", rng)
+        removed = extreme(margin, min(excess, remove), "low", rng)
         margin[removed] = np.nan
-        removed |= extreme(margin, group.remove - int(np.count_nonzero(removed)), "high", rng)
-        keep[group.rows[removed]] = False
+        removed |= extreme(margin, remove - int(np.count_nonzero(removed)), "high", rng)
+        keep[rows[removed]] = False
     derived = _measured_c(context, keep) if c == "auto" else {"c": number("c", c, open_low=True)}
     return Selection(keep, capped_eps(context, derived["c"]), derived)
 
 
-@strategy("soft-easy", prunes="high margin", source="our own", compares=True, beyond_eps=True, needs=("margin",))
+@strategy("soft-easy", prunes="high margin", source="our own", compares=True, beyond_eps=True, needs=_MARGIN)
 def soft_easy(context: SelectionContext, *, c: float = C, kappa: float = 1.5) -> Selection:
     """Drop the highest margins; eps_i = min(kappa * eps, c * max(margin_i, 0)), beyond eps for easy images.
 
@@ -120,16 +110,63 @@ def soft_easy(context: SelectionContext, *, c: float = C, kappa: float = 1.5) ->
     return Selection(keep, capped_eps(context, c, kappa * context.threat.eps), {"c": c})
 
 
+# --- controls: all data with another eps or TRADES weight costs nothing; the others isolate a mechanism of PUMA ---
+
+
+@strategy("uniform-eps", prunes="", source="control", control=True, beyond_eps=True)
+def uniform_eps(context: SelectionContext, *, scale: float = 0.5) -> Selection:
+    """All data, every eps times ``scale`` (in [0, 2])."""
+    scale = number("scale", scale, high=2)
+    return Selection(context.keep_all(), context.uniform_eps(scale * context.threat.eps))
+
+
+@strategy("trades-beta", prunes="", source="Zhang et al. 2019, arXiv 1901.08573", control=True)
+def trades_beta(context: SelectionContext, *, beta: float = 2.0) -> Selection:
+    """All data, full eps, TRADES weight ``beta`` (not negative) in place of the recipe's."""
+    return Selection(context.keep_all(), context.uniform_eps(), beta=number("beta", beta))
+
+
+@strategy("cap-only", prunes="", source="control", compares=True, control=True, needs=_MARGIN)
+def cap_only(context: SelectionContext, *, c: float = C) -> Selection:
+    """All data with puma's eps: the cap without the pruning."""
+    c = number("c", c, open_low=True)
+    return Selection(context.keep_all(), capped_eps(context, c), {"c": c})
+
+
+@strategy("random-cap", prunes="any", source="control", compares=True, control=True, needs=_MARGIN)
+def random_cap(context: SelectionContext, *, c: float = C) -> Selection:
+    """Drop rows at random (the same as strategy random of that seed), with puma's eps on the rest."""
+    c = number("c", c, open_low=True)
+    return Selection(context.drop(context.random_scores(), "high"), capped_eps(context, c), {"c": c})
+
+
+@strategy("easy-matched", prunes="high margin", source="control", compares=True, control=True, needs=_MARGIN)
+def easy_matched(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | None = None) -> Selection:
+    """PE with one eps for all kept rows, equal to the mean eps of puma with the same parameters."""
+    selection = puma(context, c=c, mean_eps_ratio=mean_eps_ratio)
+    mean = float(selection.eps[selection.keep].mean(dtype=np.float64))
+    return Selection(selection.keep, context.uniform_eps(mean), {"puma_c": selection.derived["c"], "eps": mean})
+
+
+@strategy("puma-shuffled", prunes="high margin", source="control", compares=True, control=True, needs=_MARGIN)
+def puma_shuffled(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | None = None) -> Selection:
+    """Puma's kept set with its eps values permuted among the kept rows: same data, same eps histogram."""
+    selection = puma(context, c=c, mean_eps_ratio=mean_eps_ratio)
+    kept = np.flatnonzero(selection.keep)
+    selection.eps[kept] = context.rng(3).permutation(selection.eps[kept])
+    return replace(selection, derived={"puma_c": selection.derived["c"]})
+
+
+# --- the cap -------------------------------------------------------------------------------------------------------
+
+
 def capped_eps(context: SelectionContext, c: float, limit: float | None = None) -> NDArray[np.float32]:
-    """``min(limit, c * max(margin, 0))`` for every row, the threat model's eps for rows without a margin.
+    """``min(limit, c * max(margin, 0))``, float32 ``[N]``; rows without a margin get the threat model's eps.
 
     Args:
-        context: gives margins ``[N]`` and the threat model.
+        context: gives margins and the threat model.
         c: largest share of the margin that an attack may cover, positive.
         limit: the largest eps; the threat model's unless given.
-
-    Returns:
-        float32 ``[N]``; 0 for misclassified rows.
     """
     eps = np.multiply(context.margin, np.float32(c), dtype=np.float32)
     np.clip(eps, 0, np.float32(context.threat.eps if limit is None else limit), out=eps)
@@ -168,15 +205,10 @@ def _measured_c(context: SelectionContext, keep: NDArray[np.bool_]) -> dict[str,
 
 
 def c_for_mean_eps(context: SelectionContext, keep: NDArray[np.bool_], ratio: float) -> float:
-    """The ``c`` at which the mean eps over the kept rows is ``ratio`` times the threat model's eps.
+    """The ``c`` at which the mean eps over the rows ``keep`` (bool ``[N]``) is ``ratio``, in (0, 1], times eps.
 
-    The mean is an increasing, piecewise linear function of c whose corners lie at ``eps / margin``: a binary search
-    over the sorted margins finds the interval, on which it is solved exactly.
-
-    Args:
-        context: gives margins and eps.
-        keep: bool ``[N]``, the kept rows.
-        ratio: target, in (0, 1].
+    The mean is an increasing, piecewise linear function of c whose corners lie at ``eps / margin``: among the sorted
+    margins the right interval is found, on which it is solved exactly.
 
     Raises:
         UsageError: no c reaches it, because misclassified rows train clean.
@@ -195,16 +227,9 @@ def c_for_mean_eps(context: SelectionContext, keep: NDArray[np.bool_], ratio: fl
             f"the ratio can be more than {least:.4g} and at most {most:.4g}",
             fix="choose a mean_eps_ratio between the two",
         )
-    # with c = eps / margin[k] the rows up to k have eps_i = c * margin_i and those beyond have eps
+    # with c = eps / margin[k] the rows up to k have eps_i = c * margin_i and those beyond have eps: the mean falls with
+    # k; for c between the corners of k + 1 and k, rows 0..k follow the cap and the others are at eps
     sums = np.cumsum(margin, dtype=np.float64)
-    target = ratio * rows - full
-    low, high = 0, len(margin) - 1
-    while low < high:  # the last corner k at which the sum is at least the target (it falls with k)
-        middle = (low + high + 1) // 2
-        if sums[middle] / float(margin[middle]) + (len(margin) - 1 - middle) >= target:
-            low = middle
-        else:
-            high = middle - 1
-    at_eps = len(margin) - 1 - low
-    # for c between the corners of low + 1 and low, rows 0..low follow the cap and `at_eps` rows are at eps
-    return float((target - at_eps) / (float(sums[low]) / eps))
+    target, beyond = ratio * rows - full, np.arange(len(margin) - 1, -1, -1)
+    k = max(int(np.count_nonzero(sums / margin + beyond >= target)) - 1, 0)
+    return float((target - beyond[k]) / (float(sums[k]) / eps))

@@ -1,18 +1,26 @@
-"""Selectors from the literature: scores of a training run, coverage of the margin, near-duplicates."""
+"""Selectors from the literature: scores of a training run, coverage of the margin, near-duplicates of features.
+
+A folder of feature vectors (`puma.scoring.embed`) holds ``part-000000.npy``, ..., the SHA-256 of each in a dot file
+beside it, and a record ``features.json``: fingerprint of the pool and SHA-256 of the model's weights.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.strategies.context import Selection, SelectionContext, integer, number
-from puma.strategies.features import Features, extrapolate, read_features
+from puma.errors import DataError
+from puma.io import read_record, recorded_sha256, sha256_file
 from puma.strategies.quotas import extreme
-from puma.strategies.registry import strategy
+from puma.strategies.registry import Selection, SelectionContext, integer, number, strategy
 
-BLOCK = 1_024
+Features = NDArray[np.floating[Any]] | str | Path
+RECORD = "features.json"
+_BLOCK, _UNKNOWN_BLOCK = 1_024, 8_192
+_EMBED = "puma score-run RUN --features DIR"
 
 
 @strategy("el2n-adv", prunes="low error", source="Paul et al. 2021, arXiv 2107.07075", needs=("el2n-adv",))
@@ -21,9 +29,7 @@ def el2n_adv(context: SelectionContext) -> Selection:
     return Selection(context.drop(context.score("el2n-adv"), "low"), context.uniform_eps())
 
 
-@strategy(
-    "robust-failure", prunes="high frequency", source="Dong et al. 2021, arXiv 2102.07437", needs=("robust-failure",)
-)
+@strategy("robust-failure", prunes="high frequency", source="arXiv 2102.07437", needs=("robust-failure",))
 def robust_failure(context: SelectionContext) -> Selection:
     """Drop the images on which the attack succeeds at most checkpoints (the hard ones); full eps.
 
@@ -65,22 +71,20 @@ def dynamic_uncertainty(
 def ccs(context: SelectionContext, *, beta: float = 0.1, bins: int = 50) -> Selection:
     """Drop the share beta of lowest margins, then fill equal-width strata of the margin evenly; full eps.
 
-    In each quota the share ``beta`` of hardest rows is removed first (never more than the quota). The range of the
-    other margins is cut into ``bins`` of equal width, and the bins, smallest first, each keep ``remaining / remaining
-    bins`` rows, drawn at random.
+    Each quota first removes the share ``beta`` of hardest rows. The range of the other margins is cut into ``bins`` of
+    equal width, and the bins, smallest first, each keep ``remaining / remaining bins`` rows, drawn at random.
     """
     beta, bins = number("beta", beta, high=1), integer("bins", bins, low=1)
     keep = context.keep_all()
-    for group in context.quotas:
-        margin = context.margin[group.rows]
-        rng = context.rng(1, group.code)
+    for code, rows, remove in context.quotas:
+        margin, rng = context.margin[rows], context.rng(1, code)
         present = int(np.count_nonzero(~np.isnan(margin)))
-        removed = extreme(margin, min(int(np.floor(beta * present + 1e-9)), group.remove), "low", rng)
+        removed = extreme(margin, min(int(np.floor(beta * present + 1e-9)), remove), "low", rng)
         rest = np.flatnonzero(~removed & ~np.isnan(margin))
-        budget = max(len(rest) - (group.remove - int(np.count_nonzero(removed))), 0)
+        budget = max(len(rest) - (remove - int(np.count_nonzero(removed))), 0)
         removed[rest] = True
         removed[rest[_stratified(margin[rest], budget, bins, rng)]] = False
-        keep[group.rows[removed]] = False
+        keep[rows[removed]] = False
     return Selection(keep, context.uniform_eps())
 
 
@@ -104,22 +108,20 @@ def _stratified(margin: NDArray[np.float32], budget: int, bins: int, rng: np.ran
     return np.concatenate(chosen)
 
 
-@strategy(
-    "dedup", prunes="near-duplicates", source="Abbas et al. 2023, SemDeDup, arXiv 2303.09540", needs=("features",)
-)
+@strategy("dedup", prunes="near-duplicates", source="SemDeDup, arXiv 2303.09540", needs=("features",))
 def dedup(context: SelectionContext, *, features: Features, cluster_rows: int = 1_000) -> Selection:
     """Drop the rows most similar (cosine) to a row farther from the centre of their k-means cluster; full eps.
 
-    Clusters are made inside each quota (source and class), of about ``cluster_rows`` rows. SemDeDup drops rows above a
-    similarity threshold; here the quota sets the threshold, so that plans of equal size can be compared.
+    Clusters of about ``cluster_rows`` rows are made inside each quota, which sets the similarity threshold of SemDeDup:
+    plans of equal size can be compared.
     """
     cluster_rows = integer("cluster_rows", cluster_rows, low=2)
     vectors = read_features(features, len(context))
     similarity = np.full(len(context), np.nan, np.float32)
-    for group in context.quotas:
-        if group.remove:
-            seed = int(context.rng(2, group.code).integers(2**31))
-            similarity[group.rows] = duplicate_scores(vectors[group.rows], cluster_rows, seed)
+    for code, rows, remove in context.quotas:
+        if remove:
+            seed = int(context.rng(2, code).integers(2**31))
+            similarity[rows] = duplicate_scores(vectors[rows], cluster_rows, seed)
     return Selection(context.drop(similarity, "high"), context.uniform_eps())
 
 
@@ -128,11 +130,10 @@ def duplicate_scores(
 ) -> NDArray[np.float32]:
     """Redundancy of each row: the largest cosine to a row of its cluster that is ranked before it.
 
-    Rows of a cluster are ranked from far from its centre to near (SemDeDup keeps the outlying of two duplicates); a row
-    is compared with those ranked before it, so that of a set of duplicates one stays.
+    Rows of a cluster are ranked from far from its centre to near (SemDeDup keeps the outlying of two duplicates).
 
     Args:
-        features: ``[n, D]``, of any length but 0.
+        features: ``[n, D]``, n > 0.
         cluster_rows: rows in a k-means cluster, about.
         seed: for k-means.
 
@@ -156,10 +157,106 @@ def duplicate_scores(
     stops = np.cumsum(np.bincount(cluster, minlength=len(centers)))
     for start, stop in zip(np.concatenate([[0], stops[:-1]]), stops, strict=True):
         rows = order[start:stop]
-        for first in range(0, len(rows), BLOCK):
-            block = rows[first : first + BLOCK]
+        for first in range(0, len(rows), _BLOCK):
+            block = rows[first : first + _BLOCK]
             cosine = unit[block] @ unit[rows[: first + len(block)]].T  # [b, rows so far]
             place = np.arange(first, first + len(block))
             cosine[np.arange(cosine.shape[1])[None, :] >= place[:, None]] = -1
             scores[block] = cosine.max(axis=1)
     return np.clip(scores, -1, 1, out=scores)
+
+
+# --- feature vectors -----------------------------------------------------------------------------------------------
+
+
+def read_features(features: Features, rows: int, pool: str | None = None) -> NDArray[np.floating[Any]]:
+    """Feature vectors ``[rows, D]``, from an array, a .npy file (mapped, not loaded) or a folder of .npy parts.
+
+    Args:
+        features: where they are.
+        rows: images of the pool.
+        pool: fingerprint of the pool, compared with the folder's record.
+
+    Raises:
+        DataError: missing or broken; the folder's record names another pool or other bytes; another shape or kind.
+    """
+    array: Any = features
+    if isinstance(features, (str, Path)):
+        path = Path(features)
+        record = path / RECORD
+        if pool is not None and record.is_file():
+            theirs = dict(read_record(record)["settings"]).get("pool", pool)
+            if theirs != pool:
+                why = f"they are of the pool {theirs[:12]}, the table of {pool[:12]}"
+                fix = f"embed the table's own pool with `{_EMBED}`"
+                raise DataError(f"{path} holds features of another pool", why=why, fix=fix)
+        arrays = [_load(part) for part in sorted(path.glob("part-*.npy")) or [path]]
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    array = np.asanyarray(array)
+    if array.ndim != 2 or len(array) != rows or not np.issubdtype(array.dtype, np.floating):
+        what = f"features of shape {array.shape} and type {array.dtype} do not fit"
+        raise DataError(what, why=f"they have to be float, one vector for each of the pool's {rows} images")
+    return array  # type: ignore[no-any-return]
+
+
+def _load(path: Path) -> Any:
+    check_part(path)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", fix=f"`{_EMBED}` makes one") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} is not a .npy file", why=str(error)) from None
+
+
+def check_part(path: Path) -> bool:
+    """Compare a part with its recorded SHA-256; False where there is none to compare.
+
+    Raises:
+        DataError: the bytes are others.
+    """
+    if not path.is_file() or not (expected := recorded_sha256(path)):
+        return False
+    if (digest := sha256_file(path)) not in expected:
+        raise DataError(
+            f"{path} is damaged, or was made again by another program: its checksum is not the recorded one",
+            why=f"sha256 {digest[:12]} now, {expected[-1][:12]} then",
+            fix=f"run `{_EMBED}` again: it makes only what does not fit",
+        )
+    return True
+
+
+def extrapolate(
+    scores: NDArray[np.float32], features: NDArray[np.floating[Any]], n_neighbors: int = 10
+) -> NDArray[np.float32]:
+    """Give every row without a score the mean score of its nearest scored rows (Nieth et al., arXiv 2406.13283).
+
+    Args:
+        scores: float ``[N]``, NaN where there is none.
+        features: ``[N, D]``; distances are Euclidean.
+        n_neighbors: how many scored rows are averaged (fewer if there are fewer).
+
+    Returns:
+        float32 ``[N]`` without NaN; rows that had a score keep it.
+
+    Raises:
+        DataError: no row has a score, or a feature is NaN or infinite.
+
+    >>> extrapolate(np.float32([1, 3, np.nan]), np.array([[0.0], [10.0], [9.0]]), n_neighbors=1)
+    array([1., 3., 3.], dtype=float32)
+    """
+    from sklearn.neighbors import KNeighborsRegressor
+
+    known, unknown = np.flatnonzero(~np.isnan(scores)), np.flatnonzero(np.isnan(scores))
+    if not len(known):
+        raise DataError("no row has a score to extrapolate from")
+    filled = np.array(scores, dtype=np.float32)
+    try:
+        nearest = KNeighborsRegressor(min(n_neighbors, len(known)))
+        nearest.fit(np.asarray(features[known]), scores[known].astype(np.float64))
+        for start in range(0, len(unknown), _UNKNOWN_BLOCK):
+            rows = unknown[start : start + _UNKNOWN_BLOCK]
+            filled[rows] = nearest.predict(np.asarray(features[rows]))
+    except ValueError as error:
+        raise DataError("the features hold NaN or infinite values", why=str(error).partition("\n")[0]) from None
+    return filled

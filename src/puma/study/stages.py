@@ -30,7 +30,7 @@ from puma.scoring import score_margins
 from puma.scoring.embed import embed
 from puma.scoring.snapshots import load_snapshots, score_run
 from puma.strategies import get_strategy, make_plan
-from puma.strategies.counts import regime
+from puma.strategies.plans import regime
 from puma.study.folder import StudyFolder
 from puma.study.spec import RunSpec
 from puma.training.loop import train
