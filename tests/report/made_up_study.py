@@ -15,7 +15,7 @@ from puma.data.pool import Pool
 from puma.margins import MarginTable, Status
 from puma.plan import Plan
 from puma.tradeoff import Flags, read_runs
-from puma.tradeoff.tables import write_flags
+from puma.tradeoff.results import write_flags
 
 EPS = 0.2
 REAL, SYNTHETIC, N_CLEAN, N_TEST = 898, 600, 899, 400

@@ -24,7 +24,7 @@ from puma.study.results import collect, write_results
 from puma.study.runner import Budget, run_study, work
 from puma.study.status import StudyStatus, grid
 from puma.tasks import Workers
-from puma.tradeoff.tables import read_flags
+from puma.tradeoff.results import read_flags
 
 
 @pytest.fixture(scope="module")

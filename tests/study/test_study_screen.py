@@ -15,7 +15,7 @@ from puma.study.results import collect, write_results
 from puma.study.runner import work
 from puma.study.spec import StudySpec
 from puma.study.status import eps_warnings
-from puma.tradeoff.tables import read_flags, read_results
+from puma.tradeoff.results import read_flags, read_results
 
 
 def test_every_run_is_screened_and_the_grids_that_ask_for_it_are_attacked(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def _refresh(folder: Path) -> None:
         return
     from puma.study.folder import StudyFolder
     from puma.study.results import collect, write_results
-    from puma.tradeoff.tables import RESULTS, normal_params, read_results
+    from puma.tradeoff.results import RESULTS, normal_params, read_results
 
     study, path = StudyFolder.open(folder), folder / "results.parquet"
     rows = [

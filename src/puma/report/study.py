@@ -33,7 +33,7 @@ from puma.tradeoff import (
     redundant,
     wilson_interval,
 )
-from puma.tradeoff.needed import RANDOM, Needed
+from puma.tradeoff.compare import RANDOM, Needed
 
 NAMED = (BASELINE, "random", "difficult", "easy", "puma", "puma-plus")
 """Strategies that are named beside their points in the picture, and whose training is shown."""

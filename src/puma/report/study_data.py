@@ -34,7 +34,7 @@ from puma.tradeoff import (
     read_runs,
     wilson_interval,
 )
-from puma.tradeoff.tables import (
+from puma.tradeoff.results import (
     FLAGS_FILE,
     MISLABELLED_FILE,
     RESULTS_FILE,

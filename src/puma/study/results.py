@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from puma._version import __version__
 from puma.study.folder import StudyFolder
 from puma.study.status import result_row
-from puma.tradeoff import Flags, RunKey, read_runs, tables
+from puma.tradeoff import Flags, RunKey, read_runs
+from puma.tradeoff import results as tables
 
 _RUN = ("pool", "strategy", "params", "prune_fraction", "seed", "recipe")
 
@@ -33,7 +34,7 @@ def write_results(study: StudyFolder) -> Path:
     from which settings, recipes and margins.
     """
     origin = {"puma": __version__, "study": study.spec.name, "fingerprints": study.fingerprints}
-    tables.write_results(study.path / tables.RESULTS_FILE, collect(study), origin)
+    tables.write_table(study.path / tables.RESULTS_FILE, tables.RESULTS, collect(study), origin)
     shares, flags = [], list[tuple[RunKey, tables.AttackedFlags]]()
     for run in study.spec.runs():
         if (result := study.result(run.key)) is None:
@@ -49,7 +50,7 @@ def write_results(study: StudyFolder) -> Path:
             robust[attacked == 0] = np.nan
             flags.append((keys[entry["checkpoint"]], (Flags(clean, robust), entry["attack"])))
     if shares:
-        tables.write_mislabelled(study.path / tables.MISLABELLED_FILE, shares, origin)
+        tables.write_table(study.path / tables.MISLABELLED_FILE, tables.MISLABELLED, shares, origin)
     if flags:
         tables.write_flags(study.path / tables.FLAGS_FILE, flags, origin)
     return study.path / tables.RESULTS_FILE

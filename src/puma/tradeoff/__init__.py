@@ -3,38 +3,30 @@
 `compare` takes a study's results table to gaps, differences and intervals; its parts can be used alone.
 """
 
-from puma.tradeoff.compare import Comparison, Dominance, Gap, compare, dominance, frontiers
-from puma.tradeoff.frontier import Frontier, gap, why_not
-from puma.tradeoff.intervals import Estimate, Flags, mean_interval, resample, wilson_interval
-from puma.tradeoff.needed import Needed, images_needed, random_images_needed, redundant
-from puma.tradeoff.results import BASELINE, CONTROLS, Group, RunKey, RunResult, Setting, by_group, by_setting, read_runs
-
-__all__ = [
-    "BASELINE",
-    "CONTROLS",
-    "Comparison",
-    "Dominance",
-    "Estimate",
-    "Flags",
-    "Frontier",
-    "Gap",
-    "Group",
-    "Needed",
-    "RunKey",
-    "RunResult",
-    "Setting",
-    "by_group",
-    "by_setting",
-    "compare",
-    "dominance",
-    "frontiers",
-    "gap",
-    "images_needed",
-    "mean_interval",
-    "random_images_needed",
-    "read_runs",
-    "redundant",
-    "resample",
-    "why_not",
-    "wilson_interval",
-]
+from puma.tradeoff.compare import Comparison as Comparison
+from puma.tradeoff.compare import Dominance as Dominance
+from puma.tradeoff.compare import Frontier as Frontier
+from puma.tradeoff.compare import Gap as Gap
+from puma.tradeoff.compare import Needed as Needed
+from puma.tradeoff.compare import compare as compare
+from puma.tradeoff.compare import dominance as dominance
+from puma.tradeoff.compare import frontiers as frontiers
+from puma.tradeoff.compare import gap as gap
+from puma.tradeoff.compare import images_needed as images_needed
+from puma.tradeoff.compare import random_images_needed as random_images_needed
+from puma.tradeoff.compare import redundant as redundant
+from puma.tradeoff.compare import why_not as why_not
+from puma.tradeoff.intervals import Estimate as Estimate
+from puma.tradeoff.intervals import mean_interval as mean_interval
+from puma.tradeoff.intervals import resample as resample
+from puma.tradeoff.intervals import wilson_interval as wilson_interval
+from puma.tradeoff.results import BASELINE as BASELINE
+from puma.tradeoff.results import CONTROLS as CONTROLS
+from puma.tradeoff.results import Flags as Flags
+from puma.tradeoff.results import Group as Group
+from puma.tradeoff.results import RunKey as RunKey
+from puma.tradeoff.results import RunResult as RunResult
+from puma.tradeoff.results import Setting as Setting
+from puma.tradeoff.results import by_group as by_group
+from puma.tradeoff.results import by_setting as by_setting
+from puma.tradeoff.results import read_runs as read_runs

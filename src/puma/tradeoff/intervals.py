@@ -16,23 +16,18 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from puma.errors import DataError, UsageError
-from puma.tradeoff.results import RunKey
+from puma.tradeoff.results import Flags, RunKey
 
-LEVEL = 0.95
+LEVEL = 0.95  # nominal coverage of every interval
 DRAWS = 1_000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its interval.
+    """A mean over seeds and its 95 % interval; no ends where there is none (one seed, no per-image flags).
 
-    Args:
-        value: the mean over seeds.
-        low: lower end of the interval; None where there is none (one seed and no per-image flags).
-        high: upper end.
-        seeds: how many seeds were averaged.
-        seed_error: standard error from the spread over seeds; NaN with one seed.
-        image_error: standard error from the choice of test images; NaN without per-image flags.
+    Of the two standard errors the first is from the spread over seeds (NaN with one seed), the second from the choice
+    of test images (NaN without per-image flags).
     """
 
     value: float
@@ -48,16 +43,8 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def wilson_interval(share: float, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of a share seen in ``n`` independent images (JASA 22, 1927).
-
-    Args:
-        share: hits / n, in [0, 1].
-        n: how many, at least 1.
-        level: nominal coverage.
-
-    Returns:
-        Lower and upper end, inside [0, 1] also at shares 0 and 1.
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of a share in [0, 1] seen in ``n`` independent images (JASA 22, 1927), inside [0, 1].
 
     >>> tuple(round(end, 3) for end in wilson_interval(0.5, 100))
     (0.404, 0.596)
@@ -67,27 +54,25 @@ def wilson_interval(share: float, n: int, level: float = LEVEL) -> tuple[float, 
     """
     if not 0 <= share <= 1 or n < 1:
         raise UsageError(f"no interval of a share {share!r} of {n!r} images")
-    z = float(special.ndtri((1 + level) / 2))
+    z = float(special.ndtri((1 + LEVEL) / 2))
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
-def mean_interval(values: ArrayLike, resampled: ArrayLike | None = None, level: float = LEVEL) -> Estimate:
+def mean_interval(values: ArrayLike, resampled: ArrayLike | None = None) -> Estimate:
     """The mean over seeds with Student's t, and the variance of the test images that all seeds share added.
 
-    Values of different seeds are computed on the same test images, so their spread does not show how much the images
-    matter. The part of the variance under resamples of the images that is common to all seeds is added to the variance
-    over seeds (a two-way random-effects layout, seeds by images); each has its own Student's t, and the half-widths add
-    in quadrature. Coverage in simulation: docs/statistics.md.
+    Seeds share their test images, so their spread does not show how much the images matter. The part of the variance
+    under resamples that all seeds have in common is added (two-way random effects); each part has its own Student's t,
+    and the half-widths add in quadrature. Coverage in simulation: docs/statistics.md.
 
     Args:
         values: one per seed, finite ``[S]``.
-        resampled: ``[B, S]``, the same under B resamples; NaN where it could not be computed.
-        level: nominal coverage.
+        resampled: ``[B, S]``, the same under B resamples of the images; NaN where it could not be computed.
 
     Returns:
-        The estimate; with one seed the interval shows the images only, or is None where there are no resamples.
+        The estimate; with one seed its interval shows the images only, or is None where there are no resamples.
 
     >>> print(mean_interval([0.50, 0.52, 0.54]))
     0.520 [0.470, 0.570]
@@ -102,29 +87,30 @@ def mean_interval(values: ArrayLike, resampled: ArrayLike | None = None, level: 
     between = float(sample.var(ddof=1)) / seeds if seeds > 1 else math.nan
     images, draws = (math.nan, 0) if resampled is None else _shared_variance(np.asarray(resampled, dtype=np.float64))
     value, errors = float(sample.mean()), (math.sqrt(between), math.sqrt(images))
-    halves = [_quantile(count - 1, level) * error for count, error in zip((seeds, draws), errors, strict=True)]
+    freedom = [count - 1 if count > 1 else math.nan for count in (seeds, draws)]
+    halves = [float(special.stdtrit(df, (1 + LEVEL) / 2)) * error for df, error in zip(freedom, errors, strict=True)]
     known = [half for half in halves if math.isfinite(half)]
     if not known:
         return Estimate(value, None, None, seeds, *errors)
     return Estimate(value, value - math.hypot(*known), value + math.hypot(*known), seeds, *errors)
 
 
-@dataclass(frozen=True)
-class Flags:
-    """Which test images a model classifies correctly, one entry per image of the test set in its order.
-
-    Args:
-        clean: ``[N]``, 1 where right, 0 where wrong, NaN where the image was not evaluated.
-        robust: ``[N]``, the same under attack; NaN outside the subset that was attacked.
-    """
-
-    clean: ArrayLike
-    robust: ArrayLike
+def _shared_variance(resampled: NDArray[np.float64]) -> tuple[float, int]:
+    """Variance over image resamples that all seeds have in common, and how many resamples could be used."""
+    usable = resampled[np.isfinite(resampled).all(axis=1)]
+    draws, seeds = usable.shape
+    if draws < 2:
+        return math.nan, draws
+    of_mean = float(usable.mean(axis=1).var(ddof=1))
+    if seeds == 1:
+        return of_mean, draws
+    of_each = float(usable.var(axis=0, ddof=1).mean())
+    return max((seeds * of_mean - of_each) / (seeds - 1), 0.0), draws
 
 
 @dataclass(frozen=True)
 class Resampled:
-    """A run's accuracies under each bootstrap resample: ``clean`` and ``robust``, float64 ``[B]``."""
+    """A run's accuracies under each resample of the test images: ``clean`` and ``robust``, float64 ``[B]``."""
 
     clean: NDArray[np.float64]
     robust: NDArray[np.float64]
@@ -143,10 +129,8 @@ def resample(flags: Mapping[RunKey, Flags], draws: int = DRAWS, seed: int = 0) -
         return {}
     lengths = {len(np.asarray(part)) for each in flags.values() for part in (each.clean, each.robust)}
     if len(lengths) != 1 or lengths == {0}:
-        raise DataError(
-            f"the runs were evaluated on different numbers of test images: {sorted(lengths)}",
-            fix="evaluate all runs on the same test set",
-        )
+        what = f"the runs were evaluated on different numbers of test images: {sorted(lengths)}"
+        raise DataError(what, fix="evaluate all runs on the same test set")
     (images,) = lengths
     hits = {
         name: np.stack([np.asarray(getattr(each, name), np.float64) for each in flags.values()], axis=1)
@@ -163,21 +147,3 @@ def resample(flags: Mapping[RunKey, Flags], draws: int = DRAWS, seed: int = 0) -
                 again[name].append((weights @ np.where(known, values, 0)) / (weights @ known.astype(float)))
     clean, robust = (np.concatenate(again[name]) for name in ("clean", "robust"))
     return {key: Resampled(clean[:, i], robust[:, i]) for i, key in enumerate(flags)}
-
-
-def _quantile(freedom: int, level: float) -> float:
-    """Student's t at both tails; NaN without a degree of freedom."""
-    return float(special.stdtrit(freedom, (1 + level) / 2)) if freedom > 0 else math.nan
-
-
-def _shared_variance(resampled: NDArray[np.float64]) -> tuple[float, int]:
-    """Variance over image resamples that all seeds have in common, and how many resamples could be used."""
-    usable = resampled[np.isfinite(resampled).all(axis=1)]
-    draws, seeds = usable.shape
-    if draws < 2:
-        return math.nan, draws
-    of_mean = float(usable.mean(axis=1).var(ddof=1))
-    if seeds == 1:
-        return of_mean, draws
-    of_each = float(usable.var(axis=0, ddof=1).mean())
-    return max((seeds * of_mean - of_each) / (seeds - 1), 0.0), draws

@@ -1,18 +1,51 @@
-"""The results table of a study, grouped into settings (one strategy with its parameters, under several seeds)."""
+"""The tables of a study, and its runs in groups and settings. Written by `puma.study`, read by reports.
+
+| file | one row per | holds |
+|---|---|---|
+| ``results.parquet`` | run and checkpoint | accuracies, eps, images kept, cost |
+| ``flags.parquet`` | run, checkpoint and attack | which test images are right, clean and attacked |
+| ``mislabelled.parquet`` | run | shares of perturbed training images that a reference model gives another class |
+
+All three name their runs by the same columns, carry a checksum on every page and say what wrote them.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike
+
 from puma.errors import DataError, unknown
+from puma.io import atomic_path
 
 BASELINE = "none"
 CONTROLS = ("uniform-eps", "trades-beta")
 ROBUST = ("robust_accuracy", "apgd_accuracy", "pgd_accuracy")
+RESULTS_FILE, FLAGS_FILE, MISLABELLED_FILE = "results.parquet", "flags.parquet", "mislabelled.parquet"
+
+_TEXT, _FLOAT, _INT = pa.string(), pa.float64(), pa.int64()
+_RUN = {"pool": _TEXT, "strategy": _TEXT, "params": _TEXT, "prune_fraction": _FLOAT, "seed": _INT, "recipe": _TEXT}
+_FLAG_LIST = pa.list_(pa.field("element", pa.bool_()))  # "element": the name that reading gives back
+RESULTS = pa.schema(
+    {"study": _TEXT, **_RUN, "checkpoint": _TEXT}
+    | dict.fromkeys(("eps_train", "clean_accuracy", *ROBUST), _FLOAT)
+    | {"n_test": _INT, "n_pgd": _INT, "kept": _INT, "mean_eps": _FLOAT, "attack_cost": _FLOAT, "steps": _INT},
+    metadata={"schema": "puma.results/1"},
+)
+FLAGS = pa.schema(
+    {"study": _TEXT, **_RUN, "checkpoint": _TEXT, "attack": _TEXT, "clean": _FLAG_LIST, "robust": _FLAG_LIST},
+    metadata={"schema": "puma.flags/1"},
+)
+MISLABELLED = pa.schema({**_RUN, "share": _FLOAT, "by_attack": _FLOAT}, metadata={"schema": "puma.mislabelled/2"})
+_NULLABLE = {*ROBUST, "params", "attack_cost"}
 
 Results = Mapping[str, Any] | Iterable[Mapping[str, Any]]
 """A table: columns by name, a pyarrow table, a pandas frame, or rows as mappings."""
@@ -55,12 +88,12 @@ class Setting:
 
 
 RunKey = tuple[Group, Setting, int]
-"""Group, setting and seed: names one run, for per-image flags."""
+"""Group, setting and seed: names one run."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """One row of the table: one trained model. Accuracies are fractions; what the table does not say is NaN."""
+    """One row of the results: one trained model. Accuracies are fractions; what the table does not say is NaN."""
 
     group: Group
     setting: Setting
@@ -79,8 +112,25 @@ class RunResult:
         return self.group, self.setting, self.seed
 
 
+@dataclass(frozen=True)
+class Flags:
+    """Which test images a model classifies correctly, one entry per image of the test set in its order.
+
+    Args:
+        clean: ``[N]``, 1 where right, 0 where wrong, NaN where the image was not evaluated.
+        robust: ``[N]``, the same under attack; NaN outside the subset that was attacked.
+    """
+
+    clean: ArrayLike
+    robust: ArrayLike
+
+
+AttackedFlags = tuple[Flags, str]
+"""Flags, and the attack that gave the robust ones."""
+
+
 def read_runs(results: Results, robust: str = "robust_accuracy") -> list[RunResult]:
-    """The runs of a results table (DESIGN's columns; of those, ``strategy, seed, clean_accuracy`` are required).
+    """The runs of a results table; the columns ``strategy, seed, clean_accuracy`` are required.
 
     Args:
         results: the table; a column that is absent counts as null.
@@ -102,9 +152,8 @@ def read_runs(results: Results, robust: str = "robust_accuracy") -> list[RunResu
             if not (math.isnan(value) or 0 <= value <= 1):
                 raise DataError(f"{name} {value!r} of {run.setting.label} is not in [0, 1]")
         if run.key in runs:
-            raise DataError(
-                f"the results hold {run.setting.label}, seed {run.seed}, twice", fix="compare one study at a time"
-            )
+            what = f"the results hold {run.setting.label}, seed {run.seed}, twice"
+            raise DataError(what, fix="compare one study at a time")
         runs[run.key] = run
     return list(runs.values())
 
@@ -125,6 +174,107 @@ def by_setting(runs: Iterable[RunResult]) -> dict[Setting, dict[int, RunResult]]
     return settings
 
 
+def read_results(path: Path | str) -> list[dict[str, Any]]:
+    """Rows of ``results.parquet``, in its order; ``params`` is JSON with sorted keys.
+
+    Raises:
+        DataError: missing, not Parquet, columns missing, nulls where none belong, accuracies outside [0, 1], a run
+            twice.
+    """
+    if not Path(path).is_file():
+        how = "`puma study run` makes it; `puma study status` shows how far it is"
+        raise DataError(f"{path} does not exist", fix=how)
+    rows = _read(path, RESULTS)
+    for row in rows:
+        for name in RESULTS.names:
+            if row[name] is None and name not in _NULLABLE:
+                what = f"{path} has an empty {name} for {row['strategy']!r}"
+                raise DataError(what, fix="`puma study run` writes it anew")
+    for column in ROBUST:
+        read_runs(rows, column)
+    return rows
+
+
+def read_mislabelled(path: Path | str) -> list[dict[str, Any]]:
+    """Rows of ``mislabelled.parquet``; ``share`` and ``by_attack`` are fractions in [0, 1].
+
+    Raises:
+        DataError: missing, not Parquet, columns missing.
+    """
+    return _read(path, MISLABELLED)
+
+
+def read_flags(path: Path | str, attack: str | None = None) -> dict[RunKey, AttackedFlags]:
+    """Flags of ``flags.parquet`` by run.
+
+    Args:
+        path: the file.
+        attack: only the flags under this attack; None takes AutoAttack standard where a run has it, else what it has.
+
+    Raises:
+        DataError: missing, not Parquet, columns missing.
+    """
+    flags: dict[RunKey, AttackedFlags] = {}
+    for row in _read(path, FLAGS):
+        group = Group(row["study"], row["pool"], row["recipe"], row["checkpoint"])
+        key = group, Setting(row["strategy"], row["params"], row["prune_fraction"]), row["seed"]
+        if row["attack"] == attack or (attack is None and (key not in flags or row["attack"] == "standard")):
+            clean, robust = (np.array(row[name], dtype=np.float64) for name in ("clean", "robust"))
+            flags[key] = Flags(clean, robust), row["attack"]
+    return flags
+
+
+def write_flags(path: Path | str, flags: Iterable[tuple[RunKey, AttackedFlags]], origin: Mapping[str, Any]) -> None:
+    """Write ``flags.parquet``: one row for each run and attack."""
+
+    def nullable(values: ArrayLike) -> list[bool | None]:
+        return [None if np.isnan(value) else bool(value) for value in np.asarray(values, np.float64)]
+
+    rows = [
+        asdict(group)
+        | asdict(setting)
+        | {"seed": seed, "attack": attack, "clean": nullable(images.clean), "robust": nullable(images.robust)}
+        for (group, setting, seed), (images, attack) in flags
+    ]
+    write_table(path, FLAGS, rows, origin)
+
+
+def write_table(
+    path: Path | str, schema: pa.Schema, rows: Iterable[Mapping[str, Any]], origin: Mapping[str, Any]
+) -> None:
+    """Write rows of `RESULTS`, `FLAGS` or `MISLABELLED`; equal rows give equal bytes.
+
+    ``origin`` says what made them and goes into the metadata.
+    """
+    metadata = {**schema.metadata, b"puma": json.dumps(origin, sort_keys=True).encode()}
+    table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata(metadata))
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def normal_params(text: str | None, origin: Path | str) -> str:
+    """JSON of a strategy's parameters with sorted keys.
+
+    Raises:
+        DataError: it is no JSON object.
+    """
+    try:
+        return json.dumps(dict(json.loads(text or "{}")), sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        raise DataError(f"{origin} holds params {text!r}", why="it has to be a JSON object") from None
+
+
+def _read(path: Path | str, schema: pa.Schema) -> list[dict[str, Any]]:
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"cannot read {path}", why=str(error).strip()) from None
+    if missing := [name for name in schema.names if name not in table.column_names]:
+        raise DataError(f"{path} is not such a table", why=f"it lacks the columns {', '.join(missing)}")
+    rows = table.select(schema.names).to_pylist()
+    return [row | {"params": normal_params(row["params"], path)} for row in rows]
+
+
 def _rows(results: Results) -> list[Mapping[str, Any]]:
     if hasattr(results, "to_pylist"):
         return list(results.to_pylist())
@@ -136,15 +286,14 @@ def _rows(results: Results) -> list[Mapping[str, Any]]:
 
 
 def _run(row: Mapping[str, Any], robust: str) -> RunResult:
+    def number(name: str, missing: float = math.nan) -> float:
+        value = row.get(name)
+        return missing if value is None else float(value)
+
     params = row.get("params") or "{}"
     parsed = dict(params) if isinstance(params, Mapping) else json.loads(str(params))
-    setting = Setting(str(row["strategy"]), json.dumps(parsed, sort_keys=True), _number(row.get("prune_fraction"), 0.0))
+    setting = Setting(str(row["strategy"]), json.dumps(parsed, sort_keys=True), number("prune_fraction", 0.0))
     study, pool, recipe = (str(row.get(name) or "") for name in ("study", "pool", "recipe"))
     group = Group(study, pool, recipe, str(row.get("checkpoint") or "last"))
-    facts = {name: _number(row.get(name)) for name in ("n_test", "kept", "mean_eps", "attack_cost", "steps")}
-    clean, attacked = _number(row["clean_accuracy"]), _number(row.get(robust))
-    return RunResult(group, setting, int(row["seed"]), clean, attacked, **facts)
-
-
-def _number(value: Any, missing: float = math.nan) -> float:
-    return missing if value is None else float(value)
+    facts = [number(name) for name in ("n_test", "kept", "mean_eps", "attack_cost", "steps")]
+    return RunResult(group, setting, int(row["seed"]), number("clean_accuracy"), number(robust), *facts)
