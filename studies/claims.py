@@ -26,7 +26,7 @@ from puma.perceptron.theory import Prediction, predict
 from puma.plots import INK, figure_style, mark, svg_text
 from puma.study.spec import StudySpec
 from puma.tradeoff import BASELINE, Comparison, Estimate, Flags, compare, mean_interval
-from puma.tradeoff.tables import FLAGS_FILE, MISLABELLED_FILE, RESULTS_FILE, read_flags, read_mislabelled, read_results
+from puma.tradeoff.results import FLAGS_FILE, MISLABELLED_FILE, RESULTS_FILE, read_flags, read_mislabelled, read_results
 
 ROOT = Path(__file__).parents[1]
 SIMILAR = 0.02  # accuracies less than two points apart are called similar
