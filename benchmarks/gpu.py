@@ -49,10 +49,9 @@ try:
     from puma.data.tensors import read_batch
     from puma.evaluation import estimate_cost
     from puma.models.modes import true_float32
-    from puma.study.folder import StudyFolder
-    from puma.study.results import collect
+    from puma.study.folder import StudyFolder, collect
     from puma.study.spec import StudySpec
-    from puma.study.tasks import study_tasks
+    from puma.study.stages import study_tasks
     from puma.threat import ThreatModel
     from puma.training.recipe import load_recipe
 except ImportError as error:

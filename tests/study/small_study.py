@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from puma.margins import MarginTable
-from puma.study.folder import StudyFolder
-from puma.study.results import collect
+from puma.study.folder import StudyFolder, collect
 from puma.study.spec import StudySpec
 from puma.training.recipe import load_recipe
 

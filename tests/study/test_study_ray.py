@@ -16,8 +16,7 @@ import pytest
 from small_study import outcome, small_study
 
 from puma.errors import UsageError
-from puma.study.runner import Budget, run_study, work
-from puma.study.status import StudyStatus
+from puma.study.runner import Budget, StudyStatus, run_study, work
 from puma.tasks import Workers
 from puma.training.recipe import load_recipe
 

@@ -21,10 +21,9 @@ from puma.io import sha256_file
 from puma.plan import Plan
 from puma.report import make_report
 from puma.report.study_data import StudyData
-from puma.study.folder import StudyFolder
-from puma.study.results import collect, write_results
+from puma.study.folder import StudyFolder, collect, write_results
 from puma.study.runner import commit, run_task, work
-from puma.study.tasks import study_tasks
+from puma.study.stages import study_tasks
 from puma.training.recipe import load_recipe
 from puma.verify import verify
 
@@ -112,7 +111,8 @@ def test_tables_say_who_wrote_them_and_from_what(two_recipes: StudyFolder) -> No
     assert margins is not None
     for name in TABLES:
         metadata = pq.read_schema(two_recipes.path / name).metadata
-        assert metadata[b"schema"] == f"puma.{Path(name).stem}/1".encode()
+        version = 2 if name == "mislabelled.parquet" else 1
+        assert metadata[b"schema"] == f"puma.{Path(name).stem}/{version}".encode()
         told = json.loads(metadata[b"puma"])
         assert (told["puma"], told["study"]) == (__version__, "small")
         assert told["fingerprints"]["study.toml"] == sha256_file(two_recipes.path / "study.toml")

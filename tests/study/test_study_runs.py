@@ -19,10 +19,8 @@ from small_study import outcome, small_study
 
 from puma.errors import UsageError
 from puma.margins import MarginTable
-from puma.study.folder import StudyFolder
-from puma.study.results import collect, write_results
-from puma.study.runner import Budget, run_study, work
-from puma.study.status import StudyStatus, grid
+from puma.study.folder import StudyFolder, collect, write_results
+from puma.study.runner import Budget, StudyStatus, grid, run_study, work
 from puma.tasks import Workers
 from puma.tradeoff.results import read_flags
 

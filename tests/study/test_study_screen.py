@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from small_study import small_study
 
-from puma.study.folder import StudyFolder
-from puma.study.results import collect, write_results
-from puma.study.runner import work
+from puma.study.folder import StudyFolder, collect, write_results
+from puma.study.runner import eps_warnings, work
 from puma.study.spec import StudySpec
-from puma.study.status import eps_warnings
 from puma.tradeoff.results import read_flags, read_results
 
 

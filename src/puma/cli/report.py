@@ -55,8 +55,7 @@ def _refresh(folder: Path) -> None:
     """Write results.parquet again where a study has finished more than it holds."""
     if not ((folder / "study.toml").is_file() and (folder / "done").is_dir()):
         return
-    from puma.study.folder import StudyFolder
-    from puma.study.results import collect, write_results
+    from puma.study.folder import StudyFolder, collect, write_results
     from puma.tradeoff.results import RESULTS, normal_params, read_results
 
     study, path = StudyFolder.open(folder), folder / "results.parquet"

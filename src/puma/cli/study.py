@@ -17,8 +17,7 @@ from puma.errors import UsageError
 
 if TYPE_CHECKING:
     from puma.study.folder import StudyFolder
-    from puma.study.runner import Budget
-    from puma.study.status import Line
+    from puma.study.runner import Budget, Line
 
 study_app = typer.Typer(help="Compare strategies: many runs with one frozen recipe.", no_args_is_help=True)
 
@@ -107,7 +106,7 @@ def run_here(folder: StudyFolder, jobs: int, budget: Budget | None, quiet: bool)
 def conclude(folder: StudyFolder, done: bool, write: bool = True) -> None:
     """Write and print what came out of a finished study, or say how one that the time budget ended goes on."""
     if not done:
-        from puma.study.results import write_results
+        from puma.study.folder import write_results
 
         write_results(folder)
         go_on, look = (
@@ -122,7 +121,7 @@ def conclude(folder: StudyFolder, done: bool, write: bool = True) -> None:
 def finish(folder: StudyFolder) -> None:
     """Write the results and the report of a finished study and print its table."""
     from puma.report import write_report
-    from puma.study.results import collect, write_results
+    from puma.study.folder import collect, write_results
 
     results = write_results(folder)
     report = write_report(folder.path)
@@ -134,7 +133,7 @@ def finish(folder: StudyFolder) -> None:
 def status(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> None:
     """Show the grid of a study: what is finished, what runs, what waits, and how long it may still take."""
     from puma.study.folder import StudyFolder
-    from puma.study.status import StudyStatus, eps_warnings, grid
+    from puma.study.runner import StudyStatus, eps_warnings, grid
 
     study = StudyFolder.open(folder)
     lines = grid(study)

@@ -1,4 +1,4 @@
-"""A study's folder: which file lies where, and what has been finished.
+"""A study's folder: which file lies where, what has been finished, and the tables of results.
 
 ```
 study.toml             the settings
@@ -21,6 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from puma._version import __version__
 from puma.errors import DataError, ResumeError
 from puma.io import (
     fingerprint,
@@ -35,6 +39,8 @@ from puma.io import (
     write_toml,
 )
 from puma.study.spec import RunSpec, StudySpec
+from puma.tradeoff import Flags, RunKey, read_runs
+from puma.tradeoff import results as tables
 from puma.training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -75,10 +81,10 @@ class StudyFolder:
         Raises:
             DataError: there is none.
         """
-        path = Path(path)
-        if not (path / "study.toml").is_file():
+        file = Path(path) / "study.toml"
+        if not file.is_file():
             raise DataError(f"{path} holds no study", why="it has no study.toml", fix="make one with `puma study run`")
-        return cls(StudySpec.parse(read_toml(path / "study.toml"), str(path / "study.toml")), path)
+        return cls(StudySpec.parse(read_toml(file), str(file)), file.parent)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw clean against robust accuracy of every finished setting; return the matplotlib axes.
@@ -100,10 +106,20 @@ class StudyFolder:
         """The images the study makes for itself."""
         return self.path / "synthetic" / "images.npz"
 
-    def freeze_recipes(self) -> None:
-        """Keep a copy of each recipe that has none yet, and compare the others with theirs.
+    def pool_folder(self, synthetic: int | None) -> Path:
+        """Where margin models, margins, scores and features of the pool with this many synthetic images lie."""
+        return self.path if synthetic is None else self.path / "pools" / f"n{synthetic}"
 
-        A file may be edited while a study runs or differ on another machine: its name alone does not freeze it.
+    def run_folder(self, run: RunSpec) -> Path:
+        """The folder of a run."""
+        return self.path / "runs" / run.key
+
+    def plan_file(self, run: RunSpec) -> Path:
+        """The plan of a run."""
+        return self.path / "plans" / f"{run.key}.parquet"
+
+    def freeze_recipes(self) -> None:
+        """Keep a copy of each recipe that has none yet, and compare the others with theirs: files can be edited.
 
         Raises:
             ResumeError: a recipe has changed; both values are named.
@@ -127,27 +143,11 @@ class StudyFolder:
     def fingerprints(self) -> dict[str, Any]:
         """What tells studies of one name apart: settings, recipes, pools and margin tables, where known."""
         copies = {recipe: self._recipe_file(recipe) for recipe in self.spec.recipes}
-        prints: dict[str, Any] = {
-            "study.toml": sha256_file(self.settings_file),
-            "recipes": {
-                name: fingerprint(_settings(load_recipe(copy))) for name, copy in copies.items() if copy.is_file()
-            },
+        recipes = {name: fingerprint(_settings(load_recipe(copy))) for name, copy in copies.items() if copy.is_file()}
+        margins = sorted((self.path / "done").glob("margins*.json"))
+        return {"study.toml": sha256_file(self.settings_file), "recipes": recipes} | {
+            path.stem: read_json(path)["fingerprints"] for path in margins
         }
-        for path in sorted((self.path / "done").glob("margins*.json")):
-            prints[path.stem] = read_json(path)["fingerprints"]
-        return prints
-
-    def pool_folder(self, synthetic: int | None) -> Path:
-        """Where margin models, margins, scores and features of the pool with this many synthetic images lie."""
-        return self.path if synthetic is None else self.path / "pools" / f"n{synthetic}"
-
-    def run_folder(self, run: RunSpec) -> Path:
-        """The folder of a run."""
-        return self.path / "runs" / run.key
-
-    def plan_file(self, run: RunSpec) -> Path:
-        """The plan of a run."""
-        return self.path / "plans" / f"{run.key}.parquet"
 
     def result(self, task: str) -> dict[str, Any] | None:
         """What a finished task gave (``seconds``, where and by which code, and its own keys); None if not finished."""
@@ -165,7 +165,59 @@ class StudyFolder:
     def _done_file(self, task: str) -> Path:
         return self.path / "done" / f"{task}.json"
 
+    def row(self, run: RunSpec, checkpoint: int = 0) -> dict[str, Any]:
+        """The row of a finished run (its first checkpoint unless said otherwise), with its later attack if any."""
+        row = (self.result(run.key) or {})["rows"][checkpoint]
+        later = (self.result(f"attack-{run.key}") or {}).get("accuracies", [])
+        return {**row, **next((found for found in later if found["checkpoint"] == row["checkpoint"]), {})}
+
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe without its name and source."""
     return recipe.model_dump(mode="json", exclude={"name", "source"})
+
+
+# --- results -------------------------------------------------------------------------------------------------------
+
+_RUN = ("pool", "strategy", "params", "prune_fraction", "seed", "recipe")
+
+
+def collect(study: StudyFolder) -> list[dict[str, Any]]:
+    """The rows of all finished runs, in the order of the study."""
+    rows = []
+    for run in study.spec.runs():
+        if (result := study.result(run.key)) is not None:
+            rows += [study.row(run, place) for place in range(len(result["rows"]))]
+    return rows
+
+
+def write_results(study: StudyFolder) -> Path:
+    """Write ``results.parquet``, ``mislabelled.parquet`` and ``flags.parquet`` from the finished runs.
+
+    These three, ``study.toml``, ``recipes/`` and ``done/`` are the small files: all that a study needs to go on
+    elsewhere, and all that its report needs for every figure and interval.
+    """
+    origin = {"puma": __version__, "study": study.spec.name, "fingerprints": study.fingerprints}
+    tables.write_table(study.path / tables.RESULTS_FILE, tables.RESULTS, collect(study), origin)
+    shares, flags = [], list[tuple[RunKey, tables.AttackedFlags]]()
+    for run in study.spec.runs():
+        if (result := study.result(run.key)) is None:
+            continue
+        mislabelled = study.result(f"mislabelled-{run.key}") or {}
+        if "by_attack" in mislabelled:  # records of before schema 2 lack it
+            found = {name: mislabelled[name] for name in ("share", "by_attack")}
+            shares.append({name: result["rows"][0][name] for name in _RUN} | found)
+        keys = {run_row.group.checkpoint: run_row.key for run_row in read_runs(result["rows"])}
+        for entry in [*result.get("flags", []), *(study.result(f"attack-{run.key}") or {}).get("flags", [])]:
+            clean, attacked, robust = (_bits(entry, name) for name in ("clean_correct", "attacked", "robust"))
+            robust[attacked == 0] = np.nan
+            flags.append((keys[entry["checkpoint"]], (Flags(clean, robust), entry["attack"])))
+    if shares:
+        tables.write_table(study.path / tables.MISLABELLED_FILE, tables.MISLABELLED, shares, origin)
+    if flags:
+        tables.write_flags(study.path / tables.FLAGS_FILE, flags, origin)
+    return study.path / tables.RESULTS_FILE
+
+
+def _bits(entry: dict[str, Any], name: str) -> NDArray[np.float64]:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(entry[name]), np.uint8), count=entry["images"]).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The tasks of a study, and working through them: in one process, in several, or on Ray.
+"""Working through the tasks of a study: in one process, in several, or on Ray; and how far it is.
 
 Any number of processes may share a study's folder. A task reads what earlier tasks left there. It is held by a lock
 while it runs; a process that dies in any way gives up its lock, and another one goes on from its last checkpoint.
@@ -6,6 +6,7 @@ while it runs; a process that dies in any way gives up its lock, and another one
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -13,9 +14,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,11 @@ import torch
 
 from puma._version import __version__
 from puma.errors import BusyError
-from puma.io import lock
+from puma.io import lock, lock_holder
 from puma.progress import Progress
 from puma.study.folder import StudyFolder
-from puma.study.status import StudyStatus, eps_warnings
-from puma.study.tasks import Task, study_tasks
+from puma.study.spec import RunSpec
+from puma.study.stages import Task, study_tasks
 from puma.tasks import Workers, require_shared, run_tasks
 
 logger = logging.getLogger("puma")
@@ -95,7 +96,7 @@ def _terminated(number: int, frame: object) -> None:
 def work(
     study: StudyFolder, *, worker: int = 0, num_workers: int = 1, budget: Budget | None = None, show: bool = False
 ) -> bool:
-    """Run what is left of a study and return when all of it is finished, by whomever.
+    """Run what is left of a study in this process and return when all of it is finished, by whomever.
 
     Args:
         study: the study; its folder may be shared with other processes.
@@ -108,11 +109,10 @@ def work(
     Returns:
         True if the study is finished, False if the time budget ended it.
     """
-    budget = budget or Budget()
     tasks = study_tasks(study)
     forget_lost(study, tasks)
     mine = [task for place, task in enumerate(tasks) if (place % num_workers if task.needs else 0) == worker]
-    with budget.held():
+    with (budget or Budget()).held():
         while left := [task for task in mine if study.result(task.name) is None]:
             ready = [task for task in left if all(study.result(name) is not None for name in task.needs)]
             if not any(_try(study, task, show) for task in ready):
@@ -125,8 +125,7 @@ def work(
 def run_study(study: StudyFolder, workers: Workers, *, budget: Budget | None = None, show: bool = False) -> bool:
     """Run what is left of a study in processes of this machine or on a Ray cluster.
 
-    A task that is run again goes on from its last checkpoint. Other processes may work on the same folder at the same
-    time: a task that one of them holds is waited for.
+    A task that is run again goes on from its last checkpoint; one that another process holds is waited for.
 
     Args:
         study: the study; on a cluster its folder has to be the same path on every machine.
@@ -138,9 +137,8 @@ def run_study(study: StudyFolder, workers: Workers, *, budget: Budget | None = N
         True if the study is finished, False if the time budget ended it.
 
     Raises:
-        UsageError: Ray is not installed, or there is no cluster at the address.
+        UsageError, WorkerLost: as `puma.tasks.run_tasks`.
         StorageError: a machine of the cluster does not see the folder.
-        WorkerLost: a process was killed.
         PumaError: the reason for which a task was refused; the others are stopped, what was finished is kept.
     """
     tasks, lines = study_tasks(study), dict[int, str]()
@@ -154,8 +152,7 @@ def run_study(study: StudyFolder, workers: Workers, *, budget: Budget | None = N
             bar.update(status.done(), status.summary(), list(lines.values()))
 
         local = workers.ray is None
-        until = None if budget is None else budget.until
-        run = partial(_run_named, str(study.path.absolute()), until, local)
+        run = partial(_run_named, str(study.path.absolute()), budget.until if budget else None, local)
         where = replace(workers, on_line=refresh) if local else workers
         for _, done in run_tasks(run, left, where, needs={task.name: task.needs for task in tasks}):
             finished &= done
@@ -174,6 +171,17 @@ def _run_named(folder: str, until: float | None, show: bool, name: str) -> bool:
         while study.result(name) is None and not _try(study, task, show):
             time.sleep(_WAIT_S)
     return study.result(name) is not None
+
+
+def _try(study: StudyFolder, task: Task, show: bool) -> bool:
+    """Run a task unless another process holds it; True if it is finished now."""
+    try:
+        with lock(study.path / "done", f".{task.name}.lock"):
+            if study.result(task.name) is None:
+                run_task(study, task, show)
+        return True
+    except BusyError:
+        return False
 
 
 def forget_lost(study: StudyFolder, tasks: list[Task]) -> None:
@@ -198,11 +206,10 @@ def run_task(study: StudyFolder, task: Task, show: bool) -> dict[str, Any]:
     study.freeze_recipes()
     started = time.monotonic()
     result = task.work(show)
-    seconds = time.monotonic() - started
-    where = {"host": socket.gethostname(), "threads": torch.get_num_threads()}
+    where = {"seconds": time.monotonic() - started, "host": socket.gethostname(), "threads": torch.get_num_threads()}
     code = {"torch": torch.__version__, "numpy": np.__version__, "puma": __version__, "commit": commit()}
     before = set(eps_warnings(study))
-    study.finish(task.name, {**result, "seconds": seconds, **where, **code})
+    study.finish(task.name, {**result, **where, **code})
     for warning in eps_warnings(study):
         if warning not in before:  # as soon as the first runs show it
             logger.warning("%s: %s", study.spec.name, warning)
@@ -223,12 +230,144 @@ def commit(package: Path = Path(__file__).parents[1]) -> str | None:
     return described.stdout.strip() or None
 
 
-def _try(study: StudyFolder, task: Task, show: bool) -> bool:
-    """Run a task unless another process holds it; True if it is finished now."""
-    try:
-        with lock(study.path / "done", f".{task.name}.lock"):
-            if study.result(task.name) is None:
-                run_task(study, task, show)
-        return True
-    except BusyError:
-        return False
+# --- how far a study is --------------------------------------------------------------------------------------------
+
+
+class StudyStatus:
+    """Counts a study's finished work in percent and estimates the time left with ``jobs`` processes."""
+
+    total = 100
+
+    def __init__(self, study: StudyFolder, jobs: int = 1) -> None:
+        self.study, self.jobs, self.tasks = study, jobs, study_tasks(study)
+        self._seen: dict[str, dict[str, Any]] = {}
+        self._changed = time.monotonic()
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """Results of the finished tasks by name."""
+        for task in self.tasks:
+            if task.name not in self._seen and (result := self.study.result(task.name)) is not None:
+                self._seen[task.name] = result
+                self._changed = time.monotonic()
+        return self._seen
+
+    def done(self) -> int:
+        """Percent of the work that are finished."""
+        finished = self.finished()
+        weights = sum(task.weight for task in self.tasks if task.name in finished)
+        return int(self.total * weights / sum(task.weight for task in self.tasks))
+
+    def eta(self) -> float | None:
+        """Seconds left with ``jobs`` processes, from the tasks finished so far; None before the first.
+
+        The pace is the median over units of work, so that one interrupted task does not distort it. The tasks that run
+        now are taken to need a tenth of their time at least: while something is left, that is never 0.
+        """
+        finished = self.finished()
+        known = [task for task in self.tasks if finished.get(task.name, {}).get("seconds", 0) > 0.01]
+        paces = sorted((finished[task.name]["seconds"] / task.weight, task.weight) for task in known)
+        if not paces:
+            return None
+        reached = list(itertools.accumulate(weight for _, weight in paces))
+        pace = next(pace for (pace, _), weight in zip(paces, reached, strict=True) if weight >= reached[-1] / 2)
+        left = pace * sum(task.weight for task in self.tasks if task.name not in finished) / self.jobs
+        return float(max(left / 10, left - (time.monotonic() - self._changed)))
+
+    def summary(self) -> str:
+        """Finished tasks and time left, in a few words."""
+        eta, left = self.eta(), "ETA after the first task"
+        if eta is not None:
+            size, unit = next((size, unit) for size, unit in _UNITS if eta > 1.5 * size or size == 1)
+            left = f"ETA {eta / size:.{int(size == 3600)}f} {unit}"
+        return f"{len(self.finished())} of {len(self.tasks)} tasks, {left}"
+
+
+_UNITS = ((3600, "h"), (60, "min"), (1, "s"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a study's grid: a task that runs share, or a strategy over its seeds.
+
+    Args:
+        label: what it is.
+        states: seed -> ``finished``, ``evaluating`` (trained, attacks left), ``running`` or ``waiting``; a shared task
+            has the one seed None.
+        clean: mean clean accuracy over the finished seeds, None before the first.
+        robust: mean accuracy under the strongest attack that has been run (AutoAttack standard, APGD, CE + CW PGD).
+    """
+
+    label: str
+    states: Mapping[int | None, str]
+    clean: float | None = None
+    robust: float | None = None
+
+
+def grid(study: StudyFolder) -> list[Line]:
+    """The grid of a study: shared tasks first, then one line per strategy, prune fraction, pool and recipe."""
+    finished = StudyStatus(study).finished()
+
+    def state(task: str) -> str:
+        if task in finished:
+            return "finished"
+        return "running" if lock_holder(study.path / "done", f".{task}.lock") is not None else "waiting"
+
+    states = {task.name: state(task.name) for task in study_tasks(study)}
+    runs = study.spec.runs()
+    names = {run: [f"{prefix}{run.key}" for prefix in ("", "attack-", "mislabelled-")] for run in runs}
+    of_runs = set(itertools.chain(*names.values()))
+    lines = [Line(name, {None: state}) for name, state in states.items() if name not in of_runs]
+    several_recipes = len({run.recipe for run in runs}) > 1
+    settings: dict[RunSpec, list[RunSpec]] = {}
+    for run in runs:
+        settings.setdefault(replace(run, seed=0), []).append(run)
+    for first, group in settings.items():
+        seeds: dict[int | None, str] = {}
+        for run in group:
+            own = [states[name] for name in names[run] if name in states]
+            seeds[run.seed] = "evaluating" if own[0] == "finished" and set(own) != {"finished"} else own[0]
+        label = [first.label]
+        label += [f"prune {first.prune_fraction:g}"] if first.prune_fraction else []
+        label += [] if first.synthetic is None else [f"{first.synthetic:,} synthetic"]
+        label += [Path(first.recipe).stem] if several_recipes else []
+        rows = [study.row(run) for run in group if run.key in finished]
+        clean, robust = _mean([row["clean_accuracy"] for row in rows]), _mean([strongest(row) for row in rows])
+        lines.append(Line(", ".join(label), seeds, clean, robust))
+    return lines
+
+
+def strongest(row: Mapping[str, Any]) -> float | None:
+    """Accuracy under the strongest attack that a row has."""
+    names = ("robust_accuracy", "apgd_accuracy", "pgd_accuracy")
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def eps_warnings(study: StudyFolder) -> list[str]:
+    """Pools in which a smaller uniform eps beats full eps in both accuracies: eps is then too large for the labels.
+
+    Means over the seeds that both have finished, by pool and recipe.
+    """
+    warnings = []
+    finished = [run for run in study.spec.runs() if study.result(run.key) is not None]
+    full = {(run.synthetic, run.recipe, run.seed): run for run in finished if run.strategy == "none"}
+    smaller: dict[tuple[Any, ...], list[tuple[RunSpec, RunSpec]]] = {}
+    for run in finished:
+        scale = dict(run.params).get("scale", 0.5)
+        twin = full.get((run.synthetic, run.recipe, run.seed))
+        if run.strategy == "uniform-eps" and scale < 1 and twin is not None:
+            smaller.setdefault((run.synthetic, run.recipe, scale), []).append((twin, run))
+    for (_, _, scale), pairs in smaller.items():
+        rows = [[study.row(run) for run in pair] for pair in pairs]
+        clean = _mean([own["clean_accuracy"] - none["clean_accuracy"] for none, own in rows]) or 0
+        robust = _mean([(strongest(own) or 0) - (strongest(none) or 0) for none, own in rows]) or 0
+        if clean > 0 and robust > 0:
+            warnings.append(
+                f"eps is too large for these labels to say anything about PUMA: {scale:g} eps on all data is better "
+                f"than full eps in clean ({clean:+.1%}) and in robust accuracy ({robust:+.1%}); choose a smaller eps"
+            )
+    return warnings
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

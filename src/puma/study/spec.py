@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from puma.attacks.deepfool import Mode
 from puma.errors import UsageError
@@ -24,16 +24,19 @@ class _Settings(BaseModel):
 
 
 class PoolSettings(_Settings):
-    """Where the images come from."""
+    """Where the images come from.
 
-    real: str = Field(description="Source of the real training images.")
-    test: str = Field(description="Source of the test images; never trained on, never used to choose a checkpoint.")
-    synthetic: int | list[str] = Field(
-        description="How many images to generate with our own diffusion model, or the sources of synthetic images."
-    )
-    diffusion: dict[str, Any] = Field(
-        default={}, description="Settings of the diffusion model that differ from its preset."
-    )
+    Args:
+        real: source of the real training images.
+        test: source of the test images; never trained on, never used to choose a checkpoint.
+        synthetic: how many images to generate with our own diffusion model, or the sources of synthetic images.
+        diffusion: settings of the diffusion model that differ from its preset.
+    """
+
+    real: str
+    test: str
+    synthetic: int | list[str]
+    diffusion: dict[str, Any] = {}
 
 
 class NetworkSettings(_Settings):
@@ -44,67 +47,60 @@ class NetworkSettings(_Settings):
 
 
 class MarginSettings(_Settings):
-    """How margins are measured."""
+    """How margins are measured.
 
-    mode: Mode = Field(default="refined", description="DeepFool mode.")
-    folds: int = Field(
-        default=2,
-        ge=1,
-        description="K > 1: cross-fitted, a real image is scored by models that did not train on it, a synthetic one "
-        "by all. 1 switches that off: every margin model trains on the whole pool.",
-    )
-    models: int = Field(
-        default=1, ge=1, description="Margin models per fold; a margin is the mean over those that score the image."
-    )
-    seed: int = Field(default=1000, ge=0, description="Seed of the margin models; runs use other ones.")
+    Args:
+        mode: of DeepFool.
+        folds: K > 1: cross-fitted, a real image is scored by models that did not train on it, a synthetic one by all.
+            1 switches that off: every margin model trains on the whole pool.
+        models: margin models per fold; a margin is the mean over those that score the image.
+        seed: of the margin models; runs use other ones.
+    """
+
+    mode: Mode = "refined"
+    folds: int = Field(default=2, ge=1)
+    models: int = Field(default=1, ge=1)
+    seed: int = Field(default=1000, ge=0)
 
 
 class EvaluationSettings(_Settings):
-    """How models are evaluated."""
+    """How models are evaluated.
+
+    Args:
+        attack: as for `puma.evaluate`.
+        subset: attack only a stratified subset of this many test images.
+        screen: a weaker attack for every run, such as ce-cw-20; ``attack`` is then a task of its own, for the grids
+            with ``standard = true``. It is named in every table and never called robust accuracy.
+        screen_subset: test images under the screening attack.
+        checkpoints: which checkpoints of a run are evaluated: last, best or both.
+        mislabelled: kept training images whose perturbation a reference model classifies; 0: none.
+    """
 
     attack: str = "standard"
-    subset: int | None = Field(
-        default=None, gt=0, description="Attack only a stratified subset of this many test images."
-    )
-    screen: str | None = Field(
-        default=None,
-        description="A weaker attack for every run, such as ce-cw-20; `attack` is then a task of its own, for the "
-        "grids with standard = true. It is named in every table and never called robust accuracy.",
-    )
-    screen_subset: int | None = Field(default=None, gt=0, description="Test images under the screening attack.")
-    checkpoints: list[str] = Field(
-        default=["last"], description="Which checkpoints of a run are evaluated: last, best or both."
-    )
-    mislabelled: int = Field(
-        default=2000,
-        ge=0,
-        description="Kept training images whose perturbation a reference model classifies; 0: none.",
-    )
-
-    @field_validator("checkpoints")
-    @classmethod
-    def _known(cls, names: list[str]) -> list[str]:
-        if not names or not set(names) <= {"last", "best"}:
-            raise ValueError('checkpoints are "last" and "best"')
-        return names
+    subset: int | None = Field(default=None, gt=0)
+    screen: str | None = None
+    screen_subset: int | None = Field(default=None, gt=0)
+    checkpoints: list[Literal["last", "best"]] = Field(default=["last"], min_length=1)
+    mislabelled: int = Field(default=2000, ge=0)
 
 
 class Grid(_Settings):
-    """A block of runs: every combination of its lists."""
+    """A block of runs: every combination of its lists.
 
-    strategies: list[str | dict[str, Any]] = Field(
-        description='Names, or tables such as {name = "puma", c = [0.25, 0.5]}.'
-    )
+    Args:
+        strategies: names, or tables such as ``{name = "puma", c = [0.25, 0.5]}``.
+        prune_fractions, seeds: lists of numbers.
+        recipes: instead of the study's recipe.
+        standard: with ``evaluation.screen``: whether ``evaluation.attack`` is run as well.
+        synthetic: pool sizes: stratified subsets of this many synthetic images, each with its own margin model.
+    """
+
+    strategies: list[str | dict[str, Any]]
     prune_fractions: list[Annotated[float, Field(ge=0, lt=1)]] = [0.3]
     seeds: list[Annotated[int, Field(ge=0, lt=2**63, strict=True)]] = [0]
-    recipes: list[str] | None = Field(default=None, description="Instead of the study's recipe.")
-    standard: bool = Field(
-        default=True, description="With evaluation.screen: whether evaluation.attack is run as well."
-    )
-    synthetic: list[Annotated[int, Field(ge=0)]] | None = Field(
-        default=None,
-        description="Pool sizes: stratified subsets of this many synthetic images, each with its own margin model.",
-    )
+    recipes: list[str] | None = None
+    standard: bool = True
+    synthetic: list[Annotated[int, Field(ge=0)]] | None = None
 
 
 class StudySpec(_Settings):
@@ -129,7 +125,7 @@ class StudySpec(_Settings):
         """Read and check a study file.
 
         Raises:
-            UsageError: it cannot be read; all problems with its settings, in one message.
+            UsageError: it cannot be read, or as `parse`.
         """
         return cls.parse(read_toml(path), str(path))
 
@@ -153,11 +149,6 @@ class StudySpec(_Settings):
         spec._refuse_equal_names(origin)
         return spec
 
-    @property
-    def recipes(self) -> list[str]:
-        """The recipes of margin models and runs, each once."""
-        return list(dict.fromkeys([self.recipe, *(run.recipe for run in self.runs())]))
-
     def _refuse_equal_names(self, origin: str) -> None:
         """Two recipes or runs of one name would share one folder, and the second take the first's result."""
         recipes: dict[str, str] = {}
@@ -171,26 +162,24 @@ class StudySpec(_Settings):
         twins: dict[str, RunSpec] = {}
         for run in self.runs():
             if (twin := twins.setdefault(run.key, run)) != run:
-                raise UsageError(
-                    f"{origin} has two runs called {run.key!r}",
-                    why=f"{twin} and {run}",
-                    fix="give them values that differ in more than their last digits or their punctuation",
-                )
+                fix = "give them values that differ in more than their last digits or their punctuation"
+                raise UsageError(f"{origin} has two runs called {run.key!r}", why=f"{twin} and {run}", fix=fix)
 
-    def runs(self) -> list[RunSpec]:
+    @property
+    def recipes(self) -> list[str]:
+        """The recipes of margin models and runs, each once."""
+        return list(dict.fromkeys([self.recipe, *(run.recipe for run in self.runs())]))
+
+    def runs(self, *, attacked: bool = False) -> list[RunSpec]:
         """All runs, each once, in the order they are run: grid by grid and seed by seed inside each.
 
-        So a stopped study is balanced, and the grids that decide come first if they are written first.
+        So a stopped study is balanced, and the grids that decide come first if they are written first. With
+        ``attacked`` only those that ``evaluation.attack`` is run on, beside the screening attack.
         """
-        return list(dict.fromkeys(run for grid in self.grid for run in self._by_seed(grid)))
-
-    def attacked_runs(self) -> list[RunSpec]:
-        """The runs that ``evaluation.attack`` is run on, beside the screening attack."""
-        grids = [grid for grid in self.grid if grid.standard]
-        return list(dict.fromkeys(run for grid in grids for run in self._by_seed(grid)))
-
-    def _by_seed(self, grid: Grid) -> list[RunSpec]:
-        return sorted(self._expand(grid), key=lambda run: run.seed)
+        grids = [grid for grid in self.grid if grid.standard or not attacked]
+        return list(
+            dict.fromkeys(run for grid in grids for run in sorted(self._expand(grid), key=lambda run: run.seed))
+        )
 
     def _expand(self, grid: Grid) -> Iterator[RunSpec]:
         sizes = grid.synthetic if grid.synthetic is not None else [None]
@@ -200,19 +189,15 @@ class StudySpec(_Settings):
         ):
             entry = {"name": entry} if isinstance(entry, str) else dict(entry)
             name = str(entry.pop("name", ""))
-            prunes = get_strategy(name).prunes
-            if size == self.pool.synthetic:
-                size = None
+            fraction = prune if get_strategy(name).prunes else 0.0
+            pool = None if size == self.pool.synthetic else size
             lists = [value if isinstance(value, list) else [value] for value in entry.values()]
             for value in itertools.chain(*lists):
                 if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
-                    raise UsageError(
-                        f"strategy {name!r} has a parameter {value!r}",
-                        fix="give finite numbers or texts, or lists of them",
-                    )
+                    fix = "give finite numbers or texts, or lists of them"
+                    raise UsageError(f"strategy {name!r} has a parameter {value!r}", fix=fix)
             for values in itertools.product(*lists):
-                params = tuple(sorted(zip(entry, values, strict=True)))
-                yield RunSpec(name, params, prune if prunes else 0.0, seed, recipe, size)
+                yield RunSpec(name, tuple(sorted(zip(entry, values, strict=True))), fraction, seed, recipe, pool)
 
 
 @dataclass(frozen=True)

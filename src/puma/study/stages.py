@@ -1,13 +1,15 @@
-"""The stages of a study: synthetic images, margins, other scores, the reference model, runs, attacks.
+"""The tasks of a study: synthetic images, margins, other scores, the reference model, runs, attacks.
 
-Each reads what earlier stages left in the study's folder and returns what is recorded in ``done/``. What an engine had
-finished before a stop it finds again by itself.
+Each reads what earlier ones left in the study's folder and returns what is recorded in ``done/``. What an engine had
+finished before a stop it finds again by itself. Any process that sees the folder can run one.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,7 @@ from puma.plan import Plan
 from puma.scoring import score_margins
 from puma.scoring.embed import embed
 from puma.scoring.snapshots import load_snapshots, score_run
-from puma.strategies import get_strategy, make_plan
-from puma.strategies.plans import regime
+from puma.strategies import get_strategy, make_plan, regime
 from puma.study.folder import StudyFolder
 from puma.study.spec import RunSpec
 from puma.training.loop import train
@@ -39,6 +40,55 @@ from puma.training.run import Run
 
 _REFERENCE_SEED = 2000
 _SNAPSHOTS = 10
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Args:
+        name: unique in the study; also its file name in ``done/``.
+        label: shown while it runs.
+        needs: names of tasks that have to be finished before.
+        weight: rough share of the time, for the progress bar.
+        work: does it; takes ``show`` (progress) and returns what is recorded.
+        leaves: the file or folder that later tasks read; None where they read only what is recorded.
+    """
+
+    name: str
+    label: str
+    needs: tuple[str, ...]
+    weight: float
+    work: Callable[[bool], dict[str, Any]]
+    leaves: Path | None = None
+
+
+def study_tasks(study: StudyFolder) -> list[Task]:
+    """All tasks of a study, in the order in which they are best begun."""
+    spec, made = study.spec, study.synthetic_file if isinstance(study.spec.pool.synthetic, int) else None
+    tasks = [Task("synthetic", "synthetic images", (), 1.0, partial(make_synthetic, study), made)]
+    for size in dict.fromkeys([None, *(run.synthetic for run in spec.runs())]):
+        label, end = ("", "") if size is None else (f" ({size} synthetic)", f"-n{size}")
+        work, folder = partial(score_pool, study, size), study.pool_folder(size)
+        tasks.append(Task(f"margins{end}", f"margins{label}", ("synthetic",), 1.0, work, folder / "margins"))
+        if any(run.synthetic == size and run.needs_snapshots for run in spec.runs()):
+            work, needs = partial(score_snapshots, study, size), (f"margins{end}",)
+            tasks.append(Task(f"scores{end}", f"other scores{label}", needs, 0.3, work, folder / "scores"))
+    if spec.evaluation.mislabelled:
+        work = partial(train_reference, study)
+        tasks.append(Task("reference", "reference model", ("synthetic",), 0.7, work, study.path / "reference"))
+    attacked = set(spec.runs(attacked=True)) if spec.evaluation.screen else set()
+    for run in spec.runs():
+        end = "" if run.synthetic is None else f"-n{run.synthetic}"
+        needs, work = (f"{'scores' if run.needs_snapshots else 'margins'}{end}",), partial(run_one, study, run)
+        tasks.append(Task(run.key, run.label, needs, 1.0, work, study.run_folder(run)))
+        if run in attacked:
+            work = partial(attack_one, study, run)
+            tasks.append(Task(f"attack-{run.key}", f"{run.label}, attack", (run.key,), 1.0, work))
+        if spec.evaluation.mislabelled:
+            work, label = partial(mislabelled_of, study, run), f"{run.label}, mislabelled"
+            tasks.append(Task(f"mislabelled-{run.key}", label, (run.key, "reference"), 0.05, work))
+    return tasks
 
 
 def make_synthetic(study: StudyFolder, show: bool) -> dict[str, Any]:
@@ -58,28 +108,23 @@ def make_synthetic(study: StudyFolder, show: bool) -> dict[str, Any]:
 def score_pool(study: StudyFolder, synthetic: int | None, show: bool) -> dict[str, Any]:
     """Train the margin models on a pool (one per fold, or several) and measure the margin of every image in it."""
     settings, folder, pool = study.spec.margins, study.pool_folder(synthetic), load_pool(study, synthetic)
-    fold = split_folds(pool, settings.folds)
+    threat, fold = study.spec.threat_model, split_folds(pool, settings.folds)
     count = settings.folds * settings.models
     tables, scores = [], []
     for number in range(count):
         unseen = fold == number % settings.folds if settings.folds > 1 else np.zeros(len(pool), dtype=bool)
-        label = f"margin model {number + 1} of {count}"
-        model = _train_full(
-            study, pool, ~unseen, folder / f"margin-model-{number}", settings.seed + number, label, show
-        )
+        label, run = f"margin model {number + 1} of {count}", folder / f"margin-model-{number}"
+        model = _train_full(study, pool, ~unseen, run, settings.seed + number, label, show)
         out = folder / ("margins" if count == 1 else f"margins-fold-{number}")
-        norm = study.spec.threat_model.norm
-        tables.append(score_margins(_on_device(model), pool, norm=norm, mode=settings.mode, out=out, progress=show))
+        model = _on_device(model)
+        tables.append(score_margins(model, pool, norm=threat.norm, mode=settings.mode, out=out, progress=show))
         scores.append(unseen | pool.synthetic if settings.folds > 1 else ~unseen)
     table = tables[0]
     if count > 1:
         table = average(tables, np.stack(scores), "cross_fitted" if settings.folds > 1 else "ensemble")
         table.write(folder / "margins")
-    return {
-        "images": len(pool),
-        "regime": regime(table, study.spec.threat_model),
-        "fingerprints": {"pool": pool.fingerprint, "table": table.fingerprint},
-    }
+    prints = {"pool": pool.fingerprint, "table": table.fingerprint}
+    return {"images": len(pool), "regime": regime(table, threat), "fingerprints": prints}
 
 
 def score_snapshots(study: StudyFolder, synthetic: int | None, show: bool) -> dict[str, Any]:
@@ -116,10 +161,8 @@ def run_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
     plan.write(study.plan_file(spec))
     network, out = _new_network(study, pool, spec.seed), study.run_folder(spec)
     run = train(network, pool, threat=threat, plan=plan, recipe=spec.recipe, out=out, seed=spec.seed, progress=show)
-    attack, subset = settings.attack, settings.subset
-    if settings.screen is not None:
-        attack, subset = settings.screen, settings.screen_subset
-    results = _evaluate(study, spec, run, attack, subset, show)
+    screened = settings.screen is not None
+    results = _evaluate(study, spec, run, show, screen=screened)
     facts = {
         "study": study.spec.name,
         "pool": " + ".join(f"{source['name']} ({source['rows']})" for source in pool.describe()["sources"]),
@@ -135,7 +178,6 @@ def run_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
         "attack_cost": 2.0 * load_recipe(spec.recipe).attack_steps * run.meta["draws"] * run.meta["attack_cost"],
         "steps": run.meta["steps"],
     }
-    screened = settings.screen is not None
     rows = [
         facts
         | {
@@ -154,8 +196,7 @@ def run_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
 
 def attack_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
     """Run ``evaluation.attack`` on a finished run that was only given the screening attack."""
-    settings, run = study.spec.evaluation, Run.read(study.run_folder(spec))
-    results = _evaluate(study, spec, run, settings.attack, settings.subset, show)
+    results = _evaluate(study, spec, Run.read(study.run_folder(spec)), show)
     names = ("robust_accuracy", "apgd_accuracy", "n_test")
     accuracies = [
         {"checkpoint": checkpoint} | {name: getattr(result, name) for name in names}
@@ -179,6 +220,9 @@ def mislabelled_of(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, A
     return shares._asdict()
 
 
+# --- what several tasks share --------------------------------------------------------------------------------------
+
+
 def load_pool(study: StudyFolder, synthetic: int | None) -> Pool:
     """The pool of the study, or one with a stratified subset of ``synthetic`` of its synthetic images."""
     pool = study.spec.pool
@@ -192,14 +236,9 @@ def load_pool(study: StudyFolder, synthetic: int | None) -> Pool:
 
 
 def split_folds(pool: Pool, folds: int) -> NDArray[np.int64]:
-    """Which margin model does not see a real image: 0 to folds-1, in equal shares of each class; -1 for synthetic.
+    """Which margin model does not see a real image, int64 ``[N]``: 0 to folds-1, in equal shares of each class.
 
-    Args:
-        pool: the pool.
-        folds: how many margin models there are.
-
-    Returns:
-        int64 ``[N]``.
+    Synthetic images have -1.
     """
     fold = np.full(len(pool), -1, dtype=np.int64)
     rng = np.random.default_rng(0)
@@ -229,10 +268,9 @@ def average(tables: list[MarginTable], scores: NDArray[np.bool_], kind: str) -> 
     shared: NDArray[np.bool_] = (scores.sum(axis=0) > 1) & np.all(np.isfinite(stacked) | ~scores, axis=0)
     mean = np.where(scores, stacked, 0)[:, shared].sum(axis=0, dtype=np.float64) / scores[:, shared].sum(axis=0)
     estimated = np.any(np.stack([table.status == Status.ESTIMATED for table in tables]) & scores, axis=0)[shared]
+    right = np.where(estimated, Status.ESTIMATED, Status.CROSSED)
     columns["margin"][shared] = mean
-    columns["status"][shared] = np.where(
-        mean < 0, Status.MISCLASSIFIED, np.where(estimated, Status.ESTIMATED, Status.CROSSED)
-    )
+    columns["status"][shared] = np.where(mean < 0, Status.MISCLASSIFIED, right)
     meta = {**tables[0].meta, "model": {kind: [table.meta["model"] for table in tables]}}
     return replace(tables[0], meta=meta, **columns)
 
@@ -250,11 +288,9 @@ def _train_full(
 
 
 def _new_network(study: StudyFolder, pool: Pool, seed: int) -> nn.Module:
-    network = study.spec.network
-    size, _, channels = pool.image_shape
-    return build_model(
-        network.name, pool.num_classes, in_channels=channels, image_size=size, seed=seed, **network.options
-    )
+    network, (size, _, channels) = study.spec.network, pool.image_shape
+    shape: dict[str, Any] = {"in_channels": channels, "image_size": size, **network.options}
+    return build_model(network.name, pool.num_classes, seed=seed, **shape)
 
 
 def _on_device(model: nn.Module) -> nn.Module:
@@ -263,17 +299,19 @@ def _on_device(model: nn.Module) -> nn.Module:
 
 
 def _evaluate(
-    study: StudyFolder, spec: RunSpec, run: Run, attack: str, subset: int | None, show: bool
+    study: StudyFolder, spec: RunSpec, run: Run, show: bool, *, screen: bool = False
 ) -> dict[str, Evaluation]:
     """Evaluations of the run's checkpoints that the study asks for, by name."""
-    results = {}
-    for checkpoint in study.spec.evaluation.checkpoints:
+    settings, threat, test = study.spec.evaluation, study.spec.threat_model, load_dataset(study.spec.pool.test)
+    attack, subset = settings.attack, settings.subset
+    if screen:
+        attack, subset = str(settings.screen), settings.screen_subset
+    results: dict[str, Evaluation] = {}
+    for checkpoint in settings.checkpoints:
         model = _on_device(run.model if checkpoint == "last" else run.best)
         if resolve_device("auto").type == "cpu":
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster there
         out = study.run_folder(spec) / ("" if checkpoint == "last" else checkpoint)
-        test = load_dataset(study.spec.pool.test)
-        threat = study.spec.threat_model
         results[checkpoint] = evaluate(model, test, threat, out=out, attack=attack, subset=subset, progress=show)
     return results
 
