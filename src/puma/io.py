@@ -39,7 +39,7 @@ _NO_LOCKS = _errors("ENOLCK ENOSYS ENOTSUP EOPNOTSUPP")
 _NO_FSYNC = _errors("EINVAL ENOSYS ENOTSUP EOPNOTSUPP EROFS")
 _NOT_STORAGE = (BlockingIOError, ChildProcessError, ConnectionError, InterruptedError, ProcessLookupError, TimeoutError)
 _LEFTOVER, _STALE_S = re.compile(r"\..+\.([0-9a-f]{6})-(\d+)-[0-9a-f]+\.tmp"), 24 * 3600
-_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+_NEW, _NOFOLLOW = os.O_WRONLY | os.O_CREAT | os.O_EXCL, getattr(os, "O_NOFOLLOW", 0)
 
 
 def _host() -> str:
@@ -72,7 +72,7 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _sweep(target.parent)
-            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            os.close(os.open(temporary, _NEW, 0o666))
             yield temporary
             _fsync(temporary)
             temporary.replace(target)
@@ -128,10 +128,7 @@ def storage_errors(target: Path | str) -> Iterator[None]:
         what, why = f"cannot write {target}", str(error)
         fix = "check the disk or the mount and run the same command again; everything written before is kept"
         if error.errno in _FULL:
-            what, why = (
-                f"no space left for {target}",
-                "the disk or the quota is full; everything written before is kept",
-            )
+            what, why = f"no space left for {target}", "the disk or the quota is full; what was written before is kept"
             fix = "free some space and run the same command again: it goes on from here"
         elif error.errno in _BAD_PATH:
             fix = "choose another output path"
@@ -155,13 +152,54 @@ def prepare_folder(folder: Path | str) -> Path:
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
-        probe = folder / f".probe.{_HOST}-{os.getpid()}-{secrets.token_hex(3)}.tmp"
+        probe = _temporary(folder / "probe")
         try:
-            with os.fdopen(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            with os.fdopen(os.open(probe, _NEW, 0o666), "wb") as file:
                 file.write(b"x")
         finally:
             probe.unlink(missing_ok=True)
     return folder
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(3)}.tmp")
+
+
+def _fsync(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk; file systems that cannot are left alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files of processes that are gone, once per folder and process.
+
+    On this machine a process is known to be gone; what others left goes when nothing has been written to it for a day.
+    """
+    place = (os.getpid(), os.path.abspath(folder))
+    if place in _swept:
+        return
+    _swept.add(place)
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            known = _LEFTOVER.fullmatch(path.name)
+            gone = known and known[1] == _HOST and not _alive(int(known[2]))
+            if gone or (known and path.lstat().st_mtime < time.time() - _STALE_S):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True
 
 
 def write_bytes(target: Path | str, data: bytes) -> None:
@@ -178,10 +216,7 @@ def write_text(target: Path | str, text: str) -> None:
 def write_json(target: Path | str, value: Any, *, checksum: bool = False) -> None:
     """Write ``value`` to ``target`` atomically, as indented JSON with NaN refused.
 
-    Args:
-        target: the file.
-        value: a JSON value.
-        checksum: add ``"checksum"`` to the object ``value``; `read_json` then refuses the file if a bit has changed.
+    With ``checksum`` the object ``value`` gets ``"checksum"``: `read_json` refuses the file if a bit has changed.
     """
     if checksum:
         plain = json.loads(json.dumps(value, allow_nan=False))
@@ -208,6 +243,12 @@ def toml_text(value: Mapping[str, Any]) -> str:
     return tomli_w.dumps(_without_none(value))
 
 
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _without_none(inner) for key, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
@@ -226,11 +267,9 @@ def read_json(path: Path | str) -> Any:
     if isinstance(value, dict) and str(value.get("checksum", "")).startswith("sha256:"):
         stated = value.pop("checksum")
         if stated != f"sha256:{fingerprint(value)}":
-            raise DataError(
-                f"{path} is damaged",
-                why="its content does not match the checksum inside it",
-                fix="restore it, or delete it and run the command that made it again",
-            )
+            why = "its content does not match the checksum inside it"
+            fix = "restore it, or delete it and run the command that made it again"
+            raise DataError(f"{path} is damaged", why=why, fix=fix)
     return value
 
 
@@ -436,11 +475,8 @@ def claim_folder(
     both = known.keys() & today.keys()  # an earlier version may have recorded less
     changed = settings_diff({key: known[key] for key in both}, {key: today[key] for key in both})
     if changed:
-        logger.warning(
-            "%s was begun on another machine or with other libraries (%s); the last bits of the result may differ",
-            folder,
-            "; ".join(changed),
-        )
+        text = "%s was begun on another machine or with other libraries (%s); the last bits of the result may differ"
+        logger.warning(text, folder, "; ".join(changed))
     return changed
 
 
@@ -476,11 +512,8 @@ class Shards:
 
     Args:
         folder: where the shards lie.
-        settings: JSON of everything that decides their content.
-        environment: as for `claim_folder`.
+        settings, environment, record, schema: as for `claim_folder`.
         suffix: ending of the files.
-        record: file that holds the settings.
-        schema: name and version of what the folder holds.
         check: for shards without a recorded checksum (a folder copied without its dot files): whether a file is whole
             and of these settings. Without it such shards are made again.
         write: False only looks at what is there, and changes nothing.
@@ -552,12 +585,6 @@ class Shards:
             yield temporary
             write_text(_digest_path(path), "".join(f"{line}\n" for line in (*previous, sha256_file(temporary))))
 
-    def remove(self, key: int | str) -> None:
-        """Remove a shard: it has to be made again."""
-        with storage_errors(self.path(key)):
-            self.path(key).unlink(missing_ok=True)
-            _digest_path(self.path(key)).unlink(missing_ok=True)
-
     @contextmanager
     def held(self, worker: int = 0, num_workers: int = 1) -> Iterator[None]:
         """Hold the folder as worker ``worker`` of ``num_workers``, each of which makes other shards.
@@ -582,53 +609,3 @@ def recorded_sha256(shard: Path) -> list[str]:
 
 def _digest_path(shard: Path) -> Path:
     return shard.with_name(f".{shard.name}.sha256")
-
-
-# --- internals -----------------------------------------------------------------------------------------------------
-
-
-def _fsync(path: Path) -> None:
-    """Flush a file, or a folder's entries, to the disk; file systems that cannot are left alone."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_FSYNC:
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove temporary files of processes that are gone, once per folder and process.
-
-    On this machine a process is known to be gone; what others left goes when nothing has been written to it for a day.
-    """
-    place = (os.getpid(), os.path.abspath(folder))
-    if place in _swept:
-        return
-    _swept.add(place)
-    for path in folder.glob(".*.tmp"):
-        with suppress(OSError):
-            known = _LEFTOVER.fullmatch(path.name)
-            gone = known and known[1] == _HOST and not _alive(int(known[2]))
-            if gone or (known and path.lstat().st_mtime < time.time() - _STALE_S):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(3)}.tmp")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)
-    return True
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _without_none(inner) for key, inner in value.items() if inner is not None}
-    return [_without_none(inner) for inner in value] if isinstance(value, (list, tuple)) else value

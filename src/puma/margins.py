@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = "puma.margins/2"
 PART_ROWS = 65_536
 METADATA_KEY = b"puma"
+LABEL_QUALITY, LABEL_ISSUE = "label_quality", "label_issue"  # columns of `puma.scoring.labels.score_labels`
 Columns = dict[str, NDArray[Any]]
 
 
@@ -56,8 +57,6 @@ class Status(IntEnum):
         return self.name.lower().replace("_", "-")
 
 
-LABEL_QUALITY, LABEL_ISSUE = "label_quality", "label_issue"
-"""Columns of `puma.scoring.labels.score_labels`."""
 STATUS_NAMES = tuple(status.text for status in Status)
 _TABLE_COLUMNS = {
     "label": np.int16,
@@ -68,7 +67,6 @@ _TABLE_COLUMNS = {
     "source": np.int16,
 }
 _ARROW_TYPES = {"index": pa.int64(), "label": pa.int16(), "predicted": pa.int16(), "steps": pa.int16()}
-_PARQUET = {"write_page_checksum": True, "compression": "zstd"}
 _MOST_CLASSES = 1 << 15  # labels are int16
 _ROWS_PER_BYTE = 64  # a part that claims more rows than this for each byte of its file is forged
 _REDO = "delete it and run the same `puma score` command: it makes only this part again"
@@ -163,22 +161,19 @@ class MarginTable:
         """
         mine, theirs = self.meta["pool"]["fingerprint"], other.meta["pool"]["fingerprint"]
         if mine != theirs:
-            raise DataError(
-                f"these score tables are of different pools ({mine[:12]} and {theirs[:12]})",
-                fix="score the same pool for both",
-            )
+            what = f"these score tables are of different pools ({mine[:12]} and {theirs[:12]})"
+            raise DataError(what, fix="score the same pool for both")
         return replace(self, scores={**self.scores, **other.scores})
 
     def write(self, folder: Path | str, part_rows: int = PART_ROWS) -> Path:
         """Write the table as parts of ``part_rows`` rows into ``folder``; each part appears whole or not at all."""
-        folder = Path(folder)
         for part, start in enumerate(range(0, max(len(self), 1), part_rows)):
             rows = slice(start, min(start + part_rows, len(self)))
             columns: Columns = {"index": np.arange(rows.start, rows.stop, dtype=np.int64)}
             columns |= {name: column[rows] for name, column in self._columns().items()}
             with atomic_path(part_path(folder, part)) as temporary:
                 write_part(temporary, columns, self.meta)
-        return folder
+        return Path(folder)
 
     @classmethod
     def read(cls, path: Path | str) -> MarginTable:
@@ -188,7 +183,10 @@ class MarginTable:
             DataError: nothing there, a foreign or damaged part, parts of different tables or under other numbers, rows
                 missing or twice.
         """
-        paths = part_paths(path)
+        path = Path(path)
+        paths = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
+        if not paths or not paths[0].is_file():
+            raise DataError(f"no margin table at {path}", fix="make one with `puma score`")
         headers = [read_header(part) for part in paths]  # all of them before any memory is taken
         meta, rows = headers[0][0], sum(count for _, count in headers)
         total = sum(source["rows"] for source in meta["pool"]["sources"])
@@ -202,10 +200,10 @@ class MarginTable:
                     fix="keep each table in a folder of its own",
                 )
             values = read_part(part, meta)
-            index = values.pop("index")
+            index, named = values.pop("index"), part in (path, part_path(path, number))
             if count and index[0] > start and part != part_path(path, number):
                 raise _incomplete(path, total, start, rows)
-            if (part != path and part != part_path(path, number)) or (index != np.arange(start, start + count)).any():
+            if not named or (index != np.arange(start, start + count)).any():
                 raise DataError(
                     f"{part} does not hold rows {start} to {start + count - 1}, as part {number} of the table has to",
                     why=f"its rows begin with {index[0]}: a part under another number?" if count else "it is empty",
@@ -217,8 +215,7 @@ class MarginTable:
         if start != total:
             raise _incomplete(path, total, start, rows)
         scores = {name: columns.pop(name) for name in list(columns) if name not in _TABLE_COLUMNS}
-        if "margin" not in columns:
-            columns["margin"] = np.full(total, np.nan, np.float32)
+        columns.setdefault("margin", np.full(total, np.nan, np.float32))
         return cls(**columns, meta=meta, scores=scores)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -264,12 +261,24 @@ class MarginTable:
         finite = self.margin[np.isfinite(self.margin)]
         bars = np.histogram(finite, 40)[0] if len(finite) else np.zeros(0, int)
         sparkline = "".join(" ▁▂▃▄▅▆▇█"[-(-8 * int(bar) // int(bars.max()))] for bar in bars)
-        rows = "".join(
-            f"<tr><td>{text}</td><td>{count:,}</td><td>{count / len(self):.1%}</td></tr>"
-            for text, count in self.counts().items()
-        )
         span = f"<br><code>{finite.min():.3g} {sparkline} {finite.max():.3g}</code>" if len(finite) else ""
+        shares = [(text, f"{count:,}", f"{count / len(self):.1%}") for text, count in self.counts().items()]
+        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in shares)
         return f"<div>{html.escape(repr(self)[1:-1])}{span}<table>{rows}</table></div>"
+
+
+def _incomplete(path: Path, total: int, first: int, rows: int) -> DataError:
+    if rows > total:
+        what = f"{path} holds {rows} rows, beyond the pool's {total}"
+        return DataError(what, fix="delete the parts that are too many")
+    return DataError(
+        f"{path} lacks {total - rows} of {total} rows, the first is {first}",
+        why="scoring has not finished, or a part was removed",
+        fix="run the same `puma score` command again: it makes only what is missing",
+    )
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
 
 
 def part_path(folder: Path | str, part: int) -> Path:
@@ -277,34 +286,32 @@ def part_path(folder: Path | str, part: int) -> Path:
     return Path(folder) / f"part-{part:06d}.parquet"
 
 
-def part_paths(path: Path | str) -> list[Path]:
-    """The parts of a table: the Parquet files of a folder, or the file itself.
-
-    Raises:
-        DataError: there is none.
-    """
-    path = Path(path)
-    paths = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
-    if not paths or not paths[0].is_file():
-        raise DataError(f"no margin table at {path}", fix="make one with `puma score`")
-    return paths
-
-
-def write_part(path: Path, columns: Columns, meta: Mapping[str, Any]) -> None:
+def write_part(path: Any, columns: Columns, meta: Mapping[str, Any]) -> None:
     """Write one part (not atomically); equal columns and metadata give equal bytes.
 
     Args:
-        path: the part's file.
+        path: the part's file, or a writable file object.
         columns: ``index``, and equally long columns as in `MarginTable` (``status`` and ``source`` as codes).
         meta: the table's metadata, the same for every part.
     """
-    pq.write_table(_to_arrow(columns, meta), path, **_PARQUET)
+    texts = {"status": STATUS_NAMES, "source": [source["name"] for source in meta["pool"]["sources"]]}
+    arrays: dict[str, pa.Array] = {}
+    for name, column in columns.items():
+        if name in texts:
+            codes = pa.array(column, pa.int8() if name == "status" else pa.int16())
+            arrays[name] = pa.DictionaryArray.from_arrays(codes, pa.array(texts[name], pa.string()))
+        else:
+            arrays[name] = pa.array(column, _ARROW_TYPES.get(name, pa.float32()))
+    record = {"schema": SCHEMA_VERSION, "sha256": _digest(columns, meta), **meta}
+    text = json.dumps(record, sort_keys=True, allow_nan=False)
+    table = pa.table(arrays).replace_schema_metadata({METADATA_KEY: text.encode()})
+    pq.write_table(table, path, write_page_checksum=True, compression="zstd")
 
 
 def part_size(columns: Columns, meta: Mapping[str, Any]) -> int:
     """Bytes that these rows would take as a part."""
     sink = pa.BufferOutputStream()
-    pq.write_table(_to_arrow(columns, meta), sink, **_PARQUET)
+    write_part(sink, columns, meta)
     return int(sink.getvalue().size)
 
 
@@ -315,8 +322,8 @@ def read_header(path: Path | str) -> tuple[dict[str, Any], int]:
         DataError: not a Parquet file, not a margin table, of another schema version, a column missing or of another
             type, or more rows or classes than such a file can hold.
     """
-    header, meta, _ = _read_footer(Path(path))
-    return meta, int(header.num_rows)
+    meta, rows, _ = _read_footer(Path(path))
+    return meta, rows
 
 
 def read_part(path: Path | str, meta: Mapping[str, Any] | None = None) -> Columns:
@@ -329,7 +336,7 @@ def read_part(path: Path | str, meta: Mapping[str, Any] | None = None) -> Column
     Raises:
         DataError: the part is damaged, or as `read_header`.
     """
-    header, own, digest = _read_footer(Path(path))
+    own, rows, digest = _read_footer(Path(path))
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
@@ -341,25 +348,21 @@ def read_part(path: Path | str, meta: Mapping[str, Any] | None = None) -> Column
     for name in table.column_names:
         column = table.column(name).combine_chunks()
         columns[name] = _codes(column, names[name], path) if name in names else column.to_numpy(zero_copy_only=False)
-    if table.num_rows != header.num_rows or _digest(columns, own) != digest:
+    if table.num_rows != rows or _digest(columns, own) != digest:
         raise DataError(f"{path} is damaged", why="its checksum does not fit its contents", fix=_REDO)
     return columns
 
 
-def _to_arrow(columns: Columns, meta: Mapping[str, Any]) -> pa.Table:
-    """The columns as an Arrow table, status and source as text, with the metadata in its schema."""
-    names = [source["name"] for source in meta["pool"]["sources"]]
-    arrays: dict[str, pa.Array] = {}
-    for name, column in columns.items():
-        if name == "status":
-            arrays[name] = pa.DictionaryArray.from_arrays(pa.array(column, pa.int8()), pa.array(STATUS_NAMES))
-        elif name == "source":
-            arrays[name] = pa.DictionaryArray.from_arrays(pa.array(column, pa.int16()), pa.array(names, pa.string()))
-        else:
-            arrays[name] = pa.array(column, _ARROW_TYPES.get(name, pa.float32()))
-    record = {"schema": SCHEMA_VERSION, "sha256": _digest(columns, meta), **meta}
-    text = json.dumps(record, sort_keys=True, allow_nan=False)
-    return pa.table(arrays).replace_schema_metadata({METADATA_KEY: text.encode()})
+def _codes(column: pa.Array, names: list[str], path: Path | str) -> NDArray[Any]:
+    """Codes of a text column in the order of ``names``, however the file happened to encode it."""
+    if not isinstance(column, pa.DictionaryArray):
+        column = column.dictionary_encode()
+    texts = column.dictionary.to_pylist()
+    if unknown := [text for text in texts if text not in names]:
+        raise DataError(f"{path} has the unknown value {unknown[0]!r}", why=f"known are {', '.join(names[:9])}")
+    order = np.array([names.index(text) for text in texts] or [0], dtype=np.int16)
+    codes: NDArray[Any] = order[column.indices.to_numpy(zero_copy_only=False)]
+    return codes
 
 
 def _digest(columns: Columns, meta: Mapping[str, Any]) -> str:
@@ -372,8 +375,8 @@ def _digest(columns: Columns, meta: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _read_footer(path: Path) -> tuple[pq.FileMetaData, dict[str, Any], str]:
-    """Footer, metadata without ``schema`` and ``sha256``, and the latter; see `read_header` for what is refused."""
+def _read_footer(path: Path) -> tuple[dict[str, Any], int, str]:
+    """Metadata without ``schema`` and ``sha256``, number of rows, and the latter; see `read_header` for refusals."""
     try:
         footer = pq.read_metadata(path)
         schema = footer.schema.to_arrow_schema()
@@ -381,17 +384,14 @@ def _read_footer(path: Path) -> tuple[pq.FileMetaData, dict[str, Any], str]:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not a margin table", why=str(error), fix="`puma show` says what a file is"
-        ) from None
-    version = meta.pop("schema", None)
-    if version != SCHEMA_VERSION:
-        raise DataError(
-            f"{path} has schema {version!r}", why=f"this version reads {SCHEMA_VERSION!r}", fix="score the pool again"
-        )
+        fix = "`puma show` says what a file is"
+        raise DataError(f"{path} is not a margin table", why=str(error), fix=fix) from None
+    if (version := meta.pop("schema", None)) != SCHEMA_VERSION:
+        why = f"this version reads {SCHEMA_VERSION!r}"
+        raise DataError(f"{path} has schema {version!r}", why=why, fix="score the pool again")
     digest = str(meta.pop("sha256", ""))
     _check_header(path, footer.num_rows, schema, meta)
-    return footer, meta, digest
+    return meta, int(footer.num_rows), digest
 
 
 def _check_header(path: Path, rows: int, schema: pa.Schema, meta: Mapping[str, Any]) -> None:
@@ -408,12 +408,10 @@ def _check_header(path: Path, rows: int, schema: pa.Schema, meta: Mapping[str, A
         raise DataError(f"{path} does not say which pool it is of", why="its metadata are incomplete", fix=_REDO)
     most = _ROWS_PER_BYTE * path.stat().st_size
     if rows > most or min(numbers) < 0 or not 0 < classes <= _MOST_CLASSES:
-        raise DataError(
-            f"{path} claims {rows:,} rows and {classes:,} classes",
-            why=f"a file of its size holds at most {most:,} rows, a table at most {_MOST_CLASSES:,} classes",
-        )
-    floats = [name for name in schema.names if name not in (*_ARROW_TYPES, "status", "source")]
-    needed = [*_ARROW_TYPES, "status", "source", *([] if floats else ["margin"])]
+        why = f"a file of its size holds at most {most:,} rows, a table at most {_MOST_CLASSES:,} classes"
+        raise DataError(f"{path} claims {rows:,} rows and {classes:,} classes", why=why)
+    known = [*_ARROW_TYPES, "status", "source"]
+    needed = known if set(schema.names) - set(known) else [*known, "margin"]
     if missing := [name for name in needed if name not in schema.names]:
         raise DataError(f"{path} lacks column {', '.join(missing)}", fix=_REDO)
     if len(set(schema.names)) < len(schema.names):
@@ -421,31 +419,6 @@ def _check_header(path: Path, rows: int, schema: pa.Schema, meta: Mapping[str, A
     for name in schema.names:
         kind, wanted = schema.field(name).type, _ARROW_TYPES.get(name, pa.float32())
         if name in ("status", "source"):
-            wanted = pa.string()
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            wanted, kind = pa.string(), kind.value_type if pa.types.is_dictionary(kind) else kind
         if kind != wanted:
             raise DataError(f"column {name} of {path} is {kind}, not {wanted}", fix=_REDO)
-
-
-def _codes(column: pa.Array, names: list[str], path: Path | str) -> NDArray[Any]:
-    """Codes of a text column in the order of ``names``, however the file happened to encode it."""
-    if not isinstance(column, pa.DictionaryArray):
-        column = column.dictionary_encode()
-    texts = column.dictionary.to_pylist()
-    if unknown := [text for text in texts if text not in names]:
-        raise DataError(f"{path} has the unknown value {unknown[0]!r}", why=f"known are {', '.join(names[:9])}")
-    order = np.array([names.index(text) for text in texts] or [0], dtype=np.int16)
-    codes: NDArray[Any] = order[column.indices.to_numpy(zero_copy_only=False)]
-    return codes
-
-
-def _incomplete(path: Path | str, total: int, first: int, rows: int) -> DataError:
-    if rows > total:
-        return DataError(
-            f"{path} holds {rows} rows, beyond the pool's {total}", fix="delete the parts that are too many"
-        )
-    return DataError(
-        f"{path} lacks {total - rows} of {total} rows, the first is {first}",
-        why="scoring has not finished, or a part was removed",
-        fix="run the same `puma score` command again: it makes only what is missing",
-    )
