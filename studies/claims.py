@@ -311,8 +311,9 @@ def pool_table(pool: Pool) -> str:
         cells = [f"`{name}`", f"{100 * setting.prune_fraction:g} %", str(len(entry.seeds))]
         cells += [f"{100 * e.value:.1f} %" if e else "" for e in (entry.clean, entry.robust)]
         cells += ["" if e is None else points(e) for e in (entry.clean_difference, entry.robust_difference)]
-        gap = entry.clean_gap.estimate
-        cells += ["" if setting.is_control else points(gap) if gap else "not comparable"]
+        gap = entry.clean_gap
+        some = "" if gap.seeds == gap.of else f" ({gap.seeds} of {gap.of} seeds)"
+        cells += ["" if setting.is_control else points(gap.estimate) + some if gap.estimate else "not comparable"]
         cells += [pool.mislabelled(setting.strategy, setting.params, setting.prune_fraction)]
         if strict:
             own = stricts.get(setting)

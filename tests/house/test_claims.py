@@ -1,0 +1,73 @@
+"""The page of the paper's claims says what the committed results say; its verdicts follow their rules."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from puma.tradeoff import Estimate
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def claims() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("claims", ROOT / "studies" / "claims.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["claims"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_what_the_results_say(claims: ModuleType) -> None:
+    folders = sorted(path.parent for path in (ROOT / "results").glob("*/results.parquet"))
+    pools = [pool for folder in folders for pool in claims.read_pools(folder)]
+    assert claims.page(pools) == (ROOT / "docs" / "claims.md").read_text(), "run: python studies/claims.py"
+    assert (ROOT / "docs" / "images" / "claims.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("interval", "limit", "above", "below"),
+    [
+        ((0.01, 0.03), 0.0, True, False),
+        ((-0.03, -0.01), 0.0, False, True),
+        ((-0.01, 0.01), 0.0, None, None),
+        ((-0.01, 0.01), -0.02, True, False),
+        ((-0.05, 0.01), -0.02, None, None),
+        ((None, None), 0.0, None, None),
+    ],
+)
+def test_a_condition_is_decided_by_its_interval(
+    claims: ModuleType, interval: tuple[float, float], limit: float, above: bool | None, below: bool | None
+) -> None:
+    change = Estimate(0.0, *interval, 3)
+    assert claims.Condition.above("", change, limit).answer is above
+    assert claims.Condition.below("", change, limit).answer is below
+    assert claims.Condition.above("", None, limit).answer is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([True, True], "reproduced"),
+        ([True, False], "in part"),
+        ([True, None], "in part"),
+        ([False, None], "not here"),
+        ([False], "not here"),
+        ([None, None], "open"),
+    ],
+)
+def test_the_verdict_of_a_claim(claims: ModuleType, answers: list[bool | None], expected: str) -> None:
+    assert claims.verdict([claims.Condition("", "", answer) for answer in answers]) == expected
+
+
+def test_the_verdict_over_pools(claims: ModuleType) -> None:
+    assert claims.summary(["reproduced", "reproduced"]) == "reproduced"
+    assert claims.summary(["reproduced", "not here"]) == "in part"
+    assert claims.summary(["open", "not here"]) == "not here"
