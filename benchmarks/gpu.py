@@ -45,8 +45,8 @@ try:
     import puma
     from puma import losses
     from puma.attacks.pgd import ascend
+    from puma.data.pool import read_batch
     from puma.data.source import Source, in_memory
-    from puma.data.tensors import read_batch
     from puma.evaluation import estimate_cost
     from puma.models.modes import true_float32
     from puma.study.folder import StudyFolder, collect

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import puma
 from puma.attacks.deepfool import MODES
-from puma.data.tensors import read_batch
+from puma.data.pool import read_batch
 
 BASELINE = Path(__file__).with_name("margins_baseline.json")
 

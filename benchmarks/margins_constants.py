@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import puma
 from puma import attacks
 from puma.attacks import deepfool, halfspace, refine, search
-from puma.data.tensors import read_batch
+from puma.data.pool import read_batch
 
 PLAIN = {"overshoot", "tolerance", "growth", "max_stretch", "steeper"}
 SOLVER = {"newton_steps", "iterations", "centering", "to_the_boundary", "gap", "box_slack"}

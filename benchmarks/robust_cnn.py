@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import puma
-from puma.data.tensors import read_batch
+from puma.data.pool import read_batch
 
 WEIGHTS = Path(__file__).with_name("robust_cnn.safetensors")
 THREAT = puma.ThreatModel("Linf", 8 / 255)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from puma.attacks.deepfool import deepfool as deepfool
     from puma.attacks.pgd import pgd as pgd
     from puma.data.load import load_dataset as load_dataset
+    from puma.data.pool import PlannedDataset as PlannedDataset
     from puma.data.pool import Pool as Pool
-    from puma.data.tensors import PlannedDataset as PlannedDataset
     from puma.evaluation import evaluate as evaluate
     from puma.margins import MarginTable as MarginTable
     from puma.models.checks import TwoLogits as TwoLogits
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _FRONT_DOOR = {
     "MarginTable": "puma.margins",
     "Plan": "puma.plan",
-    "PlannedDataset": "puma.data.tensors",
+    "PlannedDataset": "puma.data.pool",
     "Pool": "puma.data.pool",
     "ThreatModel": "puma.threat",
     "TwoLogits": "puma.models.checks",

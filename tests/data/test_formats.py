@@ -18,7 +18,7 @@ from PIL import Image
 from puma.data.images import decoded
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
-from puma.data.source import required_spec
+from puma.data.source import Options, required_spec
 from puma.errors import DataError, StorageError, UsageError
 
 NAMES = ("cat", "dog", "ship")
@@ -37,18 +37,11 @@ def write_parquet(path: Path, arrays: dict[str, Any], kind: str = "struct", **op
     column = {
         "struct": lambda: pa.array([{"bytes": data, "path": None} for data in encoded]),
         "binary": lambda: pa.array(encoded, pa.binary()),
-        "raw": lambda: pa.array([image.tobytes() for image in arrays["image"]], pa.binary(arrays["image"][0].size)),
     }[kind]()
     features = {"info": {"features": {"label": {"names": list(NAMES), "_type": "ClassLabel"}}}}
     table = pa.table({"img": column, "label": pa.array(arrays["label"])})
     table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
     pq.write_table(table, path, row_group_size=5, write_page_checksum=True, **options)
-    return path
-
-
-def write_npy(path: Path, arrays: dict[str, Any]) -> Path:
-    np.save(path, arrays["image"])
-    np.save(path.with_name(f"{path.stem}_labels.npy"), arrays["label"])
     return path
 
 
@@ -66,10 +59,8 @@ def write_npz(path: Path, arrays: dict[str, Any]) -> Path:
 
 WRITERS: dict[str, Callable[[Path, dict[str, Any]], Path]] = {
     "npz": lambda folder, arrays: write_npz(folder / "d.npz", arrays),
-    "npy": lambda folder, arrays: write_npy(folder / "d.npy", arrays),
     "parquet-struct": lambda folder, arrays: write_parquet(folder / "d.parquet", arrays),
     "parquet-binary": lambda folder, arrays: write_parquet(folder / "d.parquet", arrays, "binary"),
-    "parquet-raw": lambda folder, arrays: write_parquet(folder / "d.parquet", arrays, "raw"),
     "folder": lambda folder, arrays: write_folder(folder / "d", arrays),
 }
 
@@ -128,7 +119,7 @@ def test_parquet_larger_than_memory_is_decoded_once_into_the_cache_folder(
                 rows = np.random.default_rng(seed).integers(0, len(images), 20)
                 np.testing.assert_array_equal(source.read(rows), images[rows])
     assert caplog.text.count("decoding") == 2
-    assert len(list((tmp_path / "cache" / "images").glob("*.npy"))) == 2
+    assert len(list((tmp_path / "cache" / "images").glob("*.raw"))) == 2
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(StorageError, match="no space to decode 11 images") as caught:
         load_dataset(f"{path}?classes=cat").read(slice(None))
@@ -156,10 +147,9 @@ def test_damaged_parquet(tmp_path: Path) -> None:
         load_dataset(path)
 
 
-@pytest.mark.parametrize("kind", ["struct", "raw"])
-def test_corrupted_parquet_is_read_right_or_refused(tmp_path: Path, kind: str) -> None:
+def test_corrupted_parquet_is_read_right_or_refused(tmp_path: Path) -> None:
     arrays = edm_arrays(23, 3, (6, 6, 3))
-    path = write_parquet(tmp_path / "d.parquet", arrays, kind)
+    path = write_parquet(tmp_path / "d.parquet", arrays)
     good = path.read_bytes()
     pages = pq.ParquetFile(path).metadata.serialized_size + 8  # the footer has no checksum, the pages before it have
     rng = np.random.default_rng(0)
@@ -190,10 +180,11 @@ def test_images_that_cannot_be_taken(tmp_path: Path) -> None:
     for name, (image, message) in cases.items():
         image.save(tmp_path / name)
         with pytest.raises(DataError, match=message):
-            decoded((tmp_path / name).read_bytes(), name)
+            decoded((tmp_path / name).read_bytes(), name, Options())
     palette = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).convert("P")
     palette.save(tmp_path / "p.png")
-    np.testing.assert_array_equal(decoded((tmp_path / "p.png").read_bytes(), ""), np.asarray(palette.convert("RGB")))
+    pixels = decoded((tmp_path / "p.png").read_bytes(), "", Options())
+    np.testing.assert_array_equal(pixels, np.asarray(palette.convert("RGB")))
 
 
 def test_folder_of_images_of_several_sizes(tmp_path: Path) -> None:
@@ -274,18 +265,6 @@ def test_parts_that_overlap(tmp_path: Path) -> None:
         load_dataset([tmp_path / "edm-part1.npz", tmp_path / "edm-part1.npz"])
 
 
-def test_parts_that_share_a_stretch_are_refused_when_all_is_verified(tmp_path: Path) -> None:
-    arrays = edm_arrays(30, 3)
-    for name, rows in {"edm-part1": slice(0, 22), "edm-part2": slice(20, 30), "one": slice(5, 6)}.items():
-        np.savez(tmp_path / f"{name}.npz", image=arrays["image"][rows], label=arrays["label"][rows])
-    overlapping = [tmp_path / f"edm-part{number}.npz" for number in (1, 2)]
-    assert len(load_dataset(overlapping)) == 32
-    with pytest.raises(DataError, match="edm-part2 and edm-part1 overlap: 2 of 10 images are in both") as caught:
-        load_dataset(overlapping, verify="full")
-    assert "row 0 on of the one is row 20 on" in caught.value.why
-    assert len(load_dataset([overlapping[0], tmp_path / "one.npz"], verify="full")) == 23
-
-
 @pytest.mark.parametrize(
     ("names", "warned"),
     [
@@ -339,12 +318,14 @@ WRONG_IMAGES = {
 def test_wrong_images_are_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
     images, message, fix = WRONG_IMAGES[name]
     np.savez(tmp_path / "d.npz", image=images, label=np.arange(len(images)) % 3)
-    write_npy(tmp_path / "e.npy", {"image": images, "label": np.arange(len(images)) % 3})
-    for file in ("d.npz", "e.npy"):
-        with pytest.raises(DataError, match=message) as caught:
-            load_dataset(tmp_path / file)
-        assert fix in caught.value.fix
-        assert file in caught.value.what
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(tmp_path / "d.npz")
+    assert fix in caught.value.fix
+    assert "d.npz" in caught.value.what
+    np.save(tmp_path / "d.npy", images)
+    with pytest.raises(UsageError, match="no known kind") as caught:
+        load_dataset(tmp_path / "d.npy")
+    assert "np.savez" in caught.value.fix
 
 
 LABELS = edm_arrays()["label"]
@@ -364,10 +345,8 @@ WRONG_LABELS = {
 def test_wrong_labels_are_refused(tmp_path: Path, name: str) -> None:
     labels, message = WRONG_LABELS[name]
     np.savez(tmp_path / "d.npz", image=IMAGES, label=labels)
-    write_npy(tmp_path / "e.npy", {"image": IMAGES, "label": labels})
-    for file in ("d.npz", "e.npy"):
-        with pytest.raises(DataError, match=message):
-            load_dataset(tmp_path / file)
+    with pytest.raises(DataError, match=message):
+        load_dataset(tmp_path / "d.npz")
 
 
 def test_labels_beyond_the_class_names(tmp_path: Path) -> None:

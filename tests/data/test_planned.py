@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from puma.data.load import load_dataset
-from puma.data.pool import Pool
-from puma.data.tensors import PlannedDataset, read_batch, to_tensor
+from puma.data.pool import PlannedDataset, Pool, read_batch, to_tensor
 from puma.errors import DataError
 
 

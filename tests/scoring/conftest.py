@@ -13,7 +13,7 @@ from torch import nn
 
 import puma
 from puma.cli.app import main
-from puma.data.tensors import read_batch
+from puma.data.pool import read_batch
 from puma.models.weights import save_model
 
 

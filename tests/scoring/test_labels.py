@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from puma.data.load import load_dataset
-from puma.data.pool import Pool
-from puma.data.tensors import to_tensor
+from puma.data.pool import Pool, to_tensor
 from puma.errors import ModelError, ResumeError, UsageError
 from puma.margins import MarginTable
 from puma.scoring.labels import score_labels

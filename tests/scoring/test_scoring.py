@@ -14,7 +14,7 @@ from torch import nn
 
 import puma
 from puma.attacks.deepfool import deepfool
-from puma.data.tensors import read_batch
+from puma.data.pool import read_batch
 from puma.errors import DataError, ModelError, ResumeError, UsageError
 from puma.io import lock
 from puma.margins import part_path

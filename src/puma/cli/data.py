@@ -29,9 +29,7 @@ def show(
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet of each source (PNG).")] = None,
     per_class: Annotated[int, typer.Option(min=1, max=100, help="Images of each class on the sheet.")] = 10,
-    verify: Annotated[
-        str, typer.Option(help="full: read every byte, compare checksums, look for overlapping parts.")
-    ] = "headers",
+    verify: Annotated[str, typer.Option(help="full: read every byte and compare checksums.")] = "headers",
     duplicates: Annotated[bool, typer.Option(help="Search for equal images: reads everything once.")] = True,
     quiet: Quiet = False,
 ) -> None:

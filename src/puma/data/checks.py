@@ -51,21 +51,34 @@ def check_image_layout(
         raise DataError(f"{seen}: there is no image in it")
     if dtype == np.uint8:
         return
-    if dtype.kind == "f":
-        raise _float_error(dtype, sample, where)
     if dtype.kind in "iu" and dtype.itemsize == 2:
         fix = "save (images >> 8).astype(np.uint8) if they fill 16 bits"
         raise DataError(f"{where} is {dtype}: 16-bit images", why="images are uint8 in 0..255", fix=fix)
-    raise DataError(f"{where} is {dtype}", why=_NO_CAST, fix="save images.astype(np.uint8) if the values are 0..255")
+    if dtype.kind != "f":
+        raise DataError(
+            f"{where} is {dtype}", why=_NO_CAST, fix="save images.astype(np.uint8) if the values are 0..255"
+        )
+    if sample is None or not sample.size or not np.isfinite(sample).all():
+        raise DataError(f"{where} is {dtype}, with values that are not finite", why=_NO_CAST)
+    low, high = float(np.min(sample)), float(np.max(sample))
+    for floor, ceiling, line in (
+        (0, 1, "(images * 255).round().astype(np.uint8)"),
+        (0, 255, "images.round().astype(np.uint8)"),
+        (-1, 1, "(images * 127.5 + 127.5).round().astype(np.uint8)"),
+    ):
+        if low >= floor and high <= ceiling:
+            raise DataError(f"{where} is {dtype} in {floor}..{ceiling}", why=_NO_CAST, fix=f"save {line}")
+    seen = f"{where} is {dtype} in {low:.3g}..{high:.3g}: normalised?"
+    raise DataError(seen, why=_NO_CAST, fix="save the pixels before normalisation")
 
 
 def check_labels(
     labels: NDArray[np.generic], images: int, where: str, class_names: Sequence[str] | None = None
 ) -> NDArray[np.int64]:
-    """Return ``labels`` as int64 ``[N]`` after refusing whatever is not a class number.
+    """Return ``labels`` (any integer type) as int64 ``[N]``.
 
     Args:
-        labels: any integer type.
+        labels: one for each image.
         images: how many images they belong to.
         where: what to call them in messages.
         class_names: the classes that exist, where the file says so.
@@ -94,20 +107,15 @@ def check_labels(
     return np.ascontiguousarray(labels, dtype=np.int64)
 
 
-def check_classes(labels: NDArray[np.int64], where: str, class_names: Sequence[str] | None = None) -> None:
-    """Refuse a source in which a class has no image.
-
-    Raises:
-        DataError: names the empty classes and the option that leaves them out.
-    """
-    counts = np.bincount(labels, minlength=len(class_names or ()))
+def check_classes(labels: NDArray[np.int64], where: str, class_names: Sequence[str]) -> None:
+    """Refuse a source in which a class has no image; the `DataError` names the option that leaves it out."""
+    counts = np.bincount(labels, minlength=len(class_names))
     empty = np.flatnonzero(counts == 0)
     if not len(empty):
         return
-    called = [str(number) if class_names is None else class_names[number] for number in empty[:5]]
-    names = ", ".join(name if name == str(n) else f"{n} ({name})" for n, name in zip(empty, called, strict=False))
+    names = ", ".join(str(n) if class_names[n] == str(n) else f"{n} ({class_names[n]})" for n in empty[:5])
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-    present = ",".join(str(number) for number in np.flatnonzero(counts)[:12])
+    present = ",".join(map(str, np.flatnonzero(counts)[:12]))
     raise DataError(
         f"{where}: no image of class {names}{more}",
         why="every class needs images; class numbers run from 0 without gaps",
@@ -128,9 +136,11 @@ def chosen_label(names: Sequence[str], also: Iterable[str], asked: str | None, w
         UsageError: ``asked`` is not there, or there are several and none was asked for.
         DataError: there is none.
     """
-    if asked is not None and asked not in names:
-        raise unknown(f"label column of {where}", asked, names)
-    found = [asked] if asked is not None else [name for name in names if name in LABEL_NAMES or name in also]
+    if asked is not None:
+        if asked not in names:
+            raise unknown(f"label column of {where}", asked, names)
+        return asked
+    found = [name for name in names if name in LABEL_NAMES or name in also]
     if not found:
         fix = "name the one that holds the labels: ?label=NAME"
         raise DataError(f"{where} has no column 'label'", why=f"it has: {', '.join(names) or 'nothing'}", fix=fix)
@@ -194,20 +204,5 @@ def _canonical(names: Sequence[str]) -> list[str]:
     return stripped
 
 
-def _float_error(dtype: np.dtype[np.generic], sample: NDArray[np.generic] | None, where: str) -> DataError:
-    if sample is None or not sample.size or not np.isfinite(sample).all():
-        return DataError(f"{where} is {dtype}, with values that are not finite", why=_NO_CAST)
-    low, high = float(np.min(sample)), float(np.max(sample))
-    for floor, ceiling, line in (
-        (0, 1, "(images * 255).round().astype(np.uint8)"),
-        (0, 255, "images.round().astype(np.uint8)"),
-        (-1, 1, "(images * 127.5 + 127.5).round().astype(np.uint8)"),
-    ):
-        if low >= floor and high <= ceiling:
-            return DataError(f"{where} is {dtype} in {floor}..{ceiling}", why=_NO_CAST, fix=f"save {line}")
-    seen = f"{where} is {dtype} in {low:.3g}..{high:.3g}: normalised?"
-    return DataError(seen, why=_NO_CAST, fix="save the pixels before normalisation")
-
-
 def _text(shape: Sequence[int]) -> str:
-    return "[" + ", ".join(str(size) for size in shape) + "]"
+    return f"[{', '.join(map(str, shape))}]"

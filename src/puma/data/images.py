@@ -15,20 +15,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from puma.data.mapped import Mapped, read_header
-from puma.data.source import Images, ImageShape, Kept, Pixels, Rows, blocks
-from puma.data.spec import Options
+from puma.data.source import Images, ImageShape, Mapped, Options, Pixels, Rows, blocks
 from puma.errors import BusyError, DataError, StorageError
 from puma.io import atomic_path, fingerprint, lock
 
 logger = logging.getLogger("puma")
 
 # Pillow is told these by name: its other readers start programs (PostScript) or read what nobody meant as an image.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-LARGEST_SIDE = 4096
-IN_MEMORY = 1 << 30
-_MOST_PIXELS = 50_000_000
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _MODES = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB"}
+_LARGEST_SIDE, _MOST_PIXELS = 4096, 50_000_000
+IN_MEMORY = 1 << 30
 
 
 def picture_pixels(image: Image.Image, where: str) -> Pixels:
@@ -48,41 +45,43 @@ def picture_pixels(image: Image.Image, where: str) -> Pixels:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def decoded(
-    data: bytes | memoryview,
-    where: str,
-    size: int | None = None,
-    channels: int | None = None,
-    expected: ImageShape | None = None,
-) -> Pixels:
-    """Decode one image file to uint8 ``[H, W, C]``, scaled to a side of ``size`` pixels.
+def fitted(pixels: Pixels, options: Options) -> Pixels:
+    """One image ``[H, W, C]`` as ``resize`` and ``channels`` ask; colour is never thrown away."""
+    pixels = resized(pixels[None], options.resize)[0] if options.resize else pixels
+    return np.repeat(pixels, 3, axis=2) if options.channels == 3 and pixels.shape[2] == 1 else pixels
 
-    Colour is never thrown away: ``channels=3`` repeats a grey channel, ``channels=1`` changes nothing. Sizes are
-    compared from the header, before any pixel is decoded.
+
+def decoded(data: bytes | memoryview, where: str, options: Options, expected: ImageShape | None = None) -> Pixels:
+    """Decode one image file to uint8 ``[H, W, C]``; its size is compared before any pixel is decoded.
 
     Raises:
-        DataError: not an image of `FORMATS`, damaged, a mode that would have to be cast, a side above 4,096 without
-            ``size``, over 50 million pixels, or another shape than ``expected``.
+        DataError: not an image of a known format, damaged, a mode that would have to be cast, a side above 4,096
+            without ``resize``, over 50 million pixels, or another shape than ``expected``.
     """
+    size = options.resize
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
-            if width * height > _MOST_PIXELS or (size is None and max(width, height) > LARGEST_SIDE):
-                limit = f"a side above {LARGEST_SIDE:,}" if size is None else f"more than {_MOST_PIXELS:,} pixels"
+            if width * height > _MOST_PIXELS or (size is None and max(width, height) > _LARGEST_SIDE):
+                limit = f"a side above {_LARGEST_SIDE:,}" if size is None else f"more than {_MOST_PIXELS:,} pixels"
                 raise DataError(f"{where} has {width}x{height} pixels", why=limit, fix="scale it, or use ?resize=32")
             if expected is not None and size is None and (height, width) != expected[:2]:
                 raise _other_shape(where, (height, width, len(image.getbands())), expected)
-            pixels = picture_pixels(image, where)
+            pixels = fitted(picture_pixels(image, where), options)
     except DataError:
         raise
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         why = str(error)[:200].partition("<_io.BytesIO")[0]
         raise DataError(f"{where} cannot be decoded", why=why, fix="write the file again") from None
-    pixels = pixels if size is None else resized(pixels[None], size)[0]
-    pixels = np.repeat(pixels, 3, axis=2) if channels == 3 and pixels.shape[2] == 1 else pixels
     if expected is not None and pixels.shape != expected:
         raise _other_shape(where, pixels.shape, expected)
     return pixels
+
+
+def _other_shape(where: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> DataError:
+    texts = ["x".join(map(str, sizes)) for sizes in (shape, expected)]
+    fix = "give all images one shape with ?resize=32 and ?channels=3"
+    return DataError(f"{where}: an image of {texts[0]} among {texts[1]}", fix=fix)
 
 
 def resized(images: Pixels, size: int) -> Pixels:
@@ -107,34 +106,49 @@ class EncodedImages(Images):
     Args:
         fetch: row -> the bytes of its image file, and what to call it in messages; picklable.
         count: how many there are.
-        options: scale each image to a side of ``options.resize``, without it all have the shape of the first; with
-            ``options.channels`` 3 grey ones become RGB.
+        options: without ``resize`` all have the shape of the first.
     """
 
     def __init__(self, fetch: Callable[[int], tuple[Any, str]], count: int, options: Options) -> None:
-        self._fetch, self._how = fetch, (options.resize, options.channels)
-        super().__init__((count, *decoded(*fetch(0), *self._how).shape), slow=True)
+        self._fetch, self._options = fetch, options
+        super().__init__((count, *decoded(*fetch(0), options).shape), slow=True)
 
     def read(self, rows: Rows) -> Pixels:
         """See `puma.data.source.Images.read`."""
         out = np.empty((len(rows), *self.shape[1:]), np.uint8)
         for place, row in enumerate(rows.tolist()):
-            out[place] = decoded(*self._fetch(row), *self._how, self.shape[1:])
+            out[place] = decoded(*self._fetch(row), self._options, self.shape[1:])
         return out
 
 
 def kept(images: Images, key: str) -> Images:
-    """``images``, each decoded only once: up to 1 GiB in memory, more in a file of the cache folder.
-
-    Args:
-        images: a slow reader.
-        key: equal keys mean equal images; it names the file.
-    """
-    return Kept(images) if math.prod(images.shape) <= IN_MEMORY else Cached(images, key)
+    """``images``, decoded once: up to 1 GiB in memory, more in a file of the cache folder, named by ``key``."""
+    return _Kept(images) if math.prod(images.shape) <= IN_MEMORY else _Cached(images, key)
 
 
-class Cached(Images):
-    """Images decoded once, on the first read, into ``$PUMA_CACHE/images`` (``~/.cache/puma/images``), then mapped.
+class _Kept(Images):
+    """Images made when they are first asked for and kept in memory."""
+
+    def __init__(self, images: Images) -> None:
+        super().__init__(images.shape)
+        self._images = images
+        self._known = np.zeros(self.shape[0], dtype=bool)
+        self._array = np.empty(self.shape, np.uint8)  # the system hands out its pages only as images arrive
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Kept, (self._images,)  # another process makes its own
+
+    def read(self, rows: Rows) -> Pixels:
+        fresh = np.unique(rows[~self._known[rows]])
+        if len(fresh):
+            self._array[fresh] = self._images.read(fresh)
+            self._known[fresh] = True
+        out: Pixels = np.take(self._array, rows, axis=0)
+        return out
+
+
+class _Cached(Images):
+    """Images decoded on the first read into ``$PUMA_CACHE/images`` (``~/.cache/puma/images``), then read from there.
 
     Processes that want the same images at once wait for the one that decodes them.
     """
@@ -144,11 +158,10 @@ class Cached(Images):
         self._images = images
         self._mapped: Mapped | None = None
         folder = os.environ.get("PUMA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "puma")
-        name = f"{fingerprint([key, list(images.shape)])[:32]}.npy"
+        name = f"{fingerprint([key, list(images.shape)])[:32]}.raw"
         self._path = Path(folder).expanduser().absolute() / "images" / name
 
     def read(self, rows: Rows) -> Pixels:
-        """See `puma.data.source.Images.read`; `StorageError` where the cache folder has no room."""
         if self._mapped is None:
             while not self._path.is_file():
                 try:
@@ -157,9 +170,7 @@ class Cached(Images):
                             self._decode()
                 except BusyError:
                     time.sleep(1)
-            with self._path.open("rb") as file:
-                header = read_header(file, self._path.stat().st_size, str(self._path))
-            self._mapped = Mapped(self._path, header.length, self.shape)
+            self._mapped = Mapped(self._path, 0, self.shape)
         return self._mapped.read(rows)
 
     def _decode(self) -> None:
@@ -171,13 +182,5 @@ class Cached(Images):
             raise StorageError(f"no space to decode {text}", why=why, fix="export PUMA_CACHE=/folder/with/space")
         logger.warning("decoding %s once into %s", text, self._path)
         with atomic_path(self._path) as temporary, temporary.open("wb") as file:
-            described: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
-            np.lib.format.write_array_header_1_0(file, described)
             for block in blocks(self.shape[0], self.shape[1:]):
                 file.write(self._images.read(np.arange(block.start, block.stop)).data)
-
-
-def _other_shape(where: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> DataError:
-    texts = ["x".join(map(str, sizes)) for sizes in (shape, expected)]
-    fix = "give all images one shape with ?resize=32 and ?channels=3"
-    return DataError(f"{where}: an image of {texts[0]} among {texts[1]}", fix=fix)

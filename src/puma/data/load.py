@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import glob
+import importlib.util
 import logging
+import os
+import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -13,19 +18,20 @@ from typing import Any
 import numpy as np
 
 from puma.data.checks import check_classes
-from puma.data.formats import is_archive, load_archive, load_digits
+from puma.data.formats import is_archive, load_archive, load_digits, load_folder
 from puma.data.images import kept, resized
-from puma.data.names import NAMES, find_named, missing
-from puma.data.parts import check_complete, expanded, joined_parts, name_of
 from puma.data.sampler import stratified_rows
-from puma.data.source import MapStyle, Source, blocks, converted, selected
-from puma.data.spec import Options, option_value, parse_spec
+from puma.data.source import MapStyle, Options, Source, blocks, converted, joined, option_value, selected
 from puma.errors import DataError, UsageError, unknown
 from puma.io import fingerprint
 
 logger = logging.getLogger("puma")
 
-_KINDS = 'name "digits", "cifar10", an .npz, .npy or .parquet file, part files, an image folder, or hf:NAME:SPLIT'
+_KINDS = 'name "digits", "cifar10", an .npz or .parquet file, part files, an image folder, or hf:NAME:SPLIT'
+_EDM = "https://huggingface.co/datasets/P2333/DM-Improves-AT"
+_OF = re.compile(r"^(?P<stem>.*?)[-_.]?(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{6,})?$")
+_PART = re.compile(r"^(?P<stem>.*(?:part|shard|chunk))[-_]?(?P<number>\d+)$", re.IGNORECASE)
+_SPLITS = {"train", "test", "val", "valid", "validation", "data", ""}
 
 
 def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: Any) -> Source:
@@ -36,8 +42,8 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
 
             - a name: ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"svhn"``, ``"imagenet"``, ``"edm-cifar10-1m"``
               (``"cifar10:test"`` is the test split), found below ``$PUMA_DATA`` or through ``datasets``;
-            - an EDM ``.npz``, an ``.npy`` with its labels beside it, Parquet in the Hugging Face layout, MedMNIST's
-              ``.npz``, CIFAR's python and binary archives, idx files, SVHN's ``.mat``, webdataset tars;
+            - an EDM ``.npz``, Parquet in the Hugging Face layout, MedMNIST's ``.npz``, CIFAR's python and binary
+              archives, idx files, SVHN's ``.mat``, webdataset tars;
             - a folder with a folder of images for each class, or with part files;
             - ``"hf:NAME:SPLIT"`` or ``"hf:NAME:CONFIG:SPLIT"`` (needs the extra ``hub``);
             - a pattern (``"train-*.parquet"``) or a list of part files, which become one source;
@@ -45,13 +51,11 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
             - a Hugging Face ``Dataset``, a list of pairs, any dataset of ``(image, label)`` with a length.
 
             Options may stand in the text, as in ``"cifar10.parquet?resize=16&subset=5000&seed=0"``.
-        options: fields of `puma.data.load.Options`; they win over those in the text.
+        options: fields of `puma.data.source.Options`; they win over those in the text.
 
     Returns:
         A source: ``source[i]`` is ``(uint8 [H, W, C], int)``. Its ``spec`` opens the same source in another process.
 
-    >>> load_dataset("digits").image_shape
-    (8, 8, 1)
     >>> load_dataset("digits?resize=4&channels=3&classes=3,8").image_shape
     (4, 4, 3)
 
@@ -59,40 +63,40 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
         UsageError: unknown kind of source, unknown option or value.
         DataError: missing, damaged or hostile file; wrong dtype, layout or labels; an empty class.
     """
+    given = {name: option_value(name, value) for name, value in options.items()}
     if isinstance(spec, (str, Path)):
         literal = ("?" in str(spec) or "|" in str(spec)) and Path(spec).exists()  # a file may be called like that
-        places, written = ([str(spec)], {}) if literal else parse_spec(str(spec))
+        places, written = ([str(spec)], {}) if literal else _parsed(str(spec))
     elif isinstance(spec, (list, tuple)) and all(isinstance(part, (str, Path)) for part in spec):
         places, written = [str(part) for part in spec], {}
     else:
         from puma.data.objects import load_object
 
-        chosen = _options({}, options)
+        chosen = Options(**given)
         source = _prepared(load_object(spec, chosen), chosen)
         source.spec = source.spec if not str(chosen) else None  # of a source: its text does not know these options
         return source
-    chosen = _options(written, options)
+    chosen = Options(**(written | given))
     if not places:
         raise UsageError("no source is named", fix=_KINDS)
     parts, files = [], []
     for number, place in enumerate(places):
         places[number], opened = _resolved(place, chosen)
-        found, split = expanded(places[number], opened.split)
+        found, split = _expanded(places[number], opened.split)
         files += found
         try:
             parts += [_opened(file, replace(opened, split=split)) for file in found]
         except DataError as error:
             if not (places[number] != place and error.what.endswith("cannot be opened")):
                 raise
-            raise missing(place.partition(":")[0].lower(), f"{error.what}: {error.why}") from None
-    check_complete(files)
+            raise _missing(place.partition(":")[0].lower(), f"{error.what}: {error.why}") from None
+    _check_complete(files)
     if chosen.verify == "full":
         for part in parts:
             for block in blocks(len(part), part.image_shape) if part.images.slow else ():
                 part.read(block)
-    whole = joined_parts(parts, disjoint=chosen.verify == "full")
-    source = _prepared(whole, chosen)
-    source.name = name_of(Path(files[0])) if parts[0].name == Path(files[0]).stem else source.name
+    source = _prepared(_joined(parts), chosen)
+    source.name = _name_of(Path(files[0])) if parts[0].name == Path(files[0]).stem else source.name
     chosen = replace(chosen, split=opened.split, label=opened.label)
     source.spec = "?".join(filter(None, ("|".join(map(_absolute, places)), str(chosen))))
     return source
@@ -109,21 +113,16 @@ def as_source(dataset: Source | MapStyle | str | Path) -> Source:
     return source
 
 
-def _options(written: dict[str, Any], given: dict[str, Any]) -> Options:
-    written |= {name: option_value(name, value) for name, value in given.items()}
-    if written.get("labels"):
-        written["labels"] = str(Path(written["labels"]).absolute())
-    return Options(**written)
-
-
-def _resolved(place: str, options: Options) -> tuple[str, Options]:
-    """A named data set replaced by its place and the options it needs; any other place as it is."""
-    kind, _, rest = place.partition(":")
-    if kind.lower() not in NAMES or Path(place).exists():
-        return place, options
-    split = _one_split(place, rest, options.split) or "train"
-    found, asked, label = find_named(kind.lower(), split)
-    return found, replace(options, split=asked, label=options.label or label)
+def _parsed(text: str) -> tuple[list[str], dict[str, Any]]:
+    """The places (joined by ``|``) and the options of a spec."""
+    places, _, query = text.partition("?")
+    options: dict[str, Any] = {}
+    for pair in query.split("&") if query else ():
+        name, _, value = pair.partition("=")
+        if not value or name in options:
+            raise UsageError(f"option {pair!r} of {text!r} has no value, or two", fix="write ?resize=16&subset=5000")
+        options[name] = option_value(name, value)
+    return [place for place in places.split("|") if place], options
 
 
 def _one_split(place: str, written: str, asked: str | None) -> str | None:
@@ -151,24 +150,19 @@ def _opened(place: str, options: Options) -> Source:
         from puma.data.npz import load_npz
 
         return load_npz(path, options)
-    if path.suffix == ".npy":
-        from puma.data.mapped import load_npy
-
-        return load_npy(path, options)
     if path.suffix in (".parquet", ".pq"):
         from puma.data.parquet import load_parquet
 
         return load_parquet(path, options)
     if not path.exists():
-        near = difflib.get_close_matches(place.partition(":")[0].lower(), [*NAMES, "digits"], n=1)
+        near = difflib.get_close_matches(place.partition(":")[0].lower(), [*_NAMED, "digits"], n=1)
         raise DataError(f"{place} does not exist", fix=f"did you mean {near[0]!r}?" if near else _KINDS)
     if is_archive(path):
         return load_archive(path, options)
     if path.is_dir():
-        from puma.data.folder import load_folder
-
         return load_folder(path, options)
-    raise UsageError(f"{place} is of no known kind", fix=_KINDS)
+    fix = "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)" if path.suffix == ".npy" else _KINDS
+    raise UsageError(f"{place} is of no known kind", fix=fix)
 
 
 def _prepared(source: Source, options: Options) -> Source:
@@ -197,7 +191,7 @@ def _prepared(source: Source, options: Options) -> Source:
     size, bands = options.resize, images.shape[3]
     if size is not None and images.shape[1:3] != (size, size):
         images = converted(images, (size, size, bands), partial(resized, size=size), slow=True)
-    changes = str(replace(options, verify="headers", split=None, label=None, labels=None))
+    changes = str(replace(options, verify="headers", split=None, label=None))
     key = fingerprint({"of": source.fingerprint, "options": changes}) if changes else source.fingerprint
     images = kept(images, key) if images.slow else images
     if options.channels == 3 and bands == 1:
@@ -222,3 +216,172 @@ def _absolute(place: str) -> str:
     if kind == "hf":
         return f"hf:{Path(rest).absolute()}" if rest.startswith(".") else place
     return place if kind == "digits" and not Path(place).exists() else str(Path(place).absolute())
+
+
+# --- data sets by name ---------------------------------------------------------------------------------------------
+
+
+def _cifar(count: int) -> tuple[str, ...]:
+    return (f"cifar{count}", *(f"cifar-{count}-{kind}" for kind in ("python.tar.gz", "binary.tar.gz", "binary")))
+
+
+# where each may lie below $PUMA_DATA; its name on the hub, or the published file; its label column where it has two
+_NAMED: dict[str, tuple[tuple[str, ...], str, str | None]] = {
+    "cifar10": ((*_cifar(10), "cifar-10-batches-py", "cifar-10-batches-bin"), "uoft-cs/cifar10", None),
+    "cifar100": ((*_cifar(100), "cifar-100-python"), "uoft-cs/cifar100", "fine_label"),
+    "svhn": (
+        ("svhn/{split}_32x32.mat", "{split}_32x32.mat", "svhn/cropped_digits"),
+        "ufldl-stanford/svhn:cropped_digits",
+        None,
+    ),
+    "imagenet": (("imagenet", "imagenet-1k", "ILSVRC/Data/CLS-LOC"), "ILSVRC/imagenet-1k", None),
+    "edm-cifar10-1m": (("edm-cifar10-1m.npz", "edm_data/cifar10/1m.npz"), "cifar10/1m.npz", None),
+    "edm-cifar100-1m": (("edm-cifar100-1m.npz", "edm_data/cifar100/1m.npz"), "cifar100/1m.npz", None),
+}
+
+
+def _resolved(place: str, options: Options) -> tuple[str, Options]:
+    """A named data set replaced by its place and the options it needs; any other place as it is.
+
+    It is looked for below ``$PUMA_DATA`` (else here and in ``data``), then through the package ``datasets``.
+
+    Raises:
+        DataError: it is not on this machine; the message has the command that gets it.
+    """
+    name, _, rest = place.partition(":")
+    name = name.lower()
+    if name not in _NAMED or Path(place).exists():
+        return place, options
+    split = _one_split(place, rest, options.split) or "train"
+    files, published, label = _NAMED[name]
+    options = replace(options, split=split, label=options.label or label)
+    roots = [Path(os.environ["PUMA_DATA"])] if os.environ.get("PUMA_DATA") else [Path(), Path("data")]
+    for root in roots:
+        for file in files:
+            path = (root / file.format(split=split)).expanduser()
+            if path.exists():
+                one_split = "{split}" in file or path.suffix == ".npz"
+                return str(path), replace(options, split=None) if one_split else options
+    searched = " and ".join(str(root.absolute()) for root in roots)
+    if published.endswith(".npz"):
+        raise DataError(
+            f"{name} is not on this machine: no {files[0]} in {searched}",
+            why=f"it is published at {_EDM}; `curl -sL {_EDM}/raw/main/{published}` prints its sha256 and size",
+            fix=f"curl -L -o {files[0]} {_EDM}/resolve/main/{published} && export PUMA_DATA=$PWD",
+        )
+    if importlib.util.find_spec("datasets") is not None:
+        return f"hf:{published}", options
+    raise _missing(name, f"there is nothing of it in {searched}, and the package datasets is not installed")
+
+
+def _missing(name: str, why: str) -> DataError:
+    hub = _NAMED[name][1].partition(":")[0]
+    get = f"pip install 'puma-robust[hub]' && hf download {hub} --repo-type dataset --local-dir {name}"
+    return DataError(f"{name} is not on this machine", why=why, fix=f"{get} && export PUMA_DATA=$PWD")
+
+
+# --- part files ----------------------------------------------------------------------------------------------------
+
+
+def _expanded(place: str, split: str | None) -> tuple[list[str], str | None]:
+    """A pattern or a folder of part files replaced by the files in order; and the split if it is still to be used.
+
+    Raises:
+        DataError: nothing matches.
+        UsageError: a folder holds several splits and none is chosen.
+    """
+    folder = Path(place)
+    if any(sign in place for sign in "*?[") and not folder.exists():
+        matches = sorted(glob.glob(place), key=_order)
+        if not matches:
+            raise DataError(f"no file matches {place!r}")
+        return matches, split
+    # on the hub they lie in the folder itself, in ``data`` or in one named after the split
+    inside = [folder, folder / "data", *([folder / split] if split and "/" not in split else [])]
+    listings = (list(map(str, path.glob(kind))) for path in inside for kind in ("*.parquet", "*.npz"))
+    parts = sorted(next(filter(None, listings), []), key=_order)
+    if not folder.is_dir() or not parts:
+        return [place], split
+    if split is not None and Path(parts[0]).parent == folder / split:
+        return parts, None
+    splits = defaultdict(list)
+    for path in parts:
+        match = _OF.match(Path(path).stem)
+        splits[match["stem"] if match else Path(path).stem].append(path)
+    if split is None and len(splits) > 1 and not all(_PART.match(Path(path).stem) for path in parts):
+        fix = f'choose one: "{folder}?split={sorted(splits)[-1]}"'
+        raise UsageError(f"{folder} holds {', '.join(sorted(splits))}", fix=fix)
+    if split is not None and split not in splits:
+        raise unknown(f"split of {folder}", split, splits)
+    return splits[split] if split is not None else parts, None
+
+
+def _order(place: str) -> list[str | int]:
+    """Names with their numbers as numbers, so that part 10 comes after part 9."""
+    return [int(text) if text.isdigit() else text for text in re.split(r"(\d+)", place)]
+
+
+def _check_complete(places: list[str]) -> None:
+    """Refuse part files with one missing or one twice. A single part is taken as it is, with a warning."""
+    seen: set[Path] = set()
+    groups: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for place in places:
+        if (path := Path(place).resolve()) in seen:
+            raise DataError(f"{place} is named twice", why="its images would count double")
+        seen.add(path)
+        if match := _OF.match(Path(place).stem) or _PART.match(Path(place).stem):
+            total = match.groupdict().get("total") or ""
+            groups[str(Path(place).with_name(match["stem"])), total][int(match["number"])] = place
+    for (stem, total), parts in groups.items():
+        last = max(parts)
+        first = 1 if not total or (int(total) in parts and 0 not in parts) else 0  # ``-of-`` may count from 0 or 1
+        stop = first + int(total) if total else last + 1
+        missing = [number for number in range(first, stop) if number not in parts]
+        if len(places) == 1 and (missing or (not total and _next_part(Path(places[0]), last).exists())):
+            logger.warning("%s is one part of several; the others are left out", places[0])
+        elif missing:
+            raise DataError(
+                f"part {', '.join(map(str, missing[:5]))} of {stem} {'is' if len(missing) == 1 else 'are'} missing",
+                why=f"there are: {', '.join(map(str, sorted(parts)[:8]))}" + (f" of {total}" if total else ""),
+                fix="get the missing part; to leave it out on purpose, name the parts as separate sources of a pool",
+            )
+
+
+def _next_part(path: Path, number: int) -> Path:
+    digits = re.findall(r"\d+$", path.stem)[-1]
+    return path.with_name(f"{path.stem.removesuffix(digits)}{number + 1:0{len(digits)}}{path.suffix}")
+
+
+def _joined(parts: list[Source]) -> Source:
+    """Part files as one source, in the order given; `DataError` for other shapes or classes, or the same data twice."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    seen: dict[str, str] = {}
+    names = max((part.class_names for part in parts), key=len)  # of class-sorted parts, the last knows most classes
+    for part in parts:
+        if part.image_shape != first.image_shape:
+            raise DataError(f"{part.name} has images of {part.image_shape}, {first.name} of {first.image_shape}")
+        if part.fingerprint in seen:
+            both = f"{part.name} and {seen[part.fingerprint]}"
+            raise DataError(f"{both} hold the same data", why="their images would count double")
+        if part.class_names != names[: part.num_classes]:
+            why = f"{part.class_names}, {names}"
+            raise DataError(f"{part.name} has other class names than the other parts", why=why)
+        seen[part.fingerprint] = part.name
+    return Source(
+        joined([part.images for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        name=first.name,
+        fingerprint=fingerprint({"parts": [part.fingerprint for part in parts]}),
+        class_names=names,
+    )
+
+
+def _name_of(path: Path) -> str:
+    """A short name: without the part number ("20m-part1" is "20m"), after its folder where it names only a split."""
+    match = _OF.match(path.stem) or _PART.match(path.stem)
+    stem = re.sub(r"[-_.]*(part|shard|chunk)?[-_.]*$", "", match["stem"], flags=re.IGNORECASE) if match else path.stem
+    folder = path.absolute().parent
+    folder = folder.parent if folder.name == "data" else folder
+    return f"{folder.name}-{stem}" if stem in _SPLITS else stem or path.stem

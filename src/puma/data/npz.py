@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,23 +23,66 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.data.checks import LABEL_NAMES, check_labels, chosen_label
-from puma.data.mapped import Header, Mapped, check_headers, read_header
-from puma.data.source import Images, Pixels, Source, blocks, in_memory
-from puma.data.spec import Options
+from puma.data.checks import LABEL_NAMES, check_image_layout, check_labels, chosen_label
+from puma.data.source import Images, Mapped, Options, Pixels, Source, blocks, in_memory
 from puma.errors import DataError, PumaError, UsageError
 from puma.io import atomic_path, fingerprint
 from puma.progress import Progress
 
 IN_MEMORY = 256 << 20
-IMAGE_NAMES = ("image", "images", "img")
-_CLASS_NAMES = ("classes", "class_names")
-_LARGEST_NAMES = 1 << 20
+_IMAGE_NAMES, _CLASS_NAMES = ("image", "images", "img"), ("classes", "class_names")
+_LONGEST_HEADER, _LARGEST_NAMES = 16_384, 1 << 20
 _BOMB_RATIO, _BOMB_SIZE = 100, 64 << 20
-_MOST_MEMBERS, _LARGEST_DIRECTORY = 1_000, 1 << 20
-_LOCAL_HEADER = 30
+_MOST_MEMBERS, _LARGEST_DIRECTORY, _LOCAL_HEADER = 1_000, 1 << 20, 30
 _CHUNK = 4 << 20
+_BAD_HEADER = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError, tokenize.TokenError)
 _DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error, ValueError, EOFError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """An ``.npy`` header; the values begin ``length`` bytes after its first byte and take ``data_size`` bytes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+    length: int
+    data_size: int
+
+
+def _read_header(file: IO[bytes], size: int, where: str) -> _Header:
+    """The header at the beginning of ``file``; ``size`` is how many bytes header and values have together.
+
+    Raises:
+        DataError: not an ``.npy`` array, Fortran order, object or structured dtype, or a header that claims more or
+            fewer bytes than there are (so that nothing is ever allocated for a lie).
+    """
+    start = io.BytesIO(file.read(_LONGEST_HEADER))  # numpy would read a header of any announced length
+    try:
+        version = np.lib.format.read_magic(start)
+        if version not in ((1, 0), (2, 0), (3, 0)):  # 3.0 is 2.0 in UTF-8: the same for arrays of numbers
+            raise ValueError(f".npy version {version[0]}.{version[1]}")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(start, max_header_size=_LONGEST_HEADER)
+    except _BAD_HEADER as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"{where} has an .npy header that cannot be read", why=why) from None
+    if dtype.hasobject:
+        raise DataError(
+            f"{where} holds Python objects (pickle)",
+            why="reading them would run code from the file, so PUMA never does",
+            fix="save plain arrays: uint8 images, int64 labels",
+        )
+    if dtype.kind not in "biufcUS" or dtype.subdtype is not None or not dtype.itemsize or any(n < 0 for n in shape):
+        raise DataError(f"{where} is {dtype} of shape {shape}", why="a plain array of numbers is expected")
+    header = _Header(shape, dtype, start.tell(), math.prod(shape) * dtype.itemsize)
+    if header.length + header.data_size != size:
+        claim = f"{dtype}[{', '.join(map(str, shape))}], {header.data_size:,} bytes"
+        why = "the header is wrong or the file is truncated"
+        raise DataError(f"{where} claims {claim}, but holds {size - header.length:,}", why=why, fix="write it again")
+    if fortran_order and len(shape) > 1:
+        why = "its images are scattered over the whole file"
+        raise DataError(f"{where} is in Fortran order", why=why, fix="save np.ascontiguousarray(images)")
+    return header
 
 
 def load_npz(path: Path, options: Options) -> Source:
@@ -62,13 +107,19 @@ def load_npz(path: Path, options: Options) -> Source:
         if split is not None and label_header.shape == (header.shape[0], 1):
             label_header = replace(label_header, shape=header.shape[:1])
         where, where_labels = (f"{path}: {member.info.filename.removesuffix('.npy')}" for member in (image, truth))
-        with image.open() as file:
-            check_headers(file, header, label_header, where, where_labels)
+        sample = None
+        if header.dtype != np.uint8:  # say in which range the values lie
+            with image.open() as file:
+                data = file.read(header.length + (1 << 19))[header.length :]
+            sample = np.frombuffer(data, header.dtype, len(data) // header.dtype.itemsize)
+        check_image_layout(header.shape, header.dtype, sample, where)
+        if label_header.shape != header.shape[:1] or label_header.dtype.kind not in "iu":  # before any label is read
+            empty = np.broadcast_to(np.zeros((), label_header.dtype), label_header.shape)
+            check_labels(empty, header.shape[0], where_labels)
         class_names = next((names for name in _CLASS_NAMES if (names := _texts(named.get(name)))), None)
         labels = check_labels(truth.array().reshape(label_header.shape), header.shape[0], where_labels, class_names)
-        n, height, width, channels = header.shape
         if not image.compressed:
-            images: Images = Mapped(path, image.offset + header.length, (n, height, width, channels))
+            images: Images = Mapped(path, image.offset + header.length, header.shape)
         elif header.data_size <= IN_MEMORY:
             images = in_memory(image.array().reshape(header.shape))
         else:
@@ -108,9 +159,9 @@ class _Member:
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 raise DataError(f"{self} is damaged", why=str(error), fix="copy or download the file again") from None
 
-    def header(self) -> Header:
+    def header(self) -> _Header:
         with self.open() as file:
-            return read_header(file, self.info.file_size, str(self))
+            return _read_header(file, self.info.file_size, str(self))
 
     def blocks(self) -> Iterator[bytes]:
         """Its bytes, 4 MiB at a time."""
@@ -155,6 +206,31 @@ def _opened(path: Path) -> Iterator[list[_Member]]:
         raise DataError(f"cannot read {path}", why=str(error)) from None
 
 
+def _check_directory_size(file: IO[bytes], path: Path) -> None:
+    """Refuse an archive whose directory alone is large: `zipfile` would read all of it into memory."""
+    file.seek(max(file.seek(0, 2) - 66_000, 0))
+    tail = file.read()
+    entries = directory = 0
+    if (at := tail.rfind(b"PK\x05\x06")) >= 0 and len(tail) >= at + 22:
+        entries, directory = struct.unpack_from("<HL", tail, at + 10)
+    if directory == 0xFFFFFFFF and (at := tail.rfind(b"PK\x06\x06")) >= 0 and len(tail) >= at + 56:
+        entries, directory = struct.unpack_from("<QQ", tail, at + 32)
+    if directory > _LARGEST_DIRECTORY or entries > _MOST_MEMBERS:
+        claim = f"{entries:,} members in a directory of {directory:,} bytes"
+        raise DataError(f"{path} claims {claim}", why="an .npz data set has a handful")
+    file.seek(0)
+
+
+def _data_offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin: the extra field of its local header may differ from the directory's."""
+    file.seek(max(info.header_offset, 0))
+    header = file.read(_LOCAL_HEADER)
+    if header[:4] != b"PK\x03\x04" or len(header) < _LOCAL_HEADER:
+        raise zipfile.BadZipFile(f"member {info.filename!r} has no header where the directory says")
+    name, extra = struct.unpack_from("<HH", header, 26)
+    return int(info.header_offset + _LOCAL_HEADER + name + extra)
+
+
 def _check_members(members: list[_Member], size: int) -> None:
     names = [member.info.filename for member in members]
     limits = [*[member.info.header_offset for member in members], size][1:]
@@ -180,31 +256,6 @@ def _check_members(members: list[_Member], size: int) -> None:
             )
 
 
-def _data_offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: the extra field of its local header may differ from the directory's."""
-    file.seek(max(info.header_offset, 0))
-    header = file.read(_LOCAL_HEADER)
-    if header[:4] != b"PK\x03\x04" or len(header) < _LOCAL_HEADER:
-        raise zipfile.BadZipFile(f"member {info.filename!r} has no header where the directory says")
-    name, extra = struct.unpack_from("<HH", header, 26)
-    return int(info.header_offset + _LOCAL_HEADER + name + extra)
-
-
-def _check_directory_size(file: IO[bytes], path: Path) -> None:
-    """Refuse an archive whose directory alone is large: `zipfile` would read all of it into memory."""
-    file.seek(max(file.seek(0, 2) - 66_000, 0))
-    tail = file.read()
-    entries = directory = 0
-    if (at := tail.rfind(b"PK\x05\x06")) >= 0 and len(tail) >= at + 22:
-        entries, directory = struct.unpack_from("<HL", tail, at + 10)
-    if directory == 0xFFFFFFFF and (at := tail.rfind(b"PK\x06\x06")) >= 0 and len(tail) >= at + 56:
-        entries, directory = struct.unpack_from("<QQ", tail, at + 32)
-    if directory > _LARGEST_DIRECTORY or entries > _MOST_MEMBERS:
-        claim = f"{entries:,} members in a directory of {directory:,} bytes"
-        raise DataError(f"{path} claims {claim}", why="an .npz data set has a handful")
-    file.seek(0)
-
-
 def _arrays_of(
     path: Path, members: dict[str, _Member], split: str | None, label: str | None
 ) -> tuple[_Member, _Member]:
@@ -212,21 +263,18 @@ def _arrays_of(
     pairs = {name[:-7]: (name, f"{name[:-7]}_labels") for name in members if name.endswith("_images")}
     pairs |= {name[2:]: (name, f"y_{name[2:]}") for name in members if name.startswith("x_")}
     pairs = {name: pair for name, pair in pairs.items() if pair[1] in members}
-    if split is not None or (pairs and not any(name in members for name in IMAGE_NAMES)):
+    if split is not None or (pairs and not any(name in members for name in _IMAGE_NAMES)):
         if split not in pairs:
             text = f"{path} holds {'the splits ' + ', '.join(sorted(pairs)) if pairs else 'one split'}"
             fix = f'choose one: "{path}?split={sorted(pairs)[-1]}"' if pairs else "leave ?split= out"
             raise UsageError(text + f", not {split!r}" * (split is not None), fix=fix)
         return members[pairs[split][0]], members[pairs[split][1]]
-    present, fix = (
-        ", ".join(sorted(members)) or "nothing",
-        "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)",
-    )
-    image = next((name for name in (*IMAGE_NAMES, "arr_0") if name in members), None)
-    if image is None:
-        raise DataError(f"{path} has no member 'image'", why=f"it holds: {present}", fix=fix)
-    if label is None and image != "arr_0" and not any(name in members for name in LABEL_NAMES):
-        raise DataError(f"{path} has no member 'label'", why=f"it holds: {present}", fix=fix)
+    image = next((name for name in (*_IMAGE_NAMES, "arr_0") if name in members), None)
+    unlabelled = label is None and image != "arr_0" and not any(name in members for name in LABEL_NAMES)
+    if image is None or unlabelled:
+        why = f"it holds: {', '.join(sorted(members)) or 'nothing'}"
+        fix = "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)"
+        raise DataError(f"{path} has no member '{'label' if image else 'image'}'", why=why, fix=fix)
     also = {"arr_1"} if image == "arr_0" else set()
     return members[image], members[chosen_label(list(members), also, label, str(path))]
 
@@ -236,6 +284,9 @@ def _texts(member: _Member | None) -> tuple[str, ...] | None:
         return None
     values = member.array()
     return tuple(map(str, values)) if values.dtype.kind == "U" and values.ndim == 1 else None
+
+
+# --- writing -------------------------------------------------------------------------------------------------------
 
 
 def write_npz(
@@ -267,7 +318,7 @@ def write_npz(
         with archive.open(_entry("image.npy"), "w", force_zip64=True) as member:
             for chunk in chunks:
                 if rows == 0:
-                    member.write(npy_header((len(labels), *chunk.shape[1:]), chunk.dtype))
+                    member.write(_npy_header((len(labels), *chunk.shape[1:]), chunk.dtype))
                 member.write(np.ascontiguousarray(chunk).data)
                 rows += len(chunk)
         if rows != len(labels):
@@ -277,7 +328,18 @@ def write_npz(
             arrays["classes.npy"] = np.array(class_names)
         for name, array in arrays.items():
             with archive.open(_entry(name), "w", force_zip64=True) as member:
-                member.write(npy_header(array.shape, array.dtype) + array.tobytes())
+                member.write(_npy_header(array.shape, array.dtype) + array.tobytes())
+
+
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
+    buffer = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # the earliest that a zip can hold
 
 
 def read_comment(path: Path | str) -> dict[str, Any]:
@@ -306,8 +368,7 @@ def save_source(source: Source, out: Path | str, *, progress: bool = False) -> P
 def unpack_npz(path: Path | str, out: Path | str, *, progress: bool = False) -> Path:
     """Write the members of a compressed ``.npz`` uncompressed, byte for byte, in constant memory.
 
-    The CRC-32 of every member is compared on the way. The bytes are the same, so fingerprints, tables and plans of the
-    compressed file stay valid.
+    The CRC-32 of every member is compared. Fingerprints, tables and plans of the compressed file stay valid.
 
     Raises:
         UsageError: nothing in it is compressed, or ``out`` is the file itself.
@@ -333,16 +394,3 @@ def unpack_npz(path: Path | str, out: Path | str, *, progress: bool = False) -> 
                         target.write(block)
                         bar.advance(len(block))
     return out
-
-
-def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """The header of an ``.npy`` array in C order."""
-    buffer = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, described)
-    return buffer.getvalue()
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    """A directory entry with the earliest date that a zip can hold."""
-    return zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from puma.data.checks import check_image_layout, check_labels, chosen_label
-from puma.data.images import EncodedImages, picture_pixels, resized
-from puma.data.source import Images, MapStyle, Pixels, Rows, Source, in_memory
-from puma.data.spec import Options
+from puma.data.images import EncodedImages, fitted, picture_pixels
+from puma.data.source import Images, MapStyle, Options, Pixels, Rows, Source, in_memory
 from puma.errors import DataError, UsageError, unknown
 
 logger = logging.getLogger("puma")
@@ -38,20 +37,11 @@ def load_object(dataset: Any, options: Options) -> Source:
     hub = hasattr(dataset, "column_names")
     options.only("a Python object", *(["split", "label"] if hub else []))
     if hub:
-        if hasattr(dataset, "keys"):  # a DatasetDict
-            if options.split is None:
-                raise UsageError(
-                    f"the data holds the splits {', '.join(dataset)}", fix="load_dataset(data, split='train')"
-                )
-            if options.split not in dataset:
-                raise unknown("split", options.split, dataset)
-            dataset = dataset[options.split]
+        dataset = _split_of(dataset, options.split) if hasattr(dataset, "keys") else dataset
         if not hasattr(dataset, "__len__"):
             raise UsageError("the data is a stream, without a length or rows", fix="load it with streaming=False")
         name = f"{getattr(dataset.info, 'dataset_name', None) or 'dataset'}-{dataset.split or 'rows'}"
-        source = _of_table(dataset, name, options)
-        source.name, source.spec = name, None
-        return source
+        return _of_table(dataset, name, options)
     pair = isinstance(dataset, (tuple, list)) and len(dataset) == 2 and getattr(dataset[0], "ndim", 0) >= 3
     if pair and np.ndim(_plain(dataset[1])) > 0:
         images, rounded = _pixels(dataset[0], "images")
@@ -66,6 +56,9 @@ def load_object(dataset: Any, options: Options) -> Source:
     return _of_items(dataset, options)
 
 
+# --- Hugging Face data sets ----------------------------------------------------------------------------------------
+
+
 def load_hub(name: str, config: str | None, options: Options) -> Source:
     """Open a data set of the Hugging Face hub (from its cache when offline), or one that ``save_to_disk`` wrote.
 
@@ -74,33 +67,36 @@ def load_hub(name: str, config: str | None, options: Options) -> Source:
         DataError: it cannot be opened, or has no image or label column.
     """
     split = options.split or "train"
-    source = _of_table(_opened(name, split, config), f"hf:{name}:{split}", options)
-    source.name = f"{Path(name).name}-{split}"
-    return source
-
-
-def _opened(name: str, split: str, config: str | None) -> Any:
+    where = f"hf:{name}:{split}"
     try:
         import datasets
     except ImportError:
         raise UsageError(f"hf:{name} needs the package datasets", fix="pip install 'puma-robust[hub]'") from None
     try:
         if Path(name).is_dir() and any((Path(name) / mark).exists() for mark in ("dataset_dict.json", "state.json")):
-            stored = datasets.load_from_disk(name)
-            if not isinstance(stored, datasets.DatasetDict):
-                return stored
-            if split not in stored:
-                raise unknown("split", split, list(stored))
-            return stored[split]
-        return datasets.load_dataset(name, config, split=split)
+            table = datasets.load_from_disk(name)
+            table = _split_of(table, split) if isinstance(table, datasets.DatasetDict) else table
+        else:
+            table = datasets.load_dataset(name, config, split=split)
     except UsageError:
         raise
     except Exception as error:  # whatever the package raises: network, cache, scripts, formats
         raise DataError(
-            f"hf:{name}:{split} cannot be opened",
+            f"{where} cannot be opened",
             why=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
             fix="check the name and the split; without network it has to lie in the cache, or name a Parquet file",
         ) from None
+    source = _of_table(table, where, options)
+    source.name = f"{Path(name).name}-{split}"
+    return source
+
+
+def _split_of(splits: Any, split: str | None) -> Any:
+    if split is None:
+        raise UsageError(f"the data holds the splits {', '.join(splits)}", fix="load_dataset(data, split='train')")
+    if split not in splits:
+        raise unknown("split", split, list(splits))
+    return splits[split]
 
 
 def _of_table(table: Any, where: str, options: Options) -> Source:
@@ -133,15 +129,15 @@ def _read_cell(table: Any, column: str, name: str, row: int) -> tuple[bytes, str
         raise DataError(f"{where} holds no image", why=str(error)) from None
 
 
+# --- map-style datasets --------------------------------------------------------------------------------------------
+
+
 def _of_items(dataset: MapStyle, options: Options) -> Source:
     """Take a dataset of ``(image, label)``: arrays, tensors or Pillow images (converted as those in files are).
 
     Arrays are uint8, or float in [0, 1] (rounded to 8 bits, with a warning where that changes them), ``[H, W, C]``,
     ``[C, H, W]`` or ``[H, W]``. Labels are read from its ``labels`` or ``targets`` where it has such an attribute of
     its length, else by going through it once.
-
-    Raises:
-        DataError: empty, items of another form, items that differ each time they are read (a random transform).
     """
     called, size = type(dataset).__name__.lower(), len(dataset)
     if not size:
@@ -174,7 +170,7 @@ class _Items:
     """Checked items of a map-style dataset."""
 
     def __init__(self, dataset: MapStyle, name: str, options: Options) -> None:
-        self._dataset, self._name, self._resize, self._channels = dataset, name, options.resize, options.channels
+        self._dataset, self._name, self._options = dataset, name, options
         self.shape: tuple[int, ...] = ()
         self.rounded = False
 
@@ -192,12 +188,10 @@ class _Items:
                 raise DataError(f"{where}: the image has shape {array.shape}", why="images are uint8 [H, W, C]")
             batch, rounded = _pixels(image[None], f"{where}: the image (with a batch axis)")
             pixels, self.rounded = batch[0], self.rounded or rounded
-        pixels = resized(pixels[None], self._resize)[0] if self._resize else pixels
-        pixels = np.repeat(pixels, 3, axis=2) if self._channels == 3 and pixels.shape[2] == 1 else pixels
         number = _plain(label)
         if number.size != 1 or number.dtype.kind not in "iu":
             raise DataError(f"{where}: the label is {label!r}", why="labels are class numbers")
-        return pixels, int(number.reshape(()))
+        return fitted(pixels, self._options), int(number.reshape(()))
 
     def read(self, rows: Rows) -> Pixels:
         out = np.empty((len(rows), *self.shape), np.uint8)

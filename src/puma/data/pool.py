@@ -1,8 +1,11 @@
-"""The pool: the training images in a fixed order, real ones first, then each synthetic source."""
+"""The pool: the training images in a fixed order, real ones first, then each synthetic source; rows as tensors.
+
+torch is imported only where tensors are made: plans are drawn up without it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +14,17 @@ from numpy.typing import NDArray
 
 from puma.data.checks import match_classes
 from puma.data.load import as_source
-from puma.data.source import MapStyle, Source, checked_row, joined
+from puma.data.source import MapStyle, Pixels, Rows, Source, checked_row, joined
 from puma.errors import DataError, UsageError
 from puma.io import fingerprint
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from puma.plan import Plan
 
-ROLES = ("real", "synthetic")
+_ROLES = ("real", "synthetic")
 
 
 class Pool(Source):
@@ -46,7 +52,14 @@ class Pool(Source):
             raise UsageError("a pool needs at least one source")
         self.sources, names = _alike([as_source(source) for source in sources])
         self.roles = tuple(roles) if roles is not None else ("real", *["synthetic"] * (len(self.sources) - 1))
-        _check_roles(self.roles, len(self.sources))
+        if len(self.roles) != len(self.sources):
+            raise UsageError(f"{len(self.roles)} roles for {len(self.sources)} sources")
+        for role in self.roles:
+            if role not in _ROLES:
+                raise UsageError(f"unknown role {role!r}", fix='a source is "real" or "synthetic"')
+        if list(self.roles) != sorted(self.roles, key=_ROLES.index):
+            seen = ", ".join(self.roles)
+            raise UsageError(f"a real source stands after a synthetic one: {seen}", fix="put the real ones first")
         self.names = _unique_names(self.sources)
         parts = [[source.fingerprint, role, len(source)] for source, role in zip(self.sources, self.roles, strict=True)]
         labels = [source.labels for source in self.sources]
@@ -76,11 +89,7 @@ class Pool(Source):
         return {"fingerprint": self.fingerprint, "num_classes": self.num_classes, "sources": sources}
 
     def check_plan(self, plan: Plan) -> None:
-        """Refuse a plan of another pool.
-
-        Raises:
-            DataError: another number of rows, or another fingerprint than that of the plan's ``meta["pool"]``.
-        """
+        """Refuse a plan of another pool: `DataError` for another number of rows or another fingerprint."""
         if len(plan.keep) != len(self):
             what = f"the plan has {len(plan.keep):,} rows, the pool {len(self):,}"
             raise DataError(what, fix="plan this pool again, or open the sources and options that were scored")
@@ -115,19 +124,12 @@ class SourceNames(Sequence[str]):
         return self.names[int(np.searchsorted(self._ends, checked_row(index, len(self)), side="right"))]
 
 
-def _check_roles(roles: tuple[str, ...], sources: int) -> None:
-    if len(roles) != sources:
-        raise UsageError(f"{len(roles)} roles for {sources} sources")
-    for role in roles:
-        if role not in ROLES:
-            raise UsageError(f"unknown role {role!r}", fix='a source is "real" or "synthetic"')
-    if list(roles) != sorted(roles, key=ROLES.index):
-        seen = ", ".join(roles)
-        raise UsageError(f"a real source stands after a synthetic one: {seen}", fix="put the real ones first")
-
-
 def _alike(sources: list[Source]) -> tuple[tuple[Source, ...], tuple[str, ...]]:
     """The sources with their classes matched by name with those of the first, or of the first that has names; these."""
+
+    def numbered(names: tuple[str, ...]) -> bool:
+        return names == tuple(map(str, range(len(names))))
+
     first = sources[0]
     names, whose = first.class_names, first.name
     out = [first]
@@ -137,14 +139,9 @@ def _alike(sources: list[Source]) -> tuple[tuple[Source, ...], tuple[str, ...]]:
             fix = "add ?resize= and ?channels=3 to a source"
             raise DataError(f"{other.name} has images {shapes[0]}, {first.name} has {shapes[1]}", fix=fix)
         out.append(match_classes(other, names, whose))
-        if _named(other.class_names) and not _named(names) and len(names) == other.num_classes:
+        if numbered(names) and not numbered(other.class_names) and len(names) == other.num_classes:
             names, whose = other.class_names, other.name
     return tuple(out), names
-
-
-def _named(names: tuple[str, ...]) -> bool:
-    """Whether classes have names, and not just numbers."""
-    return names != tuple(map(str, range(len(names))))
 
 
 def _unique_names(sources: tuple[Source, ...]) -> tuple[str, ...]:
@@ -156,3 +153,67 @@ def _unique_names(sources: tuple[Source, ...]) -> tuple[str, ...]:
             name, number = f"{source.name}-{number}", number + 1
         names.append(name)
     return tuple(names)
+
+
+# --- tensors -------------------------------------------------------------------------------------------------------
+
+
+def to_tensor(images: Pixels | Tensor, device: torch.device | str | None = None) -> Tensor:
+    """Turn uint8 ``[B, H, W, C]`` (0..255) into contiguous float32 ``[B, C, H, W]`` in [0, 1].
+
+    The bytes are moved to ``device`` first and become floats there: a quarter of the traffic.
+
+    >>> to_tensor(np.full((2, 4, 4, 3), 255, np.uint8)).shape
+    torch.Size([2, 3, 4, 4])
+    """
+    import torch
+
+    batch = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(images))
+    if device is not None:
+        target = torch.device(device)
+        pinned = batch.pin_memory() if target.type == "cuda" and not batch.is_cuda else batch
+        batch = pinned.to(target, non_blocking=True)
+    return batch.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)
+
+
+def read_batch(source: Source, rows: Rows, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of a source or pool as ``(float32 [B, C, H, W] in [0, 1], int64 [B])`` on ``device``, read as one block."""
+    import torch
+
+    labels = torch.from_numpy(np.asarray(source.labels[rows], dtype=np.int64))
+    return to_tensor(source.read(rows), device), labels if device is None else labels.to(device)
+
+
+class PlannedDataset:
+    """The kept images of a pool, each with its own eps, for anybody's training loop.
+
+    ``dataset[i]`` is ``(float32 tensor [C, H, W] in [0, 1], label, eps)``; ``dataset.index[i]`` its row in the pool.
+    A ``torch`` ``DataLoader`` takes it as it is (and fetches each batch in one read); its batches have float32 images,
+    int64 labels and float32 eps.
+
+    Args:
+        pool: the pool (or its one source) that the plan was made for; `DataError` for another.
+        plan: which rows are kept, and their eps.
+        transform: applied to each image tensor.
+    """
+
+    def __init__(self, pool: Source, plan: Plan, transform: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.pool = pool if isinstance(pool, Pool) else Pool([pool])
+        self.pool.check_plan(plan)
+        self.plan, self.transform = plan, transform
+        self.index: NDArray[np.int64] = np.flatnonzero(plan.keep)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int, np.float32]:
+        return self.__getitems__([item])[0]
+
+    def __getitems__(self, items: Sequence[int]) -> list[tuple[Tensor, int, np.float32]]:
+        """Several items in one read; ``DataLoader`` calls this."""
+        rows = self.index[[checked_row(item, len(self)) for item in items]]
+        images: Sequence[Tensor] = list(to_tensor(self.pool.read(rows)))
+        if self.transform is not None:
+            images = [self.transform(image) for image in images]
+        eps = self.plan.eps[rows].astype(np.float32, copy=False)  # Python floats would be collated to float64
+        return list(zip(images, self.pool.labels[rows].tolist(), eps, strict=True))

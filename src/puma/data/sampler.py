@@ -18,17 +18,16 @@ class BatchSampler:
 
     Of each batch ``int(batch_size * synthetic_share)`` rows are synthetic and the rest real, as in Wang et al. 2023
     (arXiv 2302.04638). Real rows come without replacement: a new seeded permutation for each pass, and a pass may end
-    inside a batch. Synthetic rows are drawn with replacement, as in the published code, or by such permutations too.
-    No permutation is stored (`puma.rng`), so 50 M rows cost only the list of the kept ones.
+    inside a batch. No permutation is stored (`puma.rng`), so 50 M rows cost only the list of the kept ones.
 
     Args:
         synthetic: bool ``[N]``, the rows of the pool that are synthetic.
         keep: bool ``[N]``, the rows that may be drawn; None is all of them.
         batch_size: rows of one batch over all ranks.
-        synthetic_share: share of each batch in [0, 1]. Without meaning, and ignored, where the kept rows are all of one
-            kind. None: no fixed share; batches are drawn from all kept rows alike.
+        synthetic_share: in [0, 1]; ignored where the kept rows are all of one kind. None: drawn from all rows alike.
         seed: another seed is another order.
-        replacement: draw synthetic rows (with share None: any row of a pool that has synthetic ones) with replacement.
+        replacement: draw synthetic rows (with share None: any row of a pool that has synthetic ones) with replacement,
+            as in the published code; else by permutations too.
 
     Raises:
         UsageError: batch size below 1, a share outside [0, 1], or a ``keep`` that is no mask.
@@ -48,9 +47,8 @@ class BatchSampler:
         made = np.asarray(synthetic, dtype=bool)
         kept = np.ones(len(made), dtype=bool) if keep is None else np.asarray(keep)
         if kept.dtype != bool:
-            raise UsageError(
-                f"keep is {kept.dtype}, not a mask", fix="mask = np.zeros(len(pool), bool); mask[rows] = True"
-            )
+            fix = "mask = np.zeros(len(pool), bool); mask[rows] = True"
+            raise UsageError(f"keep is {kept.dtype}, not a mask", fix=fix)
         if kept.shape != made.shape:
             raise DataError(f"the plan has {len(kept):,} rows, the pool {len(made):,}", fix="plan this pool again")
         if not kept.any():
@@ -123,16 +121,8 @@ def stratified_rows(labels: NDArray[np.int64], size: int, seed: int) -> NDArray[
     Shares are rounded by largest remainders, so each class is within one row of its exact share. Subsets of one seed
     are nested only by chance; the same arguments give the same rows on every machine.
 
-    Args:
-        labels: int64 ``[N]``.
-        size: how many rows, 1 to N.
-        seed: another seed is another choice.
-
     >>> stratified_rows(np.array([0, 0, 0, 0, 1, 1]), 3, seed=0).size
     3
-
-    Raises:
-        UsageError: size outside 1..N.
     """
     if not 1 <= size <= len(labels):
         raise UsageError(f"a subset of {size:,} cannot be taken from {len(labels):,} images")

@@ -1,23 +1,25 @@
-"""Sources: labelled uint8 images with a name, class names and a fingerprint, and the readers they are made of."""
+"""Sources: labelled uint8 images with a name, class names and a fingerprint; their options, and readers of images."""
 
 from __future__ import annotations
 
 import html
 import math
 import operator
+import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.errors import UsageError
+from puma.errors import DataError, UsageError, unknown
 
 Rows = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 ImageShape = tuple[int, int, int]
-Shape = tuple[int, int, int, int]
 _BLOCK = 16 << 20
 
 
@@ -34,8 +36,7 @@ class Images:
 
     Args:
         shape: ``(N, H, W, C)``.
-        read: what `read` does; a subclass overrides that instead. To survive pickling it is a function of a module or
-            a `functools.partial` of one.
+        read: what `read` does, where no subclass overrides it; picklable (a function of a module, or a partial of one).
         slow: whether images are worth keeping once they are made (decoded, scaled).
     """
 
@@ -43,7 +44,7 @@ class Images:
         self, shape: tuple[int, ...], read: Callable[[Rows], Pixels] | None = None, *, slow: bool = False
     ) -> None:
         n, height, width, channels = shape
-        self.shape: Shape = (n, height, width, channels)
+        self.shape = (n, height, width, channels)
         self._reader, self.slow = read, slow
 
     def read(self, rows: Rows) -> Pixels:
@@ -93,7 +94,6 @@ class Source:
         return self.images.read(checked_rows(rows, len(self)))
 
     def _repr_html_(self) -> str:
-        """For notebooks: a line of facts, and a bar for each class."""
         counts = np.bincount(self.labels, minlength=self.num_classes)
         bars = [
             f"<tr><td>{html.escape(name[:40])}</td><td style='text-align:right'>{count:,}</td><td><div style='height:"
@@ -109,11 +109,7 @@ class Source:
 
 
 def required_spec(source: Source) -> str:
-    """The text that opens ``source`` in another process.
-
-    Raises:
-        UsageError: it has none, being made of Python objects.
-    """
+    """The text that opens ``source`` in another process; `UsageError` where there is none."""
     if source.spec is None:
         raise UsageError(
             f"{source.name} cannot be opened by another process",
@@ -123,13 +119,83 @@ def required_spec(source: Source) -> str:
     return source.spec
 
 
-def checked_row(index: int, size: int) -> int:
-    """``index`` as a row in ``[0, size)``; negative counts from the end.
+# --- options -------------------------------------------------------------------------------------------------------
 
-    Raises:
-        IndexError: beyond either end (which also ends a ``for`` loop over a source).
-        TypeError: not a whole number.
+
+@dataclass(frozen=True)
+class Options:
+    """What may be asked of any source, by keyword or after the ``?`` of a spec.
+
+    Args:
+        resize: scale every image to this side, in pixels, 1..4096.
+        channels: 3 turns greyscale into RGB; 1 only states what is there.
+        classes: keep only these classes, by name or number; they are renumbered in this order.
+        subset: keep this many images: stratified and seeded, never a prefix.
+        seed: of the subset.
+        split: which of several splits, where there are some.
+        label: which of several label columns.
+        verify: ``"headers"``, or ``"full"``, which reads every byte once and compares checksums.
     """
+
+    resize: int | None = None
+    channels: int | None = None
+    classes: tuple[str, ...] | None = None
+    subset: int | None = None
+    seed: int = 0
+    split: str | None = None
+    label: str | None = None
+    verify: Literal["headers", "full"] = "headers"
+
+    def __post_init__(self) -> None:
+        if self.resize is not None and not 1 <= self.resize <= 4096:
+            raise UsageError(f"resize={self.resize} is not a side in 1..4096")
+        if self.channels not in (None, 1, 3):
+            raise UsageError(f"channels={self.channels}", why="1 (grey) or 3 (RGB) are understood")
+        if self.subset is not None and self.subset < 1:
+            raise UsageError(f"subset={self.subset} keeps no image")
+        if self.seed and self.subset is None:
+            raise UsageError(f"seed={self.seed} is not used", why="it chooses a subset", fix="add subset=5000")
+        if self.classes is not None and (not self.classes or len(set(self.classes)) != len(self.classes)):
+            raise UsageError(f"classes={','.join(self.classes)} is empty or names a class twice")
+        if self.verify not in ("headers", "full"):
+            raise unknown("way to verify", self.verify, ("headers", "full"))
+
+    def __str__(self) -> str:
+        """The options that differ from their defaults, as they stand after the ``?``."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        changed = {item.name: values[item.name] for item in fields(self) if values[item.name] != item.default}
+        return "&".join(f"{n}={','.join(v) if isinstance(v, tuple) else v}" for n, v in changed.items())
+
+    def only(self, place: object, *used: str) -> None:
+        """Refuse ``split`` or ``label`` where this kind of source does not use it."""
+        for name in ("split", "label"):
+            if name not in used and getattr(self, name) is not None:
+                raise UsageError(f"{place}: the option {name}={getattr(self, name)} is not used", fix="leave it out")
+
+
+def option_value(name: str, value: Any) -> Any:
+    """An option's value from text, or from what a caller of the library wrote."""
+    names = [item.name for item in fields(Options)]
+    if name not in names:
+        raise unknown("option of a data source", name, names)
+    if name == "classes":
+        return tuple(str(part).strip() for part in (value.split(",") if isinstance(value, str) else value))
+    if name not in ("resize", "channels", "subset", "seed") or value is None:
+        return value
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or (isinstance(value, float) and value != number):
+        raise UsageError(f"{name}={value!r} is not a whole number")
+    return number
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def checked_row(index: int, size: int) -> int:
+    """``index`` as a row in ``[0, size)``, negative from the end; `IndexError` beyond (which ends a ``for`` loop)."""
     number = operator.index(index)
     row = number + size if number < 0 else number
     if not 0 <= row < size:
@@ -169,6 +235,9 @@ def blocks(count: int, image_shape: ImageShape) -> Iterator[slice]:
         yield slice(start, min(start + rows, count))
 
 
+# --- readers -------------------------------------------------------------------------------------------------------
+
+
 def in_memory(array: Pixels) -> Images:
     """Images that lie in memory, uint8 ``[N, H, W, C]``."""
     return Images(array.shape, partial(np.take, array, axis=0))
@@ -179,13 +248,8 @@ def selected(images: Images, rows: Rows) -> Images:
     return Images((len(rows), *images.shape[1:]), partial(_read_selected, images, rows), slow=images.slow)
 
 
-def joined(parts: Sequence[Images]) -> Images:
-    """Several readers of equal image shape, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    ends = np.cumsum([part.shape[0] for part in parts])
-    slow = any(part.slow for part in parts)
-    return Images((int(ends[-1]), *parts[0].shape[1:]), partial(_read_joined, tuple(parts), ends), slow=slow)
+def _read_selected(images: Images, chosen: Rows, rows: Rows) -> Pixels:
+    return images.read(chosen[rows])
 
 
 def converted(
@@ -195,12 +259,17 @@ def converted(
     return Images((images.shape[0], *image_shape), partial(_read_converted, images, convert), slow=slow)
 
 
-def _read_selected(images: Images, chosen: Rows, rows: Rows) -> Pixels:
-    return images.read(chosen[rows])
-
-
 def _read_converted(images: Images, convert: Callable[[Pixels], Pixels], rows: Rows) -> Pixels:
     return convert(images.read(rows))
+
+
+def joined(parts: Sequence[Images]) -> Images:
+    """Several readers of equal image shape, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = np.cumsum([part.shape[0] for part in parts])
+    slow = any(part.slow for part in parts)
+    return Images((int(ends[-1]), *parts[0].shape[1:]), partial(_read_joined, tuple(parts), ends), slow=slow)
 
 
 def _read_joined(parts: Sequence[Images], ends: Rows, rows: Rows) -> Pixels:
@@ -215,23 +284,59 @@ def _read_joined(parts: Sequence[Images], ends: Rows, rows: Rows) -> Pixels:
     return out
 
 
-class Kept(Images):
-    """Images that cost something to make, each made once when it is first asked for, and kept in memory."""
+class Mapped(Images):
+    """uint8 images ``[N, H, W, C]`` that begin at ``offset`` of a file and are read in place; any thread may read.
 
-    def __init__(self, images: Images) -> None:
-        super().__init__(images.shape)
-        self._images = images
-        self._known = np.zeros(self.shape[0], dtype=bool)
-        self._array = np.empty(self.shape, np.uint8)  # the system hands out its pages only as images arrive
+    Neighbouring rows are read in one piece, with the system's read-ahead, and scattered rows one by one without it. A
+    map (used only where the system has no ``preadv``) would fault in every row anew, drag megabytes along with each row
+    that is not cached, count as resident memory, and end the process where the file has been cut short. Survives
+    pickling: a worker opens the file again.
+    """
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], size: int | None = None) -> None:
+        super().__init__(shape)
+        self._path, self._offset, self._row_size = path, offset, math.prod(shape[1:])
+        self._pieces, self._rows = path.open("rb"), path.open("rb")
+        status = os.fstat(self._rows.fileno())
+        self._size, self._modified = size or status.st_size, status.st_mtime_ns
+        self._check_unchanged()
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._rows.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Kept, (self._images,)  # another process makes its own
+        return Mapped, (self._path, self._offset, self.shape, self._size)
+
+    def _check_unchanged(self) -> None:
+        status = os.fstat(self._rows.fileno())
+        if (status.st_size, status.st_mtime_ns) != (self._size, self._modified):
+            raise DataError(
+                f"{self._path} has been changed since it was opened",
+                why=f"it had {self._size:,} bytes and now has {status.st_size:,}, or was written to",
+                fix="leave data files alone while they are in use; run the same command again",
+            )
 
     def read(self, rows: Rows) -> Pixels:
-        """See `Images.read`."""
-        fresh = np.unique(rows[~self._known[rows]])
-        if len(fresh):
-            self._array[fresh] = self._images.read(fresh)
-            self._known[fresh] = True
-        out: Pixels = np.take(self._array, rows, axis=0)
-        return out
+        """See `Images.read`; `DataError` where the file has been changed since it was opened."""
+        self._check_unchanged()
+        if not hasattr(os, "preadv"):
+            return np.memmap(self._path, np.uint8, "r", self._offset, self.shape).take(rows, axis=0)
+        count, size = len(rows), self._row_size
+        images = np.empty((count, *self.shape[1:]), np.uint8)
+        target = images.reshape(-1).data
+        if count > 1 and rows[-1] - rows[0] == count - 1 and bool((np.diff(rows) == 1).all()):
+            self._fill(self._pieces.fileno(), target, int(rows[0]))
+        else:
+            descriptor = self._rows.fileno()
+            for place, row in enumerate(rows.tolist()):
+                self._fill(descriptor, target[place * size : (place + 1) * size], row)
+        return images
+
+    def _fill(self, descriptor: int, target: memoryview, row: int) -> None:
+        start = self._offset + row * self._row_size
+        done = os.preadv(descriptor, [target], start)
+        while done < len(target):
+            got = os.preadv(descriptor, [target[done:]], start + done)
+            if not got:
+                self._check_unchanged()
+                raise DataError(f"{self._path} ends too early", fix="copy it again")
+            done += got

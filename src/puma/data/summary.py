@@ -1,4 +1,4 @@
-"""A look at a source: counts, order of its labels, statistics of its pixels, equal images, a contact sheet."""
+"""Facts about a source: counts, order of its labels, statistics of its pixels, equal images, a contact sheet."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ _SHOWN, _GAP, _TITLE, _INK = 64, 4, 22, (30, 30, 30)
 
 @dataclass(frozen=True)
 class Summary:
-    """Facts about a source: images of each class, the most neighbouring rows with one label (and about how many there
-    would be in random order); of ``sampled`` images mean and standard deviation of each channel in 0..1, smallest and
-    largest pixel in 0..255, and the number of images that are one colour throughout.
+    """Images of each class, the longest run of one label (and about what it would be in random order); of ``sampled``
+    images mean and std of each channel in 0..1, extreme pixels in 0..255, and how many are one colour throughout.
     """
 
     counts: NDArray[np.int64]
@@ -71,8 +70,9 @@ def summarize(source: Source) -> Summary:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Images of one source that occur in another (or again in itself), pixel for pixel: their rows, ascending, for each
-    the first row of the other source with the same pixels, and how many carry another label than their twin.
+    """Images that occur in another source (or earlier in their own), pixel for pixel.
+
+    Their rows, ascending; the first row with the same pixels for each; how many carry another label than their twin.
     """
 
     rows: NDArray[np.int64]
@@ -122,20 +122,16 @@ def _confirmed(source: Source, rows: Rows, other: Source, twins: Rows) -> Duplic
     return Duplicates(rows, twins, int((source.labels[rows] != other.labels[twins]).sum()))
 
 
-def contact_sheet(source: Source, per_class: int = 10, seed: int = 0, most_classes: int = 40) -> bytes:
-    """Draw ``per_class`` images of each class, chosen at random by ``seed``, one class a row, as the bytes of a PNG.
-
-    Small images are enlarged by a whole factor, pixel by pixel. Beyond ``most_classes`` the classes shown are spread
-    evenly over all of them.
-    """
-    classes = np.unique(np.linspace(0, source.num_classes - 1, min(source.num_classes, most_classes)).astype(int))
+def contact_sheet(source: Source, per_class: int = 10, seed: int = 0) -> bytes:
+    """A PNG of ``per_class`` random images of each class, one class a row (40 spread over all where there are more)."""
+    classes = np.unique(np.linspace(0, source.num_classes - 1, min(source.num_classes, 40)).astype(int))
     height, width, _ = source.image_shape
-    factor = max(1, _SHOWN // max(height, width))
+    factor = max(1, _SHOWN // max(height, width))  # small images are enlarged by a whole factor
     font = ImageFont.load_default(13)
     texts = [f"{source.class_names[number][:24]}  {(source.labels == number).sum():,}" for number in classes]
+    title = f"{source.name}: {len(source):,} images {width}x{height}, {source.num_classes} classes"
     side = int(max(map(font.getlength, texts))) + 2 * _GAP
     step_x, step_y = width * factor + _GAP, height * factor + _GAP
-    title = f"{source.name}: {len(source):,} images {width}x{height}, {source.num_classes} classes"
     sheet_width = max(side + per_class * step_x, int(font.getlength(title)) + _GAP) + _GAP
     sheet = Image.new("RGB", (sheet_width, _TITLE + len(classes) * step_y + _GAP), (255, 255, 255))
     pen = ImageDraw.Draw(sheet)

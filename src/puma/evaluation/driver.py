@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from puma.data.pool import read_batch
 from puma.data.source import Source
-from puma.data.tensors import read_batch
 from puma.devices import environment
 from puma.errors import DataError, UsageError
 from puma.evaluation.attacks import (

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from puma.attacks.pgd import Loss, pgd
-from puma.data.pool import Pool
-from puma.data.tensors import read_batch
+from puma.data.pool import Pool, read_batch
 from puma.errors import DataError, UsageError
 from puma.evaluation.inputs import evaluation_mode
 from puma.models.checks import apply_model

@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from puma.data.pool import Pool
+from puma.data.pool import Pool, read_batch
 from puma.data.source import Source
-from puma.data.tensors import read_batch
 from puma.errors import ModelError
 from puma.io import Shards, spans
 from puma.margins import PART_ROWS

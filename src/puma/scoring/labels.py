@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from puma.data.pool import Pool
+from puma.data.pool import Pool, read_batch
 from puma.data.source import Source
-from puma.data.tensors import read_batch
 from puma.errors import ModelError, UsageError
 from puma.io import Shards
 from puma.margins import LABEL_ISSUE, LABEL_QUALITY, PART_ROWS, Columns, MarginTable, Status

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from puma.data.checks import match_classes
-from puma.data.pool import Pool
+from puma.data.pool import Pool, read_batch
 from puma.data.source import Source
-from puma.data.tensors import read_batch
 from puma.devices import environment
 from puma.errors import DataError
 from puma.io import Shards, fingerprint, require_same_settings, spans

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from puma.attacks.deepfool import Mode, Precision, deepfool, parse_mode, parse_precision
-from puma.data.pool import Pool
+from puma.data.pool import Pool, read_batch
 from puma.data.source import Source
-from puma.data.tensors import read_batch
 from puma.devices import warn_slow_bf16
 from puma.errors import UsageError
 from puma.margins import PART_ROWS, Columns, MarginTable

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puma.attacks.pgd import pgd
-from puma.data.pool import Pool
+from puma.data.pool import Pool, read_batch
 from puma.data.source import Source
-from puma.data.tensors import read_batch
 from puma.errors import DataError, ModelError, UsageError, unknown
 from puma.io import read_json
 from puma.margins import PART_ROWS, Columns, MarginTable, Status

@@ -25,9 +25,8 @@ from puma import losses
 from puma.attacks.pgd import Rows, ascend, ascend_in_proportion
 from puma.checkpoints import load_state, pack, save_state, unpack
 from puma.data.checks import match_classes
-from puma.data.pool import Pool
+from puma.data.pool import Pool, to_tensor
 from puma.data.source import Source
-from puma.data.tensors import to_tensor
 from puma.devices import Devices, environment
 from puma.errors import CheckError, DataError, ModelError
 from puma.io import lock, read_record

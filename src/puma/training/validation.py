@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from puma.attacks.pgd import pgd
-from puma.data.pool import Pool
+from puma.data.pool import Pool, to_tensor
 from puma.data.sampler import stratified_rows
-from puma.data.tensors import to_tensor
 from puma.devices import Devices
 from puma.errors import UsageError
 from puma.rng import mixed_key
