@@ -44,6 +44,11 @@ class Mark:
         """Fill of the marker."""
         return PAPER if self.hollow else self.colour
 
+    @property
+    def dot(self) -> dict[str, Any]:
+        """Keywords of `Axes.plot` for its marker."""
+        return {"marker": self.marker, "color": self.colour, "markerfacecolor": self.face}
+
 
 MARKS = {
     "none": Mark(INK, "o"),

@@ -16,8 +16,16 @@ from typer.testing import CliRunner
 from puma.perceptron import experiments
 from puma.perceptron.simulate import Grid
 from puma.perceptron.strategies import Strategy
-from puma.report.perceptron import Results, compare_collapse, compare_theory, run_experiments, write_page
-from puma.report.perceptron_plots import excess, measure_gaps, rows_of
+from puma.report.perceptron import (
+    Results,
+    compare_collapse,
+    compare_theory,
+    excess,
+    measure_gaps,
+    rows_of,
+    run_experiments,
+    write_page,
+)
 
 SMALL = tuple(
     replace(experiment, dimension=40, seeds=2, keeps=(0.4, 0.8), eps=experiment.eps[:1], alphas=alphas)

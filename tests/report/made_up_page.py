@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from puma.plots import BLUE, figure_style, new_figure
-from puma.report.html import Picture, Report
-from puma.report.tables import Table
+from puma.report.page import Picture, Report, Table
 from puma.tradeoff import Estimate
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"

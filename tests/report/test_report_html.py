@@ -15,8 +15,7 @@ from PIL import Image
 
 from puma.errors import StorageError, UsageError
 from puma.plots import MARKS, mark
-from puma.report.html import ImageRow, Picture, png_uri
-from puma.report.tables import Table
+from puma.report.page import ImageRow, Picture, Table, png_uri
 from puma.tradeoff import Estimate
 
 

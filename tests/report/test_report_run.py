@@ -9,7 +9,7 @@ import pytest
 from made_up_study import write_run
 
 from puma.report import make_report
-from puma.report.tables import number
+from puma.report.page import number
 
 
 @pytest.fixture
@@ -28,7 +28,9 @@ def run(tmp_path):
 def evaluated(folder):
     """(checkpoint, attack, accuracy under it) of each line, and the weaker attacks among them."""
     report = make_report(folder)
-    rows = [(row[0], row[1], number(row[3])) for row in report.tables["evaluation"].rows]
+    table = report.tables["evaluation"]
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    rows = [(row["checkpoint"], row["attack"], number(row.get("under attack"))) for row in rows]
     return rows, report.values["weaker"]
 
 

@@ -18,10 +18,9 @@ from puma.cli.report import report as command
 from puma.errors import DataError
 from puma.plan import Plan
 from puma.report import make_report, verdict, write_report
-from puma.report.selection import quality_rows
-from puma.report.study import plot_study
+from puma.report.page import number
+from puma.report.study import plot_study, quality_rows
 from puma.report.study_data import StudyData
-from puma.report.tables import number
 from puma.study.folder import StudyFolder
 from puma.tradeoff import compare, random_images_needed
 

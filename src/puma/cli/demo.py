@@ -50,7 +50,7 @@ def demo(
     settings["threat"] = f"Linf:{parse_eps(eps):g}"
     folder = StudyFolder.create(StudySpec.parse(settings, "puma demo"), out)
     run_here(folder, jobs, None, quiet)
-    from puma.report.conclusion import verdict
+    from puma.report import verdict
 
     echo(f"\n{verdict(out)}\n")
     echo(f"took     {(time.monotonic() - started) / 60:.1f} min")

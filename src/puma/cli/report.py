@@ -36,8 +36,9 @@ def report(
         puma report runs/digits
         puma report runs/digits --pdf summary.pdf --export csv --export latex
     """
-    from puma.report.files import check_formats, make_report, write_report, write_summary
-    from puma.report.files import export as write_files
+    from puma.report import export as write_files
+    from puma.report import make_report, write_report, write_summary
+    from puma.report.page import check_formats
 
     check_formats(export or [])
     _refresh(folder)

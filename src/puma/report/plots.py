@@ -20,6 +20,9 @@ from puma.plots import BLUE, INK, MUTED, RED, mark, new_figure, plot_eps, plot_m
 from puma.threat import Norm, ThreatModel
 from puma.tradeoff import Estimate, Frontier
 
+Curve = tuple[str, Sequence[float], Sequence[Estimate]]
+"""One strategy along an axis: its name, places, accuracies."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -31,15 +34,6 @@ class Point:
     clean: Estimate
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One strategy along an axis."""
-
-    strategy: str
-    x: Sequence[float]
-    y: Sequence[Estimate]
-
-
 def plot_tradeoff(axes: Axes, points: Sequence[Point], controls: Sequence[Frontier], robust_name: str) -> None:
     """Plot robust accuracy to the right, clean accuracy upwards, in percent; lines are the free controls."""
     for control in controls:
@@ -48,7 +42,7 @@ def plot_tradeoff(axes: Axes, points: Sequence[Point], controls: Sequence[Fronti
         x = [float(control.robust.min()), *robust, robust[-1]]
         y = [clean[0], *clean, float(control.clean.min())]
         look = mark(control.name)
-        axes.plot(_percent(x), _percent(y), look.line, color=look.colour, zorder=2)
+        axes.plot(100 * np.array(x), 100 * np.array(y), look.line, color=look.colour, zorder=2)
     for point in points:
         _draw(axes, point.strategy, point.robust, point.clean)
     axes.set(xlabel=f"{robust_name}, % →", ylabel="clean accuracy, % →")
@@ -65,12 +59,9 @@ def plot_tradeoff(axes: Axes, points: Sequence[Point], controls: Sequence[Fronti
 def tradeoff_figure(points: Sequence[Point], controls: Sequence[Frontier], robust_name: str) -> Figure:
     """The trade-off with a legend of all strategies below and labels beside the main points."""
     figure, (axes,) = new_figure(5.6, 4.6)
-    names = dict.fromkeys(point.strategy for point in points)
-    handles = [_handle(axes, name, line=any(name == control.name for control in controls)) for name in names]
+    lines = [control.name for control in controls]
+    _legend(axes, list(dict.fromkeys(point.strategy for point in points)), lines, 4, fontsize=7.5, columnspacing=1.0)
     plot_tradeoff(axes, points, controls, robust_name)
-    figure.legend(
-        handles, list(names), loc="outside lower center", ncols=4, handletextpad=0.4, columnspacing=1.0, fontsize=7.5
-    )
     places = np.array([[100 * p.robust.value, 100 * p.clean.value] for p in points]).reshape(-1, 2)
     colours = [INK if mark(p.strategy).colour == MUTED else mark(p.strategy).colour for p in points]
     place_labels(axes, places, [p.label for p in points], colours)
@@ -81,11 +72,11 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]], xlabel: str, log: bool 
     """One panel per accuracy over a shared axis, one line per strategy, in percent."""
     figure, axes_list = new_figure(5.0, 0.9 + 2.3 * len(panels), rows=len(panels), sharex=True)
     for axes, (title, curves) in zip(axes_list, panels.items(), strict=True):
-        for curve in curves:
-            look = mark(curve.strategy)
-            axes.plot(curve.x, _percent([y.value for y in curve.y]), color=look.colour, linestyle=look.line, zorder=2)
-            for x, y in zip(curve.x, curve.y, strict=True):
-                _draw(axes, curve.strategy, x, y)
+        for strategy, places, accuracies in curves:
+            look = mark(strategy)
+            axes.plot(places, [100 * y.value for y in accuracies], look.line, color=look.colour, zorder=2)
+            for x, y in zip(places, accuracies, strict=True):
+                _draw(axes, strategy, x, y)
         axes.set_title(f"{title}, %")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
         if log:
@@ -94,9 +85,8 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]], xlabel: str, log: bool 
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
     axes_list[-1].set_xlabel(xlabel)
-    names = list(dict.fromkeys(curve.strategy for curves in panels.values() for curve in curves))
-    handles = [_handle(axes_list[0], name, line=True) for name in names]
-    figure.legend(handles, names, loc="outside lower center", ncols=3)
+    names = list(dict.fromkeys(strategy for curves in panels.values() for strategy, _, _ in curves))
+    _legend(axes_list[0], names, names, 3)
     return figure
 
 
@@ -143,10 +133,9 @@ def training_figure(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], best: M
     """One panel per quantity over the step, one line per label -> (steps, values); a dot marks the best checkpoint."""
     figure, axes_list = new_figure(5.0, 0.9 + 1.5 * len(panels), rows=len(panels), sharex=True)
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
-    looks: dict[str, tuple[str, str]] = {}
-    for place, label in enumerate(labels):
-        colour = mark(label.split()[0]).colour if len(labels) > 2 else (BLUE, RED)[place]
-        looks[label] = colour, mark(label.split()[0]).line if len(labels) > 2 else "-"
+    looks = {label: (mark(label.split()[0]).colour, mark(label.split()[0]).line) for label in labels}
+    if len(labels) <= 2:
+        looks = dict(zip(labels, ((BLUE, "-"), (RED, "-")), strict=False))
     for axes, (title, lines) in zip(axes_list, panels.items(), strict=True):
         for label, (steps, values) in lines.items():
             colour, style = looks[label]
@@ -170,51 +159,37 @@ def image_kinds(table: MarginTable) -> dict[str, NDArray[np.bool_]]:
     return {"real": ~table.synthetic, "synthetic": table.synthetic}
 
 
-def _percent(values: Sequence[float]) -> NDArray[np.float64]:
-    return 100 * np.asarray(values, dtype=np.float64)
-
-
 def _draw(axes: Axes, strategy: str, x: Estimate | float, y: Estimate | float) -> None:
     """A marker with error bars where a coordinate is an estimate; estimates are drawn in percent."""
-    look = mark(strategy)
-    at: list[float] = []
-    bars: list[list[list[float]] | None] = []
+    look, at, bars = mark(strategy), list[float](), list[list[list[float]] | None]()
     for value in (x, y):
         if not isinstance(value, Estimate):
             at.append(float(value))
             bars.append(None)
             continue
+        low, high = (value.value if end is None else end for end in (value.low, value.high))
         at.append(100 * value.value)
-        ends = (value.low, value.high) if value.low is not None and value.high is not None else (value.value,) * 2
-        bars.append([[max(100 * (value.value - ends[0]), 0.0)], [max(100 * (ends[1] - value.value), 0.0)]])
+        bars.append([[100 * max(value.value - low, 0.0)], [100 * max(high - value.value, 0.0)]])
     axes.errorbar(at[0], at[1], bars[1], bars[0], "none", ecolor=look.colour, elinewidth=0.8, alpha=0.35, zorder=3)
-    axes.plot(*at, look.marker, color=look.colour, markerfacecolor=look.face, markersize=5.5, ls="none", zorder=4)
+    axes.plot(at[0], at[1], ls="none", markersize=5.5, zorder=4, **look.dot)
 
 
-def _handle(axes: Axes, strategy: str, line: bool) -> Any:
-    look = mark(strategy)
-    style = look.line if line else "none"
-    return axes.plot(
-        [], [], look.marker, color=look.colour, markerfacecolor=look.face, markersize=5.5, linestyle=style
-    )[0]
+def _legend(axes: Axes, strategies: Sequence[str], lines: Sequence[str], columns: int, **options: Any) -> None:
+    """A legend below the figure; strategies in ``lines`` are shown with their line."""
+    handles = []
+    for strategy in strategies:
+        look = mark(strategy)
+        handles += axes.plot([], [], ls=look.line if strategy in lines else "none", markersize=5.5, **look.dot)
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "handletextpad": 0.4}
+    axes.get_figure().legend(handles, strategies, **place, **options)  # type: ignore[union-attr]
 
 
 def place_labels(
     axes: Axes, points: NDArray[np.float64], labels: Sequence[str], colours: Sequence[str], size: float = 7.5
-) -> list[Bbox]:
-    """Write labels beside points, each where it covers least of the other points and labels; "" writes none.
+) -> None:
+    """Write labels beside points ``[N, 2]`` (data coordinates), each where it covers least of the others; "" is none.
 
     Greedy and deterministic. Call it when everything else is drawn: the figure's layout is fixed here.
-
-    Args:
-        axes: where the points are drawn.
-        points: float64 ``[N, 2]`` in data coordinates, finite.
-        labels: N texts.
-        colours: N colours of the texts.
-        size: font size in points.
-
-    Returns:
-        The boxes of the labels, in pixels.
     """
     figure = axes.figure
     canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]
@@ -223,7 +198,11 @@ def place_labels(
     scale, frame = figure.dpi / 72, axes.get_window_extent()
     places = axes.transData.transform(points) if len(points) else np.empty((0, 2))
     taken = [Bbox.from_bounds(x - 4 * scale, y - 4 * scale, 8 * scale, 8 * scale) for x, y in places]
-    boxes: list[Bbox] = []
+
+    def overlap(a: Bbox, b: Bbox) -> float:
+        width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        return float(width * height) if width > 0 and height > 0 else 0.0
+
     for (x, y), label, colour in zip(places, labels, colours, strict=True):
         if not label:
             continue
@@ -232,22 +211,17 @@ def place_labels(
         extent = text.get_window_extent(canvas.get_renderer())  # type: ignore[no-untyped-call]
         width, height = extent.width + 2, extent.height + 1
         candidates: list[tuple[float, int, Bbox, tuple[float, float]]] = []
-        for radius, angle in itertools.product((7, 12, 18, 26, 36, 48), np.arange(0, 360, 30)):
-            across, up = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-            middle = x + across * (radius * scale + width / 2), y + up * (radius * scale + height / 2)
+        for radius, angle in itertools.product((7, 12, 18, 26, 36, 48), np.radians(np.arange(0, 360, 30))):
+            middle = (
+                x + np.cos(angle) * (radius * scale + width / 2),
+                y + np.sin(angle) * (radius * scale + height / 2),
+            )
             box = Bbox.from_bounds(middle[0] - width / 2, middle[1] - height / 2, width, height)
-            outside = width * height - _overlap(box, frame)
-            cost = outside + sum(_overlap(box, other) for other in [*taken, *boxes])
+            cost = width * height - overlap(box, frame) + sum(overlap(box, other) for other in taken)
             candidates.append((1000 * cost + radius, len(candidates), box, middle))
         cost, _, box, middle = min(candidates)
-        boxes.append(box)
+        taken.append(box)
         text.set_position(tuple(axes.transData.inverted().transform(middle)))
         if cost >= 18:  # further off: a thin line leads to it
             ends = axes.transData.inverted().transform([(x, y), middle])
             axes.plot(*ends.T, color=MUTED, linewidth=0.6, zorder=1)
-    return boxes
-
-
-def _overlap(a: Bbox, b: Bbox) -> float:
-    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    return float(width * height) if width > 0 and height > 0 else 0.0

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from puma.errors import DataError
 from puma.io import read_json, read_toml
 from puma.plots import figure_style
-from puma.report.html import Picture, Report
+from puma.report.page import Kind, Picture, Report, Table
 from puma.report.plots import training_figure
-from puma.report.tables import Kind, Table
 from puma.tradeoff import Estimate
 
 STEP = "step"
@@ -30,15 +29,12 @@ _PANELS: dict[str, dict[str, str]] = {
 }
 
 
-def run_report(folder: Path | str) -> Report:
+def run_report(folder: Path) -> Report:
     """The report of a run; of an unfinished one, as far as it is.
 
     Raises:
-        DataError: the folder holds no run, or its files are broken.
+        DataError: its files are broken.
     """
-    folder = Path(folder)
-    if not (folder / "metrics.csv").is_file():
-        raise DataError(f"{folder} holds no run", why="it has no metrics.csv", fix="`puma train --out` makes one")
     columns = read_curves(folder / "metrics.csv")
     evaluations: list[tuple[str, dict[str, Any]]] = []
     for checkpoint, place in (("last", folder), ("best", folder / "best")):
@@ -52,6 +48,10 @@ def run_report(folder: Path | str) -> Report:
     def attack_of(evaluation: dict[str, Any]) -> str:
         attack = str(evaluation.get("attack", ""))
         return f"{attack}, {(evaluation.get('threat') or {}).get('text')}" if several else attack
+
+    def accuracy(evaluation: dict[str, Any], name: str, interval: str) -> Estimate | None:
+        low, high = evaluation.get(interval) or (None, None)
+        return None if evaluation.get(name) is None else Estimate(evaluation[name], low, high, 1)
 
     settings = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     others = {name: value for name, value in settings.get("settings", {}).items() if not name.startswith("recipe.")}
@@ -72,13 +72,12 @@ def run_report(folder: Path | str) -> Report:
     if picture := training_picture(curves):
         report.pictures["training"], report.tables["training"] = picture, training_table(curves)
     if evaluations:
-        kinds: dict[str, Kind] = {"checkpoint": "text", "attack": "text", "clean": "percent", "under attack": "percent"}
         rows = []
         for checkpoint, found in evaluations:
-            clean = _accuracy(found.get("clean_accuracy"), found.get("clean_interval"))
-            attacked = _accuracy(found.get("attacked_accuracy"), found.get("robust_interval"))
-            counts = found.get("n_test"), found.get("n_clean")
-            rows.append([checkpoint, attack_of(found), clean, attacked, *counts])
+            clean = accuracy(found, "clean_accuracy", "clean_interval")
+            attacked = accuracy(found, "attacked_accuracy", "robust_interval")
+            rows.append([checkpoint, attack_of(found), clean, attacked, found.get("n_test"), found.get("n_clean")])
+        kinds: dict[str, Kind] = {"checkpoint": "text", "attack": "text", "clean": "percent", "under attack": "percent"}
         kinds |= {"images attacked": "number", "images for clean": "number"}
         report.tables["evaluation"] = Table(kinds, rows)
     return report
@@ -89,9 +88,13 @@ def read_curves(path: Path | str) -> dict[str, NDArray[np.float64]]:
     with Path(path).open(newline="", errors="replace") as file:
         rows = list(csv.DictReader(file))
     names = [name for name in (rows[0] if rows else {}) if name]
-    columns = {name: np.array([_float(row.get(name)) for row in rows]) for name in names}
+    columns = {name: _numbers([row.get(name) for row in rows]) for name in names}
     complete = np.isfinite(columns[STEP]) if STEP in columns else np.zeros(len(rows), dtype=bool)
     return {name: column[complete] for name, column in columns.items()}
+
+
+def _numbers(cells: list[str | None]) -> NDArray[np.float64]:
+    return np.asarray(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce"), np.float64)
 
 
 def best_step(columns: Columns) -> int | None:
@@ -107,21 +110,19 @@ def training_picture(runs: Mapping[str, Columns]) -> Picture | None:
     runs = {label: columns for label, columns in runs.items() if len(columns.get(STEP, ()))}
     if not runs:
         return None
-    panels: dict[str, dict[str, tuple[Any, Any]]] = {}
+    alone, panels = len(runs) == 1, dict[str, dict[str, tuple[Any, Any]]]()
     for title, names in _PANELS.items():
         for column, words in names.items():
-            panel = title if len(runs) == 1 else f"{words}: {title}"
-            if len(runs) > 1 and column == "learning_rate":
+            if not alone and column == "learning_rate":
                 continue  # the recipe's, the same for all
-            scale = 100.0 if title.endswith("%") else 1.0
             for label, columns in runs.items():
-                values = columns.get(column, np.array([]))
+                values = columns.get(column, np.array([])) * (100.0 if title.endswith("%") else 1.0)
                 known = np.isfinite(values)
                 if known.any():
-                    line = (columns[STEP][known], scale * values[known])
-                    panels.setdefault(panel, {})[words if len(runs) == 1 else label] = line
+                    panel = panels.setdefault(title if alone else f"{words}: {title}", {})
+                    panel[words if alone else label] = columns[STEP][known], values[known]
     best = {label: step for label, columns in runs.items() if (step := best_step(columns)) is not None}
-    if len(runs) == 1:
+    if alone:
         best = dict.fromkeys(("clean", "under PGD"), next(iter(best.values()))) if best else {}
     with figure_style():
         figure = training_figure(panels, best)
@@ -131,31 +132,19 @@ def training_picture(runs: Mapping[str, Columns]) -> Picture | None:
 
 def training_table(runs: Mapping[str, Columns]) -> Table:
     """Where training ended."""
+
+    def last(column: NDArray[np.float64]) -> float | None:
+        known = column[np.isfinite(column)]
+        return float(known[-1]) if len(known) else None
+
     rows = []
     for label, columns in runs.items():
-        robust = columns.get("validation_robust", np.array([]))
+        loss, robust = (columns.get(name, np.array([])) for name in ("loss", "validation_robust"))
         best = best_step(columns)
         at_best = float(np.nanmax(robust)) if best is not None else None
-        rows.append([label, best, int(columns[STEP][-1]), _last(columns.get("loss")), at_best, _last(robust)])
+        rows.append([label, best, int(columns[STEP][-1]), last(loss), at_best, last(robust)])
     kinds: dict[str, Kind] = {
         "run": "text", "best step": "number", "last step": "number", "loss, last": "number",
         "validation robust, best": "percent", "validation robust, last": "percent",
     }  # fmt: skip
-    return Table(kinds, rows).without_empty_columns()
-
-
-def _accuracy(value: float | None, interval: Any) -> Estimate | None:
-    low, high = interval or (None, None)
-    return None if value is None else Estimate(value, low, high, 1)
-
-
-def _last(column: NDArray[np.float64] | None) -> float | None:
-    known = column[np.isfinite(column)] if column is not None else np.array([])
-    return float(known[-1]) if len(known) else None
-
-
-def _float(text: str | None) -> float:
-    try:
-        return float(text) if text else float("nan")
-    except ValueError:
-        return float("nan")
+    return Table(kinds, rows)

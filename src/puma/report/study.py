@@ -3,40 +3,94 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from puma._version import __version__
+from puma.errors import DataError
 from puma.io import read_toml, sha256_file
+from puma.margins import STATUS_NAMES, MarginTable
+from puma.plan import Plan
 from puma.plots import figure_style, new_axes, unit
 from puma.report import plots
-from puma.report.conclusion import robust_name, side, verdict
-from puma.report.html import Picture, Report
-from puma.report.run import Columns, read_curves, training_picture, training_table
-from puma.report.selection import Plans, add_images, add_margins, add_plans, read_plans, rounded
-from puma.report.study_data import ATTACKS, StudyData
-from puma.report.tables import Kind, Table
+from puma.report.page import ImageRow, Kind, Picture, Report, Table, rounded
+from puma.report.run import Columns, read_curves, run_report, training_picture, training_table
+from puma.report.study_data import ATTACKS, StudyData, side, verdict
 from puma.tradeoff import (
     BASELINE,
     CONTROLS,
     Comparison,
     Estimate,
     Frontier,
+    Needed,
+    Setting,
     dominance,
     mean_interval,
     random_images_needed,
-    read_runs,
     redundant,
     wilson_interval,
 )
-from puma.tradeoff.compare import RANDOM, Needed
+from puma.tradeoff.compare import RANDOM
 
+logger = logging.getLogger("puma")
 NAMED = (BASELINE, "random", "difficult", "easy", "puma", "puma-plus")
 """Strategies that are named beside their points in the picture, and whose training is shown."""
+
+FROM_LARGE_FILES = ("training", "margins", "eps", "overlap")
+"""Tables of a study that need more of it than its small files."""
+
+Plans = Mapping[Setting, Plan]  # of each setting at its first seed, as far as it is there
+_THUMBNAILS, _MOST_CLASSES = 12, 10
+
+
+def make_report(folder: Path | str) -> Report:
+    """The report of a study or run folder.
+
+    Raises:
+        DataError: it is neither, or what lies in it is broken.
+    """
+    folder = Path(folder)
+    if (folder / "results.parquet").is_file():
+        return study_report(folder)
+    if (folder / "metrics.csv").is_file():
+        return run_report(folder)
+    what = "has no results yet" if (folder / "study.toml").is_file() else "is neither a study nor a run"
+    how = "`puma study run` and `puma train --out` make them; `puma study status` shows how far a study is"
+    raise DataError(f"{folder} {what}", why="a study has results.parquet, a run has metrics.csv", fix=how)
+
+
+def write_report(folder: Path | str, out: Path | str | None = None, report: Report | None = None) -> Path:
+    """Write the page of a study or run folder, by default as ``report.html`` in it.
+
+    That default does not replace a page made from more: a study that was moved with its small files alone would lose
+    what can no longer be drawn.
+
+    Args:
+        folder: the study or run.
+        out: where the page goes.
+        report: the folder's report, where it is already made.
+
+    Returns:
+        the page written, or the one that was kept.
+
+    Raises:
+        DataError: it is neither a study nor a run, or what lies in it is broken.
+        StorageError: the page cannot be written.
+    """
+    report, page = report or make_report(folder), Path(folder) / "report.html"
+    before = page.read_text(errors="replace") if out is None and "verdict" in report.values and page.is_file() else ""
+    lost = [name for name in FROM_LARGE_FILES if name not in report.tables and f'data-name="{name}.csv"' in before]
+    if lost:
+        kept = "%s is kept as it is: it shows %s, for which the files are no longer in %s; give --out to write another"
+        logger.warning(kept, page, ", ".join(lost), folder)
+        return page
+    return report.write(page if out is None else out)
 
 
 def study_report(folder: Path | str) -> Report:
@@ -45,20 +99,25 @@ def study_report(folder: Path | str) -> Report:
     Raises:
         DataError: there is no ``results.parquet``, or it is broken.
     """
-    data = StudyData(Path(folder))
+    data = StudyData(folder)
     report = Report("study.html.j2", f"{data.name}: accuracy against robustness")
+    plans = {setting: data.plan(run.key) for setting, run in data.first_runs.items()}
+    known = {setting: plan for setting in data.labels if (plan := plans.get(setting)) is not None}
     report.values = {"data": data, "verdict": verdict(data), "attack": ATTACKS[data.column], "redundant": []}
+    report.values["seeds"] = max((len(entry.seeds) for entry in data.entries), default=0)
+    report.values["images_resampled"] = any(np.isfinite(entry.clean.image_error) for entry in data.entries)
     if data.entries:
+        report.pictures["tradeoff"] = tradeoff_picture(data)
         _add_comparison(report, data)
-        _add_axes(report, data)
+        _add_curves(report, data)
     _add_mislabelled(report, data)
     _add_training(report, data)
     if data.table is not None:
-        add_margins(report, data, data.table)
-    plans = read_plans(data)
-    add_plans(report, data, plans)
-    add_images(report, data, plans)
-    _add_repeat(report, data, plans)
+        _add_margins(report, data, data.table)
+    if known:
+        _add_plans(report, data, known)
+    _add_images(report, data, known)
+    _add_repeat(report, data, known)
     report.values["problems"] = data.problems
     return report
 
@@ -89,7 +148,7 @@ def plot_study(folder: Path | str, ax: Axes | None = None) -> Axes:
     Raises:
         DataError: there is no ``results.parquet``, or it is broken.
     """
-    data = StudyData(Path(folder))
+    data = StudyData(folder)
     axes, (points, controls) = ax or new_axes(), _points(data)
     plots.plot_tradeoff(axes, points, controls, _axis_name(data))
     for point in points:
@@ -117,13 +176,12 @@ def _points(data: StudyData) -> tuple[list[plots.Point], list[Frontier]]:
 
 
 def _axis_name(data: StudyData) -> str:
-    return "robust accuracy" if data.column == "robust_accuracy" else f"accuracy {robust_name(data)}"
+    return "robust accuracy" if data.column == "robust_accuracy" else f"accuracy {data.robust_name}"
 
 
 def _add_comparison(report: Report, data: StudyData) -> None:
-    """The picture, the main table, every setting, gaps to the controls, dominance."""
-    report.pictures["tradeoff"] = tradeoff_picture(data)
-    name, subject = robust_name(data), data.subject
+    """The main table, every setting, gaps to the controls, dominance."""
+    name, subject = data.robust_name, data.subject
     report.values["strong"] = data.labels[subject.setting] if subject else None
     factor, words = unit(data.threat.norm) if data.threat else (1.0, "pixel units")
     columns: dict[str, Kind] = {
@@ -135,55 +193,51 @@ def _add_comparison(report: Report, data: StudyData) -> None:
     def cells(entry: Comparison) -> list[Any]:
         accuracies: list[Estimate | None] = [data.accuracy(entry, "clean"), data.accuracy(entry, "robust")]
         if data.standard:
-            strict = data.standard.find(entry.setting)
+            strict = data.strict(entry.setting)
             accuracies.append(data.standard.accuracy(strict, "robust") if strict else None)
         changes = [entry.clean_difference, entry.robust_difference]
         eps = rounded(entry.mean_eps * factor)
         return [data.labels[entry.setting], round(entry.kept), eps, *accuracies, *changes, _gap_cell(data, entry)]
 
-    shown = sorted(data.shown, key=lambda e: (e.setting.strategy != BASELINE, e is not subject, -_gap(e)))
-    report.tables["strategies"] = Table(columns, [cells(entry) for entry in shown]).without_empty_columns()
+    def gap_of(entry: Comparison) -> float:
+        return -1.0 if entry.clean_gap.estimate is None else entry.clean_gap.estimate.value
 
-    best = {entry.setting: entry for entry in data.best_entries}
-    steps = {run.setting: int(run.steps) for run in read_runs(data.rows_of(data.entries[0].group), data.column)}
+    shown = sorted(data.shown, key=lambda e: (e.setting.strategy != BASELINE, e is not subject, -gap_of(e)))
+    report.tables["strategies"] = Table(columns, [cells(entry) for entry in shown])
+
     more: dict[str, Kind] = {
         "seeds": "number", "clean, best checkpoint": "percent", f"{name}, best checkpoint": "percent",
         "attack cost (million passes)": "number", "steps": "number",
     }  # fmt: skip
     rows = []
     for entry in data.entries:
-        twin = best.get(entry.setting)
-        at_best = [twin.clean.value, twin.robust.value if twin.robust else None] if twin else [None, None]
+        best = data.at_best.get(entry.setting)
+        at_best = [best.clean.value, best.robust.value if best.robust else None] if best else [None, None]
         cost = None if np.isnan(entry.attack_cost) else rounded(entry.attack_cost / 1e6)
-        rows.append([*cells(entry), len(entry.seeds), *at_best, cost, steps[entry.setting]])
-    report.tables["settings"] = Table(columns | more, rows).without_empty_columns()
+        rows.append([*cells(entry), len(entry.seeds), *at_best, cost, int(data.first_runs[entry.setting].steps)])
+    report.tables["settings"] = Table(columns | more, rows)
 
-    columns = {
-        "strategy": "text", f"clean at equal {name}": "points", "against the free controls": "text",
-        f"{name} at equal clean": "points", "seeds compared": "text", "why not all": "text",
-    }  # fmt: skip
-    strategies = sorted((entry for entry in data.entries if not entry.setting.is_control), key=_gap, reverse=True)
-    rows = []
-    for entry in strategies:
-        gap, gap_robust = entry.clean_gap, entry.robust_gap.estimate
-        seeds = f"{gap.seeds} of {gap.of}"
-        rows.append([data.labels[entry.setting], gap.estimate, side(gap), gap_robust, seeds, gap.note or None])
     if data.controls:
-        report.tables["controls"] = Table(columns, rows).without_empty_columns()
+        columns = {
+            "strategy": "text", f"clean at equal {name}": "points", "against the free controls": "text",
+            f"{name} at equal clean": "points", "seeds compared": "text", "why not all": "text",
+        }  # fmt: skip
+        rows = []
+        for entry in sorted((e for e in data.entries if not e.setting.is_control), key=gap_of, reverse=True):
+            gap, label = entry.clean_gap, data.labels[entry.setting]
+            seeds = f"{gap.seeds} of {gap.of}"
+            rows.append([label, gap.estimate, side(gap), entry.robust_gap.estimate, seeds, gap.note or None])
+        report.tables["controls"] = Table(columns, rows)
 
     found = dominance([run for run in data.runs if run.group == data.main and np.isfinite(run.robust)])
-    names = [data.labels[setting] for setting in found.settings]
-    rows = []
-    for j, label in enumerate(names):
-        beaten = [other for i, other in enumerate(names) if found.by_mean[i, j]]
-        always = [o for i, o in enumerate(names) if found.common[i, j] and found.seeds[i, j] == found.common[i, j]]
-        rows.append([label, "no" if beaten else "yes", ", ".join(beaten) or None, ", ".join(always) or None])
-    heads = ("strategy", "on the Pareto front", "beaten by, on average", "beaten by, at every common seed")
-    report.tables["dominance"] = Table(dict.fromkeys(heads, "text"), rows)
-
-
-def _gap(entry: Comparison) -> float:
-    return -1.0 if entry.clean_gap.estimate is None else entry.clean_gap.estimate.value
+    labels = np.array([data.labels[setting] for setting in found.settings], dtype=object)
+    always = (found.common > 0) & (found.seeds == found.common)
+    rows = [
+        [label, "no" if mean.any() else "yes", ", ".join(labels[mean]) or None, ", ".join(labels[seeds]) or None]
+        for label, mean, seeds in zip(labels, found.by_mean.T, always.T, strict=True)
+    ]
+    head = ("strategy", "on the Pareto front", "beaten by, on average", "beaten by, at every common seed")
+    report.tables["dominance"] = Table(dict.fromkeys(head, "text"), rows)
 
 
 def _gap_cell(data: StudyData, entry: Comparison) -> Estimate | str | None:
@@ -196,49 +250,37 @@ def _gap_cell(data: StudyData, entry: Comparison) -> Estimate | str | None:
     return gap.estimate if gap.seeds == gap.of else f"{gap.of - gap.seeds} of {gap.of} seeds not comparable"
 
 
-def _add_axes(report: Report, data: StudyData) -> None:
+def _add_curves(report: Report, data: StudyData) -> None:
     """Accuracies over the prune fraction and over the images trained on, where the study has several."""
+
+    def families(entries: Iterable[Comparison], key: Callable[[Comparison], Any]) -> list[list[Comparison]]:
+        groups: dict[Any, list[Comparison]] = {}
+        for entry in entries:
+            groups.setdefault(key(entry), []).append(entry)
+        return [group for group in groups.values() if len(group) > 1]
+
     none = [entry for entry in data.entries if entry.setting.strategy == BASELINE]
-    families = _families(data.entries, lambda entry: (entry.setting.strategy, entry.setting.params))
-    curves = [sorted([*none, *g], key=lambda e: e.setting.prune_fraction) for g in families if len(g) > 1]
-    if curves:
+    by_fraction = families(data.entries, lambda entry: (entry.setting.strategy, entry.setting.params))
+    if by_fraction:
+        curves = [sorted([*none, *group], key=lambda e: e.setting.prune_fraction) for group in by_fraction]
         xlabel = "prune fraction, % of the prunable images"
-        picture = _curves(data, curves, lambda entry: 100 * entry.setting.prune_fraction, xlabel)
-        report.pictures["prune-fraction"] = picture
-    pools = {
-        group: found
-        for group, found in data.comparisons.items()
-        if data.main and _axes_of(group) == _axes_of(data.main)
-    }
+        report.pictures["prune-fraction"] = _curves(data, curves, lambda e: 100 * e.setting.prune_fraction, xlabel)
+    same = data.main.recipe, data.main.checkpoint
+    pools = {g: found for g, found in data.comparisons.items() if (g.recipe, g.checkpoint) == same}
     everywhere = [entry for found in pools.values() for entry in found if entry.setting.strategy not in CONTROLS]
     if len(pools) < 2:
         return
-    families = _families(everywhere, lambda entry: entry.setting)
-    curves = [sorted(group, key=lambda entry: entry.kept) for group in families if len(group) > 1]
+    curves = [sorted(group, key=lambda e: e.kept) for group in families(everywhere, lambda entry: entry.setting)]
     if curves:
         report.pictures["images"] = _curves(data, curves, lambda entry: entry.kept, "images trained on", log=True)
     strategies = {group[0].setting.strategy for group in curves} - set(RANDOM)
-    rows = [row for group in pools for row in data.rows_of(group) if row.get(data.column) is not None]
+    rows = [row for group in pools for row in data.rows_of(group) if row[data.column] is not None]
     if needed := random_images_needed(rows, sorted(strategies), robust=data.column):
         report.tables["images-needed"] = _needed(data, needed)
     for entry in everywhere:
-        if (
-            entry.setting.strategy == "random"
-            and redundant(entry.clean_difference)
-            and redundant(entry.robust_difference)
-        ):
+        losses = entry.clean_difference, entry.robust_difference
+        if entry.setting.strategy == "random" and all(redundant(loss) for loss in losses):
             report.values["redundant"].append(f"On {entry.group.pool}, `{data.labels[entry.setting]}`")
-
-
-def _axes_of(group: Any) -> tuple[str, str]:
-    return group.recipe, group.checkpoint
-
-
-def _families(entries: Iterable[Comparison], key: Callable[[Comparison], Any]) -> list[list[Comparison]]:
-    groups: dict[Any, list[Comparison]] = {}
-    for entry in entries:
-        groups.setdefault(key(entry), []).append(entry)
-    return list(groups.values())
 
 
 def _curves(
@@ -248,18 +290,19 @@ def _curves(
     xlabel: str,
     log: bool = False,
 ) -> Picture:
-    panels, parts = {}, []
+    panels: dict[str, list[plots.Curve]] = {}
     for title, axis in ((_axis_name(data), "robust"), ("clean accuracy", "clean")):
         panels[title] = [
-            plots.Curve(group[-1].setting.strategy, [at(e) for e in group], [data.accuracy(e, axis) for e in group])
+            (group[-1].setting.strategy, [at(e) for e in group], [data.accuracy(e, axis) for e in group])
             for group in groups
         ]
-    for curve in panels[_axis_name(data)]:
-        ends = (f"{100 * curve.y[end].value:.1f} % at {curve.x[end]:g}" for end in (0, -1))
-        parts.append(f"{curve.strategy}: {', '.join(ends)}")
+    parts = []
+    for strategy, x, y in panels[_axis_name(data)]:
+        ends = (f"{100 * y[end].value:.1f} % at {x[end]:g}" for end in (0, -1))
+        parts.append(f"{strategy}: {', '.join(ends)}")
     with figure_style():
         figure = plots.curves_figure(panels, xlabel, log)
-    return Picture(figure, f"Curves of {' and '.join(panels)}. {robust_name(data)}: {'; '.join(parts)}.")
+    return Picture(figure, f"Curves of {' and '.join(panels)}. {data.robust_name}: {'; '.join(parts)}.")
 
 
 def _needed(data: StudyData, needed: Sequence[Needed]) -> Table:
@@ -280,15 +323,14 @@ def _needed(data: StudyData, needed: Sequence[Needed]) -> Table:
 
 def _add_mislabelled(report: Report, data: StudyData) -> None:
     """Share of training images that a reference model gives another class once perturbed, but not before."""
-    sample = data.settings.get("evaluation", {}).get("mislabelled", 2000)
-    rows = []
-    for setting in data.labels:
-        run = data.first_runs.get(setting)
-        if run and (shares := data.mislabelled.get((run.group.pool, run.group.recipe, setting))):
-            share = mean_interval(shares)
-            if len(shares) == 1:
-                share = Estimate(share.value, *wilson_interval(share.value, int(min(sample, run.kept))), 1)
-            rows.append((setting.strategy, data.labels[setting], share))
+    sample, shares, rows = data.settings.get("evaluation", {}).get("mislabelled", 2000), data.mislabelled(), []
+    for setting, label in data.labels.items():
+        if setting in shares and setting in data.first_runs:
+            share = mean_interval(shares[setting])
+            if share.seeds == 1:
+                images = int(min(sample, data.first_runs[setting].kept))
+                share = Estimate(share.value, *wilson_interval(share.value, images), 1)
+            rows.append((setting.strategy, label, share))
     if rows:
         with figure_style():
             figure = plots.dots_figure(rows, "training images mislabelled by the attack")
@@ -310,9 +352,141 @@ def _add_training(report: Report, data: StudyData) -> None:
         report.pictures["training"], report.tables["training"] = picture, training_table(curves)
 
 
+def _add_margins(report: Report, data: StudyData, table: MarginTable) -> None:
+    """Margins of the pool by status and by class."""
+    factor, words = unit(table.norm)
+    finite, rows = np.isfinite(table.margin), []
+    for kind, of_kind in plots.image_kinds(table).items():
+        for code, status in enumerate(STATUS_NAMES):
+            of_status = of_kind & (table.status == code)
+            if count := int(of_status.sum()):
+                margins = table.margin[of_status & finite] * factor
+                median = rounded(np.median(margins)) if len(margins) else None
+                rows.append([kind, status, count, count / max(int(of_kind.sum()), 1), median])
+    with figure_style():
+        figure = plots.margin_figure(table, data.threat)
+    report.pictures["margins"] = Picture(figure, f"Histogram of the margins of {len(table):,} images.")
+    columns: dict[str, Kind] = {"images": "text", "status": "text", "count": "number", "share": "percent"}
+    report.tables["margins"] = Table(columns | {f"median margin ({words})": "number"}, rows)
+    names = data.pool.class_names if data.pool else [str(code) for code in range(table.num_classes)]
+    rows = []
+    for code, name in enumerate(names):
+        margins = table.margin[(table.label == code) & finite] * factor
+        if len(margins):
+            quantiles = [rounded(value) for value in np.quantile(margins, (0.05, 0.5, 0.95))]
+            rows.append([name, len(margins), float(np.mean(margins < 0)), *quantiles])
+    columns = {"class": "text", "images": "number", "misclassified": "percent", "5 % lie below": "number"}
+    report.tables["margins-by-class"] = Table(columns | {"median": "number", "5 % lie above": "number"}, rows)
+
+
+def _add_plans(report: Report, data: StudyData, plans: Plans) -> None:
+    """Eps of the kept images, and how far strategies remove the same ones."""
+    norm = next(iter(plans.values())).threat.norm
+    factor, words = unit(norm)
+    eps = {data.labels[setting]: (setting.strategy, plan.eps[plan.keep]) for setting, plan in plans.items()}
+    varied = {label: entry for label, entry in eps.items() if len(np.unique(entry[1])) > 1}
+    if varied:
+        with figure_style():
+            figure = plots.eps_figure(varied, norm)
+        means = "; ".join(f"{label} mean {values.mean() * factor:.3g}" for label, (_, values) in varied.items())
+        report.pictures["eps"] = Picture(figure, f"Histograms of eps over kept images, {words}: {means}.")
+    kinds = plots.image_kinds(data.table) if data.table is not None else {}
+    rows = []
+    for setting, plan in plans.items():
+        kept, full = plan.eps[plan.keep], plan.threat.eps
+        at_full = float(np.mean(kept >= full * (1 - 1e-6))) if len(kept) else 0.0
+        clean = float(np.mean(kept == 0)) if len(kept) else 0.0
+        parts = [plan.eps[plan.keep & of_kind] for of_kind in kinds.values()]
+        means_by_kind = [rounded(part.mean() * factor) if len(part) else None for part in parts]
+        shares = [at_full, max(1 - at_full - clean, 0.0), clean]
+        rows.append([data.labels[setting], plan.kept, rounded(plan.mean_eps * factor), *means_by_kind, *shares])
+    columns: dict[str, Kind] = {"strategy": "text", "images": "number", f"mean eps ({words})": "number"}
+    columns |= {f"mean on {kind}": "number" for kind in kinds}
+    columns |= {"at full eps": "percent", "lowered": "percent", "trained clean (eps 0)": "percent"}
+    report.tables["eps"] = Table(columns, rows)
+    removed = {data.labels[setting]: ~plan.keep for setting, plan in plans.items() if not plan.keep.all()}
+    if len(removed) > 1:
+        rows = [[label, *((a & b).sum() / a.sum() for b in removed.values())] for label, a in removed.items()]
+        columns = {"removed by": "text"}
+        report.tables["overlap"] = Table(columns | dict.fromkeys(removed, "percent"), rows)
+
+
+def _add_images(report: Report, data: StudyData, plans: Plans) -> None:
+    """Thumbnails: easiest and hardest of each class, what the subject removes and keeps, synthetic beside real."""
+    pool, table = data.pool, data.table
+    extremes, removed, beside = list[ImageRow](), list[ImageRow](), list[ImageRow]()
+    report.values |= {"extremes": extremes, "removed": removed, "beside": beside}
+    if rows := quality_rows(data.quality()):
+        columns: dict[str, Kind] = {"measure": "text", "synthetic images": "number"}
+        report.tables["synthetic-quality"] = Table(columns | {"real test images in their place": "number"}, rows)
+    if pool is None or table is None:
+        return
+    names, finite, (factor, _) = pool.class_names, np.isfinite(table.margin), unit(table.norm)
+    classes = np.unique(np.linspace(0, len(names) - 1, _MOST_CLASSES).round().astype(int))
+
+    def by_margin(which: NDArray[np.bool_]) -> NDArray[np.int64]:
+        rows = np.flatnonzero(which & finite)
+        return rows[np.argsort(table.margin[rows], kind="stable")]
+
+    def row(label: str, rows: NDArray[np.int64]) -> ImageRow:
+        return ImageRow(label, list(pool.read(rows)), [f"{m * factor:+.3g}" for m in table.margin[rows]])
+
+    for code in classes:
+        order = by_margin(table.label == code)
+        extremes.append(row(f"{names[code]}: highest margin", order[::-1][:_THUMBNAILS]))
+        extremes.append(row(f"{names[code]}: lowest margin", order[:_THUMBNAILS]))
+    plan = plans.get(data.subject.setting) if data.subject else None
+    if plan is not None and data.subject and not plan.keep.all():
+        for words, which in (("removed", ~plan.keep), ("kept", plan.keep & table.synthetic)):
+            order = by_margin(which)
+            places = np.linspace(0, len(order) - 1, min(2 * _THUMBNAILS, len(order))).round().astype(int)
+            removed.append(row(f"{data.labels[data.subject.setting]}: {words}", order[places]))
+    if pool.synthetic.any() and not pool.synthetic.all():
+        for code in classes:
+            for words, kind in (("real", ~pool.synthetic), ("synthetic", pool.synthetic)):
+                chosen = np.flatnonzero(kind & (pool.labels == code))[:_THUMBNAILS]
+                beside.append(ImageRow(f"{names[code]}: {words}", list(pool.read(chosen))))
+
+
+# measure: its words, its path in quality.json, and that of what real test images score in their place
+_MEASURES = (
+    ("label kept: accuracy of a classifier trained on real images", "label_agreement", "real_accuracy"),
+    ("usefulness: accuracy on real test images of a classifier trained on these",
+     "synthetic_trained_accuracy", "real_accuracy"),
+    ("mean distance to the nearest training image", "neighbor.synthetic_to_train.mean", "neighbor.test_to_train.mean"),
+    ("least distance to a training image", "neighbor.synthetic_to_train.least", "neighbor.test_to_train.least"),
+    ("copies: share nearer to a training image than all but 1 % of test images", "neighbor.copies", ""),
+    ("coverage of the real images, mean over classes", "coverage.synthetic", "coverage.test"),
+    ("Frechet distance to the training images", "frechet.synthetic", "frechet.test"),
+)  # fmt: skip
+
+
+def quality_rows(quality: Mapping[str, Any]) -> list[list[Any]]:
+    """Measures of `puma.generation.quality` that are known: words, of the synthetic images, of real test images.
+
+    >>> quality_rows({"label_agreement": 0.99, "real_accuracy": 0.98})
+    [['label kept: accuracy of a classifier trained on real images', 0.99, 0.98]]
+    """
+
+    def measure(path: str) -> float | None:
+        value: Any = quality
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        numbers = [v for v in (value.values() if isinstance(value, Mapping) else [value]) if isinstance(v, int | float)]
+        return float(sum(numbers)) / len(numbers) if numbers else None  # the mean where there is one for each class
+
+    rows = [[words, measure(one), measure(two)] for words, one, two in _MEASURES]
+    return [row for row in rows if row[1] is not None]
+
+
 def _add_repeat(report: Report, data: StudyData, plans: Plans) -> None:
     """Commands, settings, fingerprints and machines."""
-    commits, versions = _recorded(data, "commit"), _recorded(data, "puma")
+    names = ("commit", "puma", "host", "threads", "torch", "numpy")
+    recorded = {
+        name: list(dict.fromkeys(str(record[name]) for record in data.records.values() if record.get(name)))
+        for name in names
+    }
+    commits, versions = recorded["commit"], recorded["puma"]
     if len(commits) == 1 and not commits[0].endswith("-dirty"):
         checkout = f"git checkout {commits[0]}"
     elif commits:
@@ -320,7 +494,7 @@ def _add_repeat(report: Report, data: StudyData, plans: Plans) -> None:
     else:
         ran = f"ran with PUMA {', '.join(versions)}" if versions else f"this page was made by PUMA {__version__}"
         checkout = f"# the commit that ran was not recorded; {ran}"
-    seen = {name: _recorded(data, name) for name in ("torch", "numpy")}
+    seen = {name: recorded[name] for name in ("torch", "numpy")}
     pins = "".join(f"{name}=={found[0].partition('+')[0]} " for name, found in seen.items() if len(found) == 1)
     report.values["commands"] = (
         f"{checkout}\npip install {pins}.\npuma study run study.toml --out repeated/\npuma report repeated/"
@@ -328,12 +502,9 @@ def _add_repeat(report: Report, data: StudyData, plans: Plans) -> None:
     report.values["toml"] = (data.folder / "study.toml").read_text() if data.settings else ""
     recipes = report.values["recipes"] = {}
     for run in data.runs:
-        folder = data.run_folder(run.key)
-        copies = [
-            data.folder / "recipes" / f"{Path(run.group.recipe).stem}.toml",
-            *([folder / "recipe.toml"] if folder else []),
-        ]
-        file = next((file for file in copies if file.is_file()), None)
+        places = [data.folder / "recipes" / f"{Path(run.group.recipe).stem}.toml"]
+        places += [folder / "recipe.toml"] if (folder := data.run_folder(run.key)) else []
+        file = next((file for file in places if file.is_file()), None)
         if file and run.group.recipe not in recipes:
             recipes[run.group.recipe] = read_toml(file)
     files = [data.folder / name for name in ("study.toml", "results.parquet")]
@@ -342,18 +513,13 @@ def _add_repeat(report: Report, data: StudyData, plans: Plans) -> None:
         prints += [("pool", data.table.meta["pool"]["fingerprint"]), ("margin table", data.table.fingerprint)]
         model = data.table.meta.get("model")
         several = (model.get("cross_fitted") or model.get("ensemble")) if isinstance(model, Mapping) else None
-        for number, member in enumerate(several or [model], 1):
+        for count, member in enumerate(several or [model], 1):
             sha256 = member.get("sha256") if isinstance(member, Mapping) else member
-            prints += [(f"weights of margin model {number}", str(sha256))] if sha256 else []
+            prints += [(f"weights of margin model {count}", str(sha256))] if sha256 else []
     prints += [(f"plan: {data.labels[setting]}", plan.fingerprint) for setting, plan in plans.items()]
     heads: dict[str, Kind] = {"artefact": "text", "SHA-256": "text"}
     report.tables["fingerprints"] = Table(heads, [[name, f"`{value}`"] for name, value in prints])
     seconds = [float(record["seconds"]) for record in data.records.values() if "seconds" in record]
-    machine = {name: _recorded(data, name) for name in ("host", "threads", "torch", "numpy", "puma")}
     hours = {"tasks": len(seconds), "hours, summed over tasks": f"{sum(seconds) / 3600:.2g}"}
-    report.values["ran"] = {name: found for name, found in machine.items() if found} | hours if seconds else {}
-
-
-def _recorded(data: StudyData, name: str) -> list[str]:
-    """The values that finished tasks recorded under a name, each once."""
-    return list(dict.fromkeys(str(record[name]) for record in data.records.values() if record.get(name)))
+    machine = {name: recorded[name] for name in ("host", "threads", "torch", "numpy", "puma") if recorded[name]}
+    report.values["ran"] = machine | hours if seconds else {}

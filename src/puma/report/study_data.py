@@ -1,12 +1,12 @@
-"""A study's folder as its report reads it: results with their statistics, margins, plans, runs, images."""
+"""A study's folder as its report reads it, and the verdict on it in plain sentences."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from puma.errors import DataError, PumaError
 from puma.io import read_json, read_toml
 from puma.margins import MarginTable
 from puma.plan import Plan
+from puma.report.page import show
 from puma.strategies.plans import regime
 from puma.threat import ThreatModel
 from puma.tradeoff import (
@@ -26,12 +27,13 @@ from puma.tradeoff import (
     Comparison,
     Estimate,
     Flags,
+    Gap,
     Group,
     RunKey,
-    RunResult,
     Setting,
     compare,
     read_runs,
+    redundant,
     wilson_interval,
 )
 from puma.tradeoff.results import (
@@ -50,117 +52,61 @@ DRAWS = 500
 ATTACKS = {"robust_accuracy": "AutoAttack standard", "pgd_accuracy": "CE + CW PGD", "apgd_accuracy": "APGD-CE"}
 """Accuracy column -> attack behind it; only AutoAttack standard gives a robust accuracy, the others are screens."""
 
-
-@dataclass(frozen=True)
-class Regime:
-    """The numbers that say whether a comparison means anything; None where they are not known.
-
-    Args:
-        margin_error: share of the pool that the margin model misclassifies.
-        below_eps: share of the pool with 0 < margin < eps.
-        ratio: robust / clean accuracy of `none`.
-        smaller_eps: label of a smaller uniform eps that is better than `none` in both accuracies, on average; empty
-            if none is.
-    """
-
-    margin_error: float | None
-    below_eps: float | None
-    ratio: float | None
-    smaller_eps: str = ""
+PUBLISHED = "CIFAR-10 at 8/255 with a WRN-28-10: about 8 %, 30 % and 0.7"
+"""The regime of published results, for comparison."""
 
 
-@dataclass
 class StudyData:
-    """A study's folder. What is absent is None or empty; what is there but cannot be read is named in ``problems``.
+    """A study's folder, read. What is absent is None or empty; what cannot be read is named in ``problems``.
 
-    Args:
-        folder: the study's folder.
-        column: the accuracy under attack that is compared; by default the one that most runs have, AutoAttack standard
-            before screens.
-        problems: what could not be read.
+    ``column`` is the accuracy under attack that is compared: by default the one that most runs have, AutoAttack
+    standard before screens. ``main`` is the group that the page is about (most settings, then the larger pool; the last
+    checkpoint where there is one), ``entries`` are its settings, ``subject`` is the one that the verdict is about
+    (`puma`, else the first strategy that is not a control, at the prune fraction that most strategies share), ``shown``
+    are those of the main table and picture (`none` and the strategies at that prune fraction).
+
+    Raises:
+        DataError: ``results.parquet`` is missing or broken.
     """
 
-    folder: Path
-    column: str = ""
-    problems: list[str] = field(default_factory=list)
+    def __init__(self, folder: Path | str, column: str = "") -> None:
+        self.folder, self.problems = Path(folder), list[str]()
+        self.rows = read_results(self.folder / RESULTS_FILE)
+        self.column = column or max(ATTACKS, key=lambda name: sum(row[name] is not None for row in self.rows))
+        self.robust_name = "robust" if self.column == "robust_accuracy" else f"under {ATTACKS[self.column]}"
+        self.settings: dict[str, Any] = self._read("settings", read_toml, "study.toml") or {}
+        self.name = str(self.rows[0]["study"] if self.rows else self.settings.get("name") or self.folder.resolve().name)
+        threat = self.settings.get("threat")
+        self.threat = self._try("threat model", partial(ThreatModel.parse, str(threat))) if threat else None
+        paths = sorted((self.folder / "done").glob("[!.]*.json"))
+        records = {path.stem: self._read(f"record {path.stem}", read_json, f"done/{path.name}") for path in paths}
+        self.records = {name: record for name, record in records.items() if isinstance(record, dict)}
 
-    def __post_init__(self) -> None:
-        self.column = self.column or max(ATTACKS, key=lambda name: sum(row[name] is not None for row in self.rows))
-
-    @cached_property
-    def rows(self) -> list[dict[str, Any]]:
-        """Rows of ``results.parquet``.
-
-        Raises:
-            DataError: it is missing or broken.
-        """
-        return read_results(self.folder / RESULTS_FILE)
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """``study.toml``."""
-        path = self.folder / "study.toml"
-        return (self._read("settings", read_toml, path) or {}) if path.is_file() else {}
-
-    @property
-    def name(self) -> str:
-        """The study's name."""
-        return str(self.rows[0]["study"] if self.rows else self.settings.get("name") or self.folder.resolve().name)
-
-    @cached_property
-    def threat(self) -> ThreatModel | None:
-        """The threat model."""
-        text = self.settings.get("threat")
-        return self._read("threat model", ThreatModel.parse, str(text)) if text else None
-
-    @cached_property
-    def comparisons(self) -> dict[Group, list[Comparison]]:
-        """The statistics of every setting that was attacked, by group."""
-        attacked = [row for row in self.rows if row.get(self.column) is not None]
-        groups: dict[Group, list[Comparison]] = {}
+        self.runs = read_runs(self.rows, self.column)
+        self.labels = _labels(list(dict.fromkeys(run.setting for run in self.runs)))
+        self.flags = self._flags()
+        self.comparisons: dict[Group, list[Comparison]] = {}
+        attacked = [row for row in self.rows if row[self.column] is not None]
         for entry in compare(attacked, self.flags, robust=self.column, draws=DRAWS):
-            groups.setdefault(entry.group, []).append(entry)
-        return groups
+            self.comparisons.setdefault(entry.group, []).append(entry)
 
-    @cached_property
-    def main(self) -> Group | None:
-        """The group that the page is about: most settings, then the larger pool, at the last checkpoint if judged."""
         checkpoint = "last" if any(row["checkpoint"] == "last" for row in self.rows) else "best"
         groups = Counter(run.group for run in self.runs if run.group.checkpoint == checkpoint)
-        return max(groups, key=lambda group: (groups[group], self.pool_size(group)), default=None)
-
-    @cached_property
-    def entries(self) -> list[Comparison]:
-        """The settings of the main group, in the order of the table."""
-        return self.comparisons.get(self.main, []) if self.main else []
-
-    @property
-    def controls(self) -> list[str]:
-        """Names of the free controls that were run."""
-        return [name for name in CONTROLS if any(entry.setting.strategy == name for entry in self.entries)]
-
-    @cached_property
-    def labels(self) -> dict[Setting, str]:
-        """Short names: the strategy, the parameters and the prune fraction in which settings of it differ."""
-        settings = list(dict.fromkeys(run.setting for run in self.runs))
-        return {setting: _label(setting, settings) for setting in settings}
-
-    @cached_property
-    def runs(self) -> list[RunResult]:
-        """The rows as runs; those that were not attacked have robust accuracy NaN."""
-        return read_runs(self.rows, self.column)
-
-    @cached_property
-    def first_runs(self) -> dict[Setting, RunResult]:
-        """The run of the lowest seed of each setting of the main group, attacked or not."""
-        runs = [run for run in self.runs if run.group == self.main]
-        return {run.setting: run for run in sorted(runs, key=lambda run: -run.seed)}
-
-    @cached_property
-    def best_entries(self) -> list[Comparison]:
-        """The settings of the main group at the best checkpoint, where the main one is the last."""
-        twin = replace(self.main, checkpoint="best") if self.main else None
-        return self.comparisons.get(twin, []) if twin and twin != self.main else []
+        biggest = max(groups, key=lambda group: (groups[group], self.pool_size(group)), default=None)
+        self.main = biggest or Group("", "", "", checkpoint)
+        self.entries = self.comparisons.get(self.main, [])
+        best = replace(self.main, checkpoint="best")
+        self.at_best = {e.setting: e for e in self.comparisons.get(best, [])} if best != self.main else {}
+        self.controls = [name for name in CONTROLS if self.entry(name)]
+        fractions = Counter(e.setting.prune_fraction for e in self.entries if e.setting.prune_fraction)
+        usual = max(fractions, key=lambda fraction: fractions[fraction], default=None)
+        others = (entry for entry in self.entries if not entry.setting.is_control)
+        self.subject = self.entry("puma", usual) or self.entry("puma") or next(others, None)
+        shown = (0, self.subject.setting.prune_fraction if self.subject else 0)
+        strategies = [entry for entry in self.entries if entry.setting.strategy not in CONTROLS]
+        self.shown = [entry for entry in strategies if entry.setting.prune_fraction in shown]
+        mine = sorted((run for run in self.runs if run.group == self.main), key=lambda run: -run.seed)
+        self.first_runs = {run.setting: run for run in mine}  # the lowest seed of each setting, attacked or not
 
     def pool_size(self, group: Group) -> int:
         """Images of a pool: those that the run keeping most of them kept."""
@@ -171,105 +117,11 @@ class StudyData:
         names = ("study", "pool", "recipe", "checkpoint")
         return [row for row in self.rows if all(row[name] == getattr(group, name) for name in names)]
 
-    def find(self, setting: Setting) -> Comparison | None:
-        """A setting of the main group."""
-        return next((entry for entry in self.entries if entry.setting == setting), None)
-
     def entry(self, strategy: str, prune_fraction: float | None = None) -> Comparison | None:
         """A setting of the main group by its strategy; of several, the one with fewest parameters of its own."""
         found = [e for e in self.entries if e.setting.strategy == strategy]
         found = [e for e in found if prune_fraction in (None, e.setting.prune_fraction)]
         return min(found, key=lambda entry: len(entry.setting.params), default=None)
-
-    @cached_property
-    def subject(self) -> Comparison | None:
-        """The setting that the verdict is about: `puma`, else the first strategy that is not a control.
-
-        Of several prune fractions, the one that most strategies were run with.
-        """
-        fractions = Counter(e.setting.prune_fraction for e in self.entries if e.setting.prune_fraction)
-        main = max(fractions, key=lambda f: fractions[f], default=None)
-        others = [entry for entry in self.entries if not entry.setting.is_control]
-        return self.entry("puma", main) or self.entry("puma") or next(iter(others), None)
-
-    @property
-    def shown(self) -> list[Comparison]:
-        """`none` and the strategies at the subject's prune fraction: those of the main table and picture."""
-        fractions = (0, self.subject.setting.prune_fraction if self.subject else 0)
-        entries = [entry for entry in self.entries if entry.setting.strategy not in CONTROLS]
-        return [entry for entry in entries if entry.setting.prune_fraction in fractions]
-
-    @cached_property
-    def regime(self) -> Regime:
-        """The regime of the main group."""
-        numbers = dict(self.records.get("margins", {}).get("regime") or {})
-        if self.table is not None and self.threat is not None:
-            numbers = regime(self.table, self.threat) or numbers
-        error, below = numbers.get("misclassified"), numbers.get("below_eps")
-        none, smaller = self.entry(BASELINE), ""
-        ratio = none.robust.value / none.clean.value if none and none.robust and none.clean.value else None
-        for entry in self.entries:
-            scale = json.loads(entry.setting.params).get("scale", 1.0)
-            changes = (entry.clean_difference, entry.robust_difference)
-            better = all(change is not None and change.value > 0 for change in changes)
-            if entry.setting.strategy == "uniform-eps" and scale < 1 and better:
-                smaller = smaller or f"eps × {scale:g}"
-        return Regime(error, below, ratio, smaller)
-
-    @cached_property
-    def records(self) -> dict[str, dict[str, Any]]:
-        """What each finished task recorded, by the task's name."""
-        found = {
-            path.stem: self._read(f"record {path.stem}", read_json, path)
-            for path in sorted((self.folder / "done").glob("[!.]*.json"))
-        }
-        return {name: record for name, record in found.items() if isinstance(record, dict)}
-
-    @cached_property
-    def run_names(self) -> dict[RunKey, str]:
-        """Name of each finished run, which its record, plan and folder share."""
-        names: dict[RunKey, str] = {}
-        for name, record in self.records.items():
-            if record.get("rows"):
-                runs = self._read(f"record {name}", read_runs, record["rows"]) or []
-                names |= {run.key: name for run in runs}
-        return names
-
-    def plan(self, key: RunKey) -> Plan | None:
-        """The plan of a run."""
-        path = self.folder / "plans" / f"{self.run_names.get(key)}.parquet"
-        return self._read("plan", Plan.read, path) if path.is_file() else None
-
-    def run_folder(self, key: RunKey) -> Path | None:
-        """The folder of a run."""
-        name = self.run_names.get(key)
-        folder = self.folder / "runs" / name if name else None
-        return folder if folder and folder.is_dir() else None
-
-    @cached_property
-    def flags(self) -> dict[RunKey, Flags]:
-        """Flags of single test images, for the groups in which every run has them: intervals have to be of one kind.
-
-        Flags that do not give the accuracies in the results are named among the problems and not used.
-        """
-        path = self.folder / FLAGS_FILE
-        attacks = {"robust_accuracy": "standard", "apgd_accuracy": "apgd-ce"}
-        attack = attacks.get(self.column) or self.settings.get("evaluation", {}).get("screen")
-        stored = (self._read("flags", read_flags, path, attack) or {}) if path.is_file() else {}
-        found: dict[RunKey, Flags] = {}
-        incomplete = set()
-        for run in self.runs:
-            flags = stored[run.key][0] if run.key in stored else None
-            if flags is not None and np.isfinite(run.robust):
-                means = [float(np.nanmean(np.asarray(values))) for values in (flags.clean, flags.robust)]
-                if np.allclose(means, (run.clean, run.robust), rtol=0, atol=1e-9):
-                    found[run.key] = flags
-                    continue
-                what = f"flags of {run.setting.strategy}, seed {run.seed}"
-                self.problems.append(f"{what}: they do not give the accuracies in the results")
-            if np.isfinite(run.robust):
-                incomplete.add(run.group)
-        return {key: flags for key, flags in found.items() if key[0] not in incomplete}
 
     def accuracy(self, entry: Comparison, axis: str) -> Estimate:
         """Accuracy of a setting, ``"clean"`` or ``"robust"``, its interval cut to [0, 1].
@@ -290,56 +142,67 @@ class StudyData:
     def n_test(self) -> int:
         """How many test images were attacked, the fewest of the main group."""
         count = "n_pgd" if self.column == "pgd_accuracy" else "n_test"
-        attacked = [row for row in self.rows_of(self.main) if row[self.column] is not None] if self.main else []
-        return min((int(row[count]) for row in attacked), default=0)
+        return min((int(row[count]) for row in self.rows_of(self.main) if row[self.column] is not None), default=0)
 
     @cached_property
     def standard(self) -> StudyData | None:
         """The runs that AutoAttack standard attacked, where most runs only have a screen but `none` has both."""
-        if self.column == "robust_accuracy":
-            return None
-        data = StudyData(self.folder, "robust_accuracy")
-        return data if data.entry(BASELINE) else None
+        data = None if self.column == "robust_accuracy" else StudyData(self.folder, "robust_accuracy")
+        return data if data and data.entry(BASELINE) else None
+
+    def strict(self, setting: Setting) -> Comparison | None:
+        """A setting under AutoAttack standard, where most runs only have a screen."""
+        return next((e for e in self.standard.entries if e.setting == setting), None) if self.standard else None
+
+    @cached_property
+    def regime(self) -> dict[str, float]:
+        """What is known of it: ``misclassified``, ``below_eps`` and ``ratio`` (robust / clean accuracy of `none`)."""
+        numbers = dict(self.records.get("margins", {}).get("regime") or {})
+        if self.table is not None and self.threat is not None:
+            numbers = regime(self.table, self.threat) or numbers
+        none = self.entry(BASELINE)
+        if none and none.robust and none.clean.value:
+            numbers["ratio"] = none.robust.value / none.clean.value
+        return numbers
 
     @property
-    def seeds(self) -> int:
-        """Most seeds of a setting of the main group."""
-        return max((len(entry.seeds) for entry in self.entries), default=0)
+    def smaller_eps(self) -> str:
+        """A smaller uniform eps that is better than `none` in both accuracies on average; empty if none is."""
+        for entry in self.entries:
+            scale = json.loads(entry.setting.params).get("scale", 1.0)
+            changes = (entry.clean_difference, entry.robust_difference)
+            better = all(change is not None and change.value > 0 for change in changes)
+            if entry.setting.strategy == "uniform-eps" and scale < 1 and better:
+                return f"eps × {scale:g}"
+        return ""
 
-    @property
-    def images_resampled(self) -> bool:
-        """Whether the choice of test images is in the intervals of the main group."""
-        return any(np.isfinite(entry.clean.image_error) for entry in self.entries)
+    @cached_property
+    def _run_names(self) -> dict[RunKey, str]:
+        """Name of each finished run, which its record, plan and folder share."""
+        names: dict[RunKey, str] = {}
+        for name, record in self.records.items():
+            for run in self._try(f"record {name}", partial(read_runs, record.get("rows") or [])) or []:
+                names[run.key] = name
+        return names
+
+    def plan(self, key: RunKey) -> Plan | None:
+        """The plan of a run."""
+        return self._read("plan", Plan.read, f"plans/{self._run_names.get(key)}.parquet")
+
+    def run_folder(self, key: RunKey) -> Path | None:
+        """The folder of a run."""
+        folder = self.folder / "runs" / self._run_names.get(key, "")
+        return folder if key in self._run_names and folder.is_dir() else None
 
     @cached_property
     def table(self) -> MarginTable | None:
         """The margin table of the whole pool."""
-        path = self.folder / "margins"
-        return self._read("margins", MarginTable.read, path) if path.is_dir() else None
-
-    @cached_property
-    def quality(self) -> dict[str, Any]:
-        """Measured quality of the synthetic images."""
-        path = self.folder / "synthetic" / "quality.json"
-        if path.is_file():
-            return dict(self._read("synthetic quality", read_json, path) or {})
-        return dict(self.records.get("synthetic", {}).get("quality") or {})
-
-    @cached_property
-    def mislabelled(self) -> dict[tuple[str, str, Setting], list[float]]:
-        """Shares mislabelled by the attack, over the seeds, by pool, recipe and setting."""
-        path = self.folder / MISLABELLED_FILE
-        rows = (self._read("mislabelled shares", read_mislabelled, path) or []) if path.is_file() else []
-        shares: dict[tuple[str, str, Setting], list[float]] = {}
-        for row in rows:
-            setting = Setting(row["strategy"], row["params"], row["prune_fraction"])
-            shares.setdefault((row["pool"], row["recipe"], setting), []).append(row["by_attack"])
-        return shares
+        return self._read("margins", MarginTable.read, "margins")
 
     @cached_property
     def pool(self) -> Pool | None:
         """The images of the pool, if they are at hand and are those of the margin table."""
-        return self._read("images", self._load_pool) if "pool" in self.settings and self.table is not None else None
+        return self._try("images", self._load_pool) if "pool" in self.settings and self.table is not None else None
 
     def _load_pool(self) -> Pool:
         settings = self.settings["pool"]
@@ -349,27 +212,220 @@ class StudyData:
         pool = Pool([load_dataset(spec) for spec in (str(settings["real"]), *specs)])
         expected = self.table.meta["pool"]["fingerprint"] if self.table is not None else pool.fingerprint
         if pool.fingerprint != expected:
-            raise DataError(
-                f"the images at hand ({pool.fingerprint[:12]}) are not those that were scored ({expected[:12]})"
-            )
+            found, scored = pool.fingerprint[:12], expected[:12]
+            raise DataError(f"the images at hand ({found}) are not those that were scored ({scored})")
         return pool
 
-    def _read(self, what: str, read: Callable[..., T], *arguments: Any) -> T | None:
+    def quality(self) -> dict[str, Any]:
+        """Measured quality of the synthetic images."""
+        recorded = self.records.get("synthetic", {}).get("quality")
+        return self._read("synthetic quality", read_json, "synthetic/quality.json") or recorded or {}
+
+    def mislabelled(self) -> dict[Setting, list[float]]:
+        """Shares mislabelled by the attack, over the seeds, of the settings of the main group's pool and recipe."""
+        shares: dict[Setting, list[float]] = {}
+        for row in self._read("mislabelled shares", read_mislabelled, MISLABELLED_FILE) or []:
+            if (row["pool"], row["recipe"]) == (self.main.pool, self.main.recipe):
+                setting = Setting(row["strategy"], row["params"], row["prune_fraction"])
+                shares.setdefault(setting, []).append(row["by_attack"])
+        return shares
+
+    def _flags(self) -> dict[RunKey, Flags]:
+        """Flags of single test images, for the groups in which every run has them: intervals have to be of one kind.
+
+        Flags that do not give the accuracies in the results are named among the problems and not used.
+        """
+        attacks = {"robust_accuracy": "standard", "apgd_accuracy": "apgd-ce"}
+        attack = attacks.get(self.column) or self.settings.get("evaluation", {}).get("screen")
+        stored = self._read("flags", partial(read_flags, attack=attack), FLAGS_FILE) or {}
+        found: dict[RunKey, Flags] = {}
+        attacked = [run for run in self.runs if np.isfinite(run.robust)]
+        for run in attacked:
+            if run.key in stored:
+                flags, _ = stored[run.key]
+                means = [float(np.nanmean(np.asarray(values))) for values in (flags.clean, flags.robust)]
+                if np.allclose(means, (run.clean, run.robust), rtol=0, atol=1e-9):
+                    found[run.key] = flags
+                else:
+                    what = f"flags of {run.setting.strategy}, seed {run.seed}"
+                    self.problems.append(f"{what}: they do not give the accuracies in the results")
+        incomplete = {run.group for run in attacked if run.key not in found}
+        return {key: flags for key, flags in found.items() if key[0] not in incomplete}
+
+    def _read(self, what: str, read: Callable[[Path], T], name: str) -> T | None:
+        """What lies there, None where nothing does."""
+        return self._try(what, partial(read, self.folder / name)) if (self.folder / name).exists() else None
+
+    def _try(self, what: str, read: Callable[[], T]) -> T | None:
         """What ``read`` returns; None, and a line in ``problems``, where the file cannot be used."""
         try:
-            return read(*arguments)
+            return read()
         except (PumaError, OSError) as error:
             self.problems.append(f"{what}: {error.what if isinstance(error, PumaError) else error}")
             return None
 
 
-def _label(setting: Setting, settings: Sequence[Setting]) -> str:
-    kin = [other for other in settings if other.strategy == setting.strategy]
-    others = [json.loads(other.params) for other in kin]
-    parts = [setting.strategy]
-    for name, value in sorted(json.loads(setting.params).items()):
-        if any(name not in params or params[name] != value for params in others):
-            parts.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
-    if len({other.prune_fraction for other in kin}) > 1:
-        parts.append(f"{100 * setting.prune_fraction:g} %")
-    return " ".join(parts)
+def _labels(settings: Sequence[Setting]) -> dict[Setting, str]:
+    """Short names: the strategy, the parameters and the prune fraction in which settings of it differ."""
+    labels = {}
+    for setting in settings:
+        kin, parts = [s for s in settings if s.strategy == setting.strategy], [setting.strategy]
+        others = [json.loads(other.params) for other in kin]
+        for name, value in sorted(json.loads(setting.params).items()):
+            if any(name not in params or params[name] != value for params in others):
+                parts.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
+        if len({other.prune_fraction for other in kin}) > 1:
+            parts.append(f"{100 * setting.prune_fraction:g} %")
+        labels[setting] = " ".join(parts)
+    return labels
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Sentences about a study, names of strategies between backticks.
+
+    ``headline``: the strategy against training on everything at full eps, and against the free controls. ``data``: what
+    can be said about training on less data. ``regime``: the numbers that say whether the comparison means anything.
+    ``warnings``: what must be known before a number is quoted.
+    """
+
+    headline: str
+    data: str = ""
+    regime: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sentences(self) -> list[str]:
+        """All of it, in order of importance."""
+        return [text for text in (self.headline, self.data, self.regime, *self.warnings) if text]
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences).replace("`", "")
+
+
+def verdict(study: StudyData | Path | str) -> Verdict:
+    """The verdict on a study's folder, from its ``results.parquet`` and what lies beside it.
+
+    Raises:
+        DataError: there is no ``results.parquet``, or it is broken.
+    """
+    data = study if isinstance(study, StudyData) else StudyData(Path(study))
+    if not data.rows:
+        return Verdict("No run of this study is finished yet.")
+    if not data.entries:
+        return Verdict("No run was attacked, so there is no trade-off to show.")
+    subject, regime, warnings = data.subject, _regime(data), tuple(_warnings(data))
+    if subject is None:
+        nothing = "Only `none` and the free controls are finished: no strategy to compare yet."
+        return Verdict(nothing, "", regime, warnings)
+    strict = data.strict(subject.setting)
+    if not data.standard or not strict:
+        headline = f"{_paper(data, subject)} {_controls(data, subject)}"
+        return Verdict(headline, _less_data(data, subject), regime, warnings)
+    # AutoAttack standard leads where it was run; controls that only have the screen are compared under it
+    complete = strict.clean_gap.estimate is not None and strict.clean_gap.seeds == strict.clean_gap.of
+    controls = _controls(data.standard, strict) if complete else _controls(data, subject)
+    screen = f"All runs under a screen, {ATTACKS[data.column]}, which is weaker than AutoAttack:"
+    headline = f"{_paper(data.standard, strict)} {controls}"
+    return Verdict(headline, f"{screen} {_paper(data, subject)} {_less_data(data, subject)}", regime, warnings)
+
+
+def side(gap: Gap) -> str:
+    """A gap in words: on which side of the free controls its interval lies."""
+    if gap.estimate is None:
+        return "not comparable"
+    if gap.estimate.low is None or gap.estimate.high is None:
+        return "no interval"
+    return "above" if gap.estimate.low > 0 else "below" if gap.estimate.high < 0 else "no difference shown"
+
+
+def points(estimate: Estimate | None, of: str = "") -> str:
+    """A difference in percentage points with its interval.
+
+    >>> points(Estimate(0.041, 0.032, 0.050, 5), "clean"), points(None, "clean")
+    ('clean +4.1 points [+3.2, +5.0]', 'clean: not known')
+    """
+    if estimate is None:
+        return f"{of}: not known"
+    value = f"{of} {show(estimate.value, 'points')} points".strip()
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{show(estimate.low, 'points')}, {show(estimate.high, 'points')}]"
+
+
+def _both(data: StudyData, entry: Comparison) -> str:
+    """The two differences of a setting to the baseline."""
+    return f"{points(entry.clean_difference, 'clean')} and {points(entry.robust_difference, data.robust_name)}"
+
+
+def _paper(data: StudyData, subject: Comparison) -> str:
+    """The paper's comparison."""
+    fewer = 1 - subject.kept / data.pool_size(subject.group)
+    images = f"{100 * fewer:.0f} % fewer images" if fewer > 0.005 else "all images"
+    start = f"`{data.labels[subject.setting]}` with {images}:"
+    if subject.clean_difference is None or subject.robust_difference is None:
+        clean, attacked = (show(data.accuracy(subject, axis).value, "percent") for axis in ("clean", "robust"))
+        return f"{start} clean {clean} %, {data.robust_name} {attacked} %; `{BASELINE}` is not finished yet."
+    return f"{start} {_both(data, subject)} against training on everything at full eps."
+
+
+def _controls(data: StudyData, subject: Comparison) -> str:
+    """The free controls."""
+    gap, controls = subject.clean_gap, "the free controls (all data with a smaller eps or another TRADES beta)"
+    if not data.controls:
+        return f"{controls[0].upper()}{controls[1:]} were not run."
+    if gap.estimate is None:
+        return f"Against {controls}: {gap.note}."
+    some = "" if gap.seeds == gap.of else f", {gap.seeds} of {gap.of} seeds"
+    equal = "robustness" if data.column == "robust_accuracy" else f"accuracy {data.robust_name}"
+    return f"Against {controls}: {points(gap.estimate, 'clean')} at equal {equal}, {side(gap)}{some}."
+
+
+def _less_data(data: StudyData, subject: Comparison) -> str:
+    """What random pruning of the same share says about the pool, and the subject against it."""
+    fraction = subject.setting.prune_fraction
+    if not fraction or subject.setting.strategy == "random":
+        return ""
+    random = data.entry("random", fraction)
+    if random is None:
+        return "Less data: `random` at the same share was not run, so nothing can be said about a saving."
+    losses = [random.clean_difference, random.robust_difference]
+    loss = f"Less data: random pruning of the same share: {_both(data, random)}"
+    if all(redundant(change) for change in losses):
+        return f"{loss}, next to nothing. The pool is redundant: no saving of data can be shown on it."
+    if all(change is not None and change.high is not None and change.high >= 0 for change in losses):
+        return f"{loss}. That is no loss that could be shown, so no saving of data can be claimed here."
+    pair = [(entry.setting.strategy, entry.setting.params, fraction) for entry in (random, subject)]
+    rows = [r for r in data.rows_of(subject.group) if (r["strategy"], r["params"], r["prune_fraction"]) in pair]
+    against = compare(rows, data.flags, robust=data.column, baseline="random", draws=DRAWS)
+    mine = next(entry for entry in against if entry.setting == subject.setting)
+    return f"{loss}. `{data.labels[subject.setting]}` against it, at equally many images: {_both(data, mine)}."
+
+
+def _regime(data: StudyData) -> str:
+    known, parts = data.regime, []
+    if "misclassified" in known:
+        parts.append(f"the margin model misclassifies {100 * known['misclassified']:.1f} % of the pool")
+    if "below_eps" in known:
+        parts.append(f"{100 * known['below_eps']:.0f} % of it have 0 < margin < eps")
+    if "ratio" in known:
+        parts.append(f"`{BASELINE}` has robust / clean {known['ratio']:.2f}")
+        if not data.smaller_eps:
+            parts[-1] += "; no smaller uniform eps beats it in both accuracies"
+    return f"Regime: {', '.join(parts)} ({PUBLISHED})." if parts else ""
+
+
+def _warnings(data: StudyData) -> list[str]:
+    warnings = []
+    if data.column != "robust_accuracy" and not data.standard:
+        attack = ATTACKS[data.column]
+        warnings.append(f"AutoAttack standard was not run: accuracy under {attack} is a screen, not robust accuracy.")
+    if data.smaller_eps:
+        warnings.append(
+            f"All data with uniform {data.smaller_eps} beats `{BASELINE}` in both accuracies: this eps is too large "
+            "for the data, and the comparison with `none` says little about a strategy."
+        )
+    if all(len(entry.seeds) == 1 for entry in data.entries):
+        luck = "intervals show the choice of test images only; a difference may be luck of the seed."
+        warnings.append(f"One seed: {luck}")
+    return warnings

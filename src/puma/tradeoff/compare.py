@@ -429,7 +429,8 @@ def _needed(own: Sequence[RunResult], curves: Mapping[tuple[object, ...], Sequen
         mean = mean_interval(logs)
         low, high = (None if end is None else math.exp(end) for end in (mean.low, mean.high))
         images = Estimate(math.exp(mean.value), low, high, mean.seeds)
-    note = f"{len(notes)} of {len(own)} seeds: {notes[0]}" if notes else ""
+    some = f"{len(notes)} of {len(own)} seeds: " if len(own) > 1 else ""
+    note = f"{some}{notes[0]}" if notes else ""
     return Needed(own[0].group, own[0].setting, axis, float(np.mean([run.kept for run in own])), images, note)
 
 

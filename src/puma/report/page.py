@@ -1,0 +1,353 @@
+"""Self-contained pages and their parts: tables, pictures, thumbnails; written as HTML, as files of each part, as PDF.
+
+A page is one file, makes no request, and is the same bytes every time. Every value is escaped by Jinja2's autoescape.
+Figures are SVG images on white inside the file, so that they read in any theme and cannot run anything; the content
+security policy forbids every request and every script but our own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from numpy.typing import NDArray
+from PIL import Image
+
+from puma._version import __version__
+from puma.errors import UsageError, unknown
+from puma.io import atomic_path, prepare_folder, write_bytes, write_text
+from puma.plots import GRID, figure_style, svg_text
+from puma.tradeoff import Estimate
+
+Kind = Literal["text", "number", "percent", "points"]
+"""How a column is shown: text; a number; a fraction as percent; a difference of fractions in signed points."""
+
+FORMATS = ("svg", "pdf", "csv", "latex")
+_UNITS = {"percent": ", %", "points": ", points"}
+_A4 = (8.27, 11.69)
+
+
+@dataclass
+class Table:
+    """Rows under named columns; columns that are None in every row are left out.
+
+    A cell is text, a number, an `Estimate` (a value with its interval) or None. Fractions stay fractions in CSV; the
+    page and LaTeX show them in percent.
+
+    Args:
+        columns: head -> kind.
+        rows: one cell per column.
+
+    >>> table = Table({"strategy": "text", "clean": "percent"}, [["puma", Estimate(0.853, 0.845, 0.861, 3)]])
+    >>> table.heads, table.shown
+    (['strategy', 'clean, %'], [['puma', '85.3 ±0.8']])
+
+    Raises:
+        UsageError: a row of another length than ``columns``.
+    """
+
+    columns: Mapping[str, Kind]
+    rows: Sequence[Sequence[Any]]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise UsageError(f"a table row has {len(row)} cells, its head has {len(self.columns)}")
+        if self.rows:
+            used = [any(cell is not None for cell in cells) for cells in zip(*self.rows, strict=True)]
+            self.columns = {head: kind for (head, kind), use in zip(self.columns.items(), used, strict=True) if use}
+            self.rows = [[cell for cell, use in zip(row, used, strict=True) if use] for row in self.rows]
+
+    @property
+    def heads(self) -> list[str]:
+        """Heads of the columns with their units."""
+        return [head + _UNITS.get(kind, "") for head, kind in self.columns.items()]
+
+    @property
+    def shown(self) -> list[list[str]]:
+        """Every cell as a person reads it."""
+        return [[show(cell, kind) for cell, kind in zip(row, self.columns.values(), strict=True)] for row in self.rows]
+
+    def frame(self) -> pd.DataFrame:
+        """The table at full precision; the ends of an interval are two more columns."""
+        columns: dict[str, list[Any]] = {} if self.rows else {head: [] for head in self.columns}
+        for head, cells in zip(self.columns, zip(*self.rows, strict=True), strict=False):
+            columns[head] = [number(cell, cell) for cell in cells]
+            if any(isinstance(cell, Estimate) and cell.low is not None for cell in cells):
+                for end in ("low", "high"):
+                    columns[f"{head}, {end}"] = [getattr(cell, end, None) for cell in cells]
+        return pd.DataFrame(columns, dtype=object)
+
+    def csv(self) -> str:
+        """The table as CSV, numbers at full precision."""
+        return str(self.frame().to_csv(index=False, lineterminator="\n")).replace("`", "")
+
+    def latex(self) -> str:
+        r"""The table as a LaTeX ``tabular`` with the rules of the package booktabs."""
+        frame = pd.DataFrame(self.shown, columns=self.heads)
+        kinds = "".join("l" if kind == "text" else "r" for kind in self.columns.values())
+        body = str(frame.to_latex(index=False, escape=True, column_format=kinds))
+        return "% \\usepackage{booktabs}\n" + body.replace("−", "$-$").replace("–", "--").replace("`", "")
+
+
+def number(cell: Any, otherwise: Any = None) -> Any:
+    """The number in a cell, ``otherwise`` where it holds none."""
+    value = cell.value if isinstance(cell, Estimate) else cell
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
+
+
+def rounded(value: float) -> float:
+    """The number with four significant digits."""
+    return float(f"{value:.4g}")
+
+
+def show(cell: Any, kind: Kind = "number") -> str:
+    """A cell as text.
+
+    >>> show(Estimate(0.041, 0.032, 0.050, 5), "points"), show(Estimate(0.02, 0.0, 0.07, 1), "percent"), show(None)
+    ('+4.1 ±0.9', '2.0 [0.0, 7.0]', '–')
+    >>> show(1200), show(0.95312), show("puma", "percent")
+    ('1,200', '0.9531', 'puma')
+    """
+
+    def hundredfold(fraction: float) -> str:
+        text = f"{100 * fraction:+.1f}" if kind == "points" else f"{100 * fraction:.1f}"
+        return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+    value = number(cell)
+    if value is None or not math.isfinite(value):
+        return "–" if cell is None or value is not None else str(cell)
+    if kind not in _UNITS:
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    if not isinstance(cell, Estimate) or cell.low is None or cell.high is None:
+        return hundredfold(value)
+    if abs(2 * value - cell.low - cell.high) < 5e-4:
+        return f"{hundredfold(value)} ±{50 * (cell.high - cell.low):.1f}"
+    return f"{hundredfold(value)} [{hundredfold(cell.low)}, {hundredfold(cell.high)}]"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure for a page, with a text (``alt``) for somebody who cannot see it: what it shows, the main numbers.
+
+    Raises:
+        UsageError: no alt text.
+    """
+
+    figure: Figure
+    alt: str
+
+    def __post_init__(self) -> None:
+        if not self.alt.strip():
+            raise UsageError("a figure has no alt text", fix="say in a sentence what it shows")
+
+    @cached_property
+    def svg(self) -> str:
+        """The figure as SVG; rendered once, as a second rendering may place ticks otherwise."""
+        return svg_text(self.figure)
+
+    @property
+    def uri(self) -> str:
+        """The figure as a ``data:`` address."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
+
+    @property
+    def width(self) -> int:
+        """Widest that it is shown, in CSS pixels."""
+        return round(float(self.figure.get_figwidth()) * 144)
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """A labelled row of thumbnails: uint8 images ``[H, W]`` or ``[H, W, C]`` and, if wanted, a note under each."""
+
+    label: str
+    images: Sequence[NDArray[np.uint8]]
+    notes: Sequence[str] = ()
+
+    @property
+    def tiles(self) -> list[tuple[str, str]]:
+        """Address and note of every image."""
+        notes = [*self.notes, *[""] * (len(self.images) - len(self.notes))]
+        return [(png_uri(image), note) for image, note in zip(self.images, notes, strict=True)]
+
+
+def png_uri(image: NDArray[np.uint8]) -> str:
+    """An image as a ``data:`` address, lossless.
+
+    Raises:
+        UsageError: not uint8 ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]``.
+    """
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[:, :, 0]
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        what = f"cannot show an image of {image.dtype} {list(image.shape)}"
+        raise UsageError(what, why="it has to be uint8 [H, W], [H, W, 1] or [H, W, 3]")
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@dataclass
+class Report:
+    """What a page shows, before it is HTML, files or a PDF.
+
+    Args:
+        template: its template.
+        title: one line.
+        pictures: by the name of the exported file.
+        tables: by the name of the exported file.
+        values: everything else that the template uses.
+    """
+
+    template: str
+    title: str
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def html(self) -> str:
+        """The page."""
+        values = {"title": self.title, "pictures": self.pictures, "tables": self.tables} | self.values
+        return _environment().get_template(self.template).render(values) + "\n"
+
+    def write(self, path: Path | str) -> Path:
+        """Write the page and return its path.
+
+        Raises:
+            StorageError: the folder cannot be written, or the disk is full.
+        """
+        write_text(path, self.html())
+        return Path(path)
+
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("puma.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script = files("puma.report").joinpath("templates/page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals.update(version=__version__, script=Markup(script), script_digest=digest)
+    environment.filters.update(inline=_inline, flatten=flatten, show=show, number=number)
+    return environment
+
+
+def _inline(text: str) -> Markup:
+    """Escaped text in which what stands between backticks is set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values of settings; nested ones are named ``outer.inner``.
+
+    >>> flatten({"a": {"b": 1}, "c": [1, 2], "d": None})
+    [('a.b', '1'), ('c', '1, 2'), ('d', 'none')]
+    """
+    items: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            items += flatten(value, f"{prefix}{name}.")
+        else:
+            values = value if isinstance(value, list | tuple) else [value]
+            items.append((f"{prefix}{name}", ", ".join("none" if v is None else str(v) for v in values) or "none"))
+    return items
+
+
+def export(report: Report, formats: Sequence[str], folder: Path | str) -> list[Path]:
+    """Write every figure (``svg``, ``pdf``) or table (``csv``, ``latex``) of a report into ``folder``.
+
+    Equal reports give equal bytes. CSV holds full precision and fractions; LaTeX the numbers as the page shows them, in
+    a ``tabular`` that needs the package booktabs.
+
+    Returns:
+        the files, in order.
+
+    Raises:
+        UsageError: an unknown format.
+        StorageError: the folder cannot be written.
+    """
+    check_formats(formats)
+    folder, written = prepare_folder(folder), []
+    for kind in dict.fromkeys(formats):
+        for name, picture in report.pictures.items() if kind in ("svg", "pdf") else ():
+            written.append(folder / f"{name}.{kind}")
+            if kind == "svg":
+                write_text(written[-1], picture.svg)
+            else:
+                buffer = io.BytesIO()
+                with figure_style():
+                    picture.figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
+                write_bytes(written[-1], buffer.getvalue())
+        for name, table in report.tables.items() if kind in ("csv", "latex") else ():
+            written.append(folder / f"{name}.{'csv' if kind == 'csv' else 'tex'}")
+            write_text(written[-1], table.csv() if kind == "csv" else table.latex())
+    return written
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse formats that are none of `FORMATS`.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
+
+
+def write_summary(report: Report, path: Path | str) -> Path:
+    """Write a PDF of two pages: the verdict with the picture, and the table.
+
+    Raises:
+        UsageError: the report is not that of a study with attacked runs.
+        StorageError: the file cannot be written.
+    """
+    if "tradeoff" not in report.pictures:
+        raise UsageError("only a study with attacked runs has a summary", fix="leave --pdf away, or use --export pdf")
+    headline, *others = report.values["verdict"].sentences
+    first, second, top = Figure(figsize=_A4), Figure(figsize=_A4), 0.95
+    with figure_style(), atomic_path(path) as temporary, PdfPages(temporary, metadata={"CreationDate": None}) as pages:
+        for size, text in ((9, report.title), (12, headline), *((9, sentence) for sentence in others)):
+            lines = textwrap.wrap(text.replace("`", ""), round(900 / size))
+            first.text(0.08, top, "\n".join(lines), fontsize=size, va="top", weight="bold" if size == 12 else "normal")
+            top -= (len(lines) * size * 1.25 + 7) / (72 * _A4[1])
+        buffer = io.BytesIO()
+        report.pictures["tradeoff"].figure.savefig(buffer, format="png", dpi=300)
+        image = imread(io.BytesIO(buffer.getvalue()))
+        height = min(0.84 * _A4[0] / _A4[1] * image.shape[0] / image.shape[1], top - 0.03)
+        axes = first.add_axes((0.08, top - height, 0.84, height))
+        axes.imshow(image)
+        axes.axis("off")
+        pages.savefig(first)
+        axes, table = second.add_axes((0.05, 0.05, 0.9, 0.9)), report.tables["strategies"]
+        axes.axis("off")
+        heads = [textwrap.fill(head, 14) for head in table.heads]
+        drawn = axes.table(table.shown, colLabels=heads, loc="upper center", cellLoc="right", edges="horizontal")
+        drawn.auto_set_font_size(False)
+        drawn.set_fontsize(7)
+        drawn.auto_set_column_width(range(len(heads)))
+        for (row, _), cell in drawn.get_celld().items():
+            cell.set(height=0.055 if row == 0 else 0.02, edgecolor=GRID)
+        pages.savefig(second)
+    return Path(path)
