@@ -21,11 +21,7 @@ log = logging.getLogger("puma")
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
-    """Write the state after ``step`` steps to ``folder`` and remove all but the two newest.
-
-    Raises:
-        StorageError: the disk is full; the states before are intact.
-    """
+    """Write the state after ``step`` steps to ``folder`` and remove all but the two newest."""
     path = folder / f"state-{step:09d}.safetensors"
     save_tensors(tensors, path, SCHEMA, {"step": step, **meta})
     for old in _states(folder)[:-_KEPT]:
@@ -35,13 +31,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Map
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read the newest state that is whole: (tensors, meta), or None where there is none.
-
-    A damaged state is passed over, with a warning in the log.
-
-    Raises:
-        ModelError: there are states, and all of them are damaged.
-    """
+    """The newest state that is whole, (tensors, meta); None where there is none, `ModelError` if all are damaged."""
     problems = []
     for path in reversed(_states(folder)):
         try:
@@ -72,11 +62,7 @@ def pack(network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimize
 def unpack(
     tensors: Mapping[str, Tensor], network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Restore what `pack` gave; other tensors are left to the caller.
-
-    Raises:
-        ModelError: it belongs to another network.
-    """
+    """Restore what `pack` gave (`ModelError` for another network); other tensors are left to the caller."""
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
     for name, value in tensors.items():
         group, _, rest = name.partition(".")

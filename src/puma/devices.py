@@ -24,14 +24,10 @@ VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def resolve_device(name: str = "auto", local: int = 0) -> torch.device:
-    """The device called ``name``.
+    """The device called ``name``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
 
-    Args:
-        name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
-        local: number of this process on its machine: the GPU that ``"auto"`` and ``"cuda"`` take.
-
-    Raises:
-        UsageError: there is no such device.
+    ``local`` is the number of this process on its machine: the GPU that ``"auto"`` and ``"cuda"`` take. `UsageError` if
+    there is no such device.
     """
     import torch
 
@@ -45,18 +41,13 @@ def resolve_device(name: str = "auto", local: int = 0) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise UsageError(f"unknown device {name!r}", fix="auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"there is no device {name!r} here", why=f"{torch.cuda.device_count()} GPUs are visible", fix="--device cpu"
-        )
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UsageError(f"there is no device {name!r} here", why=f"{count} GPUs are visible", fix="--device cpu")
     return device
 
 
 def processor(device: torch.device) -> str:
-    """A GPU's name, or the widest vector instructions that torch uses on this CPU.
-
-    Kernels differ with it, and with them the last bits of a result: what can be resumed records it.
-    """
+    """A GPU's name, or the widest vector instructions that torch uses on this CPU: kernels differ with it."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
@@ -83,10 +74,7 @@ def warn_slow_bf16(precision: str, device: torch.device) -> None:
 
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if precision == "bf16" and device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and not has_bf16:
-        log.warning(
-            "this CPU has no bfloat16 instructions: precision bf16 is several times slower than float32 here; "
-            "use float32, or a GPU"
-        )
+        log.warning("this CPU has no bfloat16 instructions: bf16 is several times slower here; use float32, or a GPU")
 
 
 def visible_gpus() -> list[str]:
@@ -107,23 +95,12 @@ def world_size() -> int:
 
 
 class Devices:
-    """This process's place among those that train one network together, and its device.
+    """This process's place (``rank`` of ``world_size``) among those that train one network, and its ``device``.
 
     Only this class knows Lightning Fabric. The network that is attacked is the bare module: an attack through the
     wrapper would broadcast buffers at every step. Only the forward pass that is differentiated for the optimiser goes
-    through the wrapper, in one call for both batches.
-
-    Args:
-        precision: ``"float32"``, or ``"bf16"`` for autocast.
-        device: as for `resolve_device`; each of several processes of a machine takes a GPU of its own.
-
-    Attributes:
-        rank: number of this process.
-        world_size: how many processes there are, from torchrun's environment.
-        device: where this process's tensors live.
-
-    Raises:
-        UsageError: a device that is not there.
+    through the wrapper, in one call for both batches. ``precision`` is ``"float32"``, or ``"bf16"`` for autocast; of
+    several processes of a machine each takes a GPU of its own. `UsageError` for a device that is not there.
     """
 
     def __init__(self, precision: str = "float32", device: str = "auto") -> None:
@@ -158,8 +135,7 @@ class Devices:
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Wrap a network that is on `device` already, and its optimiser."""
-        wrapped: tuple[Any, Any] = self._fabric.setup(model, optimizer, move_to_device=False)
-        return wrapped
+        return cast("tuple[Any, Any]", self._fabric.setup(model, optimizer, move_to_device=False))
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of ``loss``, averaged over the processes."""
@@ -167,13 +143,11 @@ class Devices:
 
     def no_sync(self, model: nn.Module, enabled: bool) -> AbstractContextManager[Any]:
         """Backward passes inside keep their gradients to themselves, if ``enabled``: others of the step follow."""
-        context: AbstractContextManager[Any] = self._fabric.no_backward_sync(cast(Any, model), enabled=enabled)
-        return context
+        return cast("AbstractContextManager[Any]", self._fabric.no_backward_sync(cast(Any, model), enabled=enabled))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the wrapped network, for calls of the bare one."""
-        context: AbstractContextManager[Any] = self._fabric.autocast()
-        return context
+        return cast("AbstractContextManager[Any]", self._fabric.autocast())
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -202,7 +176,7 @@ class Devices:
 
 
 def _leave_process_group() -> None:
-    """Leave in good order; without this some processes end with an error after their work is done."""
+    """Without this some processes end with an error after their work is done."""
     import torch
 
     if torch.distributed.is_initialized():

@@ -12,13 +12,7 @@ from collections.abc import Iterable
 
 
 class PumaError(Exception):
-    """A mistake or a condition outside the program: fact, cause and remedy, each on a line.
-
-    Args:
-        what: what is wrong, naming the value that was given.
-        why: why it cannot be used (may be empty).
-        fix: what to do about it, if possible a command (may be empty).
-    """
+    """A mistake or a condition outside the program: fact, cause (``why``) and remedy (``fix``), each on a line."""
 
     exit_code = 1
 

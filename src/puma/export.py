@@ -1,8 +1,7 @@
 """Share a model: a folder for the Hugging Face Hub or for a RobustBench submission, made offline.
 
-The Hub folder holds the weights file that PUMA itself writes (network and checksum in its header), so that
-``puma.load_model`` rebuilds the network. The RobustBench folder holds the state dict with the keys of RobustBench's
-own classes. Neither repeats a network's source; both are read back and compared before they get their name.
+The Hub folder holds PUMA's own weights file, the RobustBench folder a state dict with the keys of RobustBench's
+classes. Neither repeats a network's source; both are read back and compared before they get their name.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from puma.models.published import RobustBenchModel, from_robustbench, to_robustb
 from puma.models.weights import load_model, save_model, weights_sha256
 from puma.threat import format_eps
 
-TOLERANCE = 1e-6
-"""Difference of a logit, relative to the largest one, that counts as rounding."""
+TOLERANCE = 1e-6  # difference of a logit, relative to the largest one, that counts as rounding
 _FACTS = ("threat", "recipe.objective", "recipe.steps", "recipe.batch_size", "recipe.beta", "seed")
 
 
@@ -34,14 +32,8 @@ _FACTS = ("threat", "recipe.objective", "recipe.steps", "recipe.batch_size", "re
 class Paper:
     """What only the author knows; RobustBench's fields of the same names.
 
-    Args:
-        name: title of the paper, or of the model.
-        authors: comma-separated.
-        link: of the paper or the code.
-        venue: where it appeared ("Unpublished" if nowhere).
-        additional_data: trained on real images beyond the data set's own (synthetic ones do not count).
-        footnote: such as how many synthetic images were used.
-        licence: of the weights, an SPDX name.
+    ``name`` is the title of the paper or model, ``authors`` are comma-separated, ``additional_data`` are real images
+    beyond the data set's own, ``licence`` is an SPDX name.
     """
 
     name: str
@@ -78,12 +70,8 @@ def export_hub(
         evaluation: of these weights; None claims nothing.
         run: folder of its training, for the card.
 
-    Returns:
-        The folder.
-
     Raises:
-        UsageError: huggingface_hub is not installed.
-        ModelError: not a network of PUMA.
+        UsageError, ModelError: huggingface_hub is not installed; not a network of PUMA.
         DataError: the evaluation is of other weights.
         StorageError: ``out`` is not empty or cannot be written.
         CheckError: the folder, read back, gives other logits.
@@ -94,11 +82,9 @@ def export_hub(
         raise UsageError("huggingface_hub is not installed", fix='pip install "puma-robust[hub]"') from None
     config = getattr(model, "config", None)
     if not config:
-        raise ModelError(
-            f"{type(model).__name__} cannot be exported",
-            why="only networks of puma.build_model can be rebuilt without their source",
-            fix="share your own source with the weights file",
-        )
+        why = "only networks of puma.build_model can be rebuilt without their source"
+        fix = "share your own source with the weights file"
+        raise ModelError(f"{type(model).__name__} cannot be exported", why=why, fix=fix)
     _check_weights(evaluation, model)
     name = f"{config['name']} on {dataset}"
     task: dict[str, Any] = {"task_type": "image-classification", "dataset_type": dataset, "dataset_name": dataset}
@@ -142,7 +128,10 @@ def export_robustbench(
     dataset: str = "cifar10",
     run: Path | str | None = None,
 ) -> Path:
-    """Write the files that RobustBench's "New Model" issue asks for.
+    """Write the files that RobustBench's "New Model" issue asks for, and return the folder.
+
+    It holds ``NAME.pt`` (tensors only, RobustBench's keys), ``model_info/DATASET/NORM/NAME.json``, and ``README.md``
+    with the entry for its model zoo.
 
     Args:
         model: a WRN or PreActResNet of `puma.build_model` for 32 pixels.
@@ -151,14 +140,9 @@ def export_robustbench(
         evaluation: AutoAttack standard on the whole test set, of these weights.
         dataset: RobustBench's name of the data set.
 
-    Returns:
-        The folder: ``NAME.pt`` (tensors only, RobustBench's keys), ``model_info/DATASET/NORM/NAME.json``, and
-        ``README.md`` with the entry for its model zoo.
-
     Raises:
-        UsageError: a name that cannot be a file's.
+        UsageError, ModelError: a name that cannot be a file's; RobustBench has no class for the network.
         DataError: the evaluation is of a subset, of a weaker attack, or of other weights.
-        ModelError: RobustBench has no class for the network.
         StorageError, CheckError: as for `export_hub`.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
@@ -188,10 +172,8 @@ def export_robustbench(
 def _check_weights(evaluation: Evaluation | None, model: nn.Module) -> None:
     digest = weights_sha256(model)
     if evaluation is not None and (evaluated := str(evaluation.meta["settings"]["model"])) != digest:
-        raise DataError(
-            f"the evaluation is of other weights ({evaluated[:12]}) than the model to export ({digest[:12]})",
-            fix="evaluate the model that you export",
-        )
+        what = f"the evaluation is of other weights ({evaluated[:12]}) than the model to export ({digest[:12]})"
+        raise DataError(what, fix="evaluate the model that you export")
 
 
 def _check_logits(model: nn.Module, loaded: nn.Module) -> None:
@@ -203,10 +185,8 @@ def _check_logits(model: nn.Module, loaded: nn.Module) -> None:
         expected, logits = copy.deepcopy(model).cpu().eval()(images), loaded.eval()(images)
     gap = float((logits - expected).abs().max()) / max(1.0, float(expected.abs().max()))
     if not gap <= TOLERANCE:
-        raise CheckError(
-            f"the export, read back, gives other logits than the model (they differ by {gap:.2g})",
-            why=f"at most {TOLERANCE:g} is rounding",
-        )
+        what = f"the export, read back, gives other logits than the model (they differ by {gap:.2g})"
+        raise CheckError(what, why=f"at most {TOLERANCE:g} is rounding")
 
 
 def _accuracies(evaluation: Evaluation | None) -> list[tuple[str, float, tuple[float, float], str]]:
@@ -225,22 +205,15 @@ def _accuracies(evaluation: Evaluation | None) -> list[tuple[str, float, tuple[f
 
 
 def _card(
-    title: str,
-    config: Mapping[str, Any],
-    use: str,
-    evaluation: Evaluation | None,
-    paper: Paper,
-    run: Path | str | None,
+    title: str, config: Mapping[str, Any], use: str, evaluation: Evaluation | None, paper: Paper, run: Path | str | None
 ) -> str:
-    """The model card (Markdown), the same for equal arguments."""
     table = "\n".join(
         f"| {what} | {100 * share:.2f} % | {100 * low:.2f} to {100 * high:.2f} | {size} |"
         for what, share, (low, high), size in _accuracies(evaluation)
     )
     table = "| | accuracy | 95 % interval | images |\n|---|---|---|---|\n" + table if table else "Not evaluated."
-    warnings = "\n".join(
-        f"- {w['flag']}: {w['means']}. {w['do']}." for w in (evaluation.warnings if evaluation else ())
-    )
+    found = evaluation.warnings if evaluation else ()
+    warnings = "\n".join(f"- {warning['flag']}: {warning['means']}. {warning['do']}." for warning in found)
     record = Path(run) / "run.json" if run is not None else None
     settings = read_json(record).get("settings", {}) if record is not None and record.is_file() else {}
     facts = [f"- {key.removeprefix('recipe.')}: {settings[key]}" for key in _FACTS if settings.get(key) is not None]
@@ -273,17 +246,13 @@ Robustness was measured for the threat model above only, not for other images, p
 def _model_info(evaluation: Evaluation, paper: Paper, dataset: str, model: nn.Module) -> dict[str, Any]:
     """RobustBench's ``model_info``; accuracies are percentages with two decimals, as text."""
     if evaluation.robust_accuracy is None:
-        raise DataError(
-            f"the evaluation is {evaluation.attack}",
-            why="RobustBench lists AutoAttack standard",
-            fix="puma evaluate RUN --data ... --threat ... (its default is AutoAttack standard)",
-        )
+        why = "RobustBench lists AutoAttack standard"
+        fix = "puma evaluate RUN --data ... --threat ... (its default is AutoAttack standard)"
+        raise DataError(f"the evaluation is {evaluation.attack}", why=why, fix=fix)
     if evaluation.n_test < evaluation.n_clean:
-        raise DataError(
-            f"AutoAttack was run on {evaluation.n_test:,} of {evaluation.n_clean:,} test images",
-            why="RobustBench lists figures of the whole test set",
-            fix="evaluate again without --subset, into another folder",
-        )
+        what = f"AutoAttack was run on {evaluation.n_test:,} of {evaluation.n_clean:,} test images"
+        fix = "evaluate again without --subset, into another folder"
+        raise DataError(what, why="RobustBench lists figures of the whole test set", fix=fix)
     architecture = str((getattr(model, "config", None) or {}).get("name", type(model).__name__))
     for ours, theirs in (("preactresnet", "PreActResNet"), ("wrn", "WideResNet")):
         architecture = re.sub(f"^{ours}", theirs, architecture)

@@ -60,11 +60,8 @@ _swept: set[tuple[int, str]] = set()
 def atomic_path(target: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; on success flush it to disk and rename it to ``target``.
 
-    Nothing is left at either name if the body raises. The temporary file is created anew (``O_EXCL``), so a link that
-    somebody left at its name is never written through; a link at ``target`` itself is replaced.
-
-    Raises:
-        StorageError: the disk is full, or the folder cannot be written.
+    Nothing is left at either name if the body raises. Links are never written through: the temporary file is created
+    anew, and a link at ``target`` is replaced. `StorageError` where the disk is full or the folder cannot be written.
     """
     target = Path(target)
     temporary = _temporary(target)
@@ -86,10 +83,7 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
 def atomic_folder(target: Path | str) -> Iterator[Path]:
     """Yield a temporary folder beside ``target``; on success it becomes ``target``, which must be empty or absent.
 
-    Nothing is left at either name if the body raises.
-
-    Raises:
-        StorageError: ``target`` holds something (also if another process filled it meanwhile), or a full disk.
+    Nothing is left at either name if the body raises. `StorageError` if ``target`` holds something, even meanwhile.
     """
     target = Path(target)
 
@@ -143,11 +137,7 @@ def _elsewhere(error: OSError, target: Path | str) -> bool:
 
 
 def prepare_folder(folder: Path | str) -> Path:
-    """Create ``folder``, prove that it can be written, and remove temporary files that killed processes left there.
-
-    Raises:
-        StorageError: it is a file, or it cannot be written.
-    """
+    """Create ``folder``, prove that it can be written (else `StorageError`), and remove what killed processes left."""
     folder = Path(folder)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,10 +168,7 @@ def _fsync(path: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files of processes that are gone, once per folder and process.
-
-    On this machine a process is known to be gone; what others left goes when nothing has been written to it for a day.
-    """
+    """Remove temporary files of processes that are gone, and foreign ones of a day ago; once per folder and process."""
     place = (os.getpid(), os.path.abspath(folder))
     if place in _swept:
         return
@@ -230,14 +217,7 @@ def write_toml(target: Path | str, value: Mapping[str, Any]) -> None:
 
 
 def toml_text(value: Mapping[str, Any]) -> str:
-    """``value`` as TOML; keys whose value is None are left out.
-
-    >>> print(toml_text({"steps": 10, "eps": None, "attack": {"name": "pgd"}}), end="")
-    steps = 10
-    <BLANKLINE>
-    [attack]
-    name = "pgd"
-    """
+    """``value`` as TOML; keys whose value is None are left out."""
     import tomli_w
 
     return tomli_w.dumps(_without_none(value))
@@ -255,8 +235,7 @@ def _without_none(value: Any) -> Any:
 def read_json(path: Path | str) -> Any:
     """Read a JSON file; a checksum that `write_json` added is verified and left out.
 
-    Raises:
-        DataError: it is missing, is not JSON, is nested too deeply, or does not match its checksum.
+    `DataError` if it is missing, is not JSON, is nested too deeply, or does not match its checksum.
     """
     try:
         value = parse_json(Path(path).read_text(), path)
@@ -274,11 +253,7 @@ def read_json(path: Path | str) -> Any:
 
 
 def parse_json(text: str | bytes, name: Path | str) -> Any:
-    """Parse JSON; ``name`` says in messages where it came from.
-
-    Raises:
-        DataError: not JSON, or nested too deeply.
-    """
+    """Parse JSON, or raise a `DataError` that names it ``name``."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -290,11 +265,7 @@ _MOST_TOML, _MOST_DOTS = 1 << 18, 500
 
 
 def parse_toml(text: str, name: Path | str) -> dict[str, Any]:
-    """Parse TOML; ``name`` says in messages where it came from.
-
-    Raises:
-        UsageError: not TOML; or larger, or nested more deeply, than settings can be.
-    """
+    """Parse TOML; `UsageError`, naming it ``name``, if it is not TOML, or larger or deeper than settings can be."""
     if len(text) > _MOST_TOML:
         raise UsageError(f"{name} is too large for settings", why=f"{len(text):,} characters, {_MOST_TOML:,} at most")
     # the parser's time grows with the square of a dotted key's length
@@ -309,11 +280,7 @@ def parse_toml(text: str, name: Path | str) -> dict[str, Any]:
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        UsageError: it is missing, cannot be read, or is no settings (`parse_toml`).
-    """
+    """Read a TOML file; `UsageError` if it is missing, cannot be read, or is no settings (`parse_toml`)."""
     try:
         with Path(path).open("rb") as file:
             text = file.read(4 * _MOST_TOML).decode()
@@ -331,11 +298,7 @@ def sha256_file(path: Path | str) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """Hex SHA-256 of a JSON value, independent of the order of its keys.
-
-    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-    True
-    """
+    """Hex SHA-256 of a JSON value, independent of the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -345,14 +308,10 @@ def fingerprint(value: Any) -> str:
 
 @contextmanager
 def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
-    """Hold ``folder`` for this process.
+    """Hold ``folder`` for this process; `BusyError` names the pid and host of another that holds it.
 
-    The operating system holds the lock, so that it vanishes with its owner whatever kills it; the file's text (pid and
-    host) is only for messages. A lock file that is a link is refused, not written through.
-
-    Raises:
-        BusyError: another live process holds it; the message names its pid and host.
-        StorageError: the folder cannot be written, or its file system has no locks.
+    The operating system holds the lock, so that it vanishes with its owner whatever kills it; the file's text is only
+    for messages. A lock file that is a link is refused, and so are file systems without locks (`StorageError`).
     """
     import filelock
 
@@ -427,11 +386,7 @@ def _shown(value: Any) -> str:
 
 
 def require_same_settings(path: Path | str, there: Any, now: Any, *, fix: str = "") -> None:
-    """Refuse to go on in what was made with other settings.
-
-    Raises:
-        ResumeError: they differ; every difference is named with both values.
-    """
+    """Raise a `ResumeError` that names every setting that differs, with both values."""
     if changed := settings_diff(there, now):
         fix = fix or "use those settings, or choose another output folder"
         raise ResumeError(f"{path} was made with other settings", why="; ".join(changed), fix=fix)
@@ -451,17 +406,13 @@ def claim_folder(
         folder: made if need be.
         settings: JSON of everything that decides the content.
         environment: JSON of what may change its last bits: libraries, machine, threads. Recorded once; where it differs
-            later, a warning is logged.
+            later, a warning is logged and the differences are returned.
         record: name of the file; it holds ``schema``, ``settings`` and ``environment``.
         schema: name and version of what the folder holds.
 
-    Returns:
-        What differs in the environment; empty where nothing does.
-
     Raises:
         ResumeError: the folder was made with other settings, or holds another kind of thing; both values are named.
-        DataError: the record is damaged.
-        StorageError: the folder cannot be written.
+        DataError, StorageError: the record is damaged; the folder cannot be written.
     """
     path = prepare_folder(folder) / record
     if not path.exists():
@@ -481,11 +432,7 @@ def claim_folder(
 
 
 def read_record(path: Path | str) -> dict[str, Any]:
-    """The record of `claim_folder`: ``schema``, ``settings`` and ``environment``.
-
-    Raises:
-        DataError: it is missing, damaged, or something else.
-    """
+    """The record of `claim_folder`, or a `DataError` if it is missing, damaged, or something else."""
     value = read_json(path)
     if not isinstance(value, dict) or not {"schema", "settings", "environment"} <= value.keys():
         raise DataError(f"{path} is no record of settings", why="it does not hold schema, settings and environment")
@@ -514,22 +461,16 @@ class Shards:
         folder: where the shards lie.
         settings, environment, record, schema: as for `claim_folder`.
         suffix: ending of the files.
-        check: for shards without a recorded checksum (a folder copied without its dot files): whether a file is whole
-            and of these settings. Without it such shards are made again.
+        check: whether a shard without a recorded checksum (a folder copied without its dot files) is whole and of these
+            settings. Without it such shards are made again.
         write: False only looks at what is there, and changes nothing.
-
-    Raises:
-        ResumeError: the folder was made with other settings; both values are named.
-        StorageError: it cannot be written.
 
     >>> import tempfile
     >>> shards = Shards(tempfile.mkdtemp(), {"seed": 0}, suffix=".txt")
-    >>> with shards.held():
-    ...     for number in shards.missing(range(2)):
-    ...         with shards.writing(number) as temporary:
-    ...             _ = temporary.write_text("some rows")
-    >>> shards.missing(range(3))
-    [2]
+    >>> with shards.held(), shards.writing(0) as temporary:
+    ...     _ = temporary.write_text("some rows")
+    >>> shards.missing(range(2))
+    [1]
     """
 
     def __init__(
@@ -589,8 +530,7 @@ class Shards:
     def held(self, worker: int = 0, num_workers: int = 1) -> Iterator[None]:
         """Hold the folder as worker ``worker`` of ``num_workers``, each of which makes other shards.
 
-        Raises:
-            BusyError: another live process is the same worker, or divides the shards among another number of workers.
+        `BusyError` if another process is the same worker, or divides the shards among another number of workers.
         """
         with lock(self.folder, f".lock-{worker}-of-{num_workers}"):
             for other in self.folder.glob(".lock-*-of-*"):

@@ -21,10 +21,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
 def kl_divergence(logits: Tensor, reference: Tensor, smoothing: float = 0.0) -> Tensor:
     """KL(softmax(reference) || softmax(logits)); exactly 0 where the two are the same bits (and smoothing is 0).
 
-    Args:
-        logits: of the perturbed images.
-        reference: logits of the clean images.
-        smoothing: mix the reference's probabilities with this share of the uniform ones.
+    ``reference`` are logits of the clean images, mixed with this share ``smoothing`` of uniform probabilities.
     """
     log_p = F.log_softmax(_wide(reference), dim=1)
     if smoothing:
@@ -53,7 +50,8 @@ def trades(
 ) -> Tensor:
     """TRADES (arXiv 1901.08573, eq. 5) as Wang et al. 2023 (arXiv 2302.04638) compute it.
 
-    ``CE(clean, label) + weight * KL(softmax(clean) || softmax(adversarial))``.
+    ``CE(clean, label) + weight * KL(softmax(clean) || softmax(adversarial))``, 0 in the second term where not
+    ``attacked``.
 
     Args:
         clean: logits of the clean images; the gradient flows through them in both terms.
@@ -63,7 +61,7 @@ def trades(
         smoothing: label smoothing of the clean term.
         smooth_both: smooth the second term's reference too (the published code does not).
         detach_clean: no gradient through the reference of the second term (the published code lets it flow).
-        attacked: where False, the second term is 0.
+        attacked: see above.
     """
     reference = clean.detach() if detach_clean else clean
     robust = kl_divergence(adversarial, reference, smoothing if smooth_both else 0.0)

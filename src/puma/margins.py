@@ -154,11 +154,7 @@ class MarginTable:
         return {name: getattr(self, name) for name in _TABLE_COLUMNS} | dict(self.scores)
 
     def join(self, other: MarginTable) -> MarginTable:
-        """Add the scores of ``other``, a table of the same pool.
-
-        Raises:
-            DataError: the tables are of different pools.
-        """
+        """Add the scores of ``other``, a table of the same pool (else `DataError`)."""
         mine, theirs = self.meta["pool"]["fingerprint"], other.meta["pool"]["fingerprint"]
         if mine != theirs:
             what = f"these score tables are of different pools ({mine[:12]} and {theirs[:12]})"
@@ -179,9 +175,8 @@ class MarginTable:
     def read(cls, path: Path | str) -> MarginTable:
         """Read a folder of parts, or one Parquet file, and check that it covers the pool exactly.
 
-        Raises:
-            DataError: nothing there, a foreign or damaged part, parts of different tables or under other numbers, rows
-                missing or twice.
+        `DataError` for a foreign or damaged part, parts of different tables or under other numbers, rows missing or
+        twice.
         """
         path = Path(path)
         paths = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
@@ -235,11 +230,7 @@ class MarginTable:
         return {status.text: int(counts[status]) for status in Status if counts[status]}
 
     def plot(self, threat: ThreatModel | str | None = None, ax: Axes | None = None) -> Axes:
-        """Histogram of the finite margins of each status; with a threat model, a line at its eps.
-
-        Raises:
-            DataError: no finite margin, or the threat model has another norm than the margins.
-        """
+        """Histogram of the finite margins of each status; with a threat model (of the same norm), a line at its eps."""
         from puma.plots import plot_margins
 
         if not np.isfinite(self.margin).any():
@@ -287,12 +278,9 @@ def part_path(folder: Path | str, part: int) -> Path:
 
 
 def write_part(path: Any, columns: Columns, meta: Mapping[str, Any]) -> None:
-    """Write one part (not atomically); equal columns and metadata give equal bytes.
+    """Write one part (not atomically) to a path or file; equal columns and metadata give equal bytes.
 
-    Args:
-        path: the part's file, or a writable file object.
-        columns: ``index``, and equally long columns as in `MarginTable` (``status`` and ``source`` as codes).
-        meta: the table's metadata, the same for every part.
+    ``columns`` holds ``index`` and equally long columns as in `MarginTable`, ``status`` and ``source`` as codes.
     """
     texts = {"status": STATUS_NAMES, "source": [source["name"] for source in meta["pool"]["sources"]]}
     arrays: dict[str, pa.Array] = {}
@@ -318,23 +306,17 @@ def part_size(columns: Columns, meta: Mapping[str, Any]) -> int:
 def read_header(path: Path | str) -> tuple[dict[str, Any], int]:
     """The metadata of one part and its number of rows, from the file's footer alone.
 
-    Raises:
-        DataError: not a Parquet file, not a margin table, of another schema version, a column missing or of another
-            type, or more rows or classes than such a file can hold.
+    `DataError` if it is no margin table of this schema version, lacks a column or has one of another type, or claims
+    more rows or classes than such a file can hold.
     """
     meta, rows, _ = _read_footer(Path(path))
     return meta, rows
 
 
 def read_part(path: Path | str, meta: Mapping[str, Any] | None = None) -> Columns:
-    """The columns of one part as numpy arrays, checksums verified, status and source as codes.
+    """The columns of one part as numpy arrays, checksums verified (else `DataError`), status and source as codes.
 
-    Args:
-        path: the part.
-        meta: the table's metadata, that of the part itself unless given.
-
-    Raises:
-        DataError: the part is damaged, or as `read_header`.
+    ``meta`` is the table's metadata, that of the part itself unless given.
     """
     own, rows, digest = _read_footer(Path(path))
     try:

@@ -1,4 +1,4 @@
-"""The plan: which images of a pool are kept, and the radius of the attack on each. One Parquet file.
+"""The plan: which images of a pool are kept, and the eps of the attack on each. One Parquet file.
 
 Columns: ``index int64, keep bool, eps float32``. The schema's metadata (key ``puma``, JSON) says how it came about:
 schema version, strategy and its parameters, prune fraction, threat model, fingerprints of the margin table and of the
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = "puma.plan/1"
 METADATA_KEY = b"puma"
+_AGAIN = "make it again with `puma plan`"
 _SCHEMA = pa.schema([("index", pa.int64()), ("keep", pa.bool_()), ("eps", pa.float32())])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """For each image of a pool, in the order of the pool: kept or not, and its attack radius.
+    """For each image of a pool, in the order of the pool: kept or not, and the eps of its attack.
 
     Args:
         keep: bool ``[N]``.
-        eps: float32 ``[N]``, radius in the threat model's norm, pixel units of [0, 1] images; 0 where dropped, and 0
-            where a kept image is to be trained on without an attack. At most the threat model's eps, except for the
-            strategy ``soft-easy``, which may go beyond it.
+        eps: float32 ``[N]``, in the threat model's norm, pixel units of [0, 1] images; 0 where dropped, and 0 where a
+            kept image is to be trained on without an attack. Only ``soft-easy`` and ``uniform-eps`` go beyond the
+            threat model's eps.
         meta: how it was made; keys ``strategy, params, prune_fraction, seed, protect_real, class_balanced, threat,
-            table, pool, counts, derived, warnings``. ``meta["threat"]`` is ``{"norm", "eps"}``, ``meta["table"]`` the
-            margin table's fingerprint and ``meta["pool"]`` the pool as the margin table describes it.
+            table, pool, counts, derived, warnings``. ``table`` is the margin table's fingerprint, ``pool`` the table's.
         beta: the TRADES weight (beta) this plan asks for, or None for the recipe's own.
 
     Raises:
@@ -114,30 +114,21 @@ class Plan:
         Args:
             pool: a `puma.Pool`, or the margin table of one.
             keep: the rows to keep: indices ``[K]`` into the pool, or a bool mask ``[N]``.
-            eps: eps of the kept rows in the order of ``keep``, ``[K]``, of all rows, ``[N]``, or one number; None for
-                the threat model's.
+            eps: of the kept rows in the order of ``keep``, ``[K]``, of all rows, ``[N]``, or one number; None for the
+                threat model's.
             threat: the threat model of the training to come.
 
         Raises:
             DataError: an index outside the pool or given twice, nothing kept, a wrong length, or an unusable eps.
-
-        >>> import puma
-        >>> pool = puma.Pool([puma.load_dataset("digits")])
-        >>> plan = Plan.from_indices(pool, [5, 3], eps=[0.1, 0.05], threat="Linf:0.1")
-        >>> plan.kept, [round(float(value), 3) for value in plan.eps[[3, 5, 6]]]
-        (2, [0.05, 0.1, 0.0])
         """
-        threat = ThreatModel.parse(threat) if isinstance(threat, str) else threat
-        described = pool.describe() if hasattr(pool, "describe") else dict(pool.meta["pool"])
-        rows, chosen = len(pool), np.asarray(keep).ravel()
+        threat, rows, chosen = ThreatModel.parse(threat), len(pool), np.asarray(keep).ravel()
         if chosen.dtype == np.bool_:
             if len(chosen) != rows:
                 raise DataError(f"the mask has {len(chosen):,} entries, the pool has {rows:,} images")
             chosen = np.flatnonzero(chosen)
         if not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):
-            raise DataError(
-                f"cannot keep {chosen.dtype} {chosen[:5]}", fix="give row numbers of the pool, or a bool mask"
-            )
+            fix = "give row numbers of the pool, or a bool mask"
+            raise DataError(f"cannot keep {chosen.dtype} {chosen[:5]}", fix=fix)
         if chosen.min() < 0 or chosen.max() >= rows or len(np.unique(chosen)) != len(chosen):
             raise DataError(
                 "the rows to keep repeat themselves or lie outside the pool",
@@ -150,7 +141,6 @@ class Plan:
         if given.shape not in ((), (len(chosen),), (rows,)):
             raise DataError(f"eps has the shape {given.shape}", why=f"{len(chosen)} of {rows} rows are kept")
         values[chosen] = given[chosen] if given.shape == (rows,) and rows != len(chosen) else given
-        counts = {"rows": rows, "kept": len(chosen), "removed": rows - len(chosen), "prunable": rows}
         meta: dict[str, Any] = {
             "strategy": "from-indices",
             "params": {},
@@ -160,8 +150,8 @@ class Plan:
             "class_balanced": False,
             "threat": {"norm": threat.norm, "eps": threat.eps},
             "table": None,
-            "pool": described,
-            "counts": counts,
+            "pool": pool.describe() if hasattr(pool, "describe") else dict(pool.meta["pool"]),
+            "counts": {"rows": rows, "kept": len(chosen), "removed": rows - len(chosen), "prunable": rows},
             "derived": {},
             "warnings": [],
         }
@@ -172,59 +162,42 @@ class Plan:
         return {**self.meta, "beta": self.beta}
 
     def write(self, path: Path | str) -> Path:
-        """Write the plan to one Parquet file, whole or not at all; equal plans give equal bytes.
-
-        Raises:
-            StorageError: the path cannot be written.
-        """
+        """Write the plan to one Parquet file, whole or not at all; equal plans give equal bytes."""
         header = {"schema": SCHEMA_VERSION, **self._described, "sha256": _digest(self.keep, self.eps)}
         text = json.dumps(header, sort_keys=True, allow_nan=False)
         columns = [pa.array(self.index), pa.array(self.keep), pa.array(self.eps)]
         table = pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata({METADATA_KEY: text.encode()}))
+        form = {"use_dictionary": ["eps"], "column_encoding": {"index": "DELTA_BINARY_PACKED"}}
         with atomic_path(path) as temporary:
-            pq.write_table(
-                table,
-                temporary,
-                compression="zstd",
-                write_page_checksum=True,
-                use_dictionary=["eps"],
-                column_encoding={"index": "DELTA_BINARY_PACKED"},
-            )
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True, **form)
         return Path(path)
 
     @classmethod
     def read(cls, path: Path | str) -> Plan:
-        """Read a plan and check that it covers its pool exactly.
-
-        Raises:
-            DataError: not a plan, of another schema version, broken, or rows missing or twice.
-        """
+        """Read a plan; `DataError` unless it is whole and covers its pool exactly."""
         meta = read_meta(path)
         beta, digest = meta.pop("beta", None), meta.pop("sha256", None)
         try:
             table = pq.read_table(path, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path} is broken", why=str(error).strip(), fix="make it again with `puma plan`") from None
+            raise DataError(f"{path} is broken", why=str(error).strip(), fix=_AGAIN) from None
         if table.schema.remove_metadata() != _SCHEMA or any(column.null_count for column in table.columns):
-            raise DataError(
-                f"{path} has other columns than a plan", why="a plan holds index int64, keep bool, eps float32"
-            )
+            why = "a plan holds index int64, keep bool, eps float32"
+            raise DataError(f"{path} has other columns than a plan", why=why)
         index, keep, eps = (table.column(name).to_numpy() for name in _SCHEMA.names)
         rows = sum(source["rows"] for source in meta["pool"]["sources"])
         if len(index) != rows:
-            raise DataError(
-                f"{path} has {len(index)} rows but its pool has {rows}", fix="make it again with `puma plan`"
-            )
+            raise DataError(f"{path} has {len(index)} rows but its pool has {rows}", fix=_AGAIN)
         if not np.array_equal(index, np.arange(rows)):
             order = np.argsort(index, kind="stable")
             if not np.array_equal(index[order], np.arange(rows)):
-                raise DataError(f"{path} lacks rows or repeats them", fix="make it again with `puma plan`")
+                raise DataError(f"{path} lacks rows or repeats them", fix=_AGAIN)
             keep, eps = keep[order], eps[order]
         if digest != _digest(keep, eps):
             raise DataError(
                 f"{path} is broken: its rows do not fit their checksum",
                 why="it was damaged, or changed without PUMA",
-                fix="make it again with `puma plan`, or change it with puma.Plan and write it",
+                fix=f"{_AGAIN}, or change it with puma.Plan and write it",
             )
         return cls(keep, eps, meta, beta)
 
@@ -237,21 +210,17 @@ class Plan:
         return axes
 
     def to_pandas(self) -> pd.DataFrame:
-        """The plan as a pandas frame with ``index, keep, eps`` (pandas has to be installed)."""
+        """The plan as a pandas frame with ``index, keep, eps``."""
         import pandas as pd
 
         return pd.DataFrame({"index": self.index, "keep": self.keep, "eps": self.eps})
 
 
 def read_selection(path: Path | str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-    """Rows to keep and perhaps their eps, from a file of your own, for `Plan.from_indices`.
+    """Rows to keep and perhaps their eps, from a file of your own, for `Plan.from_indices`; `DataError` without any.
 
-    Args:
-        path: a ``.npy`` of indices or a bool mask; a ``.parquet`` or ``.csv`` with the columns ``index`` and perhaps
-            ``eps``; or any other text with one index per line.
-
-    Raises:
-        DataError: missing, broken, or without indices.
+    The file is a ``.npy`` of indices or a bool mask; a ``.parquet`` or ``.csv`` with the columns ``index`` and perhaps
+    ``eps``; or any other text with one index per line.
     """
     path = Path(path)
     try:
@@ -267,24 +236,18 @@ def read_selection(path: Path | str) -> tuple[NDArray[Any], NDArray[np.float32] 
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", fix="one index per line will do") from None
     except (ValueError, KeyError, OSError, EOFError, pa.ArrowException) as error:
-        raise DataError(
-            f"{path} holds no selection", why=str(error), fix="one index per line, or columns index and eps"
-        ) from None
+        fix = "one index per line, or columns index and eps"
+        raise DataError(f"{path} holds no selection", why=str(error), fix=fix) from None
 
 
 def _digest(keep: NDArray[np.bool_], eps: NDArray[np.float32]) -> str:
-    """SHA-256 of all rows."""
     digest = hashlib.sha256(np.ascontiguousarray(keep).data)
     digest.update(np.ascontiguousarray(eps).data)
     return digest.hexdigest()
 
 
 def read_meta(path: Path | str) -> dict[str, Any]:
-    """The metadata of a plan's file (how it was made), with ``beta`` and ``sha256``, without ``schema``.
-
-    Raises:
-        DataError: not a Parquet file, not a plan, or of a schema version that this PUMA does not know.
-    """
+    """The metadata of a plan's file, without ``schema``; `DataError` unless it is a plan of this schema version."""
     try:
         meta = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
         version = meta.pop("schema", None)
@@ -294,8 +257,7 @@ def read_meta(path: Path | str) -> dict[str, Any]:
     except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
         raise DataError(f"{path} is not a plan", why=str(error), fix="`puma show` says what a file is") from None
     if not known:
-        kind = "not a plan" if not str(version).startswith("puma.plan/") else "a plan of another schema version"
-        raise DataError(
-            f"{path} is {kind} ({version!r})", why=f"this version reads {SCHEMA_VERSION!r}", fix="`puma plan` makes one"
-        )
+        kind = "a plan of another schema version" if str(version).startswith("puma.plan/") else "not a plan"
+        why = f"this version reads {SCHEMA_VERSION!r}"
+        raise DataError(f"{path} is {kind} ({version!r})", why=why, fix="`puma plan` makes one")
     return dict(meta)

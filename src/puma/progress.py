@@ -1,7 +1,6 @@
 """Progress with a rate and an ETA: a bar in a terminal, a line every 30 s in a log file.
 
-The library prints nothing by itself: engines take ``progress=True`` or ``False`` (the default) and count through
-`Progress`; only the command line turns it on.
+The library prints nothing by itself: engines count through `Progress`, and only the command line turns it on.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from typing import Any, Self
 
 from puma.errors import printable
 
-# Seconds between lines of a log file; processes whose lines another one shows report every second.
-LOG_EVERY_ENV = "PUMA_PROGRESS_SECONDS"
+LOG_EVERY_ENV = "PUMA_PROGRESS_SECONDS"  # between lines of a log file
 
 
 class Progress:
@@ -31,9 +29,6 @@ class Progress:
         show: False counts silently.
         done: units that an earlier run finished; they count as done but not towards the rate.
         each: what one unit holds, a number and a name (128, "images"); their rate is shown with the note.
-
-    >>> with Progress("scoring", total=2) as bar:
-    ...     bar.advance(2)
     """
 
     def __init__(

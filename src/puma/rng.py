@@ -21,16 +21,11 @@ _MASK = (1 << 64) - 1
 
 
 def permuted(positions: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
-    """Where the permutation called ``key`` of ``0..n-1`` sends ``positions``, in constant memory.
+    """Where the permutation called ``key`` (any integer) of ``0..n-1`` sends ``positions`` (int64), in constant memory.
 
     A balanced Feistel network with modular addition on ``a x a`` cells, ``a = ceil(sqrt(n))``, is a bijection whatever
     its round function; positions that land beyond ``n`` are sent through it again until they land inside ("cycle
     walking", Black and Rogaway 2002), which is a bijection of ``0..n-1``.
-
-    Args:
-        positions: int64, each in ``[0, n)``.
-        n: number of elements, at least 1 where there are positions.
-        key: any integer; another key is another permutation.
 
     >>> sorted(permuted(np.arange(5), 5, key=1).tolist())
     [0, 1, 2, 3, 4]
@@ -108,14 +103,7 @@ class Stream(IntEnum):
 
 
 def counter_generator(seed: int, stream: Stream, *counter: int) -> np.random.Generator:
-    """NumPy generator at a place named by up to two counters.
-
-    >>> first = counter_generator(0, Stream.LATENT, 7, 3).standard_normal()
-    >>> first == counter_generator(0, Stream.LATENT, 7, 3).standard_normal()
-    True
-    >>> first == counter_generator(0, Stream.LATENT, 7, 4).standard_normal()
-    False
-    """
+    """NumPy generator at a place named by up to two counters: the same place gives the same numbers."""
     low, high = (*counter, 0, 0)[:2]
     key = np.array([seed & _MASK, stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, low, high], dtype=np.uint64)))

@@ -1,8 +1,7 @@
 """Independent tasks: in this process, in several processes of this machine, or on a Ray cluster.
 
-`run_tasks` is the one way to hand out work: shards of a margin table, runs of a study, grids of the perceptron, and
-(with ``ranks=True``) the processes that train one network together. Where torchrun or SLURM has started the processes,
-each takes its share by `worker_from_environment`.
+`run_tasks` is the one way to hand out work, also (``ranks=True``) to processes that train one network together. Where
+torchrun or SLURM has started the processes, each takes its share by `worker_from_environment`.
 """
 
 from __future__ import annotations
@@ -38,22 +37,17 @@ _LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTAS
 def worker_from_environment(environment: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
     """``(worker, num_workers, local)`` as torchrun or SLURM name them; ``(0, 1, 0)`` without them.
 
-    Independent work is divided by ``range(worker, shards, num_workers)``.
+    Independent work is divided by ``range(worker, shards, num_workers)``. `UsageError` if they are no numbers.
 
     >>> worker_from_environment({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"})
     (3, 8, 1)
-    >>> worker_from_environment({})
-    (0, 1, 0)
-
-    Raises:
-        UsageError: the variables are no numbers.
     """
     for rank, size, local in _LAUNCHERS:
         if rank in environment and size in environment:
-            try:
-                return int(environment[rank]), int(environment[size]), int(environment.get(local, "0"))
-            except ValueError:
-                raise UsageError(f"{rank}={environment[rank]!r}, {size}={environment[size]!r} are no numbers") from None
+            texts = environment[rank], environment[size], environment.get(local, "0")
+            if not all(text.isdecimal() for text in texts):
+                raise UsageError(f"{rank}={texts[0]!r}, {size}={texts[1]!r} are no numbers")
+            return int(texts[0]), int(texts[1]), int(texts[2])
     return 0, 1, 0
 
 
@@ -69,8 +63,7 @@ class Workers:
         count: processes of this machine; 1 runs the tasks in this process.
         threads: CPU threads of each process; None: ``OMP_NUM_THREADS`` if it is set, else an equal share of the cores.
         gpus: GPUs of each task. Local processes get one of the visible GPUs each, in turn; Ray takes fractions too.
-        ray: address of a Ray cluster (``"auto"``, ``"host:6379"``), or ``"local"`` to start one on this machine for the
-            time. Then ``count`` is not used.
+        ray: address of a Ray cluster (``"auto"``, ``"host:6379"``), or ``"local"`` to start one; then not ``count``.
         cpus: CPUs of each Ray task.
         retries: how often Ray runs a task again whose worker was lost.
         ranks: the processes train together: each gets torchrun's variables and exactly one task.
@@ -97,8 +90,8 @@ def run_tasks(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield every item with ``function(item)``, as they are done; the load balances itself.
 
-    Where a task fails, or the caller stops iterating, the other processes get SIGTERM and some seconds to end; results
-    that tasks have written themselves are kept. Processes end when their parent is gone, however it was killed.
+    Where a task fails, or the caller stops iterating, the other processes get SIGTERM and some seconds to end.
+    Processes end when their parent is gone, however it was killed.
 
     Args:
         function: importable in another process, with a picklable result.
@@ -107,29 +100,27 @@ def run_tasks(
         needs: items that have to be done before an item starts; those not among ``items`` count as done.
 
     Raises:
-        UsageError: Ray is not installed, or there is no cluster at the address.
-        WorkerLost: a process was killed.
+        UsageError, WorkerLost: Ray is not there; a process was killed.
         Exception: the first error of a task; a `PumaError` keeps its text and exit code.
 
     >>> sorted(run_tasks(abs, [-2, 1]))
     [(-2, 2), (1, 1)]
     """
     workers, waiting = workers or Workers(), list(items)
-    known, done = set(waiting), set()
+    unfinished, busy = set(waiting), 0
     with _engine(function, len(waiting), workers) as engine:
-        busy = 0
         while waiting or busy:
             for item in list(waiting):
                 if engine.full:
                     break
-                if all(need in done for need in (needs or {}).get(item, ()) if need in known):
+                if unfinished.isdisjoint((needs or {}).get(item, ())):
                     engine.submit(item)
                     waiting.remove(item)
                     busy += 1
             if not busy:
                 raise ValueError(f"{waiting} wait for each other")
             item, result = engine.next()
-            done.add(item)
+            unfinished.discard(item)
             busy -= 1
             yield item, result
 
@@ -173,7 +164,8 @@ class _Process:
         ours, theirs = socket.socketpair()
         # -P: the working folder is not searched for modules, where a `json.py` would be run in place of Python's
         command = [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno()), str(os.getpid())]
-        self._on_line, self.number = workers.on_line, number
+        self.number: int = number
+        self.item: Any = None
         self.process = subprocess.Popen(
             command,
             env=environment,
@@ -184,16 +176,13 @@ class _Process:
         )
         theirs.close()
         self.connection = Connection(ours.detach())
-        self.item: Any = None
         self.send(("path", [entry for entry in sys.path if entry]))
         if workers.on_line is not None:
-            threading.Thread(target=self._read, daemon=True).start()
+            threading.Thread(target=self._read, args=(workers.on_line,), daemon=True).start()
 
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        assert self._on_line is not None
-        for line in self.process.stderr:
-            self._on_line(self.number, line.decode(errors="replace").rstrip())
+    def _read(self, on_line: Callable[[int, str], None]) -> None:
+        for line in self.process.stderr or ():
+            on_line(self.number, line.decode(errors="replace").rstrip())
 
     def send(self, message: Any) -> None:
         data = pickle.dumps(message)
@@ -202,8 +191,6 @@ class _Process:
 
 
 class _Processes:
-    """The processes of one call of `run_tasks`."""
-
     def __init__(self, function: Callable[[Any], Any], processes: list[_Process]) -> None:
         self._function, self._processes = function, processes
         self._idle, self._busy = list(reversed(processes)), dict[Any, _Process]()
@@ -234,9 +221,7 @@ class _Processes:
             result, error, text = process.connection.recv()
         except (EOFError, OSError):
             code = process.process.wait()
-            how = (
-                f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code} before its task was done"
-            )
+            how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code} before its task"
             why = "out of memory?" if code == -signal.SIGKILL else ""
             fix = "run the same command again: it goes on from what is kept"
             raise WorkerLost(f"process {process.number} {how}", why=why, fix=fix) from None
@@ -270,16 +255,11 @@ def _processes(function: Callable[[Any], Any], count: int, workers: Workers) -> 
 
 def _environments(count: int, workers: Workers) -> Iterator[dict[str, str]]:
     """The environment of each process: threads, its GPU, its rank."""
-    threads = workers.threads or max(1, len(os.sched_getaffinity(0)) // count)
-    own_choice = "OMP_NUM_THREADS" in os.environ and workers.threads is None
     source = Path(__file__).parents[1]
-    paths = [] if source.name.endswith("-packages") else [str(source)]
-    paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    common = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        **({} if own_choice else dict.fromkeys(_THREADS, str(threads))),
-    }
+    common = {**os.environ, "PYTHONPATH": _python_path("" if source.name.endswith("-packages") else str(source))}
+    if workers.threads or "OMP_NUM_THREADS" not in os.environ:
+        threads = workers.threads or max(1, len(os.sched_getaffinity(0)) // count)
+        common |= dict.fromkeys(_THREADS, str(threads))
     if workers.on_line is not None:
         common[LOG_EVERY_ENV] = "1"
     if workers.ranks:
@@ -294,6 +274,10 @@ def _environments(count: int, workers: Workers) -> Iterator[dict[str, str]]:
         if len(gpus) > 1:
             own[VISIBLE_GPUS] = gpus[number % len(gpus)]
         yield common | own
+
+
+def _python_path(source: str) -> str:
+    return os.pathsep.join(path for path in (source, *os.environ.get("PYTHONPATH", "").split(os.pathsep)) if path)
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
@@ -329,11 +313,11 @@ def serve(descriptor: int, parent: int) -> None:
             function, item = content
             reply: tuple[Any, Any, str]
             try:
-                reply = (function(item), None, "")
+                reply = function(item), None, ""
             except KeyboardInterrupt:  # somebody interrupted this process alone
                 sys.exit(130)
             except Exception as error:
-                reply = (None, error, traceback.format_exc())
+                reply = None, error, traceback.format_exc()
             try:
                 data = pickle.dumps(reply)
                 pickle.loads(data)
@@ -401,18 +385,13 @@ def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Any]:
     ours = not ray.is_initialized()
     address = None if workers.ray == "local" else workers.ray
     if ours:
-        paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
+        variables = {"env_vars": {"PYTHONPATH": _python_path(str(Path(__file__).parents[1]))}}
+        dashboard = False if address is None else None
         try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                include_dashboard=False if address is None else None,
-                runtime_env={"env_vars": {"PYTHONPATH": paths}},
-            )
+            ray.init(address=address, log_to_driver=False, include_dashboard=dashboard, runtime_env=variables)
         except (ConnectionError, ValueError) as error:
-            raise UsageError(
-                f"no Ray cluster at {address!r}", why=str(error).splitlines()[0], fix="`ray start --head` starts one"
-            ) from error
+            why, fix = str(error).splitlines()[0], "`ray start --head` starts one"
+            raise UsageError(f"no Ray cluster at {address!r}", why=why, fix=fix) from error
     engine = _Ray(ray, function, workers)
     try:
         yield engine
@@ -423,11 +402,7 @@ def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Any]:
 
 
 def require_shared(mark: Path, folder: Path | str) -> None:
-    """Refuse a machine that does not see the ``mark`` which was left in ``folder`` where the work was started.
-
-    Raises:
-        StorageError: the folder is not shared.
-    """
+    """Raise a `StorageError` on a machine that does not see the ``mark`` which was left in ``folder`` at the start."""
     if not mark.exists():
         raise StorageError(
             f"{folder} on {os.uname().nodename} is not the folder where the work was started",

@@ -17,13 +17,10 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?"
 
 
 def parse_norm(text: str) -> Norm:
-    """Return the norm called ``text``; capitals, ``_`` and ``-`` do not matter.
+    """Return the norm called ``text`` (else `UsageError`); capitals, ``_`` and ``-`` do not matter.
 
     >>> parse_norm("Linf"), parse_norm("l_inf"), parse_norm("l2")
     ('Linf', 'Linf', 'L2')
-
-    Raises:
-        UsageError: any other norm.
     """
     norm = _SPELLINGS.get(re.sub(r"[\s_-]", "", str(text)).lower())
     if norm is None:
@@ -68,11 +65,7 @@ class ThreatModel:
 
     @classmethod
     def parse(cls, text: str | ThreatModel) -> ThreatModel:
-        """Read ``"NORM:EPS"``; EPS is a number or a fraction such as ``8/255``. A threat model is returned as it is.
-
-        Raises:
-            UsageError: the text is of another form.
-        """
+        """Read ``"NORM:EPS"`` (else `UsageError`), EPS a number or a fraction; a threat model is returned as it is."""
         if isinstance(text, ThreatModel):
             return text
         first, colon, second = (part.strip() for part in str(text).partition(":"))
@@ -92,13 +85,10 @@ class ThreatModel:
 
 
 def parse_eps(text: str) -> float:
-    """Read an eps: a number or a fraction.
+    """Read an eps, a number or a fraction, or raise `UsageError`.
 
     >>> parse_eps("0.5"), parse_eps(" 1/4 "), parse_eps("25.5/255")
     (0.5, 0.25, 0.1)
-
-    Raises:
-        UsageError: neither a number nor a fraction.
     """
     plain = text.replace(" ", "")
     try:
@@ -111,10 +101,10 @@ def parse_eps(text: str) -> float:
 
 
 def format_eps(eps: float, norm: Norm) -> str:
-    """Print an eps, such as a mean, the way the field does: a short decimal as it is, else about k/255 in Linf.
+    """Print an eps the way the field does: a short decimal as it is, else about k/255 in Linf.
 
-    >>> format_eps(8 / 255, "Linf"), format_eps(0.2, "Linf"), format_eps(1.5 / 255, "Linf"), format_eps(0.123456, "L2")
-    ('8/255', '0.2', '1.5/255', '0.123456')
+    >>> format_eps(8 / 255, "Linf"), format_eps(0.2, "Linf"), format_eps(0.123456, "L2")
+    ('8/255', '0.2', '0.123456')
     """
     if norm == "Linf" and float(f"{eps:.3g}") != eps:
         return f"{float(f'{eps * 255:.4g}'):g}/255"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ _LISTED = 20
 
 
 class Origin(NamedTuple):
-    """An artefact that another was made from: what it is, its fingerprint, and where it lies if it lies beside."""
+    """An artefact that another was made from, and where it may lie beside it."""
 
     what: str
     fingerprint: str
@@ -50,11 +50,8 @@ class Artefact:
 class Verification:
     """The outcome of `verify`.
 
-    Args:
-        folder: what was checked.
-        counts: how many artefacts of each kind are readable and undamaged.
-        problems: every damaged file and every contradiction.
-        notes: what could not be checked from this folder alone.
+    ``counts`` says how many artefacts of each kind are readable and undamaged, ``problems`` lists every damaged file
+    and every contradiction, ``notes`` what could not be checked from this folder alone.
     """
 
     folder: Path
@@ -63,29 +60,22 @@ class Verification:
     notes: list[str] = field(default_factory=list)
 
     def raise_problems(self) -> None:
-        """Do nothing where there is no problem.
-
-        Raises:
-            DataError: names every bad file.
-        """
+        """Raise a `DataError` that names every bad file, if there is one."""
         if self.problems:
             lines = [error.what + (f" ({error.why})" if error.why else "") for error in self.problems]
             more = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-            raise DataError(
-                f"{self.folder}: {len(lines)} problems\n  " + "\n  ".join([*lines[:_LISTED], *more]),
-                fix="restore the files from a copy, or delete them and repeat the command that made them",
-            )
+            what = f"{self.folder}: {len(lines)} problems\n  " + "\n  ".join([*lines[:_LISTED], *more])
+            fix = "restore the files from a copy, or delete them and repeat the command that made them"
+            raise DataError(what, fix=fix)
 
 
 def verify(folder: Path | str, *, progress: bool = False) -> Verification:
     """Read everything under ``folder`` (a table, run or study folder, or one file) and check it.
 
-    Checksums: SHA-256 of shards, weights, evaluations and generated images, pages of Parquet, CRC-32 of ``.npz``.
-    Form: schema versions, JSON, TOML, CSV, completeness of margin tables. Origin: run and recipe, run and plan,
-    evaluation and weights, plan and table, generated images and their model.
-
-    Raises:
-        DataError: there is no such folder. (Damage inside is listed in ``problems``.)
+    Checksums: SHA-256 of shards, weights, evaluations and generated images, pages of Parquet, CRC-32 of ``.npz``. Form:
+    schema versions, JSON, TOML, CSV, completeness of margin tables. Origin: run and recipe, run and plan, evaluation
+    and weights, plan and table, generated images and their model. Damage is listed in ``problems``; `DataError` if
+    there is no such folder.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -93,22 +83,23 @@ def verify(folder: Path | str, *, progress: bool = False) -> Verification:
     paths = [folder] if folder.is_file() else [p for p in sorted(folder.rglob("*")) if p.is_file()]
     paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     result, artefacts = Verification(folder), dict[Path, Artefact]()
+
+    def read(path: Path, reader: Callable[[Path], Artefact]) -> None:
+        try:
+            artefacts[path] = reader(path)
+        except PumaError as error:
+            result.problems.append(error)
+        except OSError as error:
+            result.problems.append(DataError(f"{path} cannot be read", why=str(error)))
+
     with Progress(f"verifying {folder.name}", sum(p.stat().st_size for p in paths), "bytes", show=progress) as bar:
         for path in paths:
-            try:
-                artefacts[path] = _check(path)
-            except PumaError as error:
-                result.problems.append(error)
-            except OSError as error:
-                result.problems.append(DataError(f"{path} cannot be read", why=str(error)))
+            read(path, _check)
             bar.advance(path.stat().st_size)
     result.notes += [f"{path}: {artefact.note}" for path, artefact in artefacts.items() if artefact.note]
     for table in sorted({path.parent for path, artefact in artefacts.items() if artefact.kind == "margin part"}):
         if all(part in artefacts for part in table.glob("part-*.parquet")):
-            try:
-                artefacts[table] = _margins(table)
-            except PumaError as error:
-                result.problems.append(error)
+            read(table, _margins)
     result.counts.update(artefact.kind for artefact in artefacts.values())
     for path, artefact in artefacts.items():
         result.problems += _contradictions(path, artefact, artefacts)
@@ -133,11 +124,7 @@ def _contradictions(path: Path, artefact: Artefact, artefacts: dict[Path, Artefa
 
 
 def _check(path: Path) -> Artefact:
-    """Read one file with the reader of its kind.
-
-    Raises:
-        PumaError: it is damaged.
-    """
+    """Read one file with the reader of its kind; a `PumaError` says that it is damaged."""
     for name in (f"{path.name}.sha256", f".{path.name}.sha256"):  # of `puma generate`, of resumable shards
         stated = path.with_name(name)
         if stated.is_file() and sha256_file(path) not in stated.read_text().split():
@@ -156,9 +143,12 @@ def _check(path: Path) -> Artefact:
             return Artefact("data", origins=_generated(path, read_comment(path)))
         if path.suffix == ".npy" and check_part(path):
             return Artefact("features")
+        if path.name == "recipe.toml":
+            recipe = load_recipe(path).model_dump(mode="json", exclude={"name", "source"})
+            return Artefact("settings", fingerprint(recipe))
         if path.suffix == ".toml":
             read_toml(path)
-            return Artefact("settings", _recipe(path) if path.name == "recipe.toml" else "")
+            return Artefact("settings")
         if path.suffix == ".csv":
             with path.open(newline="") as file:
                 rows = list(csv.reader(file, strict=True))
@@ -213,9 +203,8 @@ def _weights(path: Path) -> Artefact:
     if path.stem != "model" or not config.is_file() or not (expected := read_json(config).get("sha256")):
         return Artefact("weights", digest, note="it carries no checksum")
     if digest != expected:
-        raise DataError(
-            f"{path} is damaged", why=f"config.json beside it names {str(expected)[:12]}, not {digest[:12]}"
-        )
+        why = f"config.json beside it names {str(expected)[:12]}, not {digest[:12]}"
+        raise DataError(f"{path} is damaged", why=why)
     return Artefact("weights", digest)
 
 
@@ -241,7 +230,3 @@ def _json(path: Path) -> Artefact:
         plan = path.parent.parent.parent / "plans" / f"{path.parent.name}.parquet"
         origins.append(Origin("plan", settings["plan"], (plan,)))
     return Artefact("run", origins=origins)
-
-
-def _recipe(path: Path) -> str:
-    return fingerprint(load_recipe(path).model_dump(mode="json", exclude={"name", "source"}))

@@ -22,10 +22,9 @@ from puma.cli.perceptron import perceptron
 from puma.cli.plan import plan
 from puma.cli.report import report
 from puma.cli.score import score, score_run
-from puma.cli.show import show
+from puma.cli.show import show, verify
 from puma.cli.study import study_app
 from puma.cli.train import recipe_app, train
-from puma.cli.verify import verify
 from puma.errors import PumaError, StorageError, printable
 from puma.progress import configure_logging
 

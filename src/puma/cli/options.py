@@ -120,13 +120,10 @@ ModelName = Annotated[
 
 @dataclass(frozen=True)
 class Share:
-    """Which share of the work this process does, and where it runs.
+    """Which share of the work this process does (worker ``worker`` of ``num_workers`` started from outside), and where.
 
-    Args:
-        worker: number of this process.
-        num_workers: processes that were started from outside and share the output folder.
-        device: of this process, as for `puma.devices.resolve_device`.
-        workers: where this process runs its share: here, in processes of its own, or on Ray.
+    ``device`` is as for `puma.devices.resolve_device`; ``workers`` says whether this process runs its share here, in
+    processes of its own, or on Ray.
     """
 
     worker: int
@@ -145,8 +142,7 @@ def share_of(
 ) -> Share:
     """The share that the options, or else torchrun's or SLURM's variables, give to this process.
 
-    Raises:
-        UsageError: options that contradict each other, or a device that is not there.
+    `UsageError` for options that contradict each other, or a device that is not there.
     """
     from puma.devices import resolve_device
     from puma.tasks import Workers, worker_from_environment

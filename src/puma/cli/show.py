@@ -1,4 +1,4 @@
-"""``puma show``: what a file or folder is, how it was made, what it holds, and what to do with it next."""
+"""``puma show``: what a file or folder is, how it was made and what it holds. ``puma verify``: whether it is whole."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from puma.cli.options import Quiet
 from puma.cli.output import echo, print_facts
 from puma.errors import DataError, UsageError
-from puma.io import parse_json, read_json
+from puma.io import parse_json, read_json, read_toml
 from puma.threat import ThreatModel
 
-_SCREEN = 36
+_SCREEN, _MOST_VALUES = 36, 12
 _KINDS = {
     "puma.margins": "margin table",
     "puma.plan": "plan",
@@ -49,6 +50,9 @@ class Shown(NamedTuple):
     next: str
 
 
+Found = tuple[str, dict[str, Any]]  # kind and facts
+
+
 def show(
     artefact: Annotated[
         Path,
@@ -64,18 +68,35 @@ def show(
         echo(f"next  {found.next}")
 
 
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of a margin table, run or study, or one file.")],
+    quiet: Quiet = False,
+) -> None:
+    """Check the files of a result: checksums, and the fingerprints that say what each was made from. Reads only.
+
+    Compares the checksums in the files (Parquet pages, .npz members, weights, evaluations), looks for missing, foreign
+    and repeated parts of margin tables, and compares run and recipe, run and plan, evaluation and weights, plan and
+    table. Lists every bad file; exit code 3 if there is one.
+    """
+    from puma.verify import verify as verify_folder
+
+    result = verify_folder(folder, progress=not quiet)
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(result.counts.items()))
+    echo(f"read     {counts or 'nothing'}")
+    for note in result.notes:
+        echo(f"note     {note}")
+    result.raise_problems()
+    echo(f"verified {folder}: no problem")
+
+
 def describe(path: Path) -> Shown:
     """The kind of an artefact, the facts a person asks for first, and the next command.
 
     Raises:
         DataError: nothing there, or nothing that PUMA knows.
     """
-    if path.is_dir():
-        kind, facts = _folder(path)
-    elif path.is_file() and path.suffix in _FILES:
-        kind, facts = _FILES[path.suffix](path)
-    else:
-        kind, facts = _data_set(path)
+    read = _folder if path.is_dir() else _FILES.get(path.suffix, _data_set) if path.is_file() else _data_set
+    kind, facts = read(path)
     return Shown(kind, facts, _NEXT.get(kind, "").format(path=path, threat=_threat(facts)))
 
 
@@ -91,16 +112,15 @@ def _threat(facts: dict[str, Any]) -> str:
         return "Linf:8/255"
 
 
-def _kind(schema: str) -> str | None:
+def _kind(schema: object, otherwise: str) -> str:
     """The name of a schema, whatever its version."""
-    family = schema.partition("/")[0]
-    return _KINDS.get(family) or (family or None)
+    family = str(schema or "").partition("/")[0]
+    return _KINDS.get(family, family) or otherwise
 
 
-def _folder(path: Path) -> tuple[str, dict[str, Any]]:
+def _folder(path: Path) -> Found:
     if (path / "study.toml").is_file():
-        facts = _toml(path / "study.toml")[1]
-        return "study", {"finished tasks": len(list((path / "done").glob("*.json"))), **facts}
+        return "study", {"finished tasks": len(list((path / "done").glob("*.json"))), **_toml(path / "study.toml")[1]}
     if parts := sorted(path.glob("part-*.parquet")):
         return _table(parts)
     if (path / "recipe.toml").is_file():
@@ -119,47 +139,23 @@ def _folder(path: Path) -> tuple[str, dict[str, Any]]:
     return _data_set(path)
 
 
-def _parquet(path: Path) -> tuple[str, dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a Parquet file", why=str(error)) from None
-    if not _schema(metadata):
-        return _data_set(path)
-    return _table([path])
-
-
-def _made(metadata: dict[bytes, bytes], name: Path | str) -> dict[str, Any]:
-    made = parse_json(metadata.get(b"puma", b"{}"), name)
-    return made if isinstance(made, dict) else {}
-
-
-def _schema(metadata: dict[bytes, bytes]) -> str:
-    """The schema that a Parquet file's metadata names; images in Parquet name none."""
-    if b"huggingface" in metadata:
-        return ""
-    made = _made(metadata, "the metadata")
-    return str(made.get("schema") or metadata.get(b"schema", b"").decode(errors="replace"))
-
-
-def _table(paths: list[Path]) -> tuple[str, dict[str, Any]]:
-    """A table in one or several Parquet files: its metadata, and a line about each column."""
+def _table(paths: list[Path]) -> Found:
+    """A table in one or several Parquet files: its metadata, and a line about each column. Images are a data set."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         metadata = pq.read_schema(paths[0]).metadata or {}
+        made = parse_json(metadata.get(b"puma", b"{}"), paths[0])
+        made = made if isinstance(made, dict) else {}
+        schema = made.pop("schema", None) or metadata.get(b"schema", b"").decode(errors="replace")
+        if b"huggingface" in metadata or not schema:
+            return _data_set(paths[0])
         tables = [pq.read_table(path, page_checksum_verification=True) for path in paths]
         table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{paths[0].parent} is broken", why=str(error).strip(), fix="`puma verify` names the file"
-        ) from None
-    made = _made(metadata, paths[0])
-    made.pop("schema", None)
+        fix = "`puma verify` names the file of a folder"
+        raise DataError(f"{paths[0]} is not a whole Parquet file", why=str(error).strip(), fix=fix) from None
     columns = {}
     for name in table.column_names:
         try:
@@ -167,7 +163,7 @@ def _table(paths: list[Path]) -> tuple[str, dict[str, Any]]:
         except pa.ArrowException:  # a type that has no order and no counts
             columns[name] = str(table[name].type)
     columns.pop("index", None)
-    return _kind(_schema(metadata)) or "table", {"rows": table.num_rows, **made, "columns": columns}
+    return _kind(schema, "table"), {"rows": table.num_rows, **made, "columns": columns}
 
 
 def _column(column: Any) -> str:
@@ -188,30 +184,27 @@ def _column(column: Any) -> str:
         odd = f", {len(numbers) - len(finite):,} not finite" if len(finite) < len(numbers) else ""
         points = np.quantile(finite, [0.05, 0.25, 0.5, 0.75, 0.95]) if len(finite) else []
         return ", ".join(f"{point:.4g}" for point in points) + f" at 5, 25, 50, 75, 95 %{odd}{empty}"
-    if pa.types.is_integer(kind) and len(pc.unique(values)) > 12:
+    if pa.types.is_integer(kind) and len(pc.unique(values)) > _MOST_VALUES:
         return f"{pc.min(values).as_py():,} to {pc.max(values).as_py():,}{empty}"
     counts = sorted(values.value_counts().to_pylist(), key=lambda count: -count["counts"])
-    more = f", ... ({len(counts)} in all)" if len(counts) > 12 else ""
-    return ", ".join(f"{count['values']} {count['counts']:,}" for count in counts[:12]) + more + empty
+    more = f", ... ({len(counts)} in all)" if len(counts) > _MOST_VALUES else ""
+    return ", ".join(f"{count['values']} {count['counts']:,}" for count in counts[:_MOST_VALUES]) + more + empty
 
 
-def _json(path: Path) -> tuple[str, dict[str, Any]]:
+def _json(path: Path) -> Found:
     value = read_json(path)
     if not isinstance(value, dict):
         raise DataError(f"{path} is no artefact", why="it is JSON, but not names and values")
-    return _kind(str(value.get("schema", ""))) or "record", value
+    return _kind(value.get("schema"), "record"), value
 
 
-def _toml(path: Path) -> tuple[str, dict[str, Any]]:
-    from puma.io import read_toml
-
+def _toml(path: Path) -> Found:
     values = read_toml(path)
-    if "grid" in values:
-        return "settings of a study", values
-    return "recipe" if {"steps", "learning_rate"} <= values.keys() else "settings", values
+    recipe = {"steps", "learning_rate"} <= values.keys()
+    return "settings of a study" if "grid" in values else "recipe" if recipe else "settings", values
 
 
-def _safetensors(path: Path) -> tuple[str, dict[str, Any]]:
+def _safetensors(path: Path) -> Found:
     """A safetensors file from its header; the numbers are not read."""
     from math import prod
 
@@ -231,11 +224,11 @@ def _safetensors(path: Path) -> tuple[str, dict[str, Any]]:
         group = name.partition(".")[0]
         sizes[group] = sizes.get(group, 0) + prod(shape)
     facts = {"tensors": len(shapes), "numbers": sum(sizes.values()), **meta}
-    kind = _kind(str(meta.get("schema", ""))) or "weights"
+    kind = _kind(meta.get("schema"), "weights")
     return kind, facts | ({"numbers in": sizes} if kind == "state of a training" else {})
 
 
-def _data_set(path: Path) -> tuple[str, dict[str, Any]]:
+def _data_set(path: Path) -> Found:
     """Images with labels."""
     import numpy as np
 
@@ -251,4 +244,4 @@ def _data_set(path: Path) -> tuple[str, dict[str, Any]]:
     }
 
 
-_FILES = {".parquet": _parquet, ".safetensors": _safetensors, ".json": _json, ".toml": _toml}
+_FILES = {".parquet": lambda path: _table([path]), ".safetensors": _safetensors, ".json": _json, ".toml": _toml}

@@ -209,13 +209,10 @@ def _print_grid(lines: list[Line]) -> None:
 
 
 def parse_time(text: str) -> float:
-    """Seconds in ``90s``, ``25m`` or ``3h``.
+    """Seconds in ``90s``, ``25m`` or ``3h``, or `UsageError`.
 
     >>> parse_time("25m")
     1500.0
-
-    Raises:
-        UsageError: another form.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if not found:

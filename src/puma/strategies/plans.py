@@ -107,7 +107,6 @@ def make_plan(
 
 
 def _emptied(table: MarginTable, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> list[int]:
-    """The classes that have rows among ``before`` and none among ``after``, bool ``[N]`` each."""
     counts = [np.bincount(table.label[rows], minlength=table.num_classes) for rows in (before, after)]
     return [int(label) for label in np.flatnonzero((counts[0] > 0) & (counts[1] == 0))]
 
@@ -117,7 +116,6 @@ def _listed(labels: list[int]) -> str:
 
 
 def _recorded(value: Any) -> Any:
-    """A parameter as the metadata keeps it: arrays by their content's fingerprint, all else as it is."""
     if isinstance(value, np.ndarray):  # a mapped file stays mapped
         return "sha256:" + hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()
     return value
@@ -129,11 +127,9 @@ def _recorded(value: Any) -> Any:
 def regime(table: MarginTable, threat: ThreatModel) -> dict[str, float]:
     """How large eps is for this margin model: the first two numbers to look at before a plan is made.
 
-    CIFAR-10 at its published scale (WRN-28-10, 1 M images, Linf 8/255) has about 0.08 and 0.3.
-
-    Returns:
-        ``misclassified``, the share of rows with a margin below 0, and ``below_eps``, the share with 0 < margin < eps,
-        both in [0, 1] over the rows that have a margin. Empty where the table is in another norm or has no margin.
+    ``misclassified``, the share of rows with a margin below 0, and ``below_eps``, with 0 < margin < eps, in [0, 1] over
+    the rows that have a margin; empty where there is none or the norm is another. CIFAR-10 at its published scale has
+    about 0.08 and 0.3.
     """
     margin = table.margin[~np.isnan(table.margin)]
     if table.norm != threat.norm or not len(margin):
@@ -232,13 +228,9 @@ def label_issues(table: MarginTable, below: float | None = None) -> NDArray[np.b
     """The synthetic rows whose label is probably wrong, bool ``[N]``; real rows are never marked.
 
     Args:
-        table: a table with the scores of `puma.scoring.labels.score_labels`.
+        table: a table with the scores of `puma.scoring.labels.score_labels` (or `DataError`).
         below: None takes the rows flagged as ``label_issue``; a number in [0, 1] all rows whose ``label_quality`` is
             lower: 0.5 is every image that the model gives another class, 0.25 only those it is sure of.
-
-    Raises:
-        DataError: the table lacks the scores.
-        UsageError: ``below`` outside [0, 1].
     """
     name = LABEL_ISSUE if below is None else LABEL_QUALITY
     if name not in table.scores:
@@ -253,23 +245,18 @@ def label_issues(table: MarginTable, below: float | None = None) -> NDArray[np.b
 
 
 def drop_label_issues(plan: Plan, table: MarginTable, below: float | None = None) -> Plan:
-    """Remove likely label errors from a plan; everything else stays as it is.
+    """Remove likely label errors from a plan, in addition to what its strategy removed; all else stays as it is.
 
-    A generated image carries the label it was asked for. Where a better model disagrees, a low or negative margin means
-    "wrong label" rather than "hard image", and no smaller eps repairs that. The rows are removed in addition to the
-    strategy's, so fewer rows are kept than its prune fraction says.
+    Where a better model disagrees with the label a generated image was asked for, a low or negative margin means "wrong
+    label" rather than "hard image", and no smaller eps repairs that.
 
     Args:
         plan: any plan of the pool.
         table: the margin table of the pool, with the scores of `puma.scoring.labels.score_labels` joined.
         below: see `label_issues`.
 
-    Returns:
-        A plan whose ``meta["label_issues"]`` says what was removed, with new counts and warnings.
-
     Raises:
         DataError: plan and table are of different pools, the table lacks the scores, or a class would lose all images.
-        UsageError: ``below`` outside [0, 1].
     """
     pools = [made.meta["pool"]["fingerprint"] for made in (plan, table)]
     if pools[0] != pools[1]:

@@ -16,12 +16,9 @@ End = Literal["high", "low"]
 
 
 class Quota(NamedTuple):
-    """The prunable rows of one source and class, and how many of them have to go.
+    """The prunable rows of one source and class (int64 ``[n]``, ascending), and how many of them have to go.
 
-    Args:
-        code: ``source * num_classes + class`` (0 for the only quota if unbalanced); seeds the draw between ties.
-        rows: int64 ``[n]``, rows of the table, ascending.
-        remove: how many go, 0 to n.
+    ``code`` is ``source * num_classes + class`` (0 for the only quota if unbalanced); it seeds the draw between ties.
     """
 
     code: int
@@ -32,11 +29,7 @@ class Quota(NamedTuple):
 def make_quotas(table: MarginTable, prune_fraction: float, *, protect_real: bool, class_balanced: bool) -> list[Quota]:
     """Split the prunable rows by source and class and give each group its exact share of the cut.
 
-    Args:
-        table: the pool's margin table.
-        prune_fraction: share of the prunable rows to remove, in [0, 1).
-        protect_real: only synthetic rows may go, if there are any.
-        class_balanced: one quota per source and class; otherwise one for all prunable rows.
+    With ``protect_real`` only synthetic rows may go, if there are any; without ``class_balanced`` there is one quota.
     """
     codes: NDArray[Any] = np.zeros(len(table), np.int16)
     groups = 1

@@ -56,11 +56,7 @@ class SelectionContext:
 
     @cached_property
     def margin(self) -> NDArray[np.float32]:
-        """float32 ``[N]``: the margin of rows that take part in rules on margins, NaN elsewhere.
-
-        Raises:
-            DataError: no row has a margin.
-        """
+        """float32 ``[N]``: margins, NaN in rows that take no part; `DataError` if no row has one."""
         margin = self.table.margin
         absent = self.table.status > Status.ESTIMATED
         if absent.any():
@@ -70,11 +66,7 @@ class SelectionContext:
         return margin
 
     def score(self, name: str) -> NDArray[np.float32]:
-        """float32 ``[N]``: the score column ``name`` joined to the table; NaN where a row has none.
-
-        Raises:
-            DataError: there is no such column, or it holds nothing.
-        """
+        """float32 ``[N]``: the score column ``name``, NaN where a row has none; `DataError` if there is no score."""
         if name not in self.table.scores:
             raise DataError(
                 f"the table has no scores {name!r}",
@@ -149,11 +141,7 @@ class Strategy:
         return {item.name: item.default for item in signature if item.kind is item.KEYWORD_ONLY}
 
     def resolve(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters: those given, and the defaults of the others.
-
-        Raises:
-            UsageError: a parameter that the strategy does not have (with the nearest it has), or a missing one.
-        """
+        """All parameters: those given, and the defaults of the others; `UsageError` for an unknown or a missing one."""
         for name in params:
             if not self.parameters:
                 raise UsageError(f"strategy {self.name!r} has no parameters, {name!r} was given")
@@ -185,35 +173,24 @@ def names() -> list[str]:
 
 
 def get_strategy(name: str) -> Strategy:
-    """The strategy called ``name``.
-
-    Raises:
-        UsageError: there is none; the message names the nearest.
-    """
+    """The strategy called ``name``; `UsageError` names the nearest if there is none."""
     if name not in STRATEGIES:
         raise unknown("strategy", name, STRATEGIES)
     return STRATEGIES[name]
 
 
 def integer(name: str, value: Any, *, low: int) -> int:
-    """Check an integer given by the user; numpy's integers will do.
-
-    Raises:
-        UsageError: not an integer, or below ``low``.
-    """
+    """Check an integer (numpy's too) given by the user, or raise `UsageError`."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low:
         raise UsageError(f"{name} = {value!r} is not an integer >= {low}", fix=f"choose a {name} in that range")
     return int(value)
 
 
 def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, open_low: bool = False) -> float:
-    """Check a number given by the user against a closed range (open at the lower end if ``open_low``).
+    """Check a finite number given by the user against a closed range (open at the lower end if ``open_low``).
 
     >>> number("c", np.float32(0.5), high=1)
     0.5
-
-    Raises:
-        UsageError: not a number, NaN, infinite, or outside the range.
     """
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if not real or not math.isfinite(value) or not (low < value if open_low else low <= value) or not value <= high:

@@ -55,10 +55,7 @@ def puma(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | Non
     """Drop the highest margins; eps_i = min(eps, c * max(margin_i, 0)).
 
     The rule is the abstract's, the formula of the cap is ours. ``mean_eps_ratio``, in (0, 1], solves for c: the mean
-    eps over the kept rows becomes that share of the threat model's eps.
-
-    Raises:
-        UsageError: ``c`` not positive, ``mean_eps_ratio`` out of reach, or both given.
+    eps over the kept rows becomes that share of the threat model's eps, or `UsageError` if it is out of reach.
     """
     if mean_eps_ratio is not None and c != C:
         what = "c and mean_eps_ratio cannot both be given"
@@ -163,10 +160,7 @@ def puma_shuffled(context: SelectionContext, *, c: float = C, mean_eps_ratio: fl
 def capped_eps(context: SelectionContext, c: float, limit: float | None = None) -> NDArray[np.float32]:
     """``min(limit, c * max(margin, 0))``, float32 ``[N]``; rows without a margin get the threat model's eps.
 
-    Args:
-        context: gives margins and the threat model.
-        c: largest share of the margin that an attack may cover, positive.
-        limit: the largest eps; the threat model's unless given.
+    ``limit`` is the threat model's eps unless given; ``c`` the largest share of the margin that an attack may cover.
     """
     eps = np.multiply(context.margin, np.float32(c), dtype=np.float32)
     np.clip(eps, 0, np.float32(context.threat.eps if limit is None else limit), out=eps)
@@ -177,14 +171,9 @@ def capped_eps(context: SelectionContext, c: float, limit: float | None = None) 
 def automatic_c(misclassified: float, below_eps: float, kept_share: float) -> float:
     """The ``c`` that keeps the share of mislabelled perturbed images at its value before pruning.
 
-    ``c = p f / (p f + err)``, clipped to [0.25, 0.75]; 0.75 where both shares are 0. In the linear task attacking
-    everything at eps mislabels the share p of rows; after pruning to f with the cap it is ``err * c / ((1 - c) f)``,
-    and the two are set equal.
-
-    Args:
-        misclassified: err, the share with margin < 0.
-        below_eps: p, the share with 0 < margin < eps.
-        kept_share: f.
+    ``c = p f / (p f + err)``, clipped to [0.25, 0.75], with err the share with margin < 0, p that with 0 < margin <
+    eps, f the kept share; 0.75 where p and err are 0. In the linear task attacking everything at eps mislabels p; after
+    pruning to f with the cap it is ``err * c / ((1 - c) f)``, and the two are set equal.
 
     >>> round(automatic_c(0.12, 0.25, 0.6), 2), automatic_c(0.0, 0.0, 0.5)
     (0.56, 0.75)
@@ -208,10 +197,7 @@ def c_for_mean_eps(context: SelectionContext, keep: NDArray[np.bool_], ratio: fl
     """The ``c`` at which the mean eps over the rows ``keep`` (bool ``[N]``) is ``ratio``, in (0, 1], times eps.
 
     The mean is an increasing, piecewise linear function of c whose corners lie at ``eps / margin``: among the sorted
-    margins the right interval is found, on which it is solved exactly.
-
-    Raises:
-        UsageError: no c reaches it, because misclassified rows train clean.
+    margins the right interval is found, on which it is solved exactly. `UsageError` if no c reaches it.
     """
     eps = context.threat.eps
     margin = context.margin[keep]

@@ -128,17 +128,10 @@ def dedup(context: SelectionContext, *, features: Features, cluster_rows: int = 
 def duplicate_scores(
     features: NDArray[np.floating[Any]], cluster_rows: int = 1_000, seed: int = 0
 ) -> NDArray[np.float32]:
-    """Redundancy of each row: the largest cosine to a row of its cluster that is ranked before it.
+    """Redundancy of each row of ``features`` ``[n, D]``: the largest cosine to a row of its cluster ranked before it.
 
-    Rows of a cluster are ranked from far from its centre to near (SemDeDup keeps the outlying of two duplicates).
-
-    Args:
-        features: ``[n, D]``, n > 0.
-        cluster_rows: rows in a k-means cluster, about.
-        seed: for k-means.
-
-    Returns:
-        float32 ``[n]`` in [-1, 1], higher = more redundant; the first of each cluster has -1.
+    Rows of a k-means cluster (about ``cluster_rows``) are ranked from far from its centre to near (SemDeDup keeps the
+    outlying of two duplicates). float32 ``[n]`` in [-1, 1], higher = more redundant; -1 for the first of each cluster.
     """
     from sklearn.cluster import MiniBatchKMeans
 
@@ -172,13 +165,8 @@ def duplicate_scores(
 def read_features(features: Features, rows: int, pool: str | None = None) -> NDArray[np.floating[Any]]:
     """Feature vectors ``[rows, D]``, from an array, a .npy file (mapped, not loaded) or a folder of .npy parts.
 
-    Args:
-        features: where they are.
-        rows: images of the pool.
-        pool: fingerprint of the pool, compared with the folder's record.
-
-    Raises:
-        DataError: missing or broken; the folder's record names another pool or other bytes; another shape or kind.
+    ``pool`` is a fingerprint to compare with the folder's record. `DataError` if they are missing, broken, of another
+    pool, or of another shape or kind.
     """
     array: Any = features
     if isinstance(features, (str, Path)):
@@ -210,11 +198,7 @@ def _load(path: Path) -> Any:
 
 
 def check_part(path: Path) -> bool:
-    """Compare a part with its recorded SHA-256; False where there is none to compare.
-
-    Raises:
-        DataError: the bytes are others.
-    """
+    """Compare a part with its recorded SHA-256: False where there is none, `DataError` where the bytes are others."""
     if not path.is_file() or not (expected := recorded_sha256(path)):
         return False
     if (digest := sha256_file(path)) not in expected:
@@ -229,18 +213,9 @@ def check_part(path: Path) -> bool:
 def extrapolate(
     scores: NDArray[np.float32], features: NDArray[np.floating[Any]], n_neighbors: int = 10
 ) -> NDArray[np.float32]:
-    """Give every row without a score the mean score of its nearest scored rows (Nieth et al., arXiv 2406.13283).
+    """Give every row without a score (NaN) the mean of its nearest scored rows (Nieth et al., arXiv 2406.13283).
 
-    Args:
-        scores: float ``[N]``, NaN where there is none.
-        features: ``[N, D]``; distances are Euclidean.
-        n_neighbors: how many scored rows are averaged (fewer if there are fewer).
-
-    Returns:
-        float32 ``[N]`` without NaN; rows that had a score keep it.
-
-    Raises:
-        DataError: no row has a score, or a feature is NaN or infinite.
+    Distances are Euclidean in ``features`` ``[N, D]``. `DataError` if no row has a score, or a feature is not finite.
 
     >>> extrapolate(np.float32([1, 3, np.nan]), np.array([[0.0], [10.0], [9.0]]), n_neighbors=1)
     array([1., 3., 3.], dtype=float32)

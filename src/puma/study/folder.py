@@ -56,15 +56,11 @@ class StudyFolder:
 
     @classmethod
     def create(cls, spec: StudySpec, path: Path | str) -> StudyFolder:
-        """Begin a study in ``path``, or go on with the one there.
-
-        Runs may have been added or removed since; what they share (pool, network, margins, evaluation, threat, recipes)
-        must be the same.
+        """Begin a study in ``path``, or go on with the one there; runs may have been added or removed since.
 
         Raises:
             ResumeError: the folder holds a study with other shared settings or recipes; both values are named.
-            UsageError: a recipe that cannot be used.
-            StorageError: the folder cannot be written.
+            UsageError, StorageError: a recipe that cannot be used; a folder that cannot be written.
         """
         folder = cls(spec, prepare_folder(path))
         if folder.settings_file.exists():
@@ -76,22 +72,14 @@ class StudyFolder:
 
     @classmethod
     def open(cls, path: Path | str) -> StudyFolder:
-        """Open the study that lies in ``path``.
-
-        Raises:
-            DataError: there is none.
-        """
+        """Open the study that lies in ``path``; `DataError` if there is none."""
         file = Path(path) / "study.toml"
         if not file.is_file():
             raise DataError(f"{path} holds no study", why="it has no study.toml", fix="make one with `puma study run`")
         return cls(StudySpec.parse(read_toml(file), str(file)), file.parent)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw clean against robust accuracy of every finished setting; return the matplotlib axes.
-
-        Raises:
-            DataError: there are no results yet.
-        """
+        """Draw clean against robust accuracy of every finished setting; `DataError` before there are results."""
         from puma.report.study import plot_study
 
         return plot_study(self.path, ax)
@@ -119,12 +107,7 @@ class StudyFolder:
         return self.path / "plans" / f"{run.key}.parquet"
 
     def freeze_recipes(self) -> None:
-        """Keep a copy of each recipe that has none yet, and compare the others with theirs: files can be edited.
-
-        Raises:
-            ResumeError: a recipe has changed; both values are named.
-            UsageError: a recipe that cannot be used.
-        """
+        """Keep a copy of each recipe that has none yet; `ResumeError` if another one has been edited since."""
         for recipe in self.spec.recipes:
             now, copy = load_recipe(recipe), self._recipe_file(recipe)
             if not copy.is_file():
@@ -195,7 +178,7 @@ def write_results(study: StudyFolder) -> Path:
     """Write ``results.parquet``, ``mislabelled.parquet`` and ``flags.parquet`` from the finished runs.
 
     These three, ``study.toml``, ``recipes/`` and ``done/`` are the small files: all that a study needs to go on
-    elsewhere, and all that its report needs for every figure and interval.
+    elsewhere, and all that its report needs.
     """
     origin = {"puma": __version__, "study": study.spec.name, "fingerprints": study.fingerprints}
     tables.write_table(study.path / tables.RESULTS_FILE, tables.RESULTS, collect(study), origin)

@@ -38,10 +38,7 @@ _WAIT_S = 0.5
 
 
 class Budget:
-    """Time until which work may go on.
-
-    Args:
-        until: seconds since the epoch, a clock that all machines share; None for ever.
+    """Time until which work may go on, in seconds since the epoch, a clock that all machines share; None for ever.
 
     >>> Budget(0.0).spent, Budget().spent
     (True, False)
@@ -65,8 +62,8 @@ class Budget:
     def held(self) -> Iterator[None]:
         """Stop the work inside when the time is over, and go on behind it; for the main thread only.
 
-        Training answers SIGTERM with a checkpoint, the other engines keep what they have finished; both then end the
-        process with SystemExit, which ends here if the budget was the reason.
+        All engines keep what they have finished at SIGTERM and end with SystemExit, which ends here if this was the
+        reason.
         """
         if self.until is None:
             yield
@@ -98,13 +95,8 @@ def work(
 ) -> bool:
     """Run what is left of a study in this process and return when all of it is finished, by whomever.
 
-    Args:
-        study: the study; its folder may be shared with other processes.
-        worker: with ``num_workers`` > 1, take only every ``num_workers``-th task, from ``worker`` on: for folders
-            whose locks do not reach from machine to machine. Tasks that need nothing fall to worker 0.
-        num_workers: how many such processes there are.
-        budget: when to checkpoint and stop.
-        show: report progress.
+    Its folder may be shared with other processes. With ``num_workers`` > 1 this is worker ``worker`` of so many, which
+    takes only every ``num_workers``-th task: for folders whose locks do not reach from machine to machine.
 
     Returns:
         True if the study is finished, False if the time budget ended it.
@@ -123,23 +115,13 @@ def work(
 
 
 def run_study(study: StudyFolder, workers: Workers, *, budget: Budget | None = None, show: bool = False) -> bool:
-    """Run what is left of a study in processes of this machine or on a Ray cluster.
+    """Run what is left of a study in processes of this machine or on a Ray cluster; see `puma.tasks.run_tasks`.
 
-    A task that is run again goes on from its last checkpoint; one that another process holds is waited for.
-
-    Args:
-        study: the study; on a cluster its folder has to be the same path on every machine.
-        workers: where the tasks run.
-        budget: when to checkpoint and stop.
-        show: show progress, with a line for each process.
+    A task that is run again goes on from its last checkpoint; one that another process holds is waited for. On a
+    cluster the folder has to be the same path on every machine (or `StorageError`).
 
     Returns:
         True if the study is finished, False if the time budget ended it.
-
-    Raises:
-        UsageError, WorkerLost: as `puma.tasks.run_tasks`.
-        StorageError: a machine of the cluster does not see the folder.
-        PumaError: the reason for which a task was refused; the others are stopped, what was finished is kept.
     """
     tasks, lines = study_tasks(study), dict[int, str]()
     forget_lost(study, tasks)
@@ -185,10 +167,7 @@ def _try(study: StudyFolder, task: Task, show: bool) -> bool:
 
 
 def forget_lost(study: StudyFolder, tasks: list[Task]) -> None:
-    """Forget finished tasks whose files are gone, where a task that is left needs them.
-
-    So a study goes on elsewhere from its small files alone, and no result is computed again.
-    """
+    """Forget finished tasks whose files are gone, where a task that is left needs them: the small files are enough."""
     by_name = {task.name: task for task in tasks}
     for task in reversed(tasks):  # a task comes after those it needs
         if study.result(task.name) is None:
@@ -198,11 +177,7 @@ def forget_lost(study: StudyFolder, tasks: list[Task]) -> None:
 
 
 def run_task(study: StudyFolder, task: Task, show: bool) -> dict[str, Any]:
-    """Run one task now and record its result, where it ran and by which code.
-
-    Raises:
-        ResumeError: a recipe of the study has changed since it began; files can be edited at any time.
-    """
+    """Run one task now and record its result, where it ran and by which code; `ResumeError` if a recipe was edited."""
     study.freeze_recipes()
     started = time.monotonic()
     result = task.work(show)
@@ -260,8 +235,7 @@ class StudyStatus:
     def eta(self) -> float | None:
         """Seconds left with ``jobs`` processes, from the tasks finished so far; None before the first.
 
-        The pace is the median over units of work, so that one interrupted task does not distort it. The tasks that run
-        now are taken to need a tenth of their time at least: while something is left, that is never 0.
+        The pace is the median over units of work. What runs now is taken to need a tenth of its time at least: never 0.
         """
         finished = self.finished()
         known = [task for task in self.tasks if finished.get(task.name, {}).get("seconds", 0) > 0.01]
@@ -289,12 +263,8 @@ _UNITS = ((3600, "h"), (60, "min"), (1, "s"))
 class Line:
     """One line of a study's grid: a task that runs share, or a strategy over its seeds.
 
-    Args:
-        label: what it is.
-        states: seed -> ``finished``, ``evaluating`` (trained, attacks left), ``running`` or ``waiting``; a shared task
-            has the one seed None.
-        clean: mean clean accuracy over the finished seeds, None before the first.
-        robust: mean accuracy under the strongest attack that has been run (AutoAttack standard, APGD, CE + CW PGD).
+    ``states`` maps seeds (None for a shared task) to ``finished``, ``evaluating`` (trained, attacks left), ``running``
+    or ``waiting``. ``clean`` and ``robust`` are mean accuracies over the finished seeds, the latter of `strongest`.
     """
 
     label: str
@@ -343,10 +313,7 @@ def strongest(row: Mapping[str, Any]) -> float | None:
 
 
 def eps_warnings(study: StudyFolder) -> list[str]:
-    """Pools in which a smaller uniform eps beats full eps in both accuracies: eps is then too large for the labels.
-
-    Means over the seeds that both have finished, by pool and recipe.
-    """
+    """Pools in which a smaller uniform eps beats full eps in both accuracies: eps is then too large for the labels."""
     warnings = []
     finished = [run for run in study.spec.runs() if study.result(run.key) is not None]
     full = {(run.synthetic, run.recipe, run.seed): run for run in finished if run.strategy == "none"}

@@ -26,11 +26,9 @@ class _Settings(BaseModel):
 class PoolSettings(_Settings):
     """Where the images come from.
 
-    Args:
-        real: source of the real training images.
-        test: source of the test images; never trained on, never used to choose a checkpoint.
-        synthetic: how many images to generate with our own diffusion model, or the sources of synthetic images.
-        diffusion: settings of the diffusion model that differ from its preset.
+    ``real`` and ``test`` name sources; test images are never trained on nor used to choose a checkpoint. ``synthetic``
+    is how many images to generate with our own diffusion model (``diffusion`` differs from its preset), or a list of
+    sources.
     """
 
     real: str
@@ -47,14 +45,10 @@ class NetworkSettings(_Settings):
 
 
 class MarginSettings(_Settings):
-    """How margins are measured.
+    """How margins are measured: DeepFool's ``mode``, and ``models`` margin models per fold, whose margins are averaged.
 
-    Args:
-        mode: of DeepFool.
-        folds: K > 1: cross-fitted, a real image is scored by models that did not train on it, a synthetic one by all.
-            1 switches that off: every margin model trains on the whole pool.
-        models: margin models per fold; a margin is the mean over those that score the image.
-        seed: of the margin models; runs use other ones.
+    ``folds`` K > 1 cross-fits: a real image is scored by models that did not train on it, a synthetic one by all. With
+    1 every margin model trains on the whole pool. ``seed`` is that of the margin models; runs use other ones.
     """
 
     mode: Mode = "refined"
@@ -66,14 +60,9 @@ class MarginSettings(_Settings):
 class EvaluationSettings(_Settings):
     """How models are evaluated.
 
-    Args:
-        attack: as for `puma.evaluate`.
-        subset: attack only a stratified subset of this many test images.
-        screen: a weaker attack for every run, such as ce-cw-20; ``attack`` is then a task of its own, for the grids
-            with ``standard = true``. It is named in every table and never called robust accuracy.
-        screen_subset: test images under the screening attack.
-        checkpoints: which checkpoints of a run are evaluated: last, best or both.
-        mislabelled: kept training images whose perturbation a reference model classifies; 0: none.
+    ``subset`` attacks only a stratified subset of so many test images. ``screen`` is a weaker attack for every run
+    (ce-cw-20) on ``screen_subset`` images; ``attack`` is then a task of its own, for the grids with ``standard =
+    true``. ``mislabelled`` kept training images are perturbed and classified by a reference model (0: none).
     """
 
     attack: str = "standard"
@@ -87,12 +76,9 @@ class EvaluationSettings(_Settings):
 class Grid(_Settings):
     """A block of runs: every combination of its lists.
 
-    Args:
-        strategies: names, or tables such as ``{name = "puma", c = [0.25, 0.5]}``.
-        prune_fractions, seeds: lists of numbers.
-        recipes: instead of the study's recipe.
-        standard: with ``evaluation.screen``: whether ``evaluation.attack`` is run as well.
-        synthetic: pool sizes: stratified subsets of this many synthetic images, each with its own margin model.
+    ``strategies`` are names, or tables such as ``{name = "puma", c = [0.25, 0.5]}``. ``recipes`` replace the study's.
+    ``standard``: with ``evaluation.screen``, whether ``evaluation.attack`` is run as well. ``synthetic`` are pool
+    sizes: stratified subsets of so many synthetic images, each with its own margin model.
     """
 
     strategies: list[str | dict[str, Any]]
@@ -122,20 +108,12 @@ class StudySpec(_Settings):
 
     @classmethod
     def read(cls, path: Path | str) -> StudySpec:
-        """Read and check a study file.
-
-        Raises:
-            UsageError: it cannot be read, or as `parse`.
-        """
+        """Read and check a study file; see `parse` for what is refused."""
         return cls.parse(read_toml(path), str(path))
 
     @classmethod
     def parse(cls, values: dict[str, Any], origin: str = "study") -> StudySpec:
-        """Check settings, strategies and threat model.
-
-        Raises:
-            UsageError: all problems with the settings, in one message; two recipes or runs of one name.
-        """
+        """Check settings, strategies and threat model; `UsageError` names all problems with the settings at once."""
         try:
             spec = cls.model_validate(values)
         except ValidationError as error:
@@ -171,10 +149,9 @@ class StudySpec(_Settings):
         return list(dict.fromkeys([self.recipe, *(run.recipe for run in self.runs())]))
 
     def runs(self, *, attacked: bool = False) -> list[RunSpec]:
-        """All runs, each once, in the order they are run: grid by grid and seed by seed inside each.
+        """All runs, each once, in the order they are run: grid by grid, seed by seed: a stopped study is balanced.
 
-        So a stopped study is balanced, and the grids that decide come first if they are written first. With
-        ``attacked`` only those that ``evaluation.attack`` is run on, beside the screening attack.
+        With ``attacked`` only those that ``evaluation.attack`` is run on, beside the screening attack.
         """
         grids = [grid for grid in self.grid if grid.standard or not attacked]
         return list(
@@ -202,16 +179,7 @@ class StudySpec(_Settings):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run of a study.
-
-    Args:
-        strategy: name of the strategy.
-        params: its parameters, sorted pairs.
-        prune_fraction: share of the prunable rows removed.
-        seed: seed of the plan and of the training.
-        recipe: name of the recipe.
-        synthetic: number of synthetic images in the pool; None for all of them.
-    """
+    """One run: ``params`` are sorted pairs, ``synthetic`` the number of synthetic images in the pool (None for all)."""
 
     strategy: str
     params: tuple[tuple[str, Any], ...]

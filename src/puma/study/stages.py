@@ -44,15 +44,10 @@ _SNAPSHOTS = 10
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """One task: its name (also in ``done/``), the label shown, the tasks it needs, and a rough share of the time.
 
-    Args:
-        name: unique in the study; also its file name in ``done/``.
-        label: shown while it runs.
-        needs: names of tasks that have to be finished before.
-        weight: rough share of the time, for the progress bar.
-        work: does it; takes ``show`` (progress) and returns what is recorded.
-        leaves: the file or folder that later tasks read; None where they read only what is recorded.
+    ``work`` takes ``show`` (progress) and returns what is recorded; ``leaves`` is the file or folder that later tasks
+    read, None where they read only what is recorded.
     """
 
     name: str
@@ -145,11 +140,7 @@ def train_reference(study: StudyFolder, show: bool) -> dict[str, Any]:
 
 
 def run_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
-    """Make the plan of a run, train on it, and evaluate it.
-
-    Returns:
-        ``rows`` of the results table and ``flags`` of every test image, one entry per checkpoint.
-    """
+    """Make the plan of a run, train on it, and evaluate it: ``rows`` and ``flags``, one entry per checkpoint."""
     threat, settings = study.spec.threat_model, study.spec.evaluation
     pool, folder, params = load_pool(study, spec.synthetic), study.pool_folder(spec.synthetic), dict(spec.params)
     table = MarginTable.read(folder / "margins")
@@ -236,10 +227,7 @@ def load_pool(study: StudyFolder, synthetic: int | None) -> Pool:
 
 
 def split_folds(pool: Pool, folds: int) -> NDArray[np.int64]:
-    """Which margin model does not see a real image, int64 ``[N]``: 0 to folds-1, in equal shares of each class.
-
-    Synthetic images have -1.
-    """
+    """Which margin model does not see a real image, int64 ``[N]``, in equal shares of each class; -1: synthetic."""
     fold = np.full(len(pool), -1, dtype=np.int64)
     rng = np.random.default_rng(0)
     for label in range(pool.num_classes):
@@ -250,8 +238,6 @@ def split_folds(pool: Pool, folds: int) -> NDArray[np.int64]:
 
 def average(tables: list[MarginTable], scores: NDArray[np.bool_], kind: str) -> MarginTable:
     """One table from those of K margin models: each image takes the mean margin of the models that score it.
-
-    Cross-fitted, no real image is scored by a model that trained on it; averaging lowers the margin model's error.
 
     Args:
         tables: one per margin model, of the same pool.
@@ -294,14 +280,12 @@ def _new_network(study: StudyFolder, pool: Pool, seed: int) -> nn.Module:
 
 
 def _on_device(model: nn.Module) -> nn.Module:
-    """The model on a GPU if one is visible, as training does by itself."""
     return model.to(resolve_device("auto"))
 
 
 def _evaluate(
     study: StudyFolder, spec: RunSpec, run: Run, show: bool, *, screen: bool = False
 ) -> dict[str, Evaluation]:
-    """Evaluations of the run's checkpoints that the study asks for, by name."""
     settings, threat, test = study.spec.evaluation, study.spec.threat_model, load_dataset(study.spec.pool.test)
     attack, subset = settings.attack, settings.subset
     if screen:
