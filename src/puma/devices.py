@@ -143,11 +143,11 @@ class Devices:
 
     def no_sync(self, model: nn.Module, enabled: bool) -> AbstractContextManager[Any]:
         """Backward passes inside keep their gradients to themselves, if ``enabled``: others of the step follow."""
-        return cast("AbstractContextManager[Any]", self._fabric.no_backward_sync(cast(Any, model), enabled=enabled))
+        return self._fabric.no_backward_sync(cast(Any, model), enabled=enabled)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the wrapped network, for calls of the bare one."""
-        return cast("AbstractContextManager[Any]", self._fabric.autocast())
+        return self._fabric.autocast()
 
     def barrier(self) -> None:
         """Wait for all processes."""

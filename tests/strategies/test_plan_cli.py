@@ -48,13 +48,13 @@ def test_plan_is_written_with_its_parameters(folder: Path, tmp_path: Path) -> No
     assert Plan.read(out).fingerprint == made.fingerprint
 
 
-def test_dedicated_flags(folder: Path, tmp_path: Path) -> None:
+def test_parameters_are_read_as_numbers_and_texts(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "plan.parquet"
-    run(folder, "--mean-eps-ratio", 0.5, "--no-class-balanced", "--no-protect-real", "--out", out)
+    run(folder, "--param", "mean_eps_ratio=0.5", "--no-class-balanced", "--no-protect-real", "--out", out)
     made = Plan.read(out)
     assert made.mean_eps == pytest.approx(0.5 * 8 / 255, rel=1e-4)
     assert (made.meta["class_balanced"], made.meta["protect_real"]) == (False, False)
-    run(folder, "--strategy", "puma-plus", "--c", "auto", "--out", out)
+    run(folder, "--strategy", "puma-plus", "--param", "c=auto", "--out", out)
     assert 0.25 <= Plan.read(out).meta["derived"]["c"] <= 0.75
 
 
@@ -94,12 +94,12 @@ def test_rules_are_listed_without_a_table() -> None:
         (["--strategy", "pumma"], UsageError, "did you mean 'puma'"),
         (["--param", "cc=1"], UsageError, "did you mean 'c'"),
         (["--param", "c"], UsageError, "NAME=VALUE"),
-        (["--param", "c=0.5", "--c", "0.4"], UsageError, "twice"),
+        (["--param", "c=0.5", "--param", "c=0.4"], UsageError, "twice"),
         (["--param", "c=many"], UsageError, "'many'"),
         (["--prune-fraction", "1"], UsageError, "0, 1"),
         (["--out", "plan.csv"], UsageError, "parquet"),
         (["--strategy", "dedup"], UsageError, "features"),
-        (["--strategy", "dedup", "--features", "absent.npy"], DataError, "absent.npy"),
+        (["--strategy", "dedup", "--param", "features=absent.npy"], DataError, "absent.npy"),
         (["--out", "/dev/null/plan.parquet"], StorageError, "/dev/null"),
         (["--table", "absent"], DataError, "absent"),
     ],

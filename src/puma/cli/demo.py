@@ -36,9 +36,11 @@ def demo(
     """
     import tomllib
 
-    from puma.cli.study import run_here
+    from puma.cli.study import conclude
     from puma.study.folder import StudyFolder
+    from puma.study.runner import run_study
     from puma.study.spec import StudySpec
+    from puma.tasks import Workers
     from puma.threat import parse_eps
 
     started = time.monotonic()
@@ -49,7 +51,7 @@ def demo(
     grid["prune_fractions"], grid["seeds"] = [prune_fraction], list(range(seeds))
     settings["threat"] = f"Linf:{parse_eps(eps):g}"
     folder = StudyFolder.create(StudySpec.parse(settings, "puma demo"), out)
-    run_here(folder, jobs, None, quiet)
+    conclude(folder, run_study(folder, Workers(jobs, gpus=1), show=not quiet))
     from puma.report import verdict
 
     echo(f"\n{verdict(out)}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,10 +26,10 @@ def _list_strategies(wanted: bool) -> None:
 
     for name in names():
         strategy = STRATEGIES[name]
-        settings = ", ".join(f"{key}={_shown(value)}" for key, value in strategy.parameters.items())
+        values = {key: "REQUIRED" if v is inspect.Parameter.empty else v for key, v in strategy.parameters.items()}
+        settings = ", ".join(f"{key}={value}" for key, value in values.items()) or "none"
         echo(f"{name:20} {strategy.summary}")
-        facts = [f"removes: {strategy.prunes or 'nothing'}", f"settings: {settings or 'none'}", strategy.source]
-        echo(f"{'':20} {'; '.join(facts)}")
+        echo(f"{'':20} removes: {strategy.prunes or 'nothing'}; settings: {settings}; {strategy.source}")
     raise typer.Exit()
 
 
@@ -43,15 +44,10 @@ def plan(
     param: Annotated[
         list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="The rule's own setting, as c=1.0.")
     ] = None,
-    c: Annotated[str | None, typer.Option("--c", help="Short for --param c=: share of the margin, or auto.")] = None,
-    mean_eps_ratio: Annotated[
-        float | None, typer.Option("--mean-eps-ratio", help="Mean eps over the kept images / eps; solves for c (puma).")
-    ] = None,
     from_file: Annotated[
         Path | None,
         typer.Option("--from-file", help="Your own selection instead of a rule: indices (and eps), .npy, .csv, text."),
     ] = None,
-    features: Annotated[Path | None, typer.Option("--features", help="Feature vectors: .npy file or folder.")] = None,
     protect_real: Annotated[
         bool, typer.Option("--protect-real/--no-protect-real", help="Remove synthetic images only, if there are any.")
     ] = True,
@@ -74,35 +70,19 @@ def plan(
 
     Example: puma plan --table margins --threat Linf:8/255 --prune-fraction 0.3 --explain --out plan.parquet
     """
-    from puma.io import prepare_folder
+    from puma.plan import Plan, read_selection
     from puma.strategies import get_strategy, make_plan
 
-    params = _params(param or [], {"c": c, "mean_eps_ratio": mean_eps_ratio, "features": features})
+    params = _params(param or [])
     get_strategy(strategy).resolve(params)  # a misspelt name is refused before a large table is read
     if out is not None:
-        if out.suffix != ".parquet":
-            raise UsageError(f"--out {out} does not end in .parquet", why="a plan is one Parquet file")
-        prepare_folder(out.parent)
-    margins = _read(table)
+        check_plan_path(out)
+    margins = read_tables(table)
     if from_file is not None:
-        from puma.plan import Plan, read_selection
-
-        own = Plan.from_indices(margins, *read_selection(from_file), threat=threat)
-        echo(_summary(own))
-        if out is not None:
-            own.write(out)
-            echo(f"written to {out}")
-        return
-    made: Plan = make_plan(
-        margins,
-        strategy,
-        prune_fraction,
-        threat=threat,
-        seed=seed,
-        protect_real=protect_real,
-        class_balanced=class_balanced,
-        **params,
-    )
+        made, explain = Plan.from_indices(margins, *read_selection(from_file), threat=threat), False
+    else:
+        rules: dict[str, Any] = {"seed": seed, "protect_real": protect_real, "class_balanced": class_balanced}
+        made = make_plan(margins, strategy, prune_fraction, threat=threat, **rules, **params)
     echo(_summary(made))
     if explain:
         _explain(made, margins)
@@ -111,87 +91,16 @@ def plan(
         echo(f"written to {out}")
 
 
-def _summary(plan: Plan) -> str:
-    """What is kept, at which eps it is attacked, and the regime: one line each."""
-    counts, threat = plan.meta["counts"], plan.threat
-    eps = f"mean eps {format_eps(plan.mean_eps, threat.norm)}"
-    if threat.eps:
-        eps += f" = {plan.mean_eps / threat.eps:.1%} of {threat}"
-    if "reach" in counts:
-        lowered, c = f"{counts['reach']:.1%}", f"{plan.meta['derived']['c']:.4g}"
-        eps += f"; eps is lowered on {lowered} of the kept images, those of lowest margin (c = {c})"
-    beta = "" if plan.beta is None else f"; TRADES beta {plan.beta:g}"
-    removed = f"{counts['removed']:,} of {counts['prunable']:,} prunable removed"
-    lines = [f"{plan.strategy}: {plan.kept:,} of {len(plan):,} images kept ({removed})", f"{eps}{beta}"]
-    if facts := counts.get("regime"):
-        lines.append(
-            f"regime: the margin model misclassifies {facts['misclassified']:.1%} of all images, "
-            f"{facts['below_eps']:.1%} have 0 < margin < eps"
-        )
-    return "\n".join(lines)
+def check_plan_path(out: Path) -> None:
+    """Refuse an output that is no .parquet file or cannot be written."""
+    from puma.io import prepare_folder
+
+    if out.suffix != ".parquet":
+        raise UsageError(f"--out {out} does not end in .parquet", why="a plan is one Parquet file")
+    prepare_folder(out.parent)
 
 
-def _explain(plan: Plan, table: MarginTable) -> None:
-    """Print counts by source and class, shares before and after, margins kept and removed, and the theory."""
-    import numpy as np
-
-    counts = plan.meta["counts"]
-    rows, kept = counts["rows"], max(counts["kept"], 1)
-    sources = [(f"{s['name']} ({s['role']})", s["rows"], s["kept"]) for s in counts["by_source"]]
-    classes = [(str(label), row["rows"], row["kept"]) for label, row in enumerate(counts["by_class"]) if row["rows"]]
-    if len(classes) > _MOST_CLASSES:  # the two extremes say whether classes are treated alike
-        classes = [min(classes, key=_share_kept), max(classes, key=_share_kept)]
-    for name, groups in (("source", sources), ("class", classes)):
-        lines = [(group, f"{part:,}", f"{total:,}", f"{part / total:.1%}") for group, total, part in groups if total]
-        print_table((f"kept by {name}", "kept", "of", "share"), lines)
-    shares = {
-        "misclassified by the margin model": (counts["misclassified"] / rows, counts["misclassified_kept"] / kept),
-        "without a margin": (counts["without_margin"] / rows, None),
-        "kept, but not attacked": (None, counts["unattacked"] / kept),
-    }
-    if "mislabelled_before" in counts:
-        both = counts["mislabelled_before"], counts["mislabelled_after"]
-        shares = {"attack reaches beyond the margin (may mislabel)": both} | shares
-    text = [(name, *("" if share is None else f"{share:.1%}" for share in pair)) for name, pair in shares.items()]
-    print_table(("share of", "all images", "kept images"), text)
-    finite = np.isfinite(table.margin)
-    edges = np.quantile(table.margin[finite], np.linspace(0, 1, _BINS + 1)) if finite.any() else np.zeros(1)
-    bins = np.searchsorted(edges[1:-1], table.margin, side="right")
-    tenths = []
-    for number, (low, high) in enumerate(itertools.pairwise(edges)):
-        inside = finite & (bins == number)
-        kept_here = inside & plan.keep
-        eps = format_eps(float(plan.eps[kept_here].mean()), plan.threat.norm) if kept_here.any() else "-"
-        tenths.append((f"{low:.4g} to {high:.4g}", f"{inside.sum():,}", f"{kept_here.sum():,}", eps))
-    print_table((f"tenths by margin in {table.norm}", "images", "kept", "mean eps"), tenths)
-    if table.norm == plan.threat.norm and finite.any():
-        from puma.perceptron import bridge
-
-        facts = bridge(table.margin, plan.threat.eps, plan.kept / len(plan))
-        theory = [(name, f"{facts[key]:.4f}", meaning) for key, (name, meaning) in _THEORY.items()]
-        print_table(("theory of a linear two-class student (a compass, not a law)", "value", "meaning"), theory)
-    print_facts({"settings": plan.meta["params"], "warnings": plan.warnings})
-
-
-def _share_kept(group: tuple[str, int, int]) -> float:
-    return group[2] / group[1]
-
-
-_MOST_CLASSES, _BINS = 20, 10
-_THEORY = {
-    "misclassified": ("share misclassified", "margin < 0"),
-    "below_eps": ("share below eps", "0 < margin < eps: may be mislabelled at full strength"),
-    "mislabelled_after_pruning": ("the same after pruning", "if the highest margins go and eps stays"),
-    "c": ("suggested c", "keeps the mislabelled mass what it was (strategy puma-plus)"),
-    "residual_mislabelled": ("mislabelled under this c", "predicted, of the kept images"),
-    "safe_prune_fraction": ("safe prune fraction", "with the cap; beyond it misclassified images dominate"),
-    "safe_prune_fraction_uncapped": ("safe prune fraction, no cap", "at full eps"),
-    "collapse_margin": ("collapse margin", "mean margin - mean eps with the cap; at or below 0: collapse"),
-    "collapse_margin_uncapped": ("collapse margin, no cap", "mean margin - eps"),
-}
-
-
-def _read(paths: list[Path]) -> MarginTable:
+def read_tables(paths: list[Path]) -> MarginTable:
     """The first table, with the scores of the others joined."""
     from puma.margins import MarginTable
 
@@ -201,11 +110,10 @@ def _read(paths: list[Path]) -> MarginTable:
     return margins
 
 
-def _params(texts: list[str], flags: dict[str, Any]) -> dict[str, Any]:
-    """The strategy's parameters: ``NAME=VALUE`` texts and dedicated flags; numbers are read as numbers."""
+def _params(texts: list[str]) -> dict[str, Any]:
+    """The strategy's parameters from ``NAME=VALUE``; numbers are read as numbers."""
     params: dict[str, Any] = {}
-    given = [*texts, *(f"{name}={value}" for name, value in flags.items() if value is not None)]
-    for text in given:
+    for text in texts:
         name, equals, value = text.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name:
@@ -225,7 +133,79 @@ def _value(text: str) -> int | float | str:
     return text
 
 
-def _shown(value: Any) -> Any:
-    import inspect
+def _summary(plan: Plan) -> str:
+    """What is kept, at which eps it is attacked, and the regime: one line each."""
+    counts, threat = plan.meta["counts"], plan.threat
+    eps = f"mean eps {format_eps(plan.mean_eps, threat.norm)}"
+    if threat.eps:
+        eps += f" = {plan.mean_eps / threat.eps:.1%} of {threat}"
+    if "reach" in counts:
+        lowered, c = f"{counts['reach']:.1%}", f"{plan.meta['derived']['c']:.4g}"
+        eps += f"; eps is lowered on {lowered} of the kept images, those of lowest margin (c = {c})"
+    beta = "" if plan.beta is None else f"; TRADES beta {plan.beta:g}"
+    removed = f"{counts['removed']:,} of {counts['prunable']:,} prunable removed"
+    lines = [f"{plan.strategy}: {plan.kept:,} of {len(plan):,} images kept ({removed})", f"{eps}{beta}"]
+    if facts := counts.get("regime"):
+        wrong, below = f"{facts['misclassified']:.1%}", f"{facts['below_eps']:.1%}"
+        lines.append(f"regime: the margin model misclassifies {wrong} of all images, {below} have 0 < margin < eps")
+    return "\n".join(lines)
 
-    return "REQUIRED" if value is inspect.Parameter.empty else value
+
+_MOST_CLASSES, _BINS = 20, 10
+_THEORY = {
+    "misclassified": ("share misclassified", "margin < 0"),
+    "below_eps": ("share below eps", "0 < margin < eps: may be mislabelled at full strength"),
+    "mislabelled_after_pruning": ("the same after pruning", "if the highest margins go and eps stays"),
+    "c": ("suggested c", "keeps the mislabelled mass what it was (strategy puma-plus)"),
+    "residual_mislabelled": ("mislabelled under this c", "predicted, of the kept images"),
+    "safe_prune_fraction": ("safe prune fraction", "with the cap; beyond it misclassified images dominate"),
+    "safe_prune_fraction_uncapped": ("safe prune fraction, no cap", "at full eps"),
+    "collapse_margin": ("collapse margin", "mean margin - mean eps with the cap; at or below 0: collapse"),
+    "collapse_margin_uncapped": ("collapse margin, no cap", "mean margin - eps"),
+}
+
+
+def _explain(plan: Plan, table: MarginTable) -> None:
+    """Print counts by source and class, shares before and after, margins kept and removed, and the theory."""
+    import numpy as np
+
+    counts = plan.meta["counts"]
+    rows, kept = counts["rows"], max(counts["kept"], 1)
+    sources = [(f"{s['name']} ({s['role']})", s["rows"], s["kept"]) for s in counts["by_source"]]
+    classes = [(str(label), row["rows"], row["kept"]) for label, row in enumerate(counts["by_class"]) if row["rows"]]
+    if len(classes) > _MOST_CLASSES:  # the two extremes say whether classes are treated alike
+        classes = sorted(classes, key=lambda group: group[2] / group[1])[:: len(classes) - 1]
+    for name, groups in (("source", sources), ("class", classes)):
+        lines = [(group, f"{part:,}", f"{total:,}", f"{part / total:.1%}") for group, total, part in groups if total]
+        print_table((f"kept by {name}", "kept", "of", "share"), lines)
+    shares: dict[str, tuple[float | None, float | None]] = {
+        "attack reaches beyond the margin (may mislabel)": (
+            counts.get("mislabelled_before"), counts.get("mislabelled_after"),
+        ),
+        "misclassified by the margin model": (counts["misclassified"] / rows, counts["misclassified_kept"] / kept),
+        "without a margin": (counts["without_margin"] / rows, None),
+        "kept, but not attacked": (None, counts["unattacked"] / kept),
+    }  # fmt: skip
+    text = [
+        (name, *("" if share is None else f"{share:.1%}" for share in pair))
+        for name, pair in shares.items()
+        if pair != (None, None)
+    ]
+    print_table(("share of", "all images", "kept images"), text)
+    finite = np.isfinite(table.margin)
+    edges = np.quantile(table.margin[finite], np.linspace(0, 1, _BINS + 1)) if finite.any() else np.zeros(1)
+    bins = np.searchsorted(edges[1:-1], table.margin, side="right")
+    tenths = []
+    for number, (low, high) in enumerate(itertools.pairwise(edges)):
+        inside = finite & (bins == number)
+        kept_here = inside & plan.keep
+        eps = format_eps(float(plan.eps[kept_here].mean()), plan.threat.norm) if kept_here.any() else "-"
+        tenths.append((f"{low:.4g} to {high:.4g}", f"{inside.sum():,}", f"{kept_here.sum():,}", eps))
+    print_table((f"tenths by margin in {table.norm}", "images", "kept", "mean eps"), tenths)
+    if table.norm == plan.threat.norm and finite.any():
+        from puma.perceptron import bridge
+
+        facts = bridge(table.margin, plan.threat.eps, plan.kept / len(plan))
+        theory = [(name, f"{facts[key]:.4f}", meaning) for key, (name, meaning) in _THEORY.items()]
+        print_table(("theory of a linear two-class student (a compass, not a law)", "value", "meaning"), theory)
+    print_facts({"settings": plan.meta["params"], "warnings": plan.warnings})

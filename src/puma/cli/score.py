@@ -180,7 +180,7 @@ def score_run(
     if features is not None and share.worker == 0:
         model = load_snapshots(run)[-1].to(where)
         embed(model, open_pool(job.sources, chosen), features, part_rows=part_rows, progress=not quiet)
-        echo(f"feature vectors in {features}; give them to puma plan as --features")
+        echo(f"feature vectors in {features}; give them to puma plan as --param features={features}")
 
 
 def _norm_and_limit(

@@ -126,7 +126,10 @@ def _folder(path: Path) -> Found:
     if (path / "recipe.toml").is_file():
         record = _json(path / "run.json")[1] if (path / "run.json").is_file() else {}
         rows = (path / "metrics.csv").read_text().splitlines() if (path / "metrics.csv").is_file() else []
-        facts = {"finished": (path / "last.safetensors").is_file(), "steps logged": max(0, len(rows) - 1)}
+        facts: dict[str, Any] = {
+            "finished": (path / "last.safetensors").is_file(),
+            "steps logged": max(0, len(rows) - 1),
+        }
         if len(rows) > 1:
             facts["last metrics"] = dict(zip(rows[0].split(","), rows[-1].split(","), strict=False))
         for file in sorted(path.glob("evaluation*.json")):

@@ -13,11 +13,11 @@ import typer
 
 from puma.cli.options import Address, Engine, Jobs, Quiet
 from puma.cli.output import echo, print_table
-from puma.errors import UsageError
+from puma.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from puma.study.folder import StudyFolder
-    from puma.study.runner import Budget, Line
+    from puma.study.runner import Line
 
 study_app = typer.Typer(help="Compare strategies: many runs with one frozen recipe.", no_args_is_help=True)
 
@@ -72,11 +72,10 @@ def run(
     if worker >= num_workers:
         raise UsageError(f"--worker {worker} of --num-workers {num_workers}", fix="count workers from 0")
     if engine not in ("local", "ray"):
-        raise UsageError(f"unknown engine {engine!r}", fix="use --engine local or --engine ray")
+        raise unknown("engine", engine, ("local", "ray"))
     if (engine == "ray") + (jobs > 1) + (num_workers > 1) > 1:
-        raise UsageError(
-            "--engine ray, --jobs and --num-workers are three ways to share a study", fix="choose one of them"
-        )
+        what = "--engine ray, --jobs and --num-workers are three ways to share a study"
+        raise UsageError(what, fix="choose one of them")
     budget = Budget.of(parse_time(time_budget) if time_budget else None)
     if study.is_dir():
         folder = StudyFolder.open(study)
@@ -84,47 +83,26 @@ def run(
     else:
         spec = StudySpec.read(study)
         folder = StudyFolder.create(spec, out or Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name))
-    if engine == "ray":
-        workers = Workers(ray=address or "local", cpus=num_cpus, gpus=num_gpus)
-        done = run_study(folder, workers, budget=budget, show=not quiet)
-    elif join or num_workers > 1:
+    if join or num_workers > 1:
         done = work(folder, worker=worker, num_workers=num_workers, budget=budget, show=not quiet)
     else:
-        run_here(folder, jobs, budget, quiet)
-        return
-    conclude(folder, done, write=worker == 0 and not join)
+        ray = Workers(ray=address or "local", cpus=num_cpus, gpus=num_gpus)
+        done = run_study(folder, ray if engine == "ray" else Workers(jobs, gpus=1), budget=budget, show=not quiet)
+    if not done or (worker == 0 and not join):
+        conclude(folder, done)
 
 
-def run_here(folder: StudyFolder, jobs: int, budget: Budget | None, quiet: bool) -> None:
-    """Run a study with processes on this machine, then write and print what came out."""
-    from puma.study.runner import run_study
-    from puma.tasks import Workers
-
-    conclude(folder, run_study(folder, Workers(jobs, gpus=1), budget=budget, show=not quiet))
-
-
-def conclude(folder: StudyFolder, done: bool, write: bool = True) -> None:
+def conclude(folder: StudyFolder, done: bool) -> None:
     """Write and print what came out of a finished study, or say how one that the time budget ended goes on."""
-    if not done:
-        from puma.study.folder import write_results
-
-        write_results(folder)
-        go_on, look = (
-            f"`puma study run {folder.path}` goes on from here",
-            f"`puma report {folder.path}` shows it so far",
-        )
-        echo(f"time budget spent; {go_on}, {look}", err=True)
-    elif write:
-        finish(folder)
-
-
-def finish(folder: StudyFolder) -> None:
-    """Write the results and the report of a finished study and print its table."""
     from puma.report import write_report
     from puma.study.folder import collect, write_results
 
-    results = write_results(folder)
-    report = write_report(folder.path)
+    results, path = write_results(folder), folder.path
+    if not done:
+        how = f"`puma study run {path}` goes on from here, `puma report {path}` shows it so far"
+        echo(f"time budget spent; {how}", err=True)
+        return
+    report = write_report(path)
     print_results(collect(folder))
     echo(f"results  {results}\nreport   {report}")
 
@@ -186,12 +164,8 @@ def print_results(rows: list[dict[str, Any]]) -> None:
         lines.append((f"{first['strategy']} {params}", *facts, len(group), kept, f"{eps:.3f}", f"{clean:.1%}", robust))
     remark = "means over seeds; intervals: see the report" if several else "95 % interval"
     heads = ("strategy", *(_SHOWN[name][0] for name in shown), "seeds", "kept", "mean eps", "clean", "robust")
-    title = (
-        f"robust: {attack} on {images} test images, {remark}"
-        if images
-        else "robust: no run has AutoAttack, APGD or CE + CW PGD"
-    )
-    print_table(heads, lines, title=title)
+    title = f"{attack} on {images} test images, {remark}" if images else "no run has AutoAttack, APGD or CE + CW PGD"
+    print_table(heads, lines, title=f"robust: {title}")
 
 
 def _print_grid(lines: list[Line]) -> None:
