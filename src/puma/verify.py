@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,26 +101,18 @@ def verify(folder: Path | str, *, progress: bool = False) -> Verification:
         if all(part in artefacts for part in table.glob("part-*.parquet")):
             read(table, _margins)
     result.counts.update(artefact.kind for artefact in artefacts.values())
-    for path, artefact in artefacts.items():
-        result.problems += _contradictions(path, artefact, artefacts)
     known = {artefact.fingerprint for artefact in artefacts.values()}
     for path, artefact in artefacts.items():
-        for origin in artefact.origins:
-            if origin.fingerprint not in known and not any(place in artefacts for place in origin.beside):
-                result.notes.append(f"{path} was made from the {origin.what} {origin.fingerprint[:12]}, not found here")
+        for what, made_from, places in artefact.origins:
+            beside = {place: artefacts[place].fingerprint for place in places if place in artefacts}
+            if beside and made_from not in beside.values():
+                there = ", ".join(f"{place.name} {digest[:12]}" for place, digest in beside.items())
+                why = f"it was made from {made_from[:12]}; beside it: {there}"
+                fix = "one of the two was made again: repeat the command that made the later one"
+                result.problems.append(DataError(f"{path} was not made from the {what} beside it", why=why, fix=fix))
+            elif not beside and made_from not in known:
+                result.notes.append(f"{path} was made from the {what} {made_from[:12]}, not found here")
     return result
-
-
-def _contradictions(path: Path, artefact: Artefact, artefacts: dict[Path, Artefact]) -> Iterator[PumaError]:
-    for origin in artefact.origins:
-        beside = {place: artefacts[place].fingerprint for place in origin.beside if place in artefacts}
-        if beside and origin.fingerprint not in beside.values():
-            there = ", ".join(f"{place.name} {digest[:12]}" for place, digest in beside.items())
-            yield DataError(
-                f"{path} was not made from the {origin.what} beside it",
-                why=f"it was made from {origin.fingerprint[:12]}; beside it: {there}",
-                fix="one of the two was made again: repeat the command that made the later one",
-            )
 
 
 def _check(path: Path) -> Artefact:

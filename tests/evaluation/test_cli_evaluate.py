@@ -133,7 +133,6 @@ def test_mistakes_are_told(run: Path) -> None:
         (["evaluate", run, *COMMON, "--checkpoint", "bst"], UsageError, "unknown checkpoint"),
         (["evaluate", "nothing.safetensors", *COMMON], ModelError, "do not exist"),
         (["evaluate", run / "last.safetensors", *COMMON, "--devices", "2"], UsageError, "needs a folder"),
-        (["export", "hub", run, "--out", run / "x", "--title", "t", "--checkpoint", "bst"], UsageError, "checkpoint"),
         (
             ["export", "robustbench", run, "--out", run / "x", "--title", "t", "--name", "A"],
             UsageError,

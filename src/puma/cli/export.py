@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,15 +11,8 @@ from puma.cli.output import echo
 from puma.errors import UsageError
 
 
-class Layout(StrEnum):
-    """Whose layout the folder has."""
-
-    hub = "hub"
-    robustbench = "robustbench"
-
-
 def export(
-    layout: Annotated[Layout, typer.Argument(help="hub (Hugging Face) or robustbench.")],
+    layout: Annotated[Literal["hub", "robustbench"], typer.Argument(help="hub (Hugging Face) or robustbench.")],
     model: Annotated[Path, typer.Argument(help="Run folder, or a weights file that PUMA wrote.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to make; it must be empty or absent.")],
     title: Annotated[str, typer.Option(help="Title of the paper, or of the model.")],
@@ -30,7 +22,7 @@ def export(
     evaluation: Annotated[
         Path | None, typer.Option(help="evaluation.json of this model; default: that of the run folder.")
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="Of a run folder: last or best.")] = "last",
+    checkpoint: Annotated[Literal["last", "best"], typer.Option(help="Of a run folder.")] = "last",
     dataset: Annotated[str, typer.Option(help="The data set as the Hub or RobustBench names it.")] = "cifar10",
     authors: Annotated[str, typer.Option(help="Comma-separated.")] = "Unknown",
     link: Annotated[str, typer.Option(help="Of the paper or the code.")] = "https://arxiv.org/abs/2405.06298",
@@ -51,9 +43,7 @@ def export(
 
       puma export robustbench runs/puma-30 --out share --name Me2026Pruning_WRN-28-10 --title "Pruning for robustness"
     """
-    if checkpoint not in ("last", "best"):
-        raise UsageError(f"unknown checkpoint {checkpoint!r}", fix="last or best")
-    if layout is Layout.robustbench and name is None:
+    if layout == "robustbench" and name is None:
         raise UsageError("RobustBench needs the model's id", fix="--name Author2026Word_WRN-28-10")
     from puma.evaluation import Evaluation
     from puma.export import Paper, export_hub, export_robustbench
@@ -66,7 +56,7 @@ def export(
     result = None if evaluation is None else Evaluation.read(evaluation)
     network = load_model(model / f"{checkpoint}.safetensors" if model.is_dir() else model)
     paper = Paper(title, authors, link, venue, additional_data, footnote, licence)
-    if layout is Layout.hub:
+    if layout == "hub":
         export_hub(network, out, paper=paper, dataset=dataset, evaluation=result, run=run)
         step = f"hf upload OWNER/NAME {out}"
     else:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from puma.errors import UsageError, unknown
 from puma.threat import ThreatModel
@@ -36,11 +38,9 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
             raise unknown(f"setting in {path}", key, names)
         factory = _FACTORY.fullmatch(value) if isinstance(value, str) and name == "model" else None
         if factory and factory[1] not in _REGISTRIES:
-            raise UsageError(
-                f"{path} sets {key} = {value!r}, which would run code",
-                why="a settings file may come from somebody else; only the command line names code to run",
-                fix="name it on the command line",
-            )
+            why = "a settings file may come from somebody else; only the command line names code to run"
+            what = f"{path} sets {key} = {value!r}, which would run code"
+            raise UsageError(what, why=why, fix="name it on the command line")
         defaults[name] = value
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
@@ -54,68 +54,58 @@ def parse_threat(text: str) -> ThreatModel:
         raise typer.BadParameter("; ".join(filter(None, (error.what, error.why, error.fix)))) from None
 
 
+def _complete(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def _complete_strategy(incomplete: str) -> list[str]:
     from puma.strategies import names
 
-    return [name for name in names() if name.startswith(incomplete)]
+    return _complete(incomplete, names())
 
 
 def _complete_recipe(incomplete: str) -> list[str]:
     from puma.training.recipe import recipe_names
 
-    return [name for name in recipe_names() if name.startswith(incomplete)]
+    return _complete(incomplete, recipe_names())
 
 
 def _complete_model(incomplete: str) -> list[str]:
-    known = ("small-cnn", "wrn-16-4", "wrn-28-10", "wrn-34-10", "wrn-70-16", "preactresnet-18", "preactresnet-34")
-    return [name for name in known if name.startswith(incomplete)]
+    sizes = ("16-4", "28-10", "34-10", "70-16")
+    return _complete(
+        incomplete, ["small-cnn", *(f"wrn-{size}" for size in sizes), "preactresnet-18", "preactresnet-34"]
+    )
 
 
 Config = Annotated[
     Path | None,
-    typer.Option(
-        "--config", callback=_load_config, is_eager=True, help="TOML file of this command's settings; flags win."
-    ),
+    Option("--config", callback=_load_config, is_eager=True, help="TOML file of this command's settings; flags win."),
 ]
 Threat = Annotated[
     ThreatModel,
-    typer.Option("--threat", parser=parse_threat, metavar="NORM:EPS", help='Threat model, "Linf:8/255" or "L2:0.5".'),
+    Option("--threat", parser=parse_threat, metavar="NORM:EPS", help='Threat model, "Linf:8/255" or "L2:0.5".'),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and stop.")]
-Device = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="Processor threads; 0 leaves it to torch.")]
-Devices = Annotated[
-    int, typer.Option("--devices", min=1, help="Share the work among so many processes here, one for each GPU.")
-]
-Jobs = Annotated[
-    int, typer.Option("--jobs", min=1, help="Processes on this machine; they share its cores and its GPUs.")
-]
+Quiet = Annotated[bool, Option("--quiet", help="No progress.")]
+Seed = Annotated[int, Option("--seed", min=0, help="Seed of everything random.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Say what it will cost, and stop.")]
+Device = Annotated[str, Option("--device", help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
+Threads = Annotated[int, Option("--threads", min=0, help="Processor threads; 0 leaves it to torch.")]
+Devices = Annotated[int, Option("--devices", min=1, help="Share the work among so many processes, one for each GPU.")]
+Jobs = Annotated[int, Option("--jobs", min=1, help="Processes on this machine; they share its cores and its GPUs.")]
 Worker = Annotated[
-    int | None, typer.Option("--worker", min=0, help="Number of this process, from 0; else torchrun's or SLURM's.")
+    int | None, Option("--worker", min=0, help="Number of this process, from 0; else torchrun's or SLURM's.")
 ]
-NumWorkers = Annotated[int | None, typer.Option("--num-workers", min=1, help="Processes that share --out.")]
-Engine = Annotated[str, typer.Option("--engine", help="local, or ray (--out seen by every machine).")]
-Address = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster, as host:6379; without it one starts on this machine.")
-]
+NumWorkers = Annotated[int | None, Option("--num-workers", min=1, help="Processes that share --out.")]
+Engine = Annotated[str, Option("--engine", help="local, or ray (--out seen by every machine).")]
+Address = Annotated[str | None, Option("--address", help="Ray cluster, as host:6379; without it one starts here.")]
 Strategy = Annotated[
-    str,
-    typer.Option("--strategy", help="A rule; `puma plan --list` names them all.", autocompletion=_complete_strategy),
+    str, Option("--strategy", help="A rule; `puma plan --list` names them all.", autocompletion=_complete_strategy)
 ]
 RecipeName = Annotated[
-    str,
-    typer.Option("--recipe", help="A name of `puma recipe list`, or a TOML file.", autocompletion=_complete_recipe),
+    str, Option("--recipe", help="A name of `puma recipe list`, or a TOML file.", autocompletion=_complete_recipe)
 ]
-ModelName = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="small-cnn, wrn-D-K, preactresnet-18, or package.module:factory.",
-        autocompletion=_complete_model,
-    ),
-]
+_MODELS = "small-cnn, wrn-D-K, preactresnet-18, or package.module:factory."
+ModelName = Annotated[str, Option("--model", help=_MODELS, autocompletion=_complete_model)]
 
 
 @dataclass(frozen=True)
