@@ -31,9 +31,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from puma.data.load import load_dataset
 from puma.data.source import Source
 from puma.generation import Diffusion, SamplerConfig, diffusion_config, generate_from, measure
-from puma.generation.augment import AUGMENT_DIM
 from puma.generation.diffusion import build_denoiser, train_diffusion
 from puma.generation.edm import loss
+from puma.generation.networks import AUGMENT_DIM
 from puma.io import write_json
 
 PER_CLASS = 2

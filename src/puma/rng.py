@@ -117,7 +117,7 @@ def torch_seed(seed: int, stream: Stream, *counter: int) -> int:
 def image_noise(seed: int, indices: NDArray[np.int64], step: int, shape: tuple[int, int, int]) -> NDArray[np.float32]:
     """Standard normal noise of generated images ``indices`` at sampler step ``step``; float32 [B, C, H, W].
 
-    Step 0 is the latent, step s + 1 the churn of sampler step s. Each image has its own stream.
+    Step 0 is the latent. Each image has its own stream.
     """
     noise = np.empty((len(indices), *shape), dtype=np.float32)
     for row, index in enumerate(indices.tolist()):

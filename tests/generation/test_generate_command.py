@@ -49,7 +49,7 @@ def test_real_images_of_32_pixels_with_the_unet(cifar10_dir: Path, tmp_path: Pat
     out = tmp_path / "made.npz"
     small = ["width=8", "blocks=1", "steps=3", "batch_size=4", "label_dropout=0.2", "sampler.steps=2"]
     options = [argument for setting in small for argument in ("--set", setting)]
-    options += ["--guidance", 2, "--churn", 1, "--quiet"]
+    options += ["--guidance", 2, "--quiet"]
     splits = [f"{cifar10_dir}?split={split}&subset=100" for split in ("train", "test")]
     told = _puma(splits[0], "--eval-data", splits[1], "--count", 20, "--out", out, *options)
     assert "64 principal components of the training images' 3072 pixels" in told
@@ -59,7 +59,7 @@ def test_real_images_of_32_pixels_with_the_unet(cifar10_dir: Path, tmp_path: Pat
     settings = json.loads((tmp_path / "made.diffusion" / "generated.json").read_text())
     assert settings["model"]["config"]["network"] == "unet"
     assert settings["model"]["config"]["precision"] == "bf16"
-    assert (settings["generator"]["sampler"]["guidance"], settings["generator"]["sampler"]["churn"]) == (2.0, 1.0)
+    assert settings["generator"]["sampler"]["guidance"] == 2.0
 
 
 def test_dry_run_says_what_it_will_cost_and_makes_nothing(tmp_path: Path) -> None:
@@ -74,13 +74,13 @@ def test_dry_run_says_what_it_will_cost_and_makes_nothing(tmp_path: Path) -> Non
 
 
 def test_config_file_and_flags(tmp_path: Path) -> None:
-    (tmp_path / "my.toml").write_text('count = 12\nsettings = ["steps=2", "width=16"]\nchurn = 1.0\n')
+    (tmp_path / "my.toml").write_text('count = 12\nsettings = ["steps=2", "width=16"]\nbatch_size = 5\n')
     out = tmp_path / "made.npz"
-    _puma("digits", "--config", tmp_path / "my.toml", "--out", out, "--churn", 2.0, "--quiet")
+    _puma("digits", "--config", tmp_path / "my.toml", "--out", out, "--batch-size", 6, "--quiet")
     told = json.loads((tmp_path / "made.diffusion" / "generated.json").read_text())
     assert told["count"] == 12
     assert told["model"]["config"]["width"] == 16
-    assert told["generator"]["sampler"]["churn"] == 2.0
+    assert told["batch_size"] == 6
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_pipeline_gets_its_classes_and_options(tmp_path: Path, monkeypatch: pyte
     module = ModuleType("diffusers")
     module.__version__ = "0"
     monkeypatch.setitem(sys.modules, "diffusers", module)
-    monkeypatch.setattr("puma.generation.pipelines.load_pipeline", lambda place, device: Pipeline())
+    monkeypatch.setattr("puma.generation.sampling.load_pipeline", lambda place, device: Pipeline())
     out = tmp_path / "pets.npz"
     arguments = ["--classes", "cat,dog", "--class-ids", "281,207", "--size", 8, "--set", "num_inference_steps=7"]
     _puma("--diffusers", "somewhere", *arguments, "--count", 4, "--out", out, "--quiet")

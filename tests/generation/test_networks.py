@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from puma.errors import UsageError
-from puma.generation.augment import AUGMENT_DIM, augment
-from puma.generation.config import PRESETS, DiffusionConfig, SamplerConfig, diffusion_config, validated
-from puma.generation.diffusion import build_denoiser
-from puma.generation.networks import build_network
+from puma.generation.diffusion import augment, build_denoiser
+from puma.generation.networks import AUGMENT_DIM, PRESETS, DiffusionConfig, build_network, diffusion_config, validated
+from puma.generation.sampling import SamplerConfig
 
 SMALL = {"width": 16, "blocks": 1, "multipliers": (1, 2, 2), "attention": (8,)}
 

@@ -17,7 +17,7 @@ from torch import nn
 from puma.data.load import load_dataset
 from puma.errors import CheckError, ModelError, UsageError
 from puma.generation import SamplerConfig, generate_from
-from puma.generation.pipelines import load_pipeline, pipeline_sampler
+from puma.generation.sampling import load_pipeline, pipeline_sampler
 
 INSTALLED = importlib.util.find_spec("diffusers") is not None
 

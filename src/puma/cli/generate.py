@@ -33,7 +33,6 @@ def generate(
         ),
     ] = None,
     guidance: Annotated[float, typer.Option(min=0, help="Above 1 exaggerates the label (needs label_dropout).")] = 1.0,
-    churn: Annotated[float, typer.Option(min=0, help="Fresh noise while sampling (S_churn); 0: deterministic.")] = 0.0,
     labels: Annotated[str, typer.Option(help="balanced, or real: the class shares of SOURCE.")] = "balanced",
     batch_size: Annotated[int, typer.Option(min=1, help="Images sampled together.")] = 512,
     shard_rows: Annotated[int, typer.Option(min=1, help="Images per shard: what an interruption can cost.")] = 2048,
@@ -75,7 +74,7 @@ def generate(
     from puma.devices import resolve_device
     from puma.generation import Diffusion, SamplerConfig, diffusion_config, generate_from
     from puma.generation import generate as train_and_sample
-    from puma.generation.config import validated
+    from puma.generation.networks import validated
     from puma.generation.quality import check_comparable
     from puma.generation.sampling import diffusion_sampler, estimate_cost, sampling_seconds
     from puma.training.recipe import parse_changes
@@ -86,7 +85,7 @@ def generate(
         sampling[name.removeprefix(_SAMPLER)] = changes.pop(name)
     if (preset or changes) and (model is not None or (preset and diffusers is not None)):
         raise UsageError("--preset and --set train a model; there is one already", fix="--set sampler.NAME=VALUE")
-    flags = {"guidance": guidance, "churn": churn, "labels": labels, "batch_size": batch_size, "shard_rows": shard_rows}
+    flags = {"guidance": guidance, "labels": labels, "batch_size": batch_size, "shard_rows": shard_rows}
     sampler_config = validated(SamplerConfig, flags | sampling)
     on = resolve_device(device)
     if threads:
@@ -144,7 +143,7 @@ def _check_origin(source: str | None, model: Path | None, diffusers: str | None,
 
 
 def _pipeline(name: str, device: Any, classes: str | None, class_ids: str | None, **options: Any) -> Sampler:
-    from puma.generation.pipelines import load_pipeline, pipeline_sampler
+    from puma.generation.sampling import load_pipeline, pipeline_sampler
 
     if classes is None:
         raise UsageError("--diffusers needs the class names", fix="--classes cat,dog")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from puma.generation.config import DiffusionConfig, SamplerConfig, diffusion_config
 from puma.generation.diffusion import Diffusion
+from puma.generation.networks import DiffusionConfig, diffusion_config
 from puma.generation.quality import measure
-from puma.generation.sampling import generate, generate_from
+from puma.generation.sampling import SamplerConfig, generate, generate_from
 
 __all__ = [
     "Diffusion",

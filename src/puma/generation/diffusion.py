@@ -16,15 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from puma.checkpoints import load_state, pack, save_state, unpack
 from puma.data.source import Source
 from puma.devices import environment
 from puma.errors import CheckError, ModelError, UsageError
-from puma.generation.augment import augment
-from puma.generation.config import DiffusionConfig, validated
 from puma.generation.edm import Denoiser, loss, sample_sigma
-from puma.generation.networks import build_network
+from puma.generation.networks import AUGMENT_DIM, DiffusionConfig, build_network, validated
 from puma.io import claim_folder, lock, require_same_settings
 from puma.models.ema import EMA, ramped_decay
 from puma.models.weights import load_tensors, load_weights, save_tensors, weights_sha256
@@ -33,6 +32,8 @@ from puma.rng import Stream, counter_generator, torch_seed
 
 SCHEMA = "puma.diffusion/1"
 _IN_MEMORY = 2 << 30  # bytes of real images that training holds in memory
+_SHIFT = 0.125  # largest whole-pixel shift, and standard deviation of the fractional one, in image sizes
+_SCALE, _ANGLE = 0.2, 0.3  # standard deviation of log2; largest angle in radians: small, for a 6 upside down is a 9
 _MICRO_BATCH = 16  # images per backward pass of the UNet on a CPU: bounds memory, and the wait after Ctrl-C
 
 
@@ -56,20 +57,13 @@ class Diffusion:
 
     def __repr__(self) -> str:
         parameters = sum(weight.numel() for weight in self.denoiser.parameters())
-        shape = "x".join(map(str, self.image_shape))
-        return (
-            f"Diffusion({self.config.network}, {shape} images, {self.num_classes} classes, {parameters:,} parameters)"
-        )
+        shape, kind = "x".join(map(str, self.image_shape)), self.config.network
+        return f"Diffusion({kind}, {shape} images, {self.num_classes} classes, {parameters:,} parameters)"
 
     @property
     def num_classes(self) -> int:
         """Number of labels."""
         return len(self.class_names)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.denoiser.parameters()).device
 
     def weights_sha256(self) -> str:
         """Hex digest of the weights, independent of the file they came from."""
@@ -87,11 +81,7 @@ class Diffusion:
 
     @classmethod
     def load(cls, folder: Path | str) -> Diffusion:
-        """Read what `save` wrote.
-
-        Raises:
-            ModelError: no model there, or its weights are damaged or do not belong to the configuration.
-        """
+        """Read what `save` wrote; `ModelError` where it is missing, damaged or not of its configuration."""
         path = Path(folder) / "model.safetensors"
         tensors, meta = load_tensors(path, SCHEMA)
         try:
@@ -213,11 +203,7 @@ class _Training:
         self.micro_batch = _MICRO_BATCH if config.network == "unet" and device.type == "cpu" else config.batch_size
 
     def take_step(self) -> float:
-        """One optimiser step; returns its loss.
-
-        Raises:
-            CheckError: the loss is infinite or NaN; the weights are those before the step.
-        """
+        """One optimiser step; returns its loss. `CheckError` if that is not finite: the weights stay as they were."""
         config, step, device = self.config, self.step, self.device
         generator = torch.Generator(device).manual_seed(torch_seed(self.seed, Stream.STEP, step, 1))
         images, labels = self._batch()
@@ -268,3 +254,75 @@ def learning_rate(config: DiffusionConfig, step: int) -> float:
     """Linear warm-up, then half a cosine down to zero."""
     warm = min(1.0, (step + 1) / max(config.warmup, 1))
     return config.learning_rate * warm * 0.5 * (1 + float(np.cos(np.pi * step / config.steps)))
+
+
+# --- augmentation --------------------------------------------------------------------------------------------------
+
+
+def augment(
+    images: Tensor, generator: torch.Generator, *, shift: float = 0.0, flip: float = 0.0, warp: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Change some images and describe the change (Karras et al. 2022, section 5); borders are repeated.
+
+    Without the vector a generator trained on shifted images samples shifted images; sampling under the zero vector
+    gives images like the untouched ones.
+
+    Args:
+        images: float [B, C, H, W].
+        generator: source of all randomness.
+        shift: probability of a shift by whole pixels, up to 1/8 of the size each way; blurs nothing.
+        flip: probability of exchanging left and right.
+        warp: probabilities of scaling, of rotating and of a fractional shift, each on its own (bilinear).
+
+    Returns:
+        The images, and the augmentation vectors: float32 [B, AUGMENT_DIM], zero where nothing was done.
+    """
+    applied = torch.zeros(len(images), AUGMENT_DIM, device=images.device)
+    if flip > 0:
+        mirrored = _bernoulli(len(images), flip, generator)
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        applied[:, 0] = mirrored.float()
+    if shift > 0:
+        images, applied[:, 1:3] = _shift(images, shift, generator)
+    if warp > 0:
+        images, applied[:, 3:] = _warp(images, warp, generator)
+    return images, applied
+
+
+def _shift(images: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    count, _, *size = images.shape
+    moved = _bernoulli(count, probability, generator)
+    sources, applied = [], []
+    for length in size:
+        reach = max(1, round(_SHIFT * length))
+        by = torch.randint(-reach, reach + 1, (count,), generator=generator, device=images.device) * moved
+        sources.append((torch.arange(length, device=images.device) + by[:, None]).clamp(0, length - 1))
+        applied.append(by / reach)
+    rows, columns = sources
+    each = torch.arange(count, device=images.device)[:, None, None]
+    shifted = images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return shifted, torch.stack(applied, dim=1)
+
+
+def _warp(images: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    count, device = len(images), images.device
+    moved, scaled, rotated = (_bernoulli(count, probability, generator).float() for _ in range(3))
+    shift_y, shift_x, scale = (
+        chosen * torch.randn(count, generator=generator, device=device) * deviation
+        for chosen, deviation in ((moved, _SHIFT), (moved, _SHIFT), (scaled, _SCALE))
+    )
+    angle = rotated * _ANGLE * (2 * torch.rand(count, generator=generator, device=device) - 1)
+    applied = torch.stack([shift_y, shift_x, scale, angle.sin(), 1 - angle.cos()], dim=1)
+    zoom, aspect = torch.exp2(-scale), images.shape[2] / images.shape[3]
+    rows = [
+        torch.stack([zoom * angle.cos(), -zoom * angle.sin() * aspect, -2 * shift_x], dim=1),
+        torch.stack([zoom * angle.sin() / aspect, zoom * angle.cos(), -2 * shift_y], dim=1),
+    ]
+    grid = functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    warped = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    changed = (applied != 0).any(1)
+    return torch.where(changed[:, None, None, None], warped, images), applied
+
+
+def _bernoulli(count: int, probability: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator, device=generator.device) < probability

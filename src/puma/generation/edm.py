@@ -1,14 +1,12 @@
-"""The EDM diffusion model of Karras et al. 2022 (arXiv 2206.00364): preconditioning, loss, schedule and samplers.
+"""The EDM diffusion model of Karras et al. 2022 (arXiv 2206.00364): preconditioning, loss, schedule and sampler.
 
-Everything here is a function of tensors and of a *denoiser*: a callable ``(noisy [B, C, H, W], sigma [B]) ->
-[B, C, H, W]`` that returns the expected clean image, be it a trained network or a closed form (Gaussian data, in the
-tests). Images are in [-1, 1]; ``sigma`` is the standard deviation of the noise in the same unit.
+A *denoiser* is a callable ``(noisy [B, C, H, W], sigma [B]) -> [B, C, H, W]`` that returns the expected clean image.
+Images are in [-1, 1]; ``sigma`` is the standard deviation of the noise in the same unit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -28,11 +26,7 @@ class Coefficients(NamedTuple):
 
 
 def coefficients(sigma: Tensor, sigma_data: float) -> Coefficients:
-    """Preconditioning of section 5: D(x) = c_skip * x + c_out * F(c_in * x, c_noise).
-
-    ``c_in`` gives the network an input of unit variance, ``c_out`` and ``c_skip`` a target of unit variance with the
-    network's error amplified as little as possible (appendix B.6).
-    """
+    """Preconditioning D(x) = c_skip * x + c_out * F(c_in * x, c_noise): unit variance in and out (appendix B.6)."""
     total = sigma**2 + sigma_data**2
     return Coefficients(sigma_data**2 / total, sigma * sigma_data / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4)
 
@@ -42,9 +36,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, network: nn.Module, sigma_data: float, *, bf16: bool = False) -> None:
         super().__init__()
-        self.network = network
-        self.sigma_data = sigma_data
-        self.bf16 = bf16
+        self.network, self.sigma_data, self.bf16 = network, sigma_data, bf16
 
     def forward(self, noisy: Tensor, sigma: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
         """Denoise ``noisy`` [B, C, H, W] at noise ``sigma`` [B] under ``label`` int64 [B]; float32 out."""
@@ -68,7 +60,7 @@ def loss_weight(sigma: Tensor, sigma_data: float) -> Tensor:
 def loss(
     denoiser: Denoiser, images: Tensor, labels: Tensor, sigma: Tensor, noise: Tensor, augment: Tensor | None = None
 ) -> Tensor:
-    """Weighted squared error of the denoised image per image, mean over its pixels; float32 [B] (equation 8).
+    """Weighted squared error of each denoised image, mean over its pixels; float32 [B] (equation 8).
 
     Args:
         denoiser: the network with its preconditioning.
@@ -96,37 +88,8 @@ def schedule(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho:
     return torch.cat([(high + position * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
 
 
-@dataclass(frozen=True)
-class Churn:
-    """Fresh noise of the stochastic sampler (algorithm 2); ``amount`` 0 is the deterministic sampler (algorithm 1).
-
-    Args:
-        amount: S_churn, spread over the steps; at most sqrt(2) - 1 of the noise level is added in one step.
-        low: S_tmin, churn only where sigma >= low.
-        high: S_tmax, churn only where sigma <= high.
-        scale: S_noise, standard deviation of the fresh noise, slightly above 1 against lost detail.
-    """
-
-    amount: float = 0.0
-    low: float = 0.0
-    high: float = float("inf")
-    scale: float = 1.0
-
-    def gamma(self, sigma: float, steps: int) -> float:
-        """Relative increase of the noise level before a step."""
-        return min(self.amount / steps, 2**0.5 - 1) if self.low <= sigma <= self.high else 0.0
-
-
-def sample(
-    denoise: Denoise,
-    noise: Tensor,
-    sigmas: Tensor,
-    *,
-    churn: Churn | None = None,
-    fresh_noise: Callable[[int], Tensor] | None = None,
-    order: int = 2,
-) -> Tensor:
-    """Solve the probability-flow ODE from pure noise to images (algorithm 1), or its stochastic form (algorithm 2).
+def sample(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Tensor:
+    """Solve the probability-flow ODE from pure noise to images by Heun's method (algorithm 1).
 
     The state is float64, as in the authors' code; the denoiser may compute in anything.
 
@@ -134,32 +97,24 @@ def sample(
         denoise: the denoiser, already bound to its labels and guidance.
         noise: standard normal [B, C, H, W], one per image.
         sigmas: decreasing noise levels ending in 0, as from `schedule`.
-        churn: fresh noise per step; None or amount 0 for none.
-        fresh_noise: step -> standard normal of the shape of ``noise``; needed with churn.
-        order: 2 is Heun's method, 1 is Euler's (half the evaluations, first order).
 
     Returns:
         Images around [-1, 1], not clipped, float64 [B, C, H, W].
     """
-    churn = churn or Churn()
+
+    def slope(state: Tensor, sigma: float) -> Tensor:
+        level = torch.full((len(state),), sigma, dtype=torch.float64, device=state.device)
+        return (state - denoise(state, level).double()) / sigma
+
     levels = sigmas.tolist()
-    state = noise.double() * levels[0]
-    for step, (sigma, target) in enumerate(pairwise(levels)):
-        gamma = churn.gamma(sigma, len(levels) - 1)
-        if gamma > 0:
-            if fresh_noise is None:
-                raise ValueError("churn needs fresh_noise")
-            raised = sigma * (1 + gamma)
-            state = state + (raised**2 - sigma**2) ** 0.5 * churn.scale * fresh_noise(step).double()
-            sigma = raised
-        slope = (state - _at(denoise, state, sigma)) / sigma
-        moved = state + (target - sigma) * slope
-        if order == 2 and target > 0:
-            slope = (slope + (moved - _at(denoise, moved, target)) / target) / 2
-            moved = state + (target - sigma) * slope
+    state: Tensor = noise.double() * levels[0]
+    for sigma, target in pairwise(levels):
+        first = slope(state, sigma)
+        moved = state + (target - sigma) * first
+        if target > 0:
+            moved = state + (target - sigma) * (first + slope(moved, target)) / 2
         state = moved
-    result: Tensor = state
-    return result
+    return state
 
 
 def guided(denoiser: Denoiser, labels: Tensor, no_label: int, guidance: float = 1.0) -> Denoise:
@@ -169,7 +124,7 @@ def guided(denoiser: Denoiser, labels: Tensor, no_label: int, guidance: float = 
         denoiser: trained with label dropout if guidance is not 1.
         labels: int64 [B].
         no_label: the label that means "none" (``num_classes``).
-        guidance: 1 is the plain conditional model, above 1 exaggerates the label: better agreement, less variety.
+        guidance: 1 is the plain conditional model; above 1 gives better agreement with the label and less variety.
     """
     absent = torch.full_like(labels, no_label)
 
@@ -181,11 +136,6 @@ def guided(denoiser: Denoiser, labels: Tensor, no_label: int, guidance: float = 
         return unconditional + guidance * (conditional - unconditional)
 
     return denoise
-
-
-def _at(denoise: Denoise, state: Tensor, sigma: float) -> Tensor:
-    clean: Tensor = denoise(state, torch.full((len(state),), sigma, dtype=torch.float64, device=state.device))
-    return clean.double()
 
 
 def _wide(factor: Tensor) -> Tensor:

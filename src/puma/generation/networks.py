@@ -1,4 +1,4 @@
-"""The networks F of the denoiser: a residual MLP for 8 to 16 pixels, and the UNet of diffusers from 16 pixels.
+"""Settings of a diffusion model, and its networks: a residual MLP for 8 to 16 pixels, diffusers' UNet from 16 pixels.
 
 A network takes the scaled noisy image [B, C, H, W], c_noise = ln(sigma) / 4 [B], the label int64 [B] (``num_classes``
 means none) and the augmentation vector [B, A] or None (all zero); it returns a tensor of the image's shape. The last
@@ -8,40 +8,130 @@ layer starts at zero, so that an untrained denoiser returns ``c_skip * noisy``.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from puma.errors import UsageError
-from puma.generation.augment import AUGMENT_DIM
-from puma.generation.config import DiffusionConfig
+from puma.errors import UsageError, unknown
+
+AUGMENT_DIM = 8
+"""Length of the vector: mirrored, whole-pixel shift (y, x), fractional shift (y, x), log2 scale, sin, 1 - cos."""
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
-class ResidualMLP(nn.Module):
+class DiffusionConfig(BaseModel):
+    """A diffusion model and its training; images are in [-1, 1] and noise levels in that unit.
+
+    Args:
+        network: ``"mlp"`` up to 16 pixels, ``"unet"`` from 16.
+        width: units of the MLP, or channels of the UNet's first level.
+        blocks: residual blocks, of the UNet per level.
+        multipliers: UNet only: channels of each level, in widths; every level after the first halves the image.
+        attention: UNet only: heights in pixels of the levels with self-attention.
+        dropout: inside the blocks.
+        steps: optimiser steps.
+        batch_size: images per step.
+        learning_rate: of Adam, at its peak.
+        warmup: steps of linear warm-up; afterwards half a cosine down to zero.
+        ema: decay of the weights' moving average, which is the model that samples.
+        sigma_data: standard deviation of the pixels, in [-1, 1].
+        noise_mean: mean of ln(sigma) in training.
+        noise_std: standard deviation of ln(sigma) in training.
+        label_dropout: share of images shown without their label; above 0 allows guidance.
+        shift: probability of a whole-pixel shift of a training image; this and the next two do not leak.
+        flip: probability of exchanging left and right.
+        warp: probability of scaling, of rotating and of shifting with interpolation.
+        precision: of the network; the rest is float32 and the sampler's state float64.
+        compile: compile the network on a GPU (ignored on a CPU).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    network: Literal["mlp", "unet"] = "mlp"
+    width: int = Field(default=192, ge=8, le=4096)
+    blocks: int = Field(default=3, ge=1, le=64)
+    multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(default=(1, 2, 2), min_length=1, max_length=8)
+    attention: tuple[int, ...] = Field(default=(16, 8), max_length=8)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    steps: int = Field(default=1600, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    warmup: int = Field(default=200, ge=0)
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    sigma_data: float = Field(default=0.5, gt=0)
+    noise_mean: float = -1.2
+    noise_std: float = Field(default=1.2, gt=0)
+    label_dropout: float = Field(default=0.0, ge=0, lt=1)
+    shift: float = Field(default=0.5, ge=0, le=1)
+    flip: float = Field(default=0.0, ge=0, le=1)
+    warp: float = Field(default=0.0, ge=0, le=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are changed, so that the network needs the augmentation vector as an input."""
+        return max(self.shift, self.flip, self.warp) > 0
+
+
+PRESETS: dict[str, DiffusionConfig] = {
+    "digits": DiffusionConfig(),
+    "small-32": DiffusionConfig(
+        network="unet", width=96, blocks=2, dropout=0.1, steps=30_000, batch_size=512, learning_rate=1e-3,
+        warmup=2_000, ema=0.9995, label_dropout=0.1, shift=0.12, flip=0.5, warp=0.12, precision="bf16", compile=True,
+    ),
+}  # fmt: skip
+"""``digits`` for 8 to 16 pixels, minutes on one CPU core; ``small-32`` for 32 pixels, meant for a GPU."""
+
+
+def diffusion_config(image_shape: tuple[int, int, int], preset: str | None = None, **changes: Any) -> DiffusionConfig:
+    """The preset of that name, or the one for images (H, W, C), with some of its settings changed."""
+    largest = max(image_shape[:2])
+    if preset is None and largest > 64:
+        raise UsageError(
+            f"no preset for images of {image_shape[0]}x{image_shape[1]} pixels",
+            why="our diffusion models are for 8 to 64 pixels",
+            fix="load the images with resize=32, or use a diffusers pipeline of your own",
+        )
+    name = preset or ("digits" if largest <= 16 else "small-32")
+    if name not in PRESETS:
+        raise unknown("diffusion preset", name, PRESETS)
+    return validated(DiffusionConfig, PRESETS[name].model_dump() | changes)
+
+
+def validated(kind: type[Settings], values: dict[str, Any]) -> Settings:
+    """Build settings from plain values; one `UsageError` names every setting that is unknown or out of range."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise UsageError(f"bad settings: {problems}", fix=f"there are: {', '.join(kind.model_fields)}") from None
+
+
+class _ResidualMLP(nn.Module):
     """The network F on the flattened image; by far the most training steps per second on a CPU."""
 
     frequencies: Tensor
 
-    def __init__(
-        self, config: DiffusionConfig, shape: tuple[int, int, int], num_classes: int, augment_dim: int
-    ) -> None:
+    def __init__(self, config: DiffusionConfig, shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         size, width = math.prod(shape), config.width
         frequencies = torch.exp(torch.linspace(math.log(0.5), math.log(50.0), 32))
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.noise_in = nn.Linear(64, width)
         self.label = nn.Embedding(num_classes + 1, width)
-        self.augment = nn.Linear(augment_dim, width, bias=False) if augment_dim else None
+        self.augment = nn.Linear(AUGMENT_DIM, width, bias=False) if config.augments else None
         self.condition = nn.Linear(width, width)
         self.linear_in = nn.Linear(size, width)
         self.blocks = nn.ModuleList(_MLPBlock(width, config.dropout) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(width)
-        self.linear_out = zero_init(nn.Linear(width, size))
+        self.linear_out = _zero_init(nn.Linear(width, size))
 
     def forward(self, image: Tensor, noise: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
         angle = noise[:, None] * self.frequencies  # Fourier features of the noise level
         condition: Tensor = self.noise_in(torch.cat([angle.cos(), angle.sin()], dim=1)) + self.label(label)
         if self.augment is not None and augment is not None:
@@ -58,7 +148,7 @@ class _MLPBlock(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulate = zero_init(nn.Linear(width, 2 * width))
+        self.modulate = _zero_init(nn.Linear(width, 2 * width))
         self.first = nn.Linear(width, width)
         self.second = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
@@ -70,15 +160,13 @@ class _MLPBlock(nn.Module):
         return result
 
 
-class DiffusersUNet(nn.Module):
+class _DiffusersUNet(nn.Module):
     """diffusers' ``UNet2DModel`` as the network F: label and augmentation are added to its noise embedding.
 
     Every residual branch and the last layer start at zero, as in Karras et al. 2022.
     """
 
-    def __init__(
-        self, config: DiffusionConfig, shape: tuple[int, int, int], num_classes: int, augment_dim: int
-    ) -> None:
+    def __init__(self, config: DiffusionConfig, shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         channels, height, _ = shape
         width, levels = config.width, range(len(config.multipliers))
@@ -98,17 +186,16 @@ class DiffusersUNet(nn.Module):
             attention_head_dim=math.gcd(width, 64),
             norm_num_groups=next(groups for groups in range(min(32, width // 4), 0, -1) if width % groups == 0),
         )
-        zero_init(self.unet.conv_out)
+        _zero_init(self.unet.conv_out)
         for module in self.unet.modules():
             if type(module).__name__ == "ResnetBlock2D":
-                zero_init(module.conv2)
+                _zero_init(module.conv2)
             elif type(module).__name__ == "Attention":
-                zero_init(module.to_out[0])
+                _zero_init(module.to_out[0])
         self.label = nn.Embedding(num_classes + 1, 4 * width)
-        self.augment = nn.Linear(augment_dim, 4 * width, bias=False) if augment_dim else None
+        self.augment = nn.Linear(AUGMENT_DIM, 4 * width, bias=False) if config.augments else None
 
     def forward(self, image: Tensor, noise: Tensor, label: Tensor, augment: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
         condition = self.label(label)
         if self.augment is not None and augment is not None:
             condition = condition + self.augment(augment)
@@ -120,44 +207,30 @@ class DiffusersUNet(nn.Module):
 
 
 def build_network(config: DiffusionConfig, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The network a configuration names, for images [C, H, W]; weights from torch's global generator.
-
-    Raises:
-        UsageError: see `check_network`.
-    """
+    """The network of a configuration for images [C, H, W]; weights from torch's global generator."""
     check_network(config, shape)
-    augment_dim = AUGMENT_DIM if config.augments else 0
     if config.network == "mlp":
-        return ResidualMLP(config, shape, num_classes, augment_dim)
-    network = DiffusersUNet(config, shape, num_classes, augment_dim)
+        return _ResidualMLP(config, shape, num_classes)
+    network = _DiffusersUNet(config, shape, num_classes)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def check_network(config: DiffusionConfig, shape: tuple[int, int, int]) -> None:
-    """Refuse images [C, H, W] that the configuration's network cannot take.
-
-    Raises:
-        UsageError: height or width is not divisible by 2 for each level below the first, or diffusers is missing.
-    """
+    """Refuse images [C, H, W] whose sides the UNet's levels cannot halve, or a UNet without diffusers."""
     if config.network != "unet":
         return
-    divisor = 2 ** (len(config.multipliers) - 1)
-    if shape[1] % divisor or shape[2] % divisor:
+    halvings = len(config.multipliers) - 1
+    if shape[1] % 2**halvings or shape[2] % 2**halvings:
         raise UsageError(
             f"images of {shape[1]}x{shape[2]} pixels do not fit the UNet",
-            why=f"{len(config.multipliers)} levels halve them {len(config.multipliers) - 1} times: sizes must be "
-            f"divisible by {divisor}",
+            why=f"its levels halve them {halvings} times: sizes must be divisible by {2**halvings}",
             fix="load them with resize=, or give fewer multipliers",
         )
     import_diffusers("UNet2DModel")
 
 
 def import_diffusers(name: str) -> Any:
-    """A class of the diffusers library, which is an extra.
-
-    Raises:
-        UsageError: diffusers is not installed, or a torchvision that does not fit torch keeps it from loading.
-    """
+    """A class of the diffusers library, an extra; `UsageError` where it cannot be imported."""
     try:
         import diffusers
 
@@ -178,8 +251,7 @@ def import_diffusers(name: str) -> Any:
         ) from None
 
 
-def zero_init(layer: nn.Linear | nn.Conv2d) -> Any:
-    """Set a layer's weight and bias to zero and return it."""
+def _zero_init(layer: nn.Linear | nn.Conv2d) -> Any:
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -1,7 +1,7 @@
 """Quality of synthetic images, measured against real ones: labels, usefulness, copying, variety, statistics.
 
-No single number tells a good generator: one that repeats its training images has perfect labels, one that samples
-noise copies nothing. Every measure therefore comes with its value for real test images.
+No single number tells a good generator (one that repeats its training images has perfect labels), so every measure
+comes with its value for real test images.
 """
 
 from __future__ import annotations
@@ -20,11 +20,8 @@ from puma.rng import mixed_key, permuted
 SCHEMA = "puma.quality/1"
 Floats = NDArray[np.float64]
 Features = Callable[[NDArray[np.uint8]], Floats]
-NEIGHBORS = 5
-"""Of coverage, as in its paper."""
-
-_PIXEL_DIMENSIONS = 256  # beyond this, pixels are projected on principal components of the training images
-_COMPONENTS = 64
+_NEIGHBORS = 5  # of coverage, as in its paper
+_PIXEL_DIMENSIONS, _COMPONENTS = 256, 64  # beyond so many pixels, principal components of the training images
 
 
 class _Set(NamedTuple):
@@ -32,11 +29,6 @@ class _Set(NamedTuple):
     pixels: Floats  # [N, D] in [0, 1]
     features: Floats  # [N, F]
     labels: NDArray[np.int64]
-
-    def describe(self) -> dict[str, Any]:
-        source = self.source
-        sizes = {"rows": len(source), "used": len(self.labels)}
-        return {"name": source.name, "fingerprint": source.fingerprint, **sizes}
 
 
 def measure(
@@ -74,18 +66,19 @@ def measure(
         DataError: sources of different shape or number of classes, or too few images to say anything.
     """
     check_comparable(train, test, synthetic)
-    roles = ("train", "test", "synthetic")
-    rows = [_rows(source, limit, seed) for source in (train, test, synthetic)]
+    sources = {"train": train, "test": test, "synthetic": synthetic}
+    rows = {role: _rows(source, limit, seed) for role, source in sources.items()}
     if features is None:
-        features, features_name = _pixel_features(train.read(rows[0]))
-    sets = [
-        _Set(source, images.reshape(len(chosen), -1) / 255.0, features(images), source.labels[chosen])
-        for source, chosen in zip((train, test, synthetic), rows, strict=True)
-        for images in [source.read(chosen)]
-    ]
+        features, features_name = _pixel_features(train.read(rows["train"]))
+    sets, described = [], {}
+    for role, source in sources.items():
+        images = source.read(rows[role])
+        sets.append(_Set(source, _flat(images), features(images), source.labels[rows[role]]))
+        sizes = {"rows": len(source), "used": len(images)}
+        described[role] = {"name": source.name, "fingerprint": source.fingerprint, **sizes}
     return {
         "schema": SCHEMA,
-        "sources": {role: one.describe() for role, one in zip(roles, sets, strict=True)},
+        "sources": described,
         "seed": seed,
         "features": features_name,
         **_accuracies(*sets),
@@ -96,19 +89,12 @@ def measure(
 
 
 def check_comparable(train: Source, *others: Source) -> None:
-    """Refuse sources that cannot be measured against each other.
-
-    Raises:
-        DataError: other image shapes or numbers of classes, or too few images.
-    """
+    """Refuse (`DataError`) other image shapes or numbers of classes, or too few images."""
     for other in others:
         if other.image_shape != train.image_shape or other.num_classes != train.num_classes:
-            raise DataError(
-                f"{other.name} cannot be compared with {train.name}",
-                why=f"images {other.image_shape} in {other.num_classes} classes against {train.image_shape} in "
-                f"{train.num_classes}",
-                fix="load both with the same resize= and the same classes",
-            )
+            ours, theirs = (f"images {one.image_shape} in {one.num_classes} classes" for one in (other, train))
+            fix = "load both with the same resize= and the same classes"
+            raise DataError(f"{other.name} cannot be compared with {train.name}", why=f"{ours}; {theirs}", fix=fix)
     for one in (train, *others):
         if len(one) < 2 * one.num_classes:
             raise DataError(f"{one.name} has only {len(one)} images for {one.num_classes} classes: too few to measure")
@@ -126,7 +112,7 @@ def nearest(points: Floats, others: Floats, k: int = 1) -> Floats:
     return np.asarray(distances[:, -1], dtype=np.float64)
 
 
-def coverage(real: Floats, fake: Floats, k: int = NEIGHBORS) -> float:
+def coverage(real: Floats, fake: Floats, k: int = _NEIGHBORS) -> float:
     """Share of real points with a fake point nearer than their k-th real neighbor (Naeem et al. 2020, 2002.09797).
 
     In [0, 1], higher is more varied; it grows with the number of fake points, so compare at equal numbers.
@@ -156,6 +142,10 @@ def frechet_distance(first: Floats, second: Floats) -> float:
     return float(gap @ gap + np.trace(one) + np.trace(two) - 2 * cross)
 
 
+def _flat(images: NDArray[np.uint8]) -> Floats:
+    return images.reshape(len(images), -1) / 255.0
+
+
 def _rows(source: Source, limit: int, seed: int) -> NDArray[np.int64]:
     return stratified_rows(source.labels, limit, seed) if len(source) > limit else np.arange(len(source))
 
@@ -164,15 +154,13 @@ def _pixel_features(images: NDArray[np.uint8]) -> tuple[Features, str]:
     """Pixels in [0, 1], or their principal components over ``images``."""
     size = int(np.prod(images.shape[1:]))
     if size <= _PIXEL_DIMENSIONS:
-        return lambda pixels: pixels.reshape(len(pixels), -1) / 255.0, f"the {size} pixels in [0, 1]"
+        return _flat, f"the {size} pixels in [0, 1]"
     from sklearn.decomposition import PCA
 
     components = min(_COMPONENTS, len(images))
-    fitted = PCA(components, svd_solver="randomized", random_state=0).fit(images.reshape(len(images), -1) / 255.0)
-    return (
-        lambda pixels: np.asarray(fitted.transform(pixels.reshape(len(pixels), -1) / 255.0)),
-        f"{components} principal components of the training images' {size} pixels",
-    )
+    fitted = PCA(components, svd_solver="randomized", random_state=0).fit(_flat(images))
+    name = f"{components} principal components of the training images' {size} pixels"
+    return lambda pixels: np.asarray(fitted.transform(_flat(pixels))), name
 
 
 def _accuracies(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
@@ -211,7 +199,7 @@ def _neighbors(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
 
 
 def _coverages(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
-    result: dict[str, Any] = {"neighbors": NEIGHBORS, "synthetic": {}, "test": {}, "rows": {}}
+    result: dict[str, Any] = {"neighbors": _NEIGHBORS, "synthetic": {}, "test": {}, "rows": {}}
     for label, name in enumerate(train.source.class_names):
         real, *others = (one.features[one.labels == label] for one in (train, test, synthetic))
         size = min(len(points) for points in others)

@@ -1,36 +1,54 @@
-"""Sample labelled images from a diffusion model or a pipeline into one .npz; the same call resumes after a kill.
+"""Sample labelled images from a diffusion model or a diffusers pipeline into one .npz; the same call resumes.
 
 Image k depends on the sampler's settings and on k only, never on how many are sampled or in what batches.
 """
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field
 
+from puma.data.images import resized
 from puma.data.npz import read_comment, write_npz
 from puma.data.source import Source
 from puma.devices import warn_slow_bf16
-from puma.errors import DataError, ResumeError, UsageError
-from puma.generation.config import DiffusionConfig, SamplerConfig, diffusion_config
+from puma.errors import CheckError, DataError, ModelError, ResumeError, UsageError
 from puma.generation.diffusion import Diffusion, build_denoiser, train_diffusion, training_seconds
-from puma.generation.edm import Churn, guided, sample, schedule
-from puma.generation.networks import check_network
-from puma.io import Shards, lock, require_same_settings, sha256_file, spans, write_json, write_text
+from puma.generation.edm import guided, sample, schedule
+from puma.generation.networks import DiffusionConfig, check_network, diffusion_config, import_diffusers
+from puma.io import Shards, fingerprint, lock, require_same_settings, sha256_file, spans, write_json, write_text
+from puma.models.weights import weights_sha256
 from puma.progress import Progress
-from puma.rng import Stream, counter_generator, image_noise
+from puma.rng import Stream, counter_generator, image_noise, torch_seed
 
-SCHEMA = "puma.generated/2"
+SCHEMA = "puma.generated/3"
 Labels = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+
+
+class SamplerConfig(BaseModel):
+    """Settings of the sampler: noise levels of Karras et al. 2022, guidance, labels, images per batch and shard."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(default=18, ge=1)
+    sigma_min: float = Field(default=0.002, gt=0)
+    sigma_max: float = Field(default=80.0, gt=0)
+    rho: float = Field(default=7.0, gt=0)
+    guidance: float = Field(default=1.0, ge=0)
+    labels: Literal["balanced", "real"] = "balanced"
+    batch_size: int = Field(default=512, ge=1)
+    shard_rows: int = Field(default=2048, ge=1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +62,7 @@ class Sampler:
         class_names: one name per label.
     """
 
-    sample: Callable[[Labels, Labels], NDArray[np.uint8]]
+    sample: Callable[[Labels, Labels], Pixels]
     identity: dict[str, Any]
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
@@ -55,28 +73,18 @@ def diffusion_sampler(model: Diffusion, seed: int = 0, config: SamplerConfig | N
 
     Another batch size or order gives image k again up to the network's rounding, which depends on the batch: in float32
     within 1e-3 in [-1, 1], a small part of a grey level.
-
-    Raises:
-        UsageError: see `check_sampler`.
     """
-    settings = config or SamplerConfig()
-    check_sampler(settings, model.config.label_dropout)
-    warn_slow_bf16(model.config.precision, model.device)
+    settings, device = config or SamplerConfig(), next(model.denoiser.parameters()).device
+    _check_sampler(settings, model.config.label_dropout)
+    warn_slow_bf16(model.config.precision, device)
     height, width, channels = model.image_shape
+    sigmas = schedule(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho)
 
     @torch.inference_mode()
-    def pixels(indices: Labels, labels: Labels) -> NDArray[np.uint8]:
-        def noise(step: int) -> Tensor:
-            return torch.from_numpy(image_noise(seed, indices, step, (channels, height, width))).to(model.device)
-
-        conditions = torch.from_numpy(labels).to(model.device)
-        images = sample(
-            guided(model.denoiser, conditions, model.num_classes, settings.guidance),
-            noise(0),
-            schedule(settings.steps, settings.sigma_min, settings.sigma_max, settings.rho),
-            churn=Churn(settings.churn, settings.churn_low, settings.churn_high, settings.churn_scale),
-            fresh_noise=lambda step: noise(step + 1),
-        )
+    def pixels(indices: Labels, labels: Labels) -> Pixels:
+        noise = torch.from_numpy(image_noise(seed, indices, 0, (channels, height, width))).to(device)
+        conditions = torch.from_numpy(labels).to(device)
+        images = sample(guided(model.denoiser, conditions, model.num_classes, settings.guidance), noise, sigmas)
         return to_pixels(images.permute(0, 2, 3, 1).cpu().numpy())
 
     identity = {
@@ -124,21 +132,14 @@ def generate(
     """
     config, sampler = config or diffusion_config(real.image_shape), sampler or SamplerConfig()
     out = _checked_target(out, count)
-    check_sampler(sampler, config.label_dropout)
-    check_trainable(real, config)
+    _check_sampler(sampler, config.label_dropout)
+    _check_trainable(real, config)
     folder = out.with_suffix(".diffusion")
     if out.exists() and not (folder / "model.safetensors").exists():  # said before the model is trained a second time
         fix = "restore that folder, or give another output path"
         raise ResumeError(f"{out} is there, but not the model in {folder} that it was sampled from", fix=fix)
-    model = train_diffusion(
-        real,
-        folder,
-        config=config,
-        seed=seed,
-        device=device,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-    )
+    settings: dict[str, Any] = {"seed": seed, "device": device, "checkpoint_every": checkpoint_every}
+    model = train_diffusion(real, folder, config=config, progress=progress, **settings)
     shares = np.bincount(real.labels, minlength=real.num_classes) / len(real) if sampler.labels == "real" else None
     return generate_from(model, count, out=out, config=sampler, shares=shares, seed=seed, progress=progress)
 
@@ -156,8 +157,7 @@ def generate_from(
     """Sample ``count`` labelled images from a trained model: ours, or any `Sampler`. Resumes, raises as `generate`.
 
     Args:
-        sampler: a trained `Diffusion` (`Diffusion.load`), or a sampler such as `puma.generation.pipelines`' with its
-            own seed.
+        sampler: a trained `Diffusion` (`Diffusion.load`), or a sampler such as `pipeline_sampler`'s with its own seed.
         count: how many images to sample, at least 1.
         out: target ``NAME.npz``.
         config: sampler settings; of a sampler that is not ours only batch and shard sizes.
@@ -219,11 +219,20 @@ def condition_labels(
     return np.searchsorted(np.cumsum(shares / shares.sum())[:-1], uniform, side="right").astype(np.int64)
 
 
+def to_pixels(images: NDArray[np.float64]) -> Pixels:
+    """From [-1, 1] to the nearest of 0..255, clipped.
+
+    >>> to_pixels(np.array([-1.2, -1.0, 0.0, 1.0])).tolist()
+    [0, 0, 128, 255]
+    """
+    return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
 def estimate_cost(
     real: Source, count: int, config: DiffusionConfig, sampler: SamplerConfig, device: torch.device | str = "cpu"
 ) -> tuple[int, float, float]:
     """Parameters of the network, and the seconds of training and of sampling on this device, measured in a few."""
-    check_trainable(real, config)
+    _check_trainable(real, config)
     with torch.random.fork_rng(devices=[]):
         denoiser = build_denoiser(config, real.image_shape, real.num_classes).eval().to(device)
     untrained = Diffusion(denoiser, config, real.image_shape, tuple(real.class_names), {})
@@ -245,23 +254,16 @@ def sampling_seconds(sampler: Sampler, count: int, batch_size: int) -> float:
     return seconds * count / len(few)
 
 
-def check_sampler(config: SamplerConfig, label_dropout: float) -> None:
-    """Refuse sampler settings that do not fit a model with this label dropout.
-
-    Raises:
-        UsageError: guidance of a model that was never trained without labels, or noise levels that do not descend.
-    """
+def _check_sampler(config: SamplerConfig, label_dropout: float) -> None:
+    """Refuse guidance of a model never trained without labels, and noise levels that do not descend."""
     if config.sigma_min >= config.sigma_max:
         raise UsageError(f"sigma_min {config.sigma_min:g} is not below sigma_max {config.sigma_max:g}")
     if config.guidance != 1 and label_dropout == 0:
-        raise UsageError(
-            f"guidance {config.guidance:g} needs a model that was also trained without labels",
-            why="its label_dropout is 0",
-            fix="train one with label_dropout=0.1",
-        )
+        what = f"guidance {config.guidance:g} needs a model that was also trained without labels"
+        raise UsageError(what, why="its label_dropout is 0", fix="train one with label_dropout=0.1")
 
 
-def check_trainable(real: Source, config: DiffusionConfig) -> None:
+def _check_trainable(real: Source, config: DiffusionConfig) -> None:
     """Refuse real images that do not fit the network (`UsageError`), or of which a class has none (`DataError`)."""
     height, width, channels = real.image_shape
     check_network(config, (channels, height, width))
@@ -272,15 +274,6 @@ def check_trainable(real: Source, config: DiffusionConfig) -> None:
             why="a class-conditional model cannot be trained on a class without images",
             fix="choose a subset that has every class, or renumber the labels",
         )
-
-
-def to_pixels(images: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """From [-1, 1] to the nearest of 0..255, clipped.
-
-    >>> to_pixels(np.array([-1.2, -1.0, 0.0, 1.0])).tolist()
-    [0, 0, 128, 255]
-    """
-    return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def _checked_target(out: Path | str, count: int) -> Path:
@@ -342,3 +335,99 @@ def _member(path: Path, name: str) -> NDArray[Any]:
     with np.load(path, allow_pickle=False) as arrays:
         array: NDArray[Any] = arrays[name]
     return array
+
+
+# --- diffusers pipelines (an extra) --------------------------------------------------------------------------------
+
+
+def load_pipeline(name: str, device: torch.device | str = "cpu") -> Any:
+    """Open a diffusers pipeline: a local folder, or a name on the hub; safetensors only, never pickles.
+
+    Raises:
+        UsageError: diffusers is not installed or cannot be imported.
+        ModelError: there is no such pipeline, or its weights are not safetensors.
+    """
+    pipelines = import_diffusers("DiffusionPipeline")
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise ModelError(f"cannot open the pipeline {name!r}", why="there is no such folder")
+    try:
+        pipeline = pipelines.from_pretrained(name, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot open the pipeline {name!r}", why=str(error).splitlines()[0]) from None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def pipeline_sampler(
+    pipeline: Any,
+    class_names: Sequence[str],
+    *,
+    seed: int = 0,
+    class_ids: Sequence[int] | None = None,
+    prompt: str = "a photo of a {name}",
+    size: int | None = None,
+    options: dict[str, Any] | None = None,
+) -> Sampler:
+    """A diffusers pipeline as a sampler: every image has its own generator, whatever the batch.
+
+    One image is sampled at once, so that a pipeline that does not work fails before the work.
+
+    Args:
+        pipeline: its call takes ``class_labels`` (as `DiTPipeline`) or ``prompt`` (as `StableDiffusionPipeline`).
+        class_names: one name per label.
+        seed: decides the images.
+        class_ids: the pipeline's class for each label; None for 0, 1, 2, ...
+        prompt: text with ``{name}`` in the place of the class name.
+        size: side in pixels to shrink images to; None keeps the pipeline's.
+        options: further arguments of each call, such as ``num_inference_steps`` and ``guidance_scale``.
+
+    Raises:
+        UsageError: the pipeline takes no labels, or class ids, names and prompt do not fit together.
+        CheckError: its images are NaN.
+    """
+    kind, options = type(pipeline).__name__, dict(options or {})
+    ids = list(range(len(class_names)) if class_ids is None else class_ids)
+    parameters = inspect.signature(type(pipeline).__call__).parameters
+    argument = next((name for name in ("class_labels", "prompt") if name in parameters), "")
+    if not argument:
+        raise UsageError(
+            f"{kind} samples without labels",
+            why="its call takes neither class_labels nor prompt, so its images have no known class",
+            fix="use a class-conditional or text-to-image pipeline",
+        )
+    if unknown := sorted(set(options) - set(parameters)):
+        raise UsageError(f"{kind} takes no option {', '.join(unknown)}", fix=f"it takes: {', '.join(parameters)}")
+    if len(ids) != len(class_names) or not ids:
+        raise UsageError(f"{len(ids)} class ids for {len(class_names)} class names")
+    if argument == "prompt" and "{name}" not in prompt:
+        raise UsageError(f"the prompt {prompt!r} is the same for every class", fix='write "a photo of a {name}"')
+    conditions: list[Any] = ids if argument == "class_labels" else [prompt.format(name=name) for name in class_names]
+
+    def sample(indices: Labels, labels: Labels) -> Pixels:
+        seeds = [torch_seed(seed, Stream.LATENT, 0, index) for index in indices.tolist()]
+        sampled = pipeline(
+            **{argument: [conditions[label] for label in labels.tolist()]},
+            generator=[torch.Generator().manual_seed(one) for one in seeds],
+            output_type="np",
+            **options,
+        ).images
+        images = np.asarray(sampled, dtype=np.float64)
+        if not np.isfinite(images).all():
+            why = "half precision overflows in some pipelines"
+            raise CheckError(f"{kind} returned NaN images", why=why, fix="load it in float32 or bfloat16")
+        pixels = np.clip(np.rint(images * 255), 0, 255).astype(np.uint8)
+        return pixels if size is None else resized(pixels, size)
+
+    modules = {name: part for name, part in sorted(pipeline.components.items()) if isinstance(part, torch.nn.Module)}
+    identity = {
+        "pipeline": kind,
+        "weights": fingerprint({name: weights_sha256(module) for name, module in modules.items()}),
+        "scheduler": fingerprint({key: repr(value) for key, value in dict(pipeline.scheduler.config).items()}),
+        "diffusers": import_diffusers("__version__"),
+        "seed": seed,
+        "conditions": conditions,
+        "size": size,
+        "options": {name: repr(value) for name, value in sorted(options.items())},
+    }
+    height, width, channels = sample(np.zeros(1, np.int64), np.zeros(1, np.int64)).shape[1:]
+    return Sampler(sample, identity, (height, width, channels), tuple(class_names))
