@@ -44,7 +44,7 @@ FLAGS = pa.schema(
     {"study": _TEXT, **_RUN, "checkpoint": _TEXT, "attack": _TEXT, "clean": _FLAG_LIST, "robust": _FLAG_LIST},
     metadata={"schema": "puma.flags/1"},
 )
-MISLABELLED = pa.schema({**_RUN, "share": _FLOAT, "by_attack": _FLOAT}, metadata={"schema": "puma.mislabelled/1"})
+MISLABELLED = pa.schema({**_RUN, "share": _FLOAT, "by_attack": _FLOAT}, metadata={"schema": "puma.mislabelled/2"})
 _NULLABLE = {*ROBUST, "params", "attack_cost"}
 
 Results = Mapping[str, Any] | Iterable[Mapping[str, Any]]
