@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check docs format peers gpu clean
+.PHONY: demo test slow check docs format peers gpu clean
 
 demo: .venv/user
 	$(BIN)/puma demo --out demo
 
 test: .venv/dev
 	$(BIN)/pytest --numprocesses 2
+
+# Every command that resumes, killed at random moments: minutes, or hours with PUMA_KILLS=100.
+slow: .venv/dev
+	$(BIN)/pytest -m slow -s
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
