@@ -1,7 +1,7 @@
 """PUMA: adversarial training with less data (arXiv 2405.06298).
 
-Measure every training image's margin, prune the images of highest margin, lower the attack norm on those of lowest
-margin, and train adversarially on what is left. The names below are the front door; each is imported when first used,
+Measure every training image's margin, prune the images of highest margin, lower eps on those of lowest margin, and
+train adversarially on what is left. The names below are the front door; each is imported when first used,
 so that ``import puma`` and ``puma --help`` stay fast.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-
-from puma._version import __version__
 
 if TYPE_CHECKING:
     from puma.attacks.deepfool import deepfool as deepfool
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from puma.threat import ThreatModel as ThreatModel
     from puma.training.loop import train as train
 
+__version__ = "0.1.0"
 _FRONT_DOOR = {
     "MarginTable": "puma.margins",
     "Plan": "puma.plan",

@@ -12,7 +12,7 @@ import platform
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, cast
 
-from puma._version import __version__
+from puma import __version__
 from puma.errors import UsageError
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Iterable
+from functools import partial
 
 
 class PumaError(Exception):
@@ -21,19 +22,11 @@ class PumaError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        lines = [self.what]
-        if self.why:
-            lines.append(f"  why: {self.why}")
-        if self.fix:
-            lines.append(f"  try: {self.fix}")
-        return "\n".join(lines)
+        why, fix = (f"\n  {head}: {text}" if text else "" for head, text in (("why", self.why), ("try", self.fix)))
+        return f"{self.what}{why}{fix}"
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments must survive a process boundary
-        return _rebuild, (type(self), self.what, self.why, self.fix)
-
-
-def _rebuild(kind: type[PumaError], what: str, why: str, fix: str) -> PumaError:
-    return kind(what, why=why, fix=fix)
+        return partial(type(self), why=self.why, fix=self.fix), (self.what,)
 
 
 class UsageError(PumaError, ValueError):

@@ -46,17 +46,16 @@ def permuted(positions: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64
 
 def sampled(count: int, n: int, key: int) -> NDArray[np.int64]:
     """``count`` independent uniform draws from ``0..n-1``, with replacement: the SplitMix64 sequence of ``key``."""
-    with np.errstate(over="ignore"):
-        counter = np.uint64(key & _MASK) + np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN)
+    counter = np.uint64(key & _MASK) + np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN)
     return (_mix(counter) % np.uint64(n)).astype(np.int64)
 
 
 def mixed_key(*parts: int) -> int:
     """One 64-bit key from several integers (a seed, the number of a pass, a stream)."""
-    state = 0
+    state = np.zeros(1, dtype=np.uint64)
     for part in parts:
-        state = _mix_int((state ^ (part & _MASK)) + _GOLDEN)
-    return state
+        state = _mix(state ^ np.uint64(part & _MASK))
+    return int(state[0])
 
 
 def _feistel(values: NDArray[np.int64], side: int, keys: list[np.uint64]) -> NDArray[np.int64]:
@@ -72,13 +71,6 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-def _mix_int(value: int) -> int:
-    value &= _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
 
 
 # --- seeds for torch generators ------------------------------------------------------------------------------------

@@ -129,18 +129,14 @@ class _Here:
     """The engine of this process. Every engine takes items until it is `full`, and gives them back with results."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function, self._items = function, list[Any]()
-
-    @property
-    def full(self) -> bool:
-        return bool(self._items)
+        self._function, self._item, self.full = function, None, False
 
     def submit(self, item: Any) -> None:
-        self._items.append(item)
+        self._item, self.full = item, True
 
     def next(self) -> tuple[Any, Any]:
-        item = self._items.pop()
-        return item, self._function(item)
+        self.full = False
+        return self._item, self._function(self._item)
 
 
 def _engine(function: Callable[[Any], Any], tasks: int, workers: Workers) -> AbstractContextManager[Any]:
@@ -345,10 +341,7 @@ class _Ray:
         self._ray, self._function, self._workers = ray, function, workers
         self._remote = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=workers.retries)(_ray_task)
         self._busy: dict[Any, Any] = {}
-
-    @property
-    def full(self) -> bool:
-        return False
+        self.full = False
 
     def submit(self, item: Any) -> None:
         threads = self._workers.threads or max(1, int(self._workers.cpus))

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "puma"
 
 # From the ground up. A module may import modules of lower layers and of its own room, nothing else.
 LAYERS: list[set[str]] = [
-    {"errors", "_version"},
+    {"errors"},
     {"io", "progress", "plots", "rng", "devices"},
     {"tasks"},
     {"threat"},

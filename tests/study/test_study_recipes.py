@@ -14,7 +14,7 @@ from small_study import small_study
 from typer import Typer
 from typer.testing import CliRunner
 
-from puma._version import __version__
+from puma import __version__
 from puma.cli.report import report
 from puma.errors import ResumeError
 from puma.io import sha256_file

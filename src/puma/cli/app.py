@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from puma._version import __version__
+from puma import __version__
 from puma.cli.data import data_app
 from puma.cli.demo import demo
 from puma.cli.evaluate import evaluate

@@ -30,7 +30,7 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 from PIL import Image
 
-from puma._version import __version__
+from puma import __version__
 from puma.errors import UsageError, unknown
 from puma.io import atomic_path, prepare_folder, write_bytes, write_text
 from puma.plots import GRID, figure_style, svg_text

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from puma._version import __version__
+from puma import __version__
 from puma.errors import DataError
 from puma.io import read_toml, sha256_file
 from puma.margins import STATUS_NAMES, MarginTable

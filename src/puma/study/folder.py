@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puma._version import __version__
+from puma import __version__
 from puma.errors import DataError, ResumeError
 from puma.io import (
     fingerprint,

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from puma._version import __version__
+from puma import __version__
 from puma.errors import BusyError
 from puma.io import lock, lock_holder
 from puma.progress import Progress
