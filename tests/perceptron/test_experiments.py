@@ -14,8 +14,8 @@ import typer
 from typer.testing import CliRunner
 
 from puma.perceptron import experiments
-from puma.perceptron.simulate import Grid
-from puma.perceptron.strategies import Strategy
+from puma.perceptron.experiments import Grid
+from puma.perceptron.task import Strategy
 from puma.report.perceptron import (
     Results,
     compare_collapse,

@@ -13,8 +13,7 @@ import pytest
 
 from puma.errors import ResumeError, UsageError
 from puma.perceptron import clean_error, fit, mislabelled_share_after_pruning, robust_error, simulate
-from puma.perceptron.simulate import Task
-from puma.perceptron.strategies import NAMES, Strategy
+from puma.perceptron.task import NAMES, Strategy, Task
 
 SMALL = {"alphas": [4, 2], "keeps": [0.5, 0.8], "seeds": 2, "dimension": 30}
 

@@ -9,8 +9,7 @@ import pytest
 
 from puma.errors import UsageError
 from puma.perceptron import capped_robust_error, clean_error, robust_error, simulate
-from puma.perceptron.simulate import Task
-from puma.perceptron.strategies import Strategy
+from puma.perceptron.task import Strategy, Task
 from puma.perceptron.theory import Population, SaddlePoint, predict
 
 ANGLE = math.radians(20)

@@ -1,6 +1,7 @@
 """The linear task in which PUMA's claims can be computed: closed forms, optimal students, theory, simulations."""
 
 from puma.perceptron.closed_forms import (
+    bridge,
     capped_robust_error,
     clean_error,
     collapse_fraction,
@@ -9,9 +10,8 @@ from puma.perceptron.closed_forms import (
     residual_mislabelled_mass,
     robust_error,
 )
-from puma.perceptron.simulate import simulate
-from puma.perceptron.solver import fit
-from puma.perceptron.strategies import bridge
+from puma.perceptron.experiments import simulate
+from puma.perceptron.task import fit
 
 __all__ = [
     "bridge",

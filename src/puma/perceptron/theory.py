@@ -39,8 +39,7 @@ from scipy.special import expit, ndtr, owens_t, wrightomega
 
 from puma.errors import CheckError, UsageError
 from puma.perceptron.closed_forms import Array, panels
-from puma.perceptron.simulate import Task
-from puma.perceptron.strategies import WHOLE, Strategy
+from puma.perceptron.task import WHOLE, Strategy, Task
 
 _REACH, _MARGIN_NODES = 8.0, 12
 _NOISE_REACH, _NOISE_NODES = 7.5, 48
@@ -140,17 +139,11 @@ def _breaks(low: float, high: float, angle: float, knee: float) -> Array:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A student in the limit.
+    """A student in the limit; fields as the columns of a simulation's table.
 
-    Args:
-        clean_error, robust_error, consistent_error: as in a simulation's table.
-        overlap: with the teacher; NaN where training collapses.
-        length: of the weights.
-        mean_eps: over the kept rows.
-        mean_margin: ``|mean(y x)|`` over them; training collapses iff it is not above ``mean_eps``.
-        reliable: False near the collapse, where ``mean_margin`` is within a tenth of ``mean_eps``: there the optimum is
-            flat, and simulations at finite ``d`` scatter over both sides. False too below 1.5 kept examples per
-            dimension, where at ``d = 200`` simulations were found up to a point better.
+    ``reliable`` is False near the collapse, where ``mean_margin`` is within a tenth of ``mean_eps``: there the optimum
+    is flat, and simulations at finite ``d`` scatter over both sides. False too below 1.5 kept examples per dimension,
+    where at ``d = 200`` simulations were found up to a point better.
     """
 
     clean_error: float
@@ -201,9 +194,8 @@ def predict(
     if not (alpha > 0 and eps >= 0 and 0 < keep <= 1 and 0 <= angle <= math.pi / 2 and l2 > 0):
         raise UsageError(f"no prediction for alpha {alpha}, eps {eps}, keep {keep}, angle {angle}, l2 {l2}")
     if task != "isotropic" and rule.name not in NO_MARGINS:
-        raise UsageError(
-            f"no prediction for {rule.name!r} on the {task} task", why="its probe is trained on the same data"
-        )
+        why = "its probe is trained on the same data"
+        raise UsageError(f"no prediction for {rule.name!r} on the {task} task", why=why)
     population = Population.of(rule, eps, keep, angle)
     shape = Task.named(task, 1000)
     saddle = SaddlePoint(population, shape, alpha * population.keep, l2)

@@ -1,0 +1,324 @@
+"""The linear task: its teacher, strategies on one training set, and the adversarially trained student."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.special import expit
+
+from puma.errors import CheckError, DataError, UsageError, unknown
+from puma.perceptron.closed_forms import Array, capped_robust_error, clean_error, robust_error
+from puma.strategies import STRATEGIES
+from puma.strategies.rules import automatic_c
+
+_STEPS, _TOLERANCE = 200, 1e-11
+NAMES = ("none", "random", "difficult", "easy", "puma", "puma-plus", "cap-only", "uniform-eps")
+WHOLE = ("none", "cap-only", "uniform-eps")
+"""Strategies that keep every row."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Coordinates that share one standard deviation."""
+
+    share: float  # of all coordinates
+    scale: float  # their standard deviation
+    signal: float  # the share of the teacher's variance that they carry
+
+
+TASKS: dict[str, tuple[Block, ...]] = {
+    "isotropic": (Block(share=1.0, scale=1.0, signal=1.0),),
+    "anisotropic": (Block(share=0.05, scale=1.0, signal=0.7), Block(share=0.95, scale=0.2, signal=0.3)),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """``x ~ N(0, S)`` with diagonal ``S`` constant on blocks, and ``y = sign(w*.x)``.
+
+    ``isotropic``: one block, ``S = I``. It has no accuracy-robustness trade-off and can only show harm.
+    ``anisotropic``: few strong coordinates, and many weak ones that carry part of the label. An L2 attack reaches the
+    weak ones first, so a robust student has to give up their share of the label: a trade-off, as images have it.
+    Inside a block the Gaussian has no preferred direction, so the teacher may lie on one coordinate of each.
+
+    Args:
+        blocks: of the coordinates, in order.
+        dimension: number of coordinates ``d``.
+
+    >>> task = Task.named("anisotropic", dimension=100)
+    >>> task.scale[[0, 5]].tolist(), round(float(task.teacher @ (task.scale**2 * task.teacher)), 12)
+    ([1.0, 0.2], 1.0)
+    """
+
+    blocks: tuple[Block, ...]
+    dimension: int
+
+    @classmethod
+    def named(cls, name: str, dimension: int) -> Task:
+        """The task called ``name`` (``"isotropic"`` or ``"anisotropic"``) in ``dimension`` coordinates."""
+        if name not in TASKS:
+            raise unknown("task", name, TASKS)
+        if dimension < 20:
+            raise UsageError(f"dimension {dimension} is too small", fix="use 20 coordinates or more")
+        return cls(TASKS[name], dimension)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Coordinates per block."""
+        ends = np.rint(np.cumsum([block.share for block in self.blocks]) * self.dimension).astype(int)
+        return [int(size) for size in np.diff(ends, prepend=0)]
+
+    @cached_property
+    def scale(self) -> Array:
+        """Standard deviation of each coordinate ``[d]``."""
+        return np.repeat([block.scale for block in self.blocks], self.sizes)
+
+    @cached_property
+    def teacher(self) -> Array:
+        """Weights of the teacher ``[d]``, with ``w*'S w* = 1``; its L2 margin is ``|w*.x| / |w*|``."""
+        weights = np.zeros(self.dimension)
+        starts = np.cumsum([0, *self.sizes[:-1]])
+        for start, block in zip(starts, self.blocks, strict=True):
+            weights[start] = np.sqrt(block.signal) / block.scale
+        return weights
+
+    def sample(self, rows: int, rng: np.random.Generator) -> Array:
+        """``rows`` examples as label times input ``[rows, d]``; more rows of one seed begin with the fewer."""
+        x = rng.standard_normal((rows, self.dimension)) * self.scale
+        return x * np.sign(x @ self.teacher)[:, None]
+
+    def overlap(self, weights: Array) -> float:
+        """Correlation of student and teacher outputs, in [-1, 1]; NaN for a student of no length."""
+        length = float(np.linalg.norm(self.scale * weights))
+        if length == 0:
+            return float("nan")
+        return float(np.clip(weights @ (self.scale**2 * self.teacher) / length, -1, 1))
+
+    def errors(self, weights: Array, eps: float, c: float = 0.5) -> dict[str, float]:
+        """Exact ``clean_error``, ``robust_error`` (label fixed) and ``consistent_error`` (attack ``min(eps, c s)``).
+
+        A student ``weights`` ``[d]`` of no length guesses, and every attack on it succeeds.
+        """
+        length = float(np.linalg.norm(weights))
+        stretch = length / float(np.linalg.norm(self.scale * weights)) if length > 0 else math.nan
+        return self.errors_at(self.overlap(weights), stretch, eps, c)
+
+    def errors_at(self, overlap: float, stretch: float, eps: float, c: float = 0.5) -> dict[str, float]:
+        """The errors of `errors` for a student with this overlap and ``stretch = |w| / |w|_S``."""
+        if math.isnan(overlap):
+            robust = 1.0 if eps > 0 else 0.5
+            return {"clean_error": 0.5, "robust_error": robust, "consistent_error": robust if c > 0 else 0.5}
+        # in units of the student's output: eps grows by the stretch, the teacher's distance shrinks by its own length
+        cap = c * stretch / float(np.linalg.norm(self.teacher))
+        return {
+            "clean_error": float(clean_error(overlap)),
+            "robust_error": float(robust_error(overlap, eps * stretch)),
+            "consistent_error": float(capped_robust_error(overlap, eps * stretch, cap)),
+        }
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A strategy with its parameters: names, rules and defaults of `puma.strategies`, without classes and sources.
+
+    ``none``: all rows, full eps. ``random``: a random share. ``difficult`` / ``easy``: the lowest / highest margins go.
+    ``puma(c)``: the highest margins go, ``eps_i = min(eps, c max(m_i, 0))``. ``puma-plus(c, max_misclassified)``: first
+    the most negative rows beyond that share of the kept set go, then the highest margins; ``c`` may be ``auto``.
+    ``cap-only(c)``: puma's eps on all rows. ``uniform-eps(scale)``: all rows at ``scale`` times eps.
+
+    Args:
+        name: one of `NAMES`.
+        parameters: in that order.
+
+    >>> Strategy.parse("puma-plus(0.5)")
+    Strategy(name='puma-plus', parameters=(0.5, 0.2))
+    """
+
+    name: str
+    parameters: tuple[float | str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Strategy:
+        """Read ``name`` or ``name(parameter, ...)``; what is left out takes its default."""
+        match = re.fullmatch(r"\s*([a-z-]+)\s*(?:\((.*)\))?\s*", text)
+        name = match[1] if match else text
+        if name not in NAMES:
+            raise unknown("strategy", name, NAMES)
+        given = [part.strip() for part in (match[2] or "").split(",")] if match and match[2] else []
+        defaults = tuple(value for value in STRATEGIES[name].parameters.values() if value is not None)
+        if len(given) > len(defaults):
+            raise UsageError(f"strategy {text!r} has too many parameters", fix=f"{name} takes {len(defaults)}")
+        values = tuple(_number(part, text) for part in given) + defaults[len(given) :]
+        if "auto" in values[1:] or (values[:1] == ("auto",) and name != "puma-plus"):
+            raise UsageError(f"strategy {text!r}: 'auto' is only for the c of puma-plus")
+        return cls(name, values)
+
+    def cap(self, misclassified: float, below_eps: float, keep: float) -> float:
+        """The factor ``c`` of the cap, from three shares (margin below 0, from 0 to eps, kept); inf without a cap."""
+        if self.name not in ("puma", "puma-plus", "cap-only"):
+            return float("inf")
+        c = self.parameters[0]
+        return automatic_c(misclassified, below_eps, keep) if isinstance(c, str) else c
+
+    def select(
+        self, margin: Array, eps: float, keep: float, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], Array]:
+        """Indices of the kept rows, ascending, and their eps, from signed margins ``[n]`` to the probe."""
+        n = len(margin)
+        kept = n if self.name in WHOLE else max(1, round(keep * n))
+        start = n - kept if self.name == "difficult" else 0
+        if self.name == "puma-plus":  # the most negative rows beyond its share go first, never beyond the budget
+            allowed = int(float(self.parameters[1]) * kept)
+            start = min(n - kept, max(0, int((margin < 0).sum()) - allowed))
+        order = rng.permutation(n) if self.name == "random" else np.argsort(margin, kind="stable")
+        rows = np.sort(order[start : start + kept])
+        c = self.cap(float(np.mean(margin < 0)), float(np.mean((margin > 0) & (margin < eps))), kept / n)
+        return rows, self.eps_of(margin[rows], eps, c)
+
+    def eps_of(self, margin: Array, eps: float, c: float) -> Array:
+        """The eps of kept rows with these margins, under a cap of factor ``c``."""
+        if self.name == "uniform-eps":
+            return np.full_like(margin, eps * float(self.parameters[0]))
+        return np.full_like(margin, eps) if np.isinf(c) else np.minimum(eps, c * np.maximum(margin, 0))
+
+
+def _number(part: str, text: str) -> float | str:
+    if part == "auto":
+        return part
+    try:
+        value = float(part)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"strategy {text!r}: cannot use the parameter {part!r}", fix="write a number, 0 or more")
+    return value
+
+
+def fit(inputs: ArrayLike, eps: ArrayLike, l2: float = 1e-5) -> Array:
+    """Minimise the adversarial logistic loss of a linear student.
+
+    The loss is ``mean_i softplus(-(a_i.w - eps_i |w|)) + l2 |w|^2 / 2`` with ``a_i = y_i x_i``: against a linear
+    student the inner maximum over ``|delta| <= eps_i`` is exactly ``-eps_i |w|``. It is convex, and smooth but at
+    ``w = 0``. There the subgradients are ``-mean(a_i) / 2`` plus the ball of size ``mean(eps_i) / 2``, so **w = 0
+    is the optimum iff |mean(a_i)| <= mean(eps_i)**: adversarial training has collapsed. Otherwise the loss falls along
+    ``mean(a_i)``, and Newton's method with a line search runs on the smooth side until the gradient vanishes.
+
+    Args:
+        inputs: label times input, ``[n, d]``.
+        eps: of the L2 attack, not negative: one number, or one per row ``[n]``.
+        l2: weight of the penalty, positive (separable data have no optimum without it).
+
+    Returns:
+        Weights ``[d]``, float64; exactly 0 where training collapses.
+
+    >>> fit([[1.0, 0.0], [0.0, 1.0]], eps=0.8)
+    array([0., 0.])
+
+    Raises:
+        DataError: no rows, or values that are not finite.
+        UsageError: shapes that do not fit, a negative ``eps``, ``l2 <= 0``.
+        CheckError: no convergence.
+    """
+    rows = np.ascontiguousarray(inputs, dtype=np.float64)
+    if rows.ndim != 2 or rows.size == 0 or not np.isfinite(rows).all():
+        raise DataError(f"inputs of shape {rows.shape} are not finite rows [n, d] of label times input")
+    eps_i = np.asarray(eps, dtype=np.float64)
+    if eps_i.shape not in ((), (len(rows),)):
+        raise UsageError(f"eps has shape {eps_i.shape} for {len(rows)} rows", fix="give one number or one per row")
+    if not ((eps_i >= 0) & (eps_i < np.inf)).all():
+        raise UsageError("eps has to be finite and not negative")
+    if not (math.isfinite(l2) and l2 > 0):
+        raise UsageError(f"l2 is {l2!r}", why="separable data have no optimum without a positive penalty")
+    eps_i = np.full(len(rows), eps_i)
+    mean = rows.mean(axis=0)
+    length = float(np.linalg.norm(mean))
+    if length <= eps_i.mean():
+        return np.zeros(rows.shape[1])
+    point = min(
+        (_Point.at(size * mean / length, rows, eps_i, l2) for size in (1.0, 0.1, 0.01)), key=lambda at: at.value
+    )
+    for _ in range(_STEPS):
+        gradient, hessian = point.derivatives(rows, eps_i, l2)
+        step = _newton(hessian, gradient)
+        decrement = float(-gradient @ step)
+        if np.linalg.norm(gradient) <= _TOLERANCE or decrement <= 1e-26:
+            return point.weights
+        moved = _line_search(point, step, decrement, rows, eps_i, l2)
+        if moved is None:  # rounding is all that is left to gain
+            if np.linalg.norm(gradient) <= 1e-7:
+                return point.weights
+            break
+        point = moved
+    raise CheckError(
+        f"the perceptron did not converge in {_STEPS} steps",
+        why=f"the gradient's norm is {np.linalg.norm(gradient):.1e}",
+        fix="raise l2",
+    )
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Weights, the margins of the attacked rows and the loss there."""
+
+    weights: Array
+    length: float
+    margins: Array
+    value: float
+
+    @classmethod
+    def at(cls, weights: Array, rows: Array, eps_i: Array, l2: float) -> _Point:
+        length = float(np.linalg.norm(weights))
+        margins = rows @ weights - eps_i * length
+        value = float(np.logaddexp(0, -margins).mean()) + l2 * length**2 / 2
+        return cls(weights, length, margins, value)
+
+    def derivatives(self, rows: Array, eps_i: Array, l2: float) -> tuple[Array, Array]:
+        """Gradient ``[d]`` and Hessian ``[d, d]`` of the loss away from 0."""
+        n, unit = len(rows), self.weights / self.length
+        pull = expit(-self.margins)  # minus the loss's derivative, in (0, 1)
+        spread = float(pull @ eps_i) / n
+        gradient = -(rows.T @ pull) / n + spread * unit + l2 * self.weights
+        bend = np.sqrt(pull * (1 - pull) / n)
+        scaled = rows * bend[:, None]
+        # sum_i bend_i^2 (a_i - eps_i unit)(a_i - eps_i unit)', multiplied out so that rows are scaled only once
+        hessian = scaled.T @ scaled
+        cross = scaled.T @ (bend * eps_i)
+        square = float((bend * eps_i) @ (bend * eps_i))
+        hessian -= np.outer(cross, unit) + np.outer(unit, cross)
+        hessian += (square - spread / self.length) * np.outer(unit, unit)
+        hessian[np.diag_indices_from(hessian)] += spread / self.length + l2
+        return gradient, hessian
+
+
+def _newton(hessian: Array, gradient: Array) -> Array:
+    shift = 0.0
+    for _ in range(20):
+        try:
+            return -np.asarray(cho_solve(cho_factor(hessian + shift * np.eye(len(hessian))), gradient))
+        except LinAlgError:
+            shift = max(10 * shift, 1e-14 * float(np.trace(hessian)))
+    raise CheckError("the perceptron's Hessian is not positive definite", fix="raise l2")
+
+
+def _line_search(point: _Point, step: Array, decrement: float, rows: Array, eps_i: Array, l2: float) -> _Point | None:
+    """Halve the step until the loss falls enough; None if it cannot fall any more."""
+    along = rows @ step
+    size = 1.0
+    for _ in range(60):
+        weights = point.weights + size * step
+        length = float(np.linalg.norm(weights))
+        if length > 0:
+            margins = point.margins + eps_i * point.length + size * along - eps_i * length
+            value = float(np.logaddexp(0, -margins).mean()) + l2 * length**2 / 2
+            if value <= point.value - 1e-4 * size * decrement:
+                return _Point(weights, length, margins, value)
+            if decrement < 1e-13 and value <= point.value + 1e-15 * math.fabs(point.value) + 1e-18:
+                return _Point(weights, length, margins, value)  # the loss is flat to rounding: trust Newton
+        size /= 2
+    return None
