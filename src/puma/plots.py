@@ -120,11 +120,8 @@ def svg_text(figure: Figure) -> str:
     buffer = io.StringIO()
     with figure_style():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    lines = (
-        line.rstrip().replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-        for line in buffer.getvalue().splitlines()
-    )
-    return "\n".join(lines) + "\n"
+    text = "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    return text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif") + "\n"
 
 
 def unit(norm: str) -> tuple[float, str]:
@@ -137,14 +134,8 @@ def plot_margins(
 ) -> Axes:
     """Plot a histogram of margins stacked by status, in percent of the images; dashed lines are 0 and eps.
 
-    Args:
-        margins: status -> margins in pixel units; those that are not finite are left out.
-        norm: their norm.
-        eps: of the threat model, if it is in the same norm.
-        axes: where to plot; None makes a new pyplot figure.
-
-    Returns:
-        the axes.
+    ``margins`` is status -> margins in pixel units; those that are not finite are left out. Returns the axes, by
+    default of a new pyplot figure.
     """
     axes, (factor, words) = axes or new_axes(), unit(norm)
     finite = {name: factor * values[np.isfinite(values)] for name, values in margins.items()}
@@ -170,22 +161,14 @@ def plot_margins(
 
 
 def plot_eps(eps: NDArray[np.float32], norm: str, axes: Axes | None = None, colour: str = BLUE) -> Axes:
-    """Plot a histogram of the eps of kept images, in percent of them; the dashed line is the mean.
+    """Plot a histogram of the eps of kept images (float32 ``[kept]``), in percent of them; dashed: the mean.
 
-    Args:
-        eps: float32 ``[kept]``, pixel units.
-        norm: its norm.
-        axes: where to plot; None makes a new pyplot figure.
-        colour: of the bars.
-
-    Returns:
-        the axes.
+    Returns the axes, by default of a new pyplot figure.
     """
     axes, (factor, words) = axes or new_axes(), unit(norm)
     edges = np.linspace(0, factor * float(eps.max(initial=0)) * 1.0001 or 1.0, 41)
-    axes.stairs(
-        100 * np.histogram(eps * factor, edges)[0] / max(len(eps), 1), edges, fill=True, color=colour, alpha=0.85
-    )
+    shares = 100 * np.histogram(eps * factor, edges)[0] / max(len(eps), 1)
+    axes.stairs(shares, edges, fill=True, color=colour, alpha=0.85)
     if len(eps):
         axes.axvline(float(eps.mean()) * factor, color=INK, linewidth=0.9, linestyle="--")
     axes.set(xlabel=f"eps of kept images ({words})", ylabel="% of kept images")

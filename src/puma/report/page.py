@@ -120,7 +120,7 @@ def rounded(value: float) -> float:
 
 
 def show(cell: Any, kind: Kind = "number") -> str:
-    """A cell as text.
+    """A cell as a person reads it.
 
     >>> show(Estimate(0.041, 0.032, 0.050, 5), "points"), show(Estimate(0.02, 0.0, 0.07, 1), "percent"), show(None)
     ('+4.1 ±0.9', '2.0 [0.0, 7.0]', '–')
@@ -209,14 +209,9 @@ def png_uri(image: NDArray[np.uint8]) -> str:
 
 @dataclass
 class Report:
-    """What a page shows, before it is HTML, files or a PDF.
+    """What a page shows, before it is HTML, files or a PDF: pictures and tables by the names of their exported files.
 
-    Args:
-        template: its template.
-        title: one line.
-        pictures: by the name of the exported file.
-        tables: by the name of the exported file.
-        values: everything else that the template uses.
+    ``values`` is everything else that the template uses.
     """
 
     template: str
@@ -278,10 +273,7 @@ def export(report: Report, formats: Sequence[str], folder: Path | str) -> list[P
     """Write every figure (``svg``, ``pdf``) or table (``csv``, ``latex``) of a report into ``folder``.
 
     Equal reports give equal bytes. CSV holds full precision and fractions; LaTeX the numbers as the page shows them, in
-    a ``tabular`` that needs the package booktabs.
-
-    Returns:
-        the files, in order.
+    a ``tabular`` that needs the package booktabs. Returns the files, in order.
 
     Raises:
         UsageError: an unknown format.
@@ -306,11 +298,7 @@ def export(report: Report, formats: Sequence[str], folder: Path | str) -> list[P
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Refuse formats that are none of `FORMATS`.
-
-    Raises:
-        UsageError: there is one.
-    """
+    """Refuse, with a UsageError, formats that are none of `FORMATS`."""
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)

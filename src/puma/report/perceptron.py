@@ -41,13 +41,10 @@ class Results:
 def run_experiments(
     experiments: Sequence[Experiment], out: Path | str, *, workers: int = 1, progress: bool = False
 ) -> Results:
-    """Simulate the experiments and compute their theory; finished shards in ``out`` are reused.
+    """Simulate the experiments (`experiments.DEFAULT` or `FULL`) and compute their theory.
 
-    Args:
-        experiments: `experiments.DEFAULT` or `experiments.FULL`.
-        out: folder; one sub-folder per experiment.
-        workers: processes.
-        progress: show progress on stderr.
+    ``out`` gets a sub-folder per experiment; finished shards in it are reused. ``workers`` are processes, ``progress``
+    is shown on stderr.
 
     Raises:
         ResumeError: ``out`` holds experiments of another size.
@@ -69,11 +66,7 @@ def run_experiments(
 
 
 def write_page(results: Results, out: Path | str, pictures: Path | str | None = None) -> Path:
-    """Write ``report.html`` into ``out``, and the figures as SVG files into ``pictures`` (``out`` if None).
-
-    Returns:
-        The page's path.
-    """
+    """Write ``report.html`` into ``out`` and return its path; figures go as SVG into ``pictures`` (or ``out``)."""
     tables, curves = results.tables, results.curves
     with figure_style():
         figures = {
@@ -145,10 +138,8 @@ def excess(table: pd.DataFrame) -> pd.DataFrame:
 def measure_gaps(table: pd.DataFrame) -> pd.DataFrame:
     """The gap of every strategy and kept share of one data amount to each seed's own uniform-eps frontier.
 
-    Returns:
-        One row per strategy and kept share: ``strategy, keep``, the means ``clean`` and ``robust`` (accuracies), and
-        ``gap`` (clean accuracy above the frontier at equal robust accuracy, mean over seeds; NaN unless every seed is
-        comparable) with its standard error ``gap_se``.
+    Each row holds ``strategy, keep``, the mean accuracies ``clean`` and ``robust``, and ``gap`` (clean accuracy above
+    the frontier at equal robust accuracy, mean over seeds; NaN unless all are comparable) with its error ``gap_se``.
     """
     table = table.assign(clean=1 - table["clean_error"], robust=1 - table["robust_error"])
     control = _is_control(table)

@@ -58,7 +58,7 @@ def plot_tradeoff(axes: Axes, points: Sequence[Point], controls: Sequence[Fronti
 
 def tradeoff_figure(points: Sequence[Point], controls: Sequence[Frontier], robust_name: str) -> Figure:
     """The trade-off with a legend of all strategies below and labels beside the main points."""
-    figure, (axes,) = new_figure(5.6, 4.6)
+    figure, (axes,) = new_figure(5.0, 4.5)
     lines = [control.name for control in controls]
     _legend(axes, list(dict.fromkeys(point.strategy for point in points)), lines, 4, fontsize=7.5, columnspacing=1.0)
     plot_tradeoff(axes, points, controls, robust_name)
@@ -132,22 +132,20 @@ def eps_figure(epsilons: Mapping[str, tuple[str, NDArray[np.float32]]], norm: No
 def training_figure(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], best: Mapping[str, float]) -> Figure:
     """One panel per quantity over the step, one line per label -> (steps, values); a dot marks the best checkpoint."""
     figure, axes_list = new_figure(5.0, 0.9 + 1.5 * len(panels), rows=len(panels), sharex=True)
-    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
-    looks = {label: (mark(label.split()[0]).colour, mark(label.split()[0]).line) for label in labels}
-    if len(labels) <= 2:
-        looks = dict(zip(labels, ((BLUE, "-"), (RED, "-")), strict=False))
+    few = max(map(len, panels.values()), default=0) <= 2
     for axes, (title, lines) in zip(axes_list, panels.items(), strict=True):
-        for label, (steps, values) in lines.items():
-            colour, style = looks[label]
+        for place, (label, (steps, values)) in enumerate(lines.items()):
+            look = mark(label.split()[0])
+            colour, style = ((BLUE, RED)[place], "-") if few else (look.colour, look.line)
             axes.plot(steps, values, color=colour, linestyle=style, label=label)
             if label in best and len(steps):
                 axes.plot(best[label], np.interp(best[label], steps, values), "o", color=colour, zorder=4)
         axes.set_title(title)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        if len(lines) <= 2 < len(labels) or len(labels) == 2:
+        if few and len(lines) > 1:
             axes.legend(loc="best")
     axes_list[-1].set_xlabel("step")
-    if len(labels) > 2:
+    if not few:
         figure.legend(*axes_list[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 

@@ -119,7 +119,7 @@ def training_picture(runs: Mapping[str, Columns]) -> Picture | None:
                 values = columns.get(column, np.array([])) * (100.0 if title.endswith("%") else 1.0)
                 known = np.isfinite(values)
                 if known.any():
-                    panel = panels.setdefault(title if alone else f"{words}: {title}", {})
+                    panel = panels.setdefault(title if alone or words in title else f"{words}: {title}", {})
                     panel[words if alone else label] = columns[STEP][known], values[known]
     best = {label: step for label, columns in runs.items() if (step := best_step(columns)) is not None}
     if alone:

@@ -66,18 +66,10 @@ def make_report(folder: Path | str) -> Report:
 
 
 def write_report(folder: Path | str, out: Path | str | None = None, report: Report | None = None) -> Path:
-    """Write the page of a study or run folder, by default as ``report.html`` in it.
+    """Write the page of a study or run folder, by default as ``report.html`` in it, and return its path.
 
     That default does not replace a page made from more: a study that was moved with its small files alone would lose
-    what can no longer be drawn.
-
-    Args:
-        folder: the study or run.
-        out: where the page goes.
-        report: the folder's report, where it is already made.
-
-    Returns:
-        the page written, or the one that was kept.
+    what can no longer be drawn. ``report`` is the folder's report, where it is already made.
 
     Raises:
         DataError: it is neither a study nor a run, or what lies in it is broken.
@@ -136,14 +128,7 @@ def tradeoff_picture(data: StudyData) -> Picture:
 
 
 def plot_study(folder: Path | str, ax: Axes | None = None) -> Axes:
-    """Plot clean against robust accuracy of every setting of a study, with the lines of the free controls.
-
-    Args:
-        folder: the study's folder.
-        ax: where to plot; None makes a new pyplot figure.
-
-    Returns:
-        the axes.
+    """Plot clean against robust accuracy of every setting, with the lines of the free controls; return the axes.
 
     Raises:
         DataError: there is no ``results.parquet``, or it is broken.

@@ -160,7 +160,7 @@ class StudyData:
         numbers = dict(self.records.get("margins", {}).get("regime") or {})
         if self.table is not None and self.threat is not None:
             numbers = regime(self.table, self.threat) or numbers
-        none = self.entry(BASELINE)
+        none = (self.standard or self).entry(BASELINE)
         if none and none.robust and none.clean.value:
             numbers["ratio"] = none.robust.value / none.clean.value
         return numbers
@@ -284,15 +284,21 @@ def _labels(settings: Sequence[Setting]) -> dict[Setting, str]:
 class Verdict:
     """Sentences about a study, names of strategies between backticks.
 
-    ``headline``: the strategy against training on everything at full eps, and against the free controls. ``data``: what
-    can be said about training on less data. ``regime``: the numbers that say whether the comparison means anything.
-    ``warnings``: what must be known before a number is quoted.
+    ``paper``: the strategy against training on everything at full eps. ``controls``: against the free controls.
+    ``data``: what can be said about training on less data. ``regime``: the numbers that say whether the comparison
+    means anything. ``warnings``: what must be known before a number is quoted.
     """
 
-    headline: str
+    paper: str
+    controls: str = ""
     data: str = ""
     regime: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """Both comparisons."""
+        return f"{self.paper} {self.controls}".strip()
 
     @property
     def sentences(self) -> list[str]:
@@ -317,17 +323,16 @@ def verdict(study: StudyData | Path | str) -> Verdict:
     subject, regime, warnings = data.subject, _regime(data), tuple(_warnings(data))
     if subject is None:
         nothing = "Only `none` and the free controls are finished: no strategy to compare yet."
-        return Verdict(nothing, "", regime, warnings)
+        return Verdict(nothing, "", "", regime, warnings)
     strict = data.strict(subject.setting)
     if not data.standard or not strict:
-        headline = f"{_paper(data, subject)} {_controls(data, subject)}"
-        return Verdict(headline, _less_data(data, subject), regime, warnings)
+        return Verdict(_paper(data, subject), _controls(data, subject), _less_data(data, subject), regime, warnings)
     # AutoAttack standard leads where it was run; controls that only have the screen are compared under it
     complete = strict.clean_gap.estimate is not None and strict.clean_gap.seeds == strict.clean_gap.of
     controls = _controls(data.standard, strict) if complete else _controls(data, subject)
     screen = f"All runs under a screen, {ATTACKS[data.column]}, which is weaker than AutoAttack:"
-    headline = f"{_paper(data.standard, strict)} {controls}"
-    return Verdict(headline, f"{screen} {_paper(data, subject)} {_less_data(data, subject)}", regime, warnings)
+    screened = f"{screen} {_paper(data, subject)} {_less_data(data, subject)}"
+    return Verdict(_paper(data.standard, strict), controls, screened, regime, warnings)
 
 
 def side(gap: Gap) -> str:
@@ -409,7 +414,8 @@ def _regime(data: StudyData) -> str:
     if "below_eps" in known:
         parts.append(f"{100 * known['below_eps']:.0f} % of it have 0 < margin < eps")
     if "ratio" in known:
-        parts.append(f"`{BASELINE}` has robust / clean {known['ratio']:.2f}")
+        name = "robust" if data.standard else data.robust_name
+        parts.append(f"`{BASELINE}` has {name} / clean {known['ratio']:.2f}")
         if not data.smaller_eps:
             parts[-1] += "; no smaller uniform eps beats it in both accuracies"
     return f"Regime: {', '.join(parts)} ({PUBLISHED})." if parts else ""
