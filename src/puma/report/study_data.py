@@ -166,15 +166,15 @@ class StudyData:
         return numbers
 
     @property
-    def smaller_eps(self) -> str:
-        """A smaller uniform eps that is better than `none` in both accuracies on average; empty if none is."""
+    def smaller_eps(self) -> Comparison | None:
+        """All data with a smaller uniform eps that is better than `none` in both accuracies on average, if one is."""
         for entry in self.entries:
             scale = json.loads(entry.setting.params).get("scale", 1.0)
             changes = (entry.clean_difference, entry.robust_difference)
             better = all(change is not None and change.value > 0 for change in changes)
             if entry.setting.strategy == "uniform-eps" and scale < 1 and better:
-                return f"eps × {scale:g}"
-        return ""
+                return entry
+        return None
 
     @cached_property
     def _run_names(self) -> dict[RunKey, str]:
@@ -427,10 +427,15 @@ def _warnings(data: StudyData) -> list[str]:
         attack = ATTACKS[data.column]
         warnings.append(f"AutoAttack standard was not run: accuracy under {attack} is a screen, not robust accuracy.")
     if data.smaller_eps:
-        warnings.append(
-            f"All data with uniform {data.smaller_eps} beats `{BASELINE}` in both accuracies: this eps is too large "
-            "for the data, and the comparison with `none` says little about a strategy."
-        )
+        scale = json.loads(data.smaller_eps.setting.params)["scale"]
+        start = f"All data with uniform eps × {scale:g} beats `{BASELINE}` in both accuracies"
+        robust = data.smaller_eps.robust_difference
+        if robust is not None and robust.low is not None and robust.low <= 0:
+            small = f"{start}, if only on average ({_both(data, data.smaller_eps)})"
+            warnings.append(f"{small}: a strategy has to be compared with it, too.")
+        else:
+            few = "the comparison with `none` says little about a strategy"
+            warnings.append(f"{start}: this eps is too large for the data, and {few}.")
     if all(len(entry.seeds) == 1 for entry in data.entries):
         luck = "intervals show the choice of test images only; a difference may be luck of the seed."
         warnings.append(f"One seed: {luck}")
