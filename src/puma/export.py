@@ -20,7 +20,7 @@ from torch import nn
 from puma.errors import CheckError, DataError, ModelError, UsageError
 from puma.evaluation import Evaluation
 from puma.io import atomic_folder, read_json, write_bytes, write_json, write_text
-from puma.models.published import RobustBenchModel, from_robustbench, to_robustbench
+from puma.models.published import from_robustbench, to_robustbench
 from puma.models.weights import load_model, save_model, weights_sha256
 from puma.threat import format_eps
 
@@ -153,10 +153,12 @@ def export_robustbench(
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in theirs.weights.items()}
     buffer = io.BytesIO()  # on a full disk torch.save fails with an error that does not name the disk
     torch.save(weights, buffer)
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in theirs.arguments.items()}
+    arguments = ", ".join(f"{key}=nn.{v}" if key == "activation_fn" else f"{key}={v!r}" for key, v in values.items())
     use = f"""The class is `robustbench.model_zoo.architectures`' `{theirs.architecture}`. Entry for the model zoo:
 
 ```python
-("{name}", {{"model": lambda: {_constructor(theirs)}, "gdrive_id": "..."}}),
+("{name}", {{"model": lambda: {theirs.architecture}({arguments}), "gdrive_id": "..."}}),
 ```"""
     with atomic_folder(out) as folder:
         write_bytes(folder / f"{name}.pt", buffer.getvalue())
@@ -273,9 +275,3 @@ def _model_info(evaluation: Evaluation, paper: Paper, dataset: str, model: nn.Mo
         **({"footnote": paper.footnote} if paper.footnote else {}),
         "unreliable": False,
     }
-
-
-def _constructor(theirs: RobustBenchModel) -> str:
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in theirs.arguments.items()}
-    parts = [f"{key}=nn.{v}" if key == "activation_fn" else f"{key}={v!r}" for key, v in values.items()]
-    return f"{theirs.architecture}({', '.join(parts)})"

@@ -108,7 +108,13 @@ def run_tasks(
     """
     workers, waiting = workers or Workers(), list(items)
     unfinished, busy = set(waiting), 0
-    with _engine(function, len(waiting), workers) as engine:
+    if workers.ray is not None:
+        context: AbstractContextManager[Any] = _ray(function, workers)
+    elif waiting and (workers.ranks or workers.on_line is not None or (workers.count > 1 and len(waiting) > 1)):
+        context = _processes(function, min(workers.count, len(waiting)), workers)
+    else:
+        context = nullcontext(_Here(function))
+    with context as engine:
         while waiting or busy:
             for item in list(waiting):
                 if engine.full:
@@ -137,14 +143,6 @@ class _Here:
     def next(self) -> tuple[Any, Any]:
         self.full = False
         return self._item, self._function(self._item)
-
-
-def _engine(function: Callable[[Any], Any], tasks: int, workers: Workers) -> AbstractContextManager[Any]:
-    if workers.ray is not None:
-        return _ray(function, workers)
-    if tasks and (workers.ranks or workers.on_line is not None or (workers.count > 1 and tasks > 1)):
-        return _processes(function, min(workers.count, tasks), workers)
-    return nullcontext(_Here(function))
 
 
 # --- ... in processes of this machine

@@ -99,6 +99,11 @@ def test_a_plan_without_label_issues_is_the_same_plan_less_those_rows(scored: Ma
     assert drop_label_issues(cleaned, scored, below).kept == cleaned.kept
 
 
+def test_a_selection_of_ones_own_is_cleaned_too(scored: MarginTable) -> None:
+    own = Plan.from_indices(scored, np.arange(len(scored)), threat="Linf:0.1")
+    assert np.array_equal(drop_label_issues(own, scored).keep, ~label_issues(scored))
+
+
 def test_what_cannot_be_dropped_is_refused(scored: MarginTable) -> None:
     plan = make_plan(scored, "puma", 0.2, threat="Linf:0.1")
     bare = MarginTable(**{name: getattr(scored, name) for name in scored.__dataclass_fields__ if name != "scores"})

@@ -9,6 +9,7 @@ import typer
 
 from puma.cli.options import Device, Quiet, Threads
 from puma.cli.output import echo
+from puma.cli.plan import check_plan_path, read_tables
 from puma.cli.score import MarginModel, PartRows, Roles, Sources, Weights
 
 if TYPE_CHECKING:
@@ -67,19 +68,11 @@ def drop_label_issues(
 
     Example: puma data drop-label-issues plan.parquet --table margins --table label-quality --out trusted.parquet
     """
-    from puma.errors import UsageError
-    from puma.io import prepare_folder
-    from puma.margins import MarginTable
     from puma.plan import Plan
     from puma.strategies import drop_label_issues as without_label_issues
 
-    if out.suffix != ".parquet":
-        raise UsageError(f"--out {out} does not end in .parquet", why="a plan is one Parquet file")
-    prepare_folder(out.parent)
-    margins, *others = (MarginTable.read(path) for path in table)
-    for other in others:
-        margins = margins.join(other)
-    before = Plan.read(plan)
+    check_plan_path(out)
+    margins, before = read_tables(table), Plan.read(plan)
     cleaned = without_label_issues(before, margins, below)
     cleaned.write(out)
     echo(f"{before.kept - cleaned.kept:,} of {before.kept:,} kept images removed, {cleaned.kept:,} are left")

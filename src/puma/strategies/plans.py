@@ -15,7 +15,7 @@ from puma.errors import DataError, UsageError
 from puma.margins import LABEL_ISSUE, LABEL_QUALITY, MarginTable, Status
 from puma.plan import Plan
 from puma.strategies.quotas import make_quotas
-from puma.strategies.registry import Selection, SelectionContext, Strategy, get_strategy, integer, number
+from puma.strategies.registry import STRATEGIES, Selection, SelectionContext, get_strategy, integer, number
 from puma.strategies.selectors import read_features
 from puma.threat import ThreatModel
 
@@ -86,7 +86,7 @@ def make_plan(
             fix="use a smaller prune_fraction, or leave class_balanced and protect_real on",
         )
     counts = count(context, selection)
-    warnings = find_warnings(context, selection, counts, rule)
+    warnings = find_warnings(context, selection, counts, rule.compares)
     for warning in warnings:
         logger.warning("%s: %s", strategy, warning)
     meta = {
@@ -182,7 +182,7 @@ def count(context: SelectionContext, selection: Selection) -> dict[str, Any]:
     return counts
 
 
-def find_warnings(context: SelectionContext, selection: Selection, counts: dict[str, Any], rule: Strategy) -> list[str]:
+def find_warnings(context: SelectionContext, selection: Selection, counts: dict[str, Any], compares: bool) -> list[str]:
     """Sentences about a plan that may not do what its maker expects, each with its numbers."""
     warnings = []
     rows, kept, absent = counts["rows"], counts["kept"], counts["without_margin"]
@@ -192,7 +192,7 @@ def find_warnings(context: SelectionContext, selection: Selection, counts: dict[
         )
     if (missing := counts["to_remove"] - counts["removed"]) > 0:
         warnings.append(f"{missing} rows fewer than asked could be removed: the others have no score")
-    if rule.compares:
+    if compares:
         limit = np.float32(context.threat.eps / selection.derived.get("c", 1.0))
         used = selection.keep & (context.table.margin < limit)
         if estimated := int(np.count_nonzero(used & (context.table.status == Status.ESTIMATED))):
@@ -274,11 +274,11 @@ def drop_label_issues(plan: Plan, table: MarginTable, below: float | None = None
     options = {name: plan.meta[name] for name in ("protect_real", "class_balanced")}
     quotas = make_quotas(table, plan.meta["prune_fraction"], **options)
     context = SelectionContext(table, plan.threat, quotas, plan.meta["seed"])
-    counts = count(context, selection)
+    counts, rule = count(context, selection), STRATEGIES.get(plan.strategy)  # None: a selection of somebody's own
     meta = {
         **plan.meta,
         "counts": counts,
-        "warnings": find_warnings(context, selection, counts, get_strategy(plan.strategy)),
+        "warnings": find_warnings(context, selection, counts, rule is not None and rule.compares),
         "label_issues": {"removed": int(removed.sum()), "below": below, "table": table.fingerprint},
     }
     return replace(plan, keep=keep, eps=selection.eps, meta=meta)
