@@ -226,7 +226,7 @@ def test_companions_add_their_parts_all_folded(report):
     text = report.html()
     folds = [part.strip() for part in re.findall("<summary>([^<]*)<", text)]
     assert folds == [
-        "Every setting", "Against the free controls", "Which beats which", "Mislabelled perturbations", "Training",
+        "Every setting", "Against the free controls", "Mislabelled perturbations", "Training",
         "Margins", "Eps of the images", "Do strategies remove the same images?", "Images", "Synthetic images",
         "To repeat it",
     ]  # fmt: skip

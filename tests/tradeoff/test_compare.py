@@ -1,4 +1,4 @@
-"""From a results table to gaps, differences, dominance and images needed, on studies with a known answer."""
+"""From a results table to gaps, differences and images needed, on studies with a known answer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from puma.tradeoff import (
     Flags,
     Frontier,
     Setting,
-    by_group,
     compare,
-    dominance,
     gap,
     images_needed,
     mean_interval,
@@ -203,27 +201,6 @@ def _linear_gap(points: np.ndarray) -> np.ndarray:
     clean, robust = points[:, 0], points[:, 1]
     share = (robust[:, 2] - robust[:, 0]) / (robust[:, 1] - robust[:, 0])
     return clean[:, 2] - (clean[:, 0] + share * (clean[:, 1] - clean[:, 0]))
-
-
-def test_dominance_by_means_and_by_seeds() -> None:
-    runs = read_runs(
-        [
-            *(row("none", seed, 0.5, 0.7) for seed in range(3)),
-            *(
-                row("puma", seed, 0.5 + (seed - 0.5) / 100, 0.72) for seed in range(3)
-            ),  # worse in seed 0, better on average
-            *(row("easy", seed, 0.4, 0.8) for seed in range(2)),
-            row("random", 0, 0.5, 0.7),
-        ]
-    )
-    table = dominance(next(iter(by_group(runs).values())))
-    place = {setting.strategy: i for i, setting in enumerate(table.settings)}
-    assert table.by_mean[place["puma"], place["none"]]
-    assert table.seeds[place["puma"], place["none"]] == 2
-    assert not table.by_mean[place["none"]].any()  # equal to random, incomparable to easy
-    assert not table.by_mean[place["random"], place["none"]]
-    assert table.common[place["easy"], place["none"]] == 2
-    assert {setting.strategy for setting in table.undominated} == {"puma", "easy", "random"}
 
 
 def test_images_needed_on_a_known_curve() -> None:

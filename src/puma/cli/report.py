@@ -28,10 +28,9 @@ def report(
 ) -> None:
     """Write the page of a study or a run: one self-contained HTML file, and the verdict of a study in the terminal.
 
-    A study's page begins with the verdict, one picture and one table; margins, eps, images, training curves and all
-    that is needed to repeat it are folded below. Only results.parquet has to be there; all else in the folder adds its
-    part. Of a study that still runs it shows what is finished. A page that was made from more than is left in the
-    folder is kept; --out writes another.
+    A study's page begins with the verdict, one picture and one table; the rest is folded. Only results.parquet has to
+    be there; all else in the folder adds its part. Of a study that still runs it shows what is finished. A page that
+    was made from more than is left in the folder is kept; --out writes another.
 
         puma report runs/digits
         puma report runs/digits --pdf summary.pdf --export csv --export latex

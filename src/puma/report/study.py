@@ -30,7 +30,6 @@ from puma.tradeoff import (
     Frontier,
     Needed,
     Setting,
-    dominance,
     mean_interval,
     random_images_needed,
     redundant,
@@ -165,7 +164,7 @@ def _axis_name(data: StudyData) -> str:
 
 
 def _add_comparison(report: Report, data: StudyData) -> None:
-    """The main table, every setting, gaps to the controls, dominance."""
+    """The main table, every setting, gaps to the controls."""
     name, subject = data.robust_name, data.subject
     report.values["strong"] = data.labels[subject.setting] if subject else None
     factor, words = unit(data.threat.norm) if data.threat else (1.0, "pixel units")
@@ -213,16 +212,6 @@ def _add_comparison(report: Report, data: StudyData) -> None:
             seeds = f"{gap.seeds} of {gap.of}"
             rows.append([label, gap.estimate, side(gap), entry.robust_gap.estimate, seeds, gap.note or None])
         report.tables["controls"] = Table(columns, rows)
-
-    found = dominance([run for run in data.runs if run.group == data.main and np.isfinite(run.robust)])
-    labels = np.array([data.labels[setting] for setting in found.settings], dtype=object)
-    always = (found.common > 0) & (found.seeds == found.common)
-    rows = [
-        [label, "no" if mean.any() else "yes", ", ".join(labels[mean]) or None, ", ".join(labels[seeds]) or None]
-        for label, mean, seeds in zip(labels, found.by_mean.T, always.T, strict=True)
-    ]
-    head = ("strategy", "on the Pareto front", "beaten by, on average", "beaten by, at every common seed")
-    report.tables["dominance"] = Table(dict.fromkeys(head, "text"), rows)
 
 
 def _gap_cell(data: StudyData, entry: Comparison) -> Estimate | str | None:

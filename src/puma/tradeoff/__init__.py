@@ -4,12 +4,10 @@
 """
 
 from puma.tradeoff.compare import Comparison as Comparison
-from puma.tradeoff.compare import Dominance as Dominance
 from puma.tradeoff.compare import Frontier as Frontier
 from puma.tradeoff.compare import Gap as Gap
 from puma.tradeoff.compare import Needed as Needed
 from puma.tradeoff.compare import compare as compare
-from puma.tradeoff.compare import dominance as dominance
 from puma.tradeoff.compare import frontiers as frontiers
 from puma.tradeoff.compare import gap as gap
 from puma.tradeoff.compare import images_needed as images_needed

@@ -1,4 +1,4 @@
-"""Statistics of a study: accuracies, gaps to the control frontiers, differences, dominance, random images needed.
+"""Statistics of a study: accuracies, gaps to the control frontiers, differences, random images needed.
 
 A control (a smaller uniform eps, another TRADES beta, each on all data) gives a few measured points in the plane of
 robust and clean accuracy. Its frontier consists of the undominated ones, joined by straight lines. Below the robust
@@ -309,40 +309,6 @@ def _resampled_gaps(
         controls = frontiers((s, drawn[s].robust[b], drawn[s].clean[b]) for s in points)
         gaps[b] = gap(robust[b], clean[b], controls, axis)
     return {setting: gaps[:, column] for column, setting in enumerate(compared)}
-
-
-@dataclass(frozen=True)
-class Dominance:
-    """Pareto dominance between the settings of one group, over the seeds that two settings have in common.
-
-    ``by_mean`` (bool ``[A, A]``): the row's mean accuracies are both at least the column's and one is higher.
-    ``seeds`` (int): in how many of the ``common`` seeds (int) the row dominates the column.
-    """
-
-    settings: tuple[Setting, ...]
-    by_mean: NDArray[np.bool_]
-    seeds: NDArray[np.int64]
-    common: NDArray[np.int64]
-
-    @property
-    def undominated(self) -> list[Setting]:
-        """Settings that no other beats by its means."""
-        return [setting for column, setting in enumerate(self.settings) if not self.by_mean[:, column].any()]
-
-
-def dominance(runs: Sequence[RunResult]) -> Dominance:
-    """Compare every setting with every other, paired by seed; the runs have to be of one group."""
-    settings, seeds = by_setting(runs), sorted({run.seed for run in runs})
-    points = np.full((len(settings), len(seeds), 2), np.nan)
-    for row, by_seed in enumerate(settings.values()):
-        for seed, run in by_seed.items():
-            points[row, seeds.index(seed)] = run.clean, run.robust
-    deltas = points[:, None] - points[None]  # [A, A, seeds, (clean, robust)]
-    paired = np.isfinite(deltas).all(axis=-1) & ~np.eye(len(settings), dtype=bool)[..., None]
-    better = paired & (deltas >= 0).all(axis=-1) & (deltas > 0).any(axis=-1)
-    total = np.where(paired[..., None], deltas, 0).sum(axis=2)
-    by_mean = (total >= 0).all(axis=-1) & (total > 0).any(axis=-1)
-    return Dominance(tuple(settings), by_mean, better.sum(axis=-1), paired.sum(axis=-1))
 
 
 @dataclass(frozen=True)
