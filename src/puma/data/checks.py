@@ -23,16 +23,9 @@ _NO_CAST = "images are uint8 in 0..255; nothing is cast silently"
 def check_image_layout(
     shape: Sequence[int], dtype: np.dtype[np.generic], sample: NDArray[np.generic] | None, where: str
 ) -> None:
-    """Refuse everything but uint8 ``[N, H, W, C]`` with 1 or 3 channels.
+    """Refuse (`DataError`, with the line of numpy that mends it) all but uint8 ``[N, H, W, C]`` with 1 or 3 channels.
 
-    Args:
-        shape: of the whole array.
-        dtype: of the array.
-        sample: some of the values, to tell float ranges apart; None where none can be read.
-        where: what to call the array in messages ("edm.npz: image").
-
-    Raises:
-        DataError: with the exact mismatch and the line of numpy that mends it.
+    ``sample`` holds some of the values, to tell float ranges apart; ``where`` names the array in messages.
     """
     seen = f"{where} has shape {_text(shape)}"
     if dtype.hasobject:
@@ -75,16 +68,10 @@ def check_image_layout(
 def check_labels(
     labels: NDArray[np.generic], images: int, where: str, class_names: Sequence[str] | None = None
 ) -> NDArray[np.int64]:
-    """Return ``labels`` (any integer type) as int64 ``[N]``.
-
-    Args:
-        labels: one for each image.
-        images: how many images they belong to.
-        where: what to call them in messages.
-        class_names: the classes that exist, where the file says so.
+    """Return ``labels``, one for each of ``images`` images and of any integer type, as int64 ``[N]``.
 
     Raises:
-        DataError: wrong type or shape, another length than the images, a label out of range.
+        DataError: wrong type or shape, another length, a label out of range (of ``class_names`` where they are known).
     """
     if labels.ndim != 1:
         one_hot = labels.ndim == 2 and 1 not in labels.shape and labels.shape[0] == images
@@ -126,15 +113,8 @@ def check_classes(labels: NDArray[np.int64], where: str, class_names: Sequence[s
 def chosen_label(names: Sequence[str], also: Iterable[str], asked: str | None, where: str) -> str:
     """Which of the columns ``names`` of ``where`` holds the labels: ``asked``, or the only one that can.
 
-    Args:
-        names: all columns.
-        also: columns that may hold labels whatever they are called.
-        asked: ``?label=``, or None.
-        where: what to call the file in messages.
-
-    Raises:
-        UsageError: ``asked`` is not there, or there are several and none was asked for.
-        DataError: there is none.
+    A column can if it is called so or is among ``also``. `UsageError` where ``asked`` is not there or several can and
+    none was asked for; `DataError` where none can.
     """
     if asked is not None:
         if asked not in names:
@@ -151,15 +131,10 @@ def chosen_label(names: Sequence[str], also: Iterable[str], asked: str | None, w
 
 
 def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Source:
-    """``source`` with its labels numbered as in ``class_names``: classes are matched by name.
+    """``source`` with its labels numbered as in ``class_names``, the classes of ``whose``: matched by name.
 
     Names ``"0", "1", ...`` are what a source without names has: such labels are taken by number, unless the other
     names are whole numbers too. ``source`` itself is returned where nothing has to be renumbered.
-
-    Args:
-        source: images whose labels are to be used with somebody else's.
-        class_names: the names of those classes, of a source, a run or a model.
-        whose: what to call their owner in messages.
 
     Raises:
         DataError: ``source`` has classes that ``class_names`` lacks.

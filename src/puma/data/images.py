@@ -54,9 +54,8 @@ def fitted(pixels: Pixels, options: Options) -> Pixels:
 def decoded(data: bytes | memoryview, where: str, options: Options, expected: ImageShape | None = None) -> Pixels:
     """Decode one image file to uint8 ``[H, W, C]``; its size is compared before any pixel is decoded.
 
-    Raises:
-        DataError: not an image of a known format, damaged, a mode that would have to be cast, a side above 4,096
-            without ``resize``, over 50 million pixels, or another shape than ``expected``.
+    Refused: unknown or damaged formats, modes that would have to be cast, a side above 4,096 without ``resize``, over
+    50 million pixels, another shape than ``expected``.
     """
     size = options.resize
     try:
@@ -148,10 +147,7 @@ class _Kept(Images):
 
 
 class _Cached(Images):
-    """Images decoded on the first read into ``$PUMA_CACHE/images`` (``~/.cache/puma/images``), then read from there.
-
-    Processes that want the same images at once wait for the one that decodes them.
-    """
+    """Images decoded on the first read into ``$PUMA_CACHE/images`` (``~/.cache/puma/images``), then read from there."""
 
     def __init__(self, images: Images, key: str) -> None:
         super().__init__(images.shape)

@@ -166,12 +166,7 @@ def _opened(place: str, options: Options) -> Source:
 
 
 def _prepared(source: Source, options: Options) -> Source:
-    """Choose rows first, then convert only what is read. The fingerprint covers the options that change the data.
-
-    Raises:
-        UsageError: unknown class, a subset larger than what there is, RGB to grey.
-        DataError: a class without an image.
-    """
+    """Choose rows first, then convert only what is read. The fingerprint covers the options that change the data."""
     images, labels, names = source.images, source.labels, source.class_names
     if options.classes is not None:
         numbers = [_class_number(name, names) for name in options.classes]
@@ -241,12 +236,9 @@ _NAMED: dict[str, tuple[tuple[str, ...], str, str | None]] = {
 
 
 def _resolved(place: str, options: Options) -> tuple[str, Options]:
-    """A named data set replaced by its place and the options it needs; any other place as it is.
+    """A data set's name replaced by its place and the options it needs; any other place as it is.
 
-    It is looked for below ``$PUMA_DATA`` (else here and in ``data``), then through the package ``datasets``.
-
-    Raises:
-        DataError: it is not on this machine; the message has the command that gets it.
+    Looked for below ``$PUMA_DATA`` (else here and in ``data``), then through ``datasets``; else the error has a command.
     """
     name, _, rest = place.partition(":")
     name = name.lower()
@@ -284,12 +276,7 @@ def _missing(name: str, why: str) -> DataError:
 
 
 def _expanded(place: str, split: str | None) -> tuple[list[str], str | None]:
-    """A pattern or a folder of part files replaced by the files in order; and the split if it is still to be used.
-
-    Raises:
-        DataError: nothing matches.
-        UsageError: a folder holds several splits and none is chosen.
-    """
+    """A pattern or a folder of part files replaced by the files in order; and the split if it is still to be used."""
     folder = Path(place)
     if any(sign in place for sign in "*?[") and not folder.exists():
         matches = sorted(glob.glob(place), key=_order)

@@ -50,11 +50,10 @@ class _Header:
 
 
 def _read_header(file: IO[bytes], size: int, where: str) -> _Header:
-    """The header at the beginning of ``file``; ``size`` is how many bytes header and values have together.
+    """The header at the beginning of ``file``, where header and values take ``size`` bytes.
 
-    Raises:
-        DataError: not an ``.npy`` array, Fortran order, object or structured dtype, or a header that claims more or
-            fewer bytes than there are (so that nothing is ever allocated for a lie).
+    Refused: no ``.npy`` array, Fortran order, objects, structures, and headers that claim more or fewer bytes than
+    there are (so that nothing is ever allocated for a lie).
     """
     start = io.BytesIO(file.read(_LONGEST_HEADER))  # numpy would read a header of any announced length
     try:
@@ -91,10 +90,6 @@ def load_npz(path: Path, options: Options) -> Source:
     Without ``image`` and ``label``, ``arr_0`` and ``arr_1`` are taken; with a split ``train_images`` and
     ``train_labels`` (MedMNIST) or ``x_train`` and ``y_train`` (Keras). The fingerprint is made of the images' shape and
     the CRC-32 of every byte, as the archive's directory states it; ``verify="full"`` compares them.
-
-    Raises:
-        UsageError: several members of labels, or several splits, and none chosen.
-        DataError: damaged or hostile archive, missing member, wrong dtype, layout or labels; compressed and large.
     """
     options.only(path, "split", "label")
     split = options.split
@@ -181,12 +176,7 @@ class _Member:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[list[_Member]]:
-    """The members of a zip archive in the order in which they lie in it; only the directory is read so far.
-
-    Raises:
-        DataError: not a zip archive, truncated, encrypted, a method other than stored and deflate, two members of one
-            name, members that overlap, a compressed member that claims to unfold to over 100 times its size.
-    """
+    """The members of a zip archive in the order in which they lie in it; only the directory is read so far."""
     try:
         with path.open("rb") as file:
             _check_directory_size(file, path)
@@ -303,14 +293,10 @@ def write_npz(
 
     Args:
         path: target.
-        chunks: uint8 ``[n, H, W, C]`` each, ``len(labels)`` rows in all; one is held at a time.
+        chunks: uint8 ``[n, H, W, C]`` each, ``len(labels)`` rows in all (else `ValueError`); one is held at a time.
         labels: int64 ``[N]``.
         class_names: one for each class; none are written where there are none.
         comment: where the images come from; JSON that the archive carries as its comment (at most 65,535 bytes).
-
-    Raises:
-        ValueError: the chunks do not add up to ``len(labels)`` rows.
-        StorageError: the disk is full or the folder cannot be written.
     """
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = b"" if comment is None else json.dumps(comment, sort_keys=True).encode()
@@ -369,11 +355,7 @@ def unpack_npz(path: Path | str, out: Path | str, *, progress: bool = False) -> 
     """Write the members of a compressed ``.npz`` uncompressed, byte for byte, in constant memory.
 
     The CRC-32 of every member is compared. Fingerprints, tables and plans of the compressed file stay valid.
-
-    Raises:
-        UsageError: nothing in it is compressed, or ``out`` is the file itself.
-        DataError: damaged or hostile.
-        StorageError: no space, or ``out`` cannot be written.
+    `UsageError` where nothing in it is compressed, or ``out`` is the file itself.
     """
     path, out = Path(path), Path(out)
     with _opened(path) as members:

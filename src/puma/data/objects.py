@@ -26,11 +26,7 @@ def load_object(dataset: Any, options: Options) -> Source:
     """Take ``(images, labels)``, a Hugging Face data set, or a map-style dataset of ``(image, label)``.
 
     A source made of them has no spec: another process cannot open it. Fingerprints cover the labels and all images of
-    arrays, else 256 images (every one with ``verify="full"``).
-
-    Raises:
-        UsageError: no such object, an option that it does not use, or a choice that has to be made.
-        DataError: empty, wrong types or layout, items that differ each time they are read (a random transform).
+    arrays, else 256 images (every one with ``verify="full"``). Items that differ each time they are read are refused.
     """
     if isinstance(dataset, Source):
         return dataset
@@ -133,11 +129,9 @@ def _read_cell(table: Any, column: str, name: str, row: int) -> tuple[bytes, str
 
 
 def _of_items(dataset: MapStyle, options: Options) -> Source:
-    """Take a dataset of ``(image, label)``: arrays, tensors or Pillow images (converted as those in files are).
+    """A dataset of ``(image, label)``: arrays as in `_pixels`, tensors or Pillow images.
 
-    Arrays are uint8, or float in [0, 1] (rounded to 8 bits, with a warning where that changes them), ``[H, W, C]``,
-    ``[C, H, W]`` or ``[H, W]``. Labels are read from its ``labels`` or ``targets`` where it has such an attribute of
-    its length, else by going through it once.
+    Labels are read from its ``labels`` or ``targets`` where they have its length, else by going through it once.
     """
     called, size = type(dataset).__name__.lower(), len(dataset)
     if not size:

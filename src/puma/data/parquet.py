@@ -28,10 +28,6 @@ def load_parquet(path: Path, options: Options) -> Source:
     """Open one Parquet file of images and labels; images are decoded when they are read.
 
     The fingerprint is of the footer; ``verify="full"`` compares page checksums and fingerprints every byte.
-
-    Raises:
-        UsageError: several columns of labels, and none chosen.
-        DataError: damaged file, missing column, wrong types or labels, an image that cannot be decoded.
     """
     options.only(path, "label")
     full = options.verify == "full"
@@ -71,10 +67,7 @@ def load_parquet(path: Path, options: Options) -> Source:
 
 
 class _ColumnBytes:
-    """The values of a binary column (or of the ``bytes`` of a struct column), read by row group as they are asked for.
-
-    The row groups read last stay in memory, up to 512 MiB.
-    """
+    """The values of a binary column (or of a struct's ``bytes``) by row group; those read last stay, up to 512 MiB."""
 
     def __init__(self, path: Path, column: str, checksums: bool) -> None:
         self._settings = (path, column, checksums)

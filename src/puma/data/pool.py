@@ -37,11 +37,6 @@ class Pool(Source):
     >>> pool = Pool(["digits", "digits:test"])
     >>> len(pool), pool.source[0], pool.source[-1]
     (1797, 'digits', 'digits-test')
-
-    Raises:
-        UsageError: no source, a role that does not exist, other than one role for each source, a real source after a
-            synthetic one.
-        DataError: sources of different image shapes or classes.
     """
 
     def __init__(

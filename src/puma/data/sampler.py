@@ -28,10 +28,6 @@ class BatchSampler:
         seed: another seed is another order.
         replacement: draw synthetic rows (with share None: any row of a pool that has synthetic ones) with replacement,
             as in the published code; else by permutations too.
-
-    Raises:
-        UsageError: batch size below 1, a share outside [0, 1], or a ``keep`` that is no mask.
-        DataError: no row is kept, or ``keep`` is of another length than the pool.
     """
 
     def __init__(
@@ -77,9 +73,6 @@ class BatchSampler:
 
         The shares of all ranks are disjoint places of the batch that ``world=1`` gives, unpadded: where ``world`` does
         not divide the batch size, some ranks take one row fewer.
-
-        Raises:
-            UsageError: a negative step, a rank outside ``[0, world)``, or more ranks than rows in a batch.
         """
         if step < 0 or not 0 <= rank < world or world > self.batch_size:
             raise UsageError(f"no batch for step {step}, rank {rank} of {world}, batch size {self.batch_size}")

@@ -39,14 +39,9 @@ _MICRO_BATCH = 16  # images per backward pass of the UNet on a CPU: bounds memor
 
 @dataclass(frozen=True, repr=False)
 class Diffusion:
-    """A trained denoiser in eval mode, with its configuration and the data it was trained on.
+    """A trained denoiser (the EMA weights, in eval mode) with its configuration.
 
-    Args:
-        denoiser: the EMA weights.
-        config: network and training settings.
-        image_shape: (H, W, C) of the images.
-        class_names: one name per label.
-        made_from: seed, fingerprint of the real images and versions, JSON-able.
+    ``image_shape`` is (H, W, C); ``made_from`` holds seed, fingerprint of the real images and versions, JSON-able.
     """
 
     denoiser: Denoiser
@@ -124,18 +119,11 @@ def train_diffusion(
 ) -> Diffusion:
     """Train (or finish training, or just load) the diffusion model of ``folder`` on ``real``.
 
-    Args:
-        real: uint8 images with labels.
-        folder: receives ``model.safetensors``, and checkpoints while training.
-        config: network, optimiser and noise distribution.
-        seed: decides initial weights and every batch.
-        device: where to train.
-        checkpoint_every: steps between checkpoints; changes nothing in the result.
-        progress: show a bar.
+    ``folder`` receives ``model.safetensors``, and every ``checkpoint_every`` steps a checkpoint, which changes nothing
+    in the result; ``seed`` decides initial weights and every batch.
 
     Raises:
         ResumeError: the folder holds a model of other data or settings.
-        BusyError: another process is at work there.
         CheckError: the loss became infinite or NaN.
     """
     folder, device = Path(folder), torch.device(device)

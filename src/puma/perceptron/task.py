@@ -132,10 +132,6 @@ class Strategy:
     the most negative rows beyond that share of the kept set go, then the highest margins; ``c`` may be ``auto``.
     ``cap-only(c)``: puma's eps on all rows. ``uniform-eps(scale)``: all rows at ``scale`` times eps.
 
-    Args:
-        name: one of `NAMES`.
-        parameters: in that order.
-
     >>> Strategy.parse("puma-plus(0.5)")
     Strategy(name='puma-plus', parameters=(0.5, 0.2))
     """

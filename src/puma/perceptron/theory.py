@@ -51,14 +51,9 @@ NO_MARGINS = ("none", "random", "uniform-eps")
 
 @dataclass(frozen=True)
 class Population:
-    """The kept rows of a strategy with unlimited data.
+    """The kept rows of a strategy with unlimited data: nodes ``margin [M]`` of a quadrature, and eps at each.
 
-    Args:
-        angle: of the probe, radians; 0 for a perfect one.
-        margin: nodes ``[M]``.
-        weight: their weights, without the factor ``P(s > 0 | m)``; with it they sum to 1.
-        eps: of the attack at each node.
-        keep: kept share.
+    ``weight`` is without the factor ``P(s > 0 | m)``; with it the weights sum to 1. ``angle`` 0 is a perfect probe.
     """
 
     angle: float
@@ -173,22 +168,12 @@ def predict(
 ) -> Prediction:
     """The student of `simulate` in the limit of many dimensions, for a probe that is independent of the data.
 
-    Args:
-        strategy: as in `simulate`.
-        alpha: examples per dimension before pruning.
-        eps: of the attack in training and test.
-        keep: kept share.
-        task: ``"isotropic"``, or ``"anisotropic"`` for the strategies that use no margins.
-        angle: of the probe, radians.
-        l2: penalty.
+    Arguments as in `simulate`; ``angle`` is the probe's, in radians. On the ``"anisotropic"`` task only strategies that
+    use no margins can be computed (`UsageError`); `CheckError` where the saddle point was not found.
 
     >>> student = predict("none", alpha=10, eps=0.3)
     >>> round(student.clean_error, 3), round(student.robust_error, 3)
     (0.06, 0.239)
-
-    Raises:
-        UsageError: a strategy that needs margins on the anisotropic task, or a value out of its range.
-        CheckError: the saddle point was not found.
     """
     rule = Strategy.parse(strategy)
     if not (alpha > 0 and eps >= 0 and 0 < keep <= 1 and 0 <= angle <= math.pi / 2 and l2 > 0):
