@@ -238,7 +238,7 @@ _NAMED: dict[str, tuple[tuple[str, ...], str, str | None]] = {
 def _resolved(place: str, options: Options) -> tuple[str, Options]:
     """A data set's name replaced by its place and the options it needs; any other place as it is.
 
-    Looked for below ``$PUMA_DATA`` (else here and in ``data``), then through ``datasets``; else the error has a command.
+    Looked for below ``$PUMA_DATA`` (else here and in ``data``), then through ``datasets``, or the error says how.
     """
     name, _, rest = place.partition(":")
     name = name.lower()
