@@ -13,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from puma.cli.app import app
 from puma.perceptron import experiments
 from puma.perceptron.experiments import Grid
 from puma.perceptron.task import Strategy
@@ -132,3 +133,13 @@ def test_every_standing_experiment_can_be_computed() -> None:
         )
         grid.check(experiment.alphas, experiment.eps, range(experiment.seeds))
     assert [one.name for one in experiments.DEFAULT] == [one.name for one in experiments.FULL]
+
+
+def test_a_dry_run_counts_training_sets_and_writes_nothing(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["perceptron", "--dry-run", "--out", str(tmp_path / "p")])
+    assert result.exit_code == 0, result.exception
+    assert [line.split()[:3] for line in result.output.splitlines() if line.strip().startswith("learning")] == [
+        ["learning", "28", "0"]
+    ]
+    assert "nothing was written" in result.output
+    assert not (tmp_path / "p").exists()

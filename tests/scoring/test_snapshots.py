@@ -12,6 +12,7 @@ import typer
 from torch import nn
 from typer.testing import CliRunner
 
+from puma.cli.app import app
 from puma.cli.score import score_run as score_run_command
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
@@ -273,3 +274,12 @@ def test_command(run: Path, tmp_path: Path) -> None:
     assert len(read_features(features, 898)) == 898
     without = CliRunner().invoke(app, [str(tmp_path), "digits:train", "--out", str(out)])
     assert isinstance(without.exception, DataError)
+
+
+def test_a_dry_run_measures_a_few_images_and_writes_nothing(run: Path, tmp_path: Path) -> None:
+    words = ["score-run", str(run), "digits:train", "digits:test", "--roles", "real,synthetic", "--dry-run"]
+    result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "scores")])
+    assert result.exit_code == 0, result.exception
+    assert "1,797 to score, 0 finished" in result.output
+    assert not (tmp_path / "scores").exists()
+    assert CliRunner().invoke(app, [*words, "--out", str(tmp_path / "scores"), "--rows", "some"]).exit_code != 0

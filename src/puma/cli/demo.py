@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from puma.cli.options import Config, Jobs, Quiet
+from puma.cli.options import Config, DryRun, Jobs, Quiet
 from puma.cli.output import echo
 
 
@@ -24,6 +24,7 @@ def demo(
     ] = 0.6,
     eps: Annotated[str, typer.Option(help="Eps of the Linf threat model: a number or a fraction.")] = "0.15",
     jobs: Jobs = 2,
+    dry_run: DryRun = False,
     config: Config = None,
     quiet: Quiet = False,
 ) -> None:
@@ -36,7 +37,7 @@ def demo(
     """
     import tomllib
 
-    from puma.cli.study import conclude
+    from puma.cli.study import conclude, print_cost
     from puma.study.folder import StudyFolder
     from puma.study.runner import run_study
     from puma.study.spec import StudySpec
@@ -50,7 +51,10 @@ def demo(
         grid["strategies"] = [name.strip() for name in strategies.split(",") if name.strip()]
     grid["prune_fractions"], grid["seeds"] = [prune_fraction], list(range(seeds))
     settings["threat"] = f"Linf:{parse_eps(eps):g}"
-    folder = StudyFolder.create(StudySpec.parse(settings, "puma demo"), out)
+    folder = StudyFolder.create(StudySpec.parse(settings, "puma demo"), out, write=not dry_run)
+    if dry_run:
+        print_cost(folder, jobs)
+        return
     conclude(folder, run_study(folder, Workers(jobs, gpus=1), show=not quiet))
     from puma.report import verdict
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from puma.cli.options import Config, Jobs, Quiet
-from puma.cli.output import echo
+from puma.cli.options import Config, DryRun, Jobs, Quiet
+from puma.cli.output import duration, echo, print_table
 
 
 def perceptron(
@@ -19,6 +19,7 @@ def perceptron(
     pictures: Annotated[
         Path | None, typer.Option(help="Folder for the figures as SVG files; OUT if not given.")
     ] = None,
+    dry_run: DryRun = False,
     config: Config = None,
     quiet: Quiet = False,
 ) -> None:
@@ -32,6 +33,15 @@ def perceptron(
     from puma.perceptron.experiments import DEFAULT, FULL
     from puma.report.perceptron import run_experiments, write_page
 
+    if dry_run:
+        costs = [(one.name, *one.cost(out)) for one in (FULL if full else DEFAULT)]
+        rows = [(name, f"{sets:,}", f"{found:,}", duration(seconds)) for name, sets, found, seconds in costs]
+        print_table(("experiment", "training sets", "finished", "left"), rows)
+        memory = max(8 * max(one.alphas) * one.dimension**2 for one in (FULL if full else DEFAULT))
+        left = sum(cost[3] for cost in costs)
+        echo(f"time     about {duration(left / jobs)} with --jobs {jobs}, without the theory's curves")
+        echo(f"memory   {memory / 1e6:,.0f} MB for the largest training set; nothing was written")
+        return
     started = time.monotonic()
     for folder in (out, pictures):
         if folder is not None:

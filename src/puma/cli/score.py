@@ -147,6 +147,7 @@ def score_run(
     devices: Devices = 1,
     engine: Engine = "local",
     address: Address = None,
+    dry_run: DryRun = False,
     config: Config = None,
     quiet: Quiet = False,
 ) -> None:
@@ -160,6 +161,7 @@ def score_run(
     from puma.devices import resolve_device
     from puma.scoring.embed import embed
     from puma.scoring.job import ScoringJob, open_pool
+    from puma.scoring.parts import check_model
     from puma.scoring.snapshots import SnapshotSettings, load_snapshots, threat_of
 
     share = share_of(device, devices, worker, num_workers, engine, address)
@@ -174,6 +176,17 @@ def score_run(
     job = ScoringJob(
         str(run.absolute()), tuple(sources), str(out.absolute()), settings, None, chosen, share.device, threads
     )
+    if dry_run:
+        from puma.scoring.cost import estimate_snapshots
+
+        models, workers = (
+            [model.to(where) for model in load_snapshots(run)],
+            max(share.workers.count, share.num_workers),
+        )
+        pool = open_pool(job.sources, chosen)
+        check_model(models[-1], pool)
+        _print_estimate(estimate_snapshots(models, pool, settings, out, workers))
+        return
     if (table := _make(job, share, quiet)) is not None:
         _print_table(table, out)
         echo("give it to puma plan as another --table")

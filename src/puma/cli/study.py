@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from puma.cli.options import Address, Engine, Jobs, Quiet
-from puma.cli.output import echo, print_table
+from puma.cli.options import Address, DryRun, Engine, Jobs, Quiet
+from puma.cli.output import duration, echo, print_table
 from puma.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def run(
     num_workers: Annotated[
         int, typer.Option(min=1, help="Split the runs by number, where file locks do not reach other machines.")
     ] = 1,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a study to its end: images, margins, every run, results.parquet and report.html.
@@ -79,10 +80,14 @@ def run(
     budget = Budget.of(parse_time(time_budget) if time_budget else None)
     if study.is_dir():
         folder = StudyFolder.open(study)
-        folder.freeze_recipes()
+        folder.freeze_recipes(write=not dry_run)
     else:
         spec = StudySpec.read(study)
-        folder = StudyFolder.create(spec, out or Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name))
+        place = out or Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name)
+        folder = StudyFolder.create(spec, place, write=not dry_run)
+    if dry_run:
+        print_cost(folder, max(jobs, num_workers))
+        return
     if join or num_workers > 1:
         done = work(folder, worker=worker, num_workers=num_workers, budget=budget, show=not quiet)
     else:
@@ -90,6 +95,28 @@ def run(
         done = run_study(folder, ray if engine == "ray" else Workers(jobs, gpus=1), budget=budget, show=not quiet)
     if not done or (worker == 0 and not join):
         conclude(folder, done)
+
+
+def print_cost(folder: StudyFolder, jobs: int) -> None:
+    """Print what is left of a study and what it costs here; nothing is written."""
+    import torch
+
+    from puma.devices import resolve_device
+    from puma.study.cost import study_cost
+
+    costs, memory = study_cost(folder)
+    seconds, gpu = sum(cost.left for cost in costs), resolve_device("auto").type == "cuda"
+    cores = max(1, torch.get_num_threads() // jobs)
+    rows = [
+        (cost.kind, cost.tasks, cost.finished, duration(cost.seconds), "recorded" if cost.recorded else "measured")
+        for cost in costs
+    ]
+    echo(f"study    {folder.spec.name}: {len(folder.spec.runs())} runs, in {folder.path}")
+    print_table(("task", "tasks", "finished", "each", "from"), rows)
+    hours = f"{seconds / 3600 * cores:,.2f} core-hours" + (f" and {seconds / 3600:,.2f} GPU-hours" if gpu else "")
+    echo(f"left     {hours}: about {duration(seconds / jobs)} with {jobs} processes of {cores} threads")
+    echo(f"memory   about {memory / 2**30:.2g} GiB a process, to train")
+    echo("attacks are counted as if every image withstood them; nothing was written")
 
 
 def conclude(folder: StudyFolder, done: bool) -> None:

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -242,6 +243,15 @@ class Experiment:
         """Simulate the grid; with ``out`` finished shards are kept and reused."""
         settings = {name: value for name, value in asdict(self).items() if name not in ("name", "question")}
         return simulate(**settings, out=out, workers=workers, progress=progress)
+
+    def cost(self, out: Path) -> tuple[int, int, float]:
+        """Training sets, those finished in ``out``, and seconds of the rest: the smallest is timed, others by size."""
+        grid = Grid(self.task, self.strategies, self.keeps, self.dimension, self.probe)
+        count, finished = len(self.eps) * self.seeds, len(list((out / self.name / "shards").glob("*.json")))
+        sets, began = len(self.alphas) * count, perf_counter()
+        train_students(grid, (min(self.alphas), self.eps[0], 0))
+        whole = (perf_counter() - began) / min(self.alphas) * sum(self.alphas) * count
+        return sets, finished, whole * max(0, sets - finished) / sets
 
     def theory(
         self, strategies: Sequence[str], alphas: Sequence[float], keeps: Sequence[float], *, workers: int = 1

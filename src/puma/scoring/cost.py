@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,6 +19,8 @@ from puma.margins import Columns, part_size
 from puma.models.modes import device_of
 from puma.scoring.parts import TableParts
 from puma.scoring.score import ScoringSettings, score_rows
+from puma.scoring.snapshots import SnapshotSettings
+from puma.scoring.snapshots import score_rows as score_snapshot_rows
 
 _SECONDS = 5.0
 _BATCHES = 8
@@ -107,6 +110,39 @@ def estimate(
         memory_bytes=_peak_memory(device),
         measured=sum(size for size, _ in batches),
         full_batch=max(size for size, _ in batches) == most,
+    )
+
+
+def estimate_snapshots(
+    models: Sequence[nn.Module], pool: Pool, settings: SnapshotSettings, out: Path | None = None, num_workers: int = 1
+) -> Estimate:
+    """The same for scores over ``models``, the snapshots of a run: growing batches of the pool's first images."""
+    device, wanted = device_of(models[-1]), len(pool)
+    if settings.rows == "real":
+        wanted = int((~pool.synthetic).sum())
+    most, size, spent, measured = min(settings.batch_size, wanted), 2, 0.0, 0
+    while True:
+        size, began = min(size, most), perf_counter()
+        columns = score_snapshot_rows(models, pool, range(size), settings, lambda _: None)
+        spent, measured = perf_counter() - began, measured + size
+        if measured > size and (size == most or 4 * spent > _SECONDS):
+            break
+        size *= 4
+    meta, finished = settings.meta(models, pool), 0
+    if out is not None and out.is_dir():
+        parts = TableParts(out, meta, device, write=False)
+        finished = sum(len(rows) for number, rows in enumerate(parts.ranges) if parts.finished(number))
+    left = len(pool) - finished
+    return Estimate(
+        images=left,
+        finished=finished,
+        images_per_s=size / spent,
+        seconds=left * wanted / len(pool) * spent / (size * num_workers),
+        disk_bytes=round(part_size(columns, meta) / size * left),
+        disk_free=None if out is None else _free(out),
+        memory_bytes=_peak_memory(device),
+        measured=measured,
+        full_batch=size == most,
     )
 
 

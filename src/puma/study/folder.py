@@ -55,19 +55,22 @@ class StudyFolder:
     path: Path
 
     @classmethod
-    def create(cls, spec: StudySpec, path: Path | str) -> StudyFolder:
+    def create(cls, spec: StudySpec, path: Path | str, *, write: bool = True) -> StudyFolder:
         """Begin a study in ``path``, or go on with the one there; runs may have been added or removed since.
+
+        ``write=False`` only checks.
 
         Raises:
             ResumeError: the folder holds a study with other shared settings or recipes; both values are named.
             UsageError, StorageError: a recipe that cannot be used; a folder that cannot be written.
         """
-        folder = cls(spec, prepare_folder(path))
+        folder = cls(spec, prepare_folder(path) if write else Path(path))
         if folder.settings_file.exists():
             there, now = (study.model_dump(exclude={"grid"}) for study in (cls.open(path).spec, spec))
             require_same_settings(path, there, now, fix="choose another --out, or delete the folder")
-        folder.freeze_recipes()
-        write_toml(folder.settings_file, spec.model_dump(exclude_none=True))
+        folder.freeze_recipes(write=write)
+        if write:
+            write_toml(folder.settings_file, spec.model_dump(exclude_none=True))
         return folder
 
     @classmethod
@@ -106,12 +109,13 @@ class StudyFolder:
         """The plan of a run."""
         return self.path / "plans" / f"{run.key}.parquet"
 
-    def freeze_recipes(self) -> None:
+    def freeze_recipes(self, *, write: bool = True) -> None:
         """Keep a copy of each recipe that has none yet; `ResumeError` if another one has been edited since."""
         for recipe in self.spec.recipes:
             now, copy = load_recipe(recipe), self._recipe_file(recipe)
             if not copy.is_file():
-                write_text(copy, now.to_toml())
+                if write:
+                    write_text(copy, now.to_toml())
             elif changed := settings_diff(_settings(load_recipe(copy)), _settings(now)):
                 raise ResumeError(
                     f"recipe {recipe} is not the one that {self.path} was begun with ({copy})",

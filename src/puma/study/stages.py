@@ -39,7 +39,7 @@ from puma.training.recipe import load_recipe
 from puma.training.run import Run
 
 _REFERENCE_SEED = 2000
-_SNAPSHOTS = 10
+SNAPSHOTS = 10
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def run_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
             params["features"] = folder / "features"
     plan = make_plan(table, spec.strategy, spec.prune_fraction, threat=threat, seed=spec.seed, **params)
     plan.write(study.plan_file(spec))
-    network, out = _new_network(study, pool, spec.seed), study.run_folder(spec)
+    network, out = new_network(study, pool, spec.seed), study.run_folder(spec)
     run = train(network, pool, threat=threat, plan=plan, recipe=spec.recipe, out=out, seed=spec.seed, progress=show)
     screened = settings.screen is not None
     results = _evaluate(study, spec, run, show, screen=screened)
@@ -268,12 +268,13 @@ def _train_full(
     threat = study.spec.threat_model
     eps = np.where(keep, np.float32(threat.eps), np.float32(0))
     plan = Plan(keep=keep, eps=eps, meta={"strategy": label, "threat": asdict(threat), "pool": pool.describe()})
-    recipe = load_recipe(study.spec.recipe).model_copy(update={"snapshots": _SNAPSHOTS})
-    network = _new_network(study, pool, seed)
+    recipe = load_recipe(study.spec.recipe).model_copy(update={"snapshots": SNAPSHOTS})
+    network = new_network(study, pool, seed)
     return train(network, pool, threat=threat, plan=plan, recipe=recipe, out=out, seed=seed, progress=show).model
 
 
-def _new_network(study: StudyFolder, pool: Pool, seed: int) -> nn.Module:
+def new_network(study: StudyFolder, pool: Pool, seed: int) -> nn.Module:
+    """The study's network, untrained."""
     network, (size, _, channels) = study.spec.network, pool.image_shape
     shape: dict[str, Any] = {"in_channels": channels, "image_size": size, **network.options}
     return build_model(network.name, pool.num_classes, seed=seed, **shape)
