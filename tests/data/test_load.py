@@ -248,3 +248,16 @@ def test_pools_that_do_not_fit(tmp_path: Path) -> None:
         Pool([a], ["fake"])
     with pytest.raises(UsageError, match="1 roles for 2"):
         Pool([a, a], ["real"])
+
+
+def test_the_name_digits_is_the_built_in_set_and_says_how_to_reach_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    source = load_dataset("digits:test")
+    assert len(source) == 899
+    load_dataset("digits")
+    assert "./digits names the file or folder here" in caplog.text
+    with pytest.raises(DataError, match="digits"):
+        load_dataset("./digits")

@@ -134,7 +134,9 @@ def _one_split(place: str, written: str, asked: str | None) -> str | None:
 def _opened(place: str, options: Options) -> Source:
     kind, _, rest = place.partition(":")
     path = Path(place)
-    if kind == "digits" and not path.exists():
+    if kind == "digits":
+        if path.exists():
+            logger.warning("%s is the built-in data set; ./%s names the file or folder here", place, place)
         options.only(place, "split")
         return load_digits(_one_split(place, rest, options.split))
     if kind == "hf":
@@ -210,7 +212,7 @@ def _absolute(place: str) -> str:
     kind, _, rest = place.partition(":")
     if kind == "hf":
         return f"hf:{Path(rest).absolute()}" if rest.startswith(".") else place
-    return place if kind == "digits" and not Path(place).exists() else str(Path(place).absolute())
+    return place if kind == "digits" else str(Path(place).absolute())
 
 
 # --- data sets by name ---------------------------------------------------------------------------------------------

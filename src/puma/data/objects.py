@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import socket
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +69,11 @@ def load_hub(name: str, config: str | None, options: Options) -> Source:
     """
     split = options.split or "train"
     where = f"hf:{name}:{split}"
+    if not Path(name).exists() and not _hub_answers():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # else it tries again for minutes before it looks into its cache
+        for module in ("datasets.config", "huggingface_hub.constants"):
+            if module in sys.modules:
+                vars(sys.modules[module])["HF_HUB_OFFLINE"] = True
     try:
         import datasets
     except ImportError:
@@ -85,6 +95,16 @@ def load_hub(name: str, config: str | None, options: Options) -> Source:
     source = _of_table(table, where, options)
     source.name = f"{Path(name).name}-{split}"
     return source
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached within 3 seconds; where there is a proxy it is left to find out."""
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
+        return bool(getproxies()) or socket.create_connection((endpoint.hostname or "", port), 3).close() is None
+    except OSError:
+        return False
 
 
 def _split_of(splits: Any, split: str | None) -> Any:
