@@ -100,9 +100,12 @@ def load_hub(name: str, config: str | None, options: Options) -> Source:
 def _hub_answers() -> bool:
     """Whether the hub can be reached within 3 seconds; where there is a proxy it is left to find out."""
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
+    if getproxies():
+        return True
     try:
-        port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
-        return bool(getproxies()) or socket.create_connection((endpoint.hostname or "", port), 3).close() is None
+        with socket.create_connection((endpoint.hostname or "", port), 3):
+            return True
     except OSError:
         return False
 
