@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 log = logging.getLogger("puma")
-VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+VISIBLE_GPUS, PROCESSES_PER_GPU = "CUDA_VISIBLE_DEVICES", "PUMA_PROCESSES_PER_GPU"
 
 
 def resolve_device(name: str = "auto", local: int = 0) -> torch.device:

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from puma.devices import VISIBLE_GPUS, visible_gpus
+from puma.devices import PROCESSES_PER_GPU, VISIBLE_GPUS, visible_gpus
 from puma.errors import PumaError, StorageError, UsageError
 from puma.progress import LOG_EVERY_ENV, configure_logging
 
@@ -62,7 +62,8 @@ class Workers:
     Args:
         count: processes of this machine; 1 runs the tasks in this process.
         threads: CPU threads of each process; None: ``OMP_NUM_THREADS`` if it is set, else an equal share of the cores.
-        gpus: GPUs of each task. Local processes get one of the visible GPUs each, in turn; Ray takes fractions too.
+        gpus: GPUs of each task. Local processes get one of the visible GPUs each, in turn, or a share of one; Ray takes
+            fractions too.
         ray: address of a Ray cluster (``"auto"``, ``"host:6379"``), or ``"local"`` to start one; then not ``count``.
         cpus: CPUs of each Ray task.
         retries: how often Ray runs a task again whose worker was lost.
@@ -267,6 +268,8 @@ def _environments(count: int, workers: Workers) -> Iterator[dict[str, str]]:
         own = {"RANK": str(number), "LOCAL_RANK": str(number)} if workers.ranks else {}
         if len(gpus) > 1:
             own[VISIBLE_GPUS] = gpus[number % len(gpus)]
+        if gpus and count > len(gpus):  # they share the memory of one
+            own[PROCESSES_PER_GPU] = str(-(-count // len(gpus)))
         yield common | own
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from task_functions import fail, gpu, place, refuse, square, stubborn, warn, write
+from task_functions import fail, gpu, gpu_memory, place, refuse, square, stubborn, warn, write
 
 from puma.errors import DataError
 from puma.tasks import WorkerLost, Workers, run_tasks
@@ -85,6 +85,16 @@ def test_each_process_gets_one_of_several_gpus(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     assert [place for _, place in sorted(run_tasks(gpu, range(3), Workers(3, gpus=1)))] == expected
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(0, 12), (1, 4), (2, 6), (3, 12)])
+def test_processes_of_one_gpu_plan_with_an_equal_share_of_its_memory(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, share: int
+) -> None:
+    """Else the first to start would leave the others less, and they would split their batches otherwise."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    found = [size for _, size in run_tasks(gpu_memory, range(3), Workers(3, gpus=1))]
+    assert found == [share] * 3
 
 
 def test_a_mistake_of_the_user_keeps_its_text_and_a_bug_its_traceback() -> None:

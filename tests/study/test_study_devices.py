@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from small_study import small_study
 from torch import nn
 
 from puma.study.runner import work
+from puma.study.stages import load_pool
 
 GPU = torch.device("cpu", 0)  # a CPU under another name: computes here, and is told apart from "cpu"
 
@@ -50,3 +52,20 @@ def test_every_engine_gets_its_networks_on_the_device(tmp_path: Path, monkeypatc
     assert sorted(seen) == sorted(
         ["generate", *["score_margins"] * 2, "score_run", "embed", "evaluate", "mislabelled_shares"]
     )
+
+
+def test_images_are_decoded_once_for_all_tasks_of_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PUMA_CACHE", str(tmp_path / "cache"))
+    for label in ("cat", "dog"):
+        (folder := tmp_path / "real" / label).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (6, 6), (number, 7, 0)).save(folder / f"{number}.png")
+    pool = {"real": str(tmp_path / "real"), "test": "digits:test", "synthetic": []}
+    study = small_study(tmp_path, pool=pool)
+    first, second = load_pool(study, 0), load_pool(study, 0)  # as two processes, or two tasks, would
+    assert (first.read([3, 4])[:, 0, 0, 0] == [3, 0]).all()
+    assert (second.read([3, 4]) == first.read([3, 4])).all()
+    assert caplog.text.count("decoding") == 1
+    assert [file.stat().st_size for file in (tmp_path / "cache" / "images").glob("*.raw")] == [8 * 6 * 6 * 3]

@@ -8,7 +8,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _MODES = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB"}
 _LARGEST_SIDE, _MOST_PIXELS = 4096, 50_000_000
 IN_MEMORY = 1 << 30
+_shared = ContextVar("shared", default=False)
 
 
 def picture_pixels(image: Image.Image, where: str) -> Pixels:
@@ -120,9 +123,20 @@ class EncodedImages(Images):
         return out
 
 
+@contextmanager
+def shared_copies() -> Iterator[None]:
+    """Sources opened inside are decoded into the cache folder whatever their size, for all processes to read."""
+    token = _shared.set(True)
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
 def kept(images: Images, key: str) -> Images:
     """``images``, decoded once: up to 1 GiB in memory, more in a file of the cache folder, named by ``key``."""
-    return _Kept(images) if math.prod(images.shape) <= IN_MEMORY else _Cached(images, key)
+    in_memory = math.prod(images.shape) <= (0 if _shared.get() else IN_MEMORY)
+    return _Kept(images) if in_memory else _Cached(images, key)
 
 
 class _Kept(Images):

@@ -18,8 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from puma.data.images import shared_copies
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
+from puma.data.source import Source
 from puma.devices import resolve_device
 from puma.evaluation import Evaluation, evaluate, mislabelled_shares
 from puma.generation import diffusion_config, generate, measure
@@ -91,11 +93,11 @@ def make_synthetic(study: StudyFolder, show: bool) -> dict[str, Any]:
     pool = study.spec.pool
     if not isinstance(pool.synthetic, int):
         return {}
-    real, test = load_dataset(pool.real), load_dataset(pool.test)
+    real, test = _open(pool.real), _open(pool.test)
     config = diffusion_config(real.image_shape, **pool.diffusion)
     device = resolve_device("auto")
     generate(real, pool.synthetic, out=study.synthetic_file, config=config, seed=0, device=device, progress=show)
-    quality = measure(real, test, load_dataset(study.synthetic_file))
+    quality = measure(real, test, _open(study.synthetic_file))
     write_json(study.path / "synthetic" / "quality.json", quality)
     return {"quality": quality}
 
@@ -214,15 +216,21 @@ def mislabelled_of(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, A
 # --- what several tasks share --------------------------------------------------------------------------------------
 
 
+def _open(spec: str | Path | list[str], **options: Any) -> Source:
+    """A source whose images, where they have to be decoded, are decoded once for all processes of all studies."""
+    with shared_copies():
+        return load_dataset(spec, **options)
+
+
 def load_pool(study: StudyFolder, synthetic: int | None) -> Pool:
     """The pool of the study, or one with a stratified subset of ``synthetic`` of its synthetic images."""
     pool = study.spec.pool
     specs = [str(study.synthetic_file)] if isinstance(pool.synthetic, int) else list(pool.synthetic)
-    sources = [load_dataset(pool.real)]
+    sources = [_open(pool.real)]
     if synthetic is None:
-        sources += [load_dataset(spec) for spec in specs]
+        sources += [_open(spec) for spec in specs]
     elif synthetic:
-        sources.append(load_dataset(specs, subset=synthetic, seed=0))
+        sources.append(_open(specs, subset=synthetic, seed=0))
     return Pool(sources)
 
 
@@ -287,7 +295,7 @@ def _on_device(model: nn.Module) -> nn.Module:
 def _evaluate(
     study: StudyFolder, spec: RunSpec, run: Run, show: bool, *, screen: bool = False
 ) -> dict[str, Evaluation]:
-    settings, threat, test = study.spec.evaluation, study.spec.threat_model, load_dataset(study.spec.pool.test)
+    settings, threat, test = study.spec.evaluation, study.spec.threat_model, _open(study.spec.pool.test)
     attack, subset = settings.attack, settings.subset
     if screen:
         attack, subset = str(settings.screen), settings.screen_subset

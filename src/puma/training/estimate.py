@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from puma.devices import Devices
+from puma.devices import PROCESSES_PER_GPU, Devices
 from puma.errors import UsageError
 from puma.models.modes import batchnorm_layers
 from puma.training.recipe import Recipe
@@ -113,9 +113,10 @@ def batch_statistics_warning(network: nn.Module, micro: int, batch: int) -> str:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; for a CPU also within the limits of its container."""
+    """Bytes free on a device: at most this process's share of a GPU; for a CPU within its container's limits."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free, total = torch.cuda.mem_get_info(device)
+        return min(free, total // int(os.environ.get(PROCESSES_PER_GPU, "1")))
     free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
