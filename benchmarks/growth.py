@@ -248,7 +248,9 @@ def draw(record: dict[str, Any], target: Path) -> None:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(13.5, 5.2), layout="constrained", facecolor="white")
+    networks = [row for row in record["rows"] if row["kind"] == "training"]
+    panels = 3 if networks else 2
+    figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 5.2), layout="constrained", facecolor="white")
     colours = dict(zip(LABELS, ("#2b6cb0", "#63a4dc", "#0b8793", "#0b8793", "#c05621", "#2f855a"), strict=True))
     copy, rate = record["machine"]["copied_bytes_per_s"], record["machine"]["float32_flops_per_s"]
     for key, label in LABELS.items():
@@ -263,14 +265,18 @@ def draw(record: dict[str, Any], target: Path) -> None:
             axes[1].plot(x, [row["peak"] / 1e9 for row in rows], "o-", color=colour, label=label, **open_marker)
             if "held" in rows[0]:
                 axes[1].plot(x, [row["held"] / 1e9 for row in rows], "--", color=colour, linewidth=1, alpha=0.7)
-    networks = [row for row in record["rows"] if row["kind"] == "training"]
-    work = [row["flops"] / 1e9 for row in networks]
-    axes[2].plot(work, [row["seconds"] for row in networks], "o", color="#6b46c1", label="one TRADES-10 step, float32")
-    axes[2].plot(sorted(work), [1e9 * w / rate for w in sorted(work)], "--", color="#6b46c1", linewidth=1, alpha=0.7)
-    for row in networks:
-        axes[2].annotate(f"  {row['mode']}", (row["flops"] / 1e9, row["seconds"]), va="top", fontsize=8)
+    if networks:
+        work = [row["flops"] / 1e9 for row in networks]
+        axes[2].plot(
+            work, [row["seconds"] for row in networks], "o", color="#6b46c1", label="one TRADES-10 step, float32"
+        )
+        axes[2].plot(
+            sorted(work), [1e9 * w / rate for w in sorted(work)], "--", color="#6b46c1", linewidth=1, alpha=0.7
+        )
+        for row in networks:
+            axes[2].annotate(f"  {row['mode']}", (row["flops"] / 1e9, row["seconds"]), va="top", fontsize=8)
     titles = ("CPU seconds", "peak memory, GB", "training: CPU seconds an image")
-    for axis, title, label in zip(axes, titles, ("rows", "rows", "GFLOP an image and step"), strict=True):
+    for axis, title, label in zip(axes, titles, ("rows", "rows", "GFLOP an image and step"), strict=False):
         axis.plot([], [], "--", color="#555555", linewidth=1, label="floor: bytes or FLOPs that have to be")
         axis.set(xscale="log", yscale="log", title=title, xlabel=label, facecolor="white")
         axis.grid(color="#dddddd", linewidth=0.6)
