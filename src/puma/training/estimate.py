@@ -115,8 +115,8 @@ def batch_statistics_warning(network: nn.Module, micro: int, batch: int) -> str:
 def free_memory(device: torch.device) -> int:
     """Bytes free on a device: at most this process's share of a GPU; for a CPU within its container's limits."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return min(free, total // int(os.environ.get(PROCESSES_PER_GPU, "1")))
+        unused, total = torch.cuda.mem_get_info(device)
+        return int(min(unused, total // int(os.environ.get(PROCESSES_PER_GPU, "1"))))
     free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
