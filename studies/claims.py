@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from puma.io import read_json, write_text
 from puma.perceptron.theory import Prediction, predict
 from puma.plots import INK, figure_style, mark, svg_text
+from puma.report import make_report
 from puma.study.spec import StudySpec
 from puma.tradeoff import BASELINE, Comparison, Estimate, Flags, compare, mean_interval
 from puma.tradeoff.results import FLAGS_FILE, MISLABELLED_FILE, RESULTS_FILE, read_flags, read_mislabelled, read_results
@@ -386,8 +387,11 @@ def main() -> None:
     (options.out.parent / "images").mkdir(parents=True, exist_ok=True)
     write_text(options.out, page(pools))
     with figure_style():
-        figure = forest(pools)
-        write_text(options.out.parent / "images" / "claims.svg", svg_text(figure))
+        write_text(options.out.parent / "images" / "claims.svg", svg_text(forest(pools)))
+    for folder in folders:
+        picture = make_report(folder).pictures["tradeoff"]
+        with figure_style():
+            write_text(options.out.parent / "images" / f"{folder.name}.svg", svg_text(picture.figure))
     print(f"{options.out}: {len(pools)} pools of {len(folders)} studies")
 
 
