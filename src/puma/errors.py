@@ -7,9 +7,13 @@ line is a bug of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import math
 import unicodedata
 from collections.abc import Iterable
+from decimal import Decimal
 from functools import partial
+from numbers import Real
+from typing import Any
 
 
 class PumaError(Exception):
@@ -80,6 +84,28 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(name, names, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     return UsageError(f"unknown {kind} {name!r}", fix=f"{guess}There are: {', '.join(names)}")
+
+
+def integer(name: str, value: Any, *, low: int) -> int:
+    """Check an integer (numpy's and torch's too) given by the user, or raise `UsageError`."""
+    plain = value.item() if getattr(value, "shape", None) == () else value
+    if not isinstance(plain, int) or isinstance(plain, bool) or plain < low:
+        raise UsageError(f"{name} = {value!r} is not an integer >= {low}", fix=f"choose a {name} in that range")
+    return plain
+
+
+def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, open_low: bool = False) -> float:
+    """Check a finite number given by the user against a closed range (open at the lower end if ``open_low``).
+
+    >>> number("c", Decimal("0.5"), high=1)
+    0.5
+    """
+    plain = value.item() if getattr(value, "shape", None) == () else value
+    real = type(plain) is not bool and isinstance(plain, (Real, Decimal)) and math.isfinite(plain)
+    if not real or not (low < plain if open_low else low <= plain) or not plain <= high:
+        limits = f"{'(' if open_low else '['}{low:g}, " + (f"{high:g}]" if math.isfinite(high) else "inf)")
+        raise UsageError(f"{name} = {value!r} is not a number in {limits}", fix=f"choose a {name} in that range")
+    return float(plain)
 
 
 def printable(text: object) -> str:

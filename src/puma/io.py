@@ -64,7 +64,7 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     anew, and a link at ``target`` is replaced. `StorageError` where the disk is full or the folder cannot be written.
     """
     target = Path(target)
-    temporary = _temporary(target)
+    temporary = temporary_path(target)
     with storage_errors(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
 
     check_empty()
     prepare_folder(target.parent)
-    temporary = _temporary(target)
+    temporary = temporary_path(target)
     with storage_errors(target):
         try:
             temporary.mkdir()
@@ -142,7 +142,7 @@ def prepare_folder(folder: Path | str) -> Path:
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
-        probe = _temporary(folder / "probe")
+        probe = temporary_path(folder / "probe")
         try:
             with os.fdopen(os.open(probe, _NEW, 0o666), "wb") as file:
                 file.write(b"x")
@@ -151,7 +151,8 @@ def prepare_folder(folder: Path | str) -> Path:
     return folder
 
 
-def _temporary(target: Path) -> Path:
+def temporary_path(target: Path) -> Path:
+    """A name beside ``target`` that goes at the next start where this process is killed."""
     return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(3)}.tmp")
 
 
@@ -524,7 +525,7 @@ class Shards:
         previous = [sha256_file(path)] if path.exists() and self.finished(key) else []
         with atomic_path(path) as temporary:
             yield temporary
-            write_text(_digest_path(path), "".join(f"{line}\n" for line in (*previous, sha256_file(temporary))))
+            write_text(digest_path(path), "".join(f"{line}\n" for line in (*previous, sha256_file(temporary))))
 
     @contextmanager
     def held(self, worker: int = 0, num_workers: int = 1) -> Iterator[None]:
@@ -543,9 +544,10 @@ class Shards:
 def recorded_sha256(shard: Path) -> list[str]:
     """The SHA-256 recorded for a shard; two while it is being replaced, none where none is recorded."""
     with suppress(OSError, UnicodeDecodeError):
-        return _digest_path(shard).read_text().split()
+        return digest_path(shard).read_text().split()
     return []
 
 
-def _digest_path(shard: Path) -> Path:
+def digest_path(shard: Path) -> Path:
+    """Where the SHA-256 of a shard is recorded."""
     return shard.with_name(f".{shard.name}.sha256")

@@ -30,7 +30,7 @@ from puma.attacks.search import (
     not_crossed,
     strongest,
 )
-from puma.errors import UsageError, unknown
+from puma.errors import integer, unknown
 from puma.margins import STATUS_NAMES, Status
 from puma.models.checks import IT_DEPENDS, check_same
 from puma.models.modes import attack_mode, true_float32
@@ -140,8 +140,7 @@ def deepfool(
     parse_norm(norm)
     parse_mode(mode)
     parse_precision(precision)
-    if steps < 1 or chunk < 1:
-        raise UsageError(f"steps and chunk have to be positive, not {steps} and {chunk}")
+    steps, chunk = integer("steps", steps, low=1), integer("chunk", chunk, low=1)
     with torch.inference_mode(False), torch.no_grad():
         images, labels = as_batch(images, labels)
         network = Network(model, tuple(images.shape[1:]), chunk, precision == "bf16", proxy)

@@ -128,7 +128,10 @@ def as_batch(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: wrong type, shape or range.
     """
-    images, labels = (torch.as_tensor(value).detach() for value in (images, labels))
+    try:
+        images, labels = (torch.as_tensor(value).detach() for value in (images, labels))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError("images or labels are no array of numbers", why=str(error).splitlines()[0][:200]) from None
     if not images.is_floating_point() or images.ndim < 2:
         raise DataError(
             f"images are {images.dtype} {list(images.shape)}",

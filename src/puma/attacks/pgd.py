@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from puma.attacks.network import as_batch, check_labels
-from puma.errors import ModelError, UsageError, unknown
+from puma.errors import ModelError, UsageError, integer, number, unknown
 from puma.losses import carlini_wagner, cross_entropy, kl_divergence
 from puma.models.checks import IT_CHANGES, apply_model, check_first, check_same, model_errors
 from puma.models.modes import attack_mode
@@ -38,7 +38,7 @@ def pgd(
     images: Tensor,
     labels: Tensor,
     *,
-    threat: ThreatModel,
+    threat: ThreatModel | str,
     eps: float | Tensor | None = None,
     steps: int = 10,
     step_size: float | None = None,
@@ -80,9 +80,8 @@ def pgd(
     for kind, name, known in (("loss", loss, LOSSES), ("start", start, get_args(Start))):
         if name not in known:
             raise unknown(kind, name, known)
-    if steps < 0 or (step_size is not None and not step_size >= 0):
-        raise UsageError(f"PGD cannot take {steps} steps of size {step_size}")
-    step = 2.5 * threat.eps / max(steps, 1) if step_size is None else step_size
+    threat, steps = ThreatModel.parse(threat), integer("steps", steps, low=0)
+    step = 2.5 * threat.eps / max(steps, 1) if step_size is None else number("step_size", step_size)
     with torch.inference_mode(False), torch.no_grad(), attack_mode(model):
         images, labels = as_batch(images, labels)
         each_eps = image_eps(images, eps, threat)
@@ -140,9 +139,9 @@ def ascend(
     ball = _Ball(images, eps, threat)
     step = step_size * ball.eps / threat.eps if threat.eps else torch.zeros_like(ball.eps)
     adversarial = ball.start(noise)
-    for number in range(steps):
+    for done in range(steps):
         gradient = _gradient(objective, adversarial, _ALL)
-        if number == 0 and on_first_gradient:
+        if done == 0 and on_first_gradient:
             on_first_gradient(gradient)
         way = _direction(gradient, threat.norm)
         adversarial = ball.project_(way.mul_(step).add_(adversarial))
@@ -249,6 +248,8 @@ def image_eps(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) -
     Raises:
         UsageError: negative, not finite, or of another length than the batch.
     """
+    if eps is not None and not hasattr(eps, "__len__"):
+        eps = number("eps", eps)
     values = torch.as_tensor(threat.eps if eps is None else eps, dtype=images.dtype, device=images.device)
     if values.ndim == 0:
         values = values.expand(len(images))

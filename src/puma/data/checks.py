@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -133,8 +134,8 @@ def chosen_label(names: Sequence[str], also: Iterable[str], asked: str | None, w
 def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Source:
     """``source`` with its labels numbered as in ``class_names``, the classes of ``whose``: matched by name.
 
-    Names ``"0", "1", ...`` are what a source without names has: such labels are taken by number, unless the other
-    names are whole numbers too. ``source`` itself is returned where nothing has to be renumbered.
+    Names ``"0", "1", ...`` are what a source without names has: such labels are taken by number, unless some of the
+    other names are numbers too. ``source`` itself is returned where nothing has to be renumbered.
 
     Raises:
         DataError: ``source`` has classes that ``class_names`` lacks.
@@ -143,7 +144,7 @@ def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Sou
     if own == wanted[: len(own)]:
         return source
     numbered = [names == [str(number) for number in range(len(names))] for names in (own, wanted)]
-    numbers = [all(name.isdecimal() for name in names) for names in (own, wanted)]
+    numbers = [any(map(number_in, names)) for names in (own, wanted)]
     why = "labels have to mean the same everywhere"
     if len(own) > len(wanted) and any(numbered):
         raise DataError(f"{source.name} has {len(own)} classes, {whose} has {len(wanted)}", why=why)
@@ -171,12 +172,19 @@ def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Sou
 
 
 def _canonical(names: Sequence[str]) -> list[str]:
-    """Names without white space around them; whole numbers as such ("07" is "7") where all are, each once."""
+    """Names without white space around them; numbers as such ("07" and "7.0" are "7") where all are, each once."""
     stripped = [name.strip() for name in names]
-    if all(name.isascii() and name.isdecimal() for name in stripped):
-        numbers = [str(int(name)) for name in stripped]
-        return numbers if len(set(numbers)) == len(numbers) else stripped
-    return stripped
+    numbers = [number for name in stripped if (number := number_in(name))]
+    return numbers if len(set(numbers)) == len(names) else stripped
+
+
+def number_in(name: str) -> str:
+    """A name that is a number, of any script and with any sign, in its shortest form; else an empty text."""
+    try:
+        value = float(name if "_" not in name else "nan")
+    except ValueError:
+        return ""
+    return f"{value:g}" if value.is_integer() and abs(value) < 1e6 else f"{value!r}" if math.isfinite(value) else ""
 
 
 def _text(shape: Sequence[int]) -> str:

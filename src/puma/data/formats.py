@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.data.checks import check_image_layout, check_labels
+from puma.data.checks import check_image_layout, check_labels, number_in
 from puma.data.images import EncodedImages
 from puma.data.sampler import stratified_rows
 from puma.data.source import Options, Pixels, Source, in_memory
@@ -136,6 +136,8 @@ def _check_no_splits(root: Path, names: list[str]) -> None:
 
 def _by_number(names: list[str]) -> list[str]:
     """Names in order; by their numbers where only these differ: 2 before 10, ``class_2`` before ``class_10``."""
+    if len({number_in(name) or name for name in names}) == len(names) and all(map(number_in, names)):
+        return sorted(names, key=lambda name: float(number_in(name)))
     matches = [_NUMBERED.fullmatch(name) for name in names]
     numbers = {name: int(match[2]) for name, match in zip(names, matches, strict=True) if match}
     alike = len({(match[1], match[3]) for match in matches if match}) == 1

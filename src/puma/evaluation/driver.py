@@ -22,7 +22,7 @@ from torch import nn
 from puma.data.pool import read_batch
 from puma.data.source import Source
 from puma.devices import environment
-from puma.errors import DataError, UsageError
+from puma.errors import DataError, UsageError, integer
 from puma.evaluation.attacks import (
     Attacker,
     WarningRecorder,
@@ -105,9 +105,8 @@ def evaluate(
         CheckError: an attack's images break the threat model, or a second evaluation contradicts it.
     """
     steps = attack_steps(attack)
-    for name, value in (("batch_size", batch_size), ("shard_rows", shard_rows)):
-        if value < 1:
-            raise UsageError(f"{name} {value} is not a number of images", fix="1 or more")
+    batch_size, shard_rows = integer("batch_size", batch_size, low=1), integer("shard_rows", shard_rows, low=1)
+    seed, subset = integer("seed", seed, low=0), None if subset is None else integer("subset", subset, low=1)
     if not 0 <= worker < num_workers:
         raise UsageError(f"worker {worker} of {num_workers} does not exist", fix="numbers run from 0")
     if num_workers > 1 and out is None:

@@ -86,9 +86,14 @@ def as_logits(output: object, count: int) -> Tensor:
     logits = output
     if not isinstance(output, Tensor):
         logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == count:
+    plain = isinstance(logits, Tensor) and logits.layout is torch.strided and not logits.is_complex()
+    if isinstance(logits, Tensor) and plain and logits.ndim == 2 and len(logits) == count:
         return logits
-    got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    got = (
+        f"{output.layout} {output.dtype} {list(output.shape)}".replace("torch.strided torch.float32", "shape")
+        if isinstance(output, Tensor)
+        else f"a {type(output).__name__}"
+    )
     single = isinstance(logits, Tensor) and logits.shape == (count,)
     raise ModelError(
         f"the model returns {got} for {count} images",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.devices import resolve_device, warn_slow_bf16
 from puma.errors import ModelError
+from puma.io import temporary_path
 from puma.margins import MarginTable
 from puma.models.modes import device_of
 from puma.models.weights import weights_sha256
@@ -104,7 +104,7 @@ class ScoringJob:
 
     def _hand_out(self, parts: TableParts, missing: list[int], workers: Workers, progress: bool) -> None:
         """One task for each missing part; the mark tells other machines whether they see the same folder."""
-        mark = parts.folder / f".seen-{uuid4().hex}"
+        mark = temporary_path(parts.folder / "seen")
         mark.touch()
         task = partial(score_part, self, parts.meta["model"]["sha256"], mark)
         rows, left = sum(map(len, parts.ranges)), sum(len(parts.ranges[number]) for number in missing)

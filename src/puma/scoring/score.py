@@ -17,7 +17,7 @@ from puma.attacks.deepfool import Mode, Precision, deepfool, parse_mode, parse_p
 from puma.data.pool import Pool, read_batch
 from puma.data.source import Source
 from puma.devices import warn_slow_bf16
-from puma.errors import UsageError
+from puma.errors import UsageError, integer, number
 from puma.margins import PART_ROWS, Columns, MarginTable
 from puma.models.modes import device_of
 from puma.progress import Progress
@@ -50,11 +50,9 @@ class ScoringSettings:
         parse_mode(self.mode)
         parse_precision(self.precision)
         for name in ("steps", "batch_size", "chunk", "part_rows"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} has to be positive, not {getattr(self, name)}")
+            object.__setattr__(self, name, integer(name, getattr(self, name), low=1))
         if self.refine_below is not None:
-            if not 0 < self.refine_below < np.inf:
-                raise UsageError(f"refine_below has to be positive and finite, not {self.refine_below}")
+            object.__setattr__(self, "refine_below", number("refine_below", self.refine_below, open_low=True))
             if self.mode == "fast":
                 raise UsageError("refine_below needs a mode that searches", why="mode fast is what it estimates with")
 

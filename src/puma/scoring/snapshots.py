@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from puma.attacks.pgd import pgd
 from puma.data.pool import Pool, read_batch
 from puma.data.source import Source
-from puma.errors import DataError, ModelError, UsageError, unknown
+from puma.errors import DataError, ModelError, integer, unknown
 from puma.io import read_json
 from puma.margins import PART_ROWS, Columns, MarginTable, Status
 from puma.models.checks import apply_model
@@ -62,8 +62,7 @@ class SnapshotSettings:
         if self.rows not in ("all", "real"):
             raise unknown("choice of rows", self.rows, ("all", "real"))
         for name, least in (("steps", 1), ("batch_size", 1), ("part_rows", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} has to be at least {least}, not {getattr(self, name)}")
+            object.__setattr__(self, name, integer(name, getattr(self, name), low=least))
 
     def meta(self, models: Sequence[nn.Module], pool: Pool) -> dict[str, Any]:
         """The metadata of the table, as in `puma.margins.MarginTable`."""

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.errors import DataError, UsageError
+from puma.errors import DataError, UsageError, integer, number
 from puma.margins import LABEL_ISSUE, LABEL_QUALITY, MarginTable, Status
 from puma.plan import Plan
 from puma.strategies.quotas import make_quotas
-from puma.strategies.registry import STRATEGIES, Selection, SelectionContext, get_strategy, integer, number
+from puma.strategies.registry import STRATEGIES, Selection, SelectionContext, get_strategy
 from puma.strategies.selectors import read_features
 from puma.threat import ThreatModel
 
@@ -59,8 +59,8 @@ def make_plan(
     """
     threat, rule = ThreatModel.parse(threat), get_strategy(strategy)
     resolved = rule.resolve(params)
-    real = isinstance(prune_fraction, (int, float, np.integer, np.floating)) and not isinstance(prune_fraction, bool)
-    if not real or not 0 <= prune_fraction < 1:
+    prune_fraction = number("prune_fraction", prune_fraction)
+    if prune_fraction >= 1:
         why = "it is the share of the prunable images to remove; 0 removes nothing"
         raise UsageError(f"prune_fraction {prune_fraction!r} is not in [0, 1)", why=why, fix="30 % is written 0.3")
     seed = integer("seed", seed, low=0)
@@ -74,7 +74,7 @@ def make_plan(
         raise DataError("the margin table is empty", fix="score a pool with images in it")
     if isinstance(resolved.get("features"), (str, Path)):  # the vectors count, not where they lie
         resolved["features"] = read_features(resolved["features"], len(table), table.meta["pool"]["fingerprint"])
-    share = float(prune_fraction) if rule.prunes else 0.0
+    share = prune_fraction if rule.prunes else 0.0
     quotas = make_quotas(table, share, protect_real=protect_real, class_balanced=class_balanced)
     context = SelectionContext(table, threat, quotas, seed)
     selection = rule.rule(context, **resolved)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -177,23 +176,3 @@ def get_strategy(name: str) -> Strategy:
     if name not in STRATEGIES:
         raise unknown("strategy", name, STRATEGIES)
     return STRATEGIES[name]
-
-
-def integer(name: str, value: Any, *, low: int) -> int:
-    """Check an integer (numpy's too) given by the user, or raise `UsageError`."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low:
-        raise UsageError(f"{name} = {value!r} is not an integer >= {low}", fix=f"choose a {name} in that range")
-    return int(value)
-
-
-def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, open_low: bool = False) -> float:
-    """Check a finite number given by the user against a closed range (open at the lower end if ``open_low``).
-
-    >>> number("c", np.float32(0.5), high=1)
-    0.5
-    """
-    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or not (low < value if open_low else low <= value) or not value <= high:
-        limits = f"{'(' if open_low else '['}{low:g}, " + (f"{high:g}]" if math.isfinite(high) else "inf)")
-        raise UsageError(f"{name} = {value!r} is not in {limits}", fix=f"choose a {name} in that range")
-    return float(value)

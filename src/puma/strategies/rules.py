@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.errors import UsageError
+from puma.errors import UsageError, number
 from puma.strategies.quotas import extreme
-from puma.strategies.registry import Selection, SelectionContext, number, strategy
+from puma.strategies.registry import Selection, SelectionContext, strategy
 
 C = 1.0
 C_RANGE = (0.25, 0.75)

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.errors import DataError
+from puma.errors import DataError, integer, number
 from puma.io import read_record, recorded_sha256, sha256_file
 from puma.strategies.quotas import extreme
-from puma.strategies.registry import Selection, SelectionContext, integer, number, strategy
+from puma.strategies.registry import Selection, SelectionContext, strategy
 
 Features = NDArray[np.floating[Any]] | str | Path
 RECORD = "features.json"

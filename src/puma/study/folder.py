@@ -143,7 +143,7 @@ class StudyFolder:
 
     def finish(self, task: str, result: dict[str, Any]) -> None:
         """Record that a task is finished."""
-        write_json(self._done_file(task), result)
+        write_json(self._done_file(task), result, checksum=True)
 
     def forget(self, task: str) -> None:
         """Delete the record of a finished task, so that it is done again."""

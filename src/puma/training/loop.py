@@ -28,7 +28,7 @@ from puma.data.checks import match_classes
 from puma.data.pool import Pool, to_tensor
 from puma.data.source import Source
 from puma.devices import Devices, environment
-from puma.errors import CheckError, DataError, ModelError
+from puma.errors import CheckError, DataError, ModelError, integer
 from puma.io import lock, read_record
 from puma.models.checks import as_logits, check_model, model_errors
 from puma.models.ema import EMA
@@ -100,7 +100,7 @@ def train(
     require_logger(logger, out)
     devices = Devices(recipe.precision, device)
     folder = Path(out) if out is not None else None
-    job = prepare(model, pool, threat, plan, recipe, int(seed), validation, devices)
+    job = prepare(model, pool, threat, plan, recipe, integer("seed", seed, low=0), validation, devices)
     finished = folder is not None and (folder / "last.safetensors").is_file()
     job.fit(folder, devices, check=not (finished or ignore_estimate))
     with lock(folder) if folder and devices.is_rank_zero else nullcontext():
@@ -597,6 +597,7 @@ class Training:
         for own, live in zip(model.parameters(), self.network.parameters(), strict=True):
             own.requires_grad_(live.requires_grad)
         if self.folder and self.devices.is_rank_zero:
+            self.metrics.close()
             if not self.best_step:
                 save_model(model, self.folder / "best.safetensors", training=meta)
             save_model(model, self.folder / "last.safetensors", training=meta)

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from puma.errors import ModelError, UsageError, unknown
-from puma.io import claim_folder, fingerprint, storage_errors, write_text
+from puma.errors import DataError, ModelError, UsageError, unknown
+from puma.io import claim_folder, digest_path, fingerprint, recorded_sha256, sha256_file, storage_errors, write_text
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
 from puma.models.weights import load_model, load_tensors
 from puma.training.recipe import Recipe
@@ -116,6 +116,7 @@ class Metrics:
         if self._path and self._path.is_file():
             self.rows = [row for row in read_metrics(self._path) if row["step"] <= upto]
         if self._path:
+            digest_path(self._path).unlink(missing_ok=True)
             write_text(self._path, _csv([COLUMNS, *map(_cells, self.rows)]))
         self._logger = _logger(logger, folder, upto) if folder and logger else None
 
@@ -131,9 +132,16 @@ class Metrics:
             with storage_errors(self._path), self._path.open("a", newline="") as file:
                 file.write(_csv([_cells(values)]))
 
+    def close(self) -> None:
+        """Record the checksum of the finished file."""
+        if self._path:
+            write_text(digest_path(self._path), sha256_file(self._path) + "\n")
+
 
 def read_metrics(path: Path | str) -> list[dict[str, float]]:
-    """Read ``metrics.csv``; a last line that was cut off is left out."""
+    """Read ``metrics.csv``; a last line that was cut off is left out, a finished file is checked (`DataError`)."""
+    if (stated := recorded_sha256(Path(path))) and sha256_file(path) not in stated:
+        raise DataError(f"{path} is damaged: its checksum does not fit", fix="restore it from a copy")
     rows = []
     with Path(path).open(newline="") as file:
         for row in csv.DictReader(file):
