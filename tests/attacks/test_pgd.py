@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -175,15 +179,30 @@ def test_l2_start_is_uniform_in_the_ball():
         ({"images": torch.rand(6, 1, 8, 8) * 255}, DataError, "images reach"),
         ({"images": torch.zeros(6, 1, 8, 8, dtype=torch.uint8)}, DataError, "float .* is needed"),
         ({"labels": torch.zeros(5, dtype=torch.long)}, DataError, "labels are"),
-        ({"eps": -0.1}, UsageError, "negative or not finite"),
-        ({"eps": float("nan")}, UsageError, "negative or not finite"),
+        ({"eps": -0.1}, UsageError, "eps = -0.1 is not a number in"),
+        ({"eps": float("nan")}, UsageError, "eps = nan is not a number in"),
+        ({"eps": torch.full((6,), -0.1)}, UsageError, "negative or not finite"),
         ({"eps": torch.ones(5)}, UsageError, "eps has shape"),
         ({"loss": "cr"}, UsageError, "unknown loss"),
         ({"start": "unifrom"}, UsageError, "did you mean 'uniform'"),
-        ({"steps": -1}, UsageError, "cannot take -1 steps"),
+        ({"steps": -1}, UsageError, "steps = -1 is not an integer"),
+        ({"steps": 2.5}, UsageError, "steps = 2.5 is not an integer"),
+        ({"step_size": -0.1}, UsageError, "step_size = -0.1 is not a number in"),
+        ({"images": None}, DataError, "no array of numbers"),
+        ({"labels": [None] * 6}, DataError, "no array of numbers"),
     ],
 )
 def test_bad_input(change, error, said):
     images, labels = batch()
     with pytest.raises(error, match=said):
         pgd(network(), **({"images": images, "labels": labels, "threat": LINF} | change))
+
+
+@pytest.mark.parametrize(
+    "number", [Fraction(1, 20), Decimal("0.05"), np.float64(0.05), np.array(0.05), torch.tensor(0.05)]
+)
+def test_numbers_of_every_kind_and_threats_as_text(number):
+    images, labels = batch()
+    expected = pgd(network(), images, labels, threat=LINF, eps=0.05, start="none")
+    threat = f"Linf:{LINF.eps!r}"
+    assert torch.equal(pgd(network(), images, labels, threat=threat, eps=number, start="none"), expected)

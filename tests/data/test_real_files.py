@@ -111,6 +111,17 @@ def test_numbers_that_do_not_begin_at_0_are_names(tmp_path: Path) -> None:
     assert Pool([from_one, some]).labels[-4:].tolist() == [1, 1, 8, 8]
 
 
+@pytest.mark.parametrize(
+    "names", [["1.0", "2.0", "10.0"], ["-1", "0", "1"], ["0", "2", "x"]], ids=["decimal", "negative", "mixed"]
+)
+def test_numbers_of_any_form_are_never_taken_by_place(tmp_path: Path, names: list[str]) -> None:
+    source = load_dataset(folder(tmp_path / "d", names))
+    assert source.class_names == tuple(names)
+    np.savez(tmp_path / "d.npz", image=np.zeros((3, 6, 6, 3), np.uint8), label=np.arange(3))
+    with pytest.raises(DataError, match="has classes that"):
+        Pool([source, load_dataset(tmp_path / "d.npz")])
+
+
 def test_one_class_and_annotations_beside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder(tmp_path / "val", ["images"])
     (tmp_path / "val" / "val_annotations.txt").write_text("0.png n01")
@@ -291,6 +302,7 @@ def test_classes_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFi
         (["0", "1"], ["cat", "dog"], [0, 1]),
         (list("0123456789"), ["0", "1", "7"], [0, 1, 7]),
         (list("123456789"), ["1", "07"], [0, 6]),
+        (list("123456789"), ["1.0", "7.0"], [0, 6]),
     ],
 )
 def test_labels_after_classes_were_matched(wanted: list[str], own: list[str], labels: list[int]) -> None:

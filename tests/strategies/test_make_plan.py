@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from score_tables import EPS, PRUNING, SCORES, make_table, needed_params, tables
@@ -97,6 +101,12 @@ def test_prune_fraction_out_of_range_is_refused(share: object) -> None:
     table = make_table([0.1, 0.2], [0, 0])
     with pytest.raises(UsageError, match="prune_fraction"):
         make_plan(table, "easy", share, threat="Linf:8/255")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [Fraction(1, 2), Decimal("0.5"), np.float32(0.5), np.array(0.5), torch.tensor(0.5)])
+def test_prune_fraction_of_every_kind_of_number(share: object) -> None:
+    table = make_table([0.1, 0.2], [0, 0])
+    assert make_plan(table, "easy", share, threat="Linf:8/255").kept == 1  # type: ignore[arg-type]
 
 
 def test_misspelt_names_get_a_suggestion() -> None:
