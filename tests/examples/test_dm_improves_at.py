@@ -21,8 +21,9 @@ REAL, SYNTHETIC, HELD = 1100, 60, 1024
 def test_ten_lines_draw_what_the_plan_keeps_and_attack_each_image_with_its_own_eps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = [block.strip() for block in re.findall(r"```python\n(.*?)```", PAGE, re.S)]
-    data_set, trainer, start = ([line for line in block.splitlines() if line] for block in blocks)
+    blocks = [block.strip() for block in re.findall(r"```(?:python|text)\n(.*?)```", PAGE, re.S)]
+    data_set, batch, arguments, start = ([line for line in block.splitlines() if line] for block in blocks)
+    trainer = [*batch, *arguments]
     assert len(data_set) + len(trainer) + len(start) == 10
 
     rng = np.random.default_rng(0)
