@@ -36,10 +36,10 @@ class Changed(nn.Module):
     [
         ({"attack": "autoattack"}, UsageError, "unknown attack"),
         ({"attack": "pgd-0"}, UsageError, "unknown attack"),
-        ({"subset": 0}, UsageError, "a subset of 0"),
+        ({"subset": 0}, UsageError, "subset = 0 is not an integer"),
         ({"subset": 41}, UsageError, "a subset of 41 cannot be taken from 40 images"),
-        ({"batch_size": 0}, UsageError, "batch_size 0"),
-        ({"shard_rows": -1}, UsageError, "shard_rows -1"),
+        ({"batch_size": 0}, UsageError, "batch_size = 0 is not an integer"),
+        ({"shard_rows": -1}, UsageError, "shard_rows = -1 is not an integer"),
         ({"worker": 2, "num_workers": 2}, UsageError, "worker 2 of 2"),
         ({"num_workers": 2}, UsageError, "need a folder"),
     ],
