@@ -25,6 +25,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -142,7 +143,7 @@ def _draw(target: Path, train: Source, test: Source, synthetic: Source) -> None:
     figure.savefig(target, dpi=110, metadata={"Software": None})
 
 
-def _show(axis: plt.Axes, image: NDArray[np.uint8]) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _show(axis: Axes, image: NDArray[np.uint8]) -> None:
     axis.imshow(image[:, :, 0], cmap="gray_r", vmin=0, vmax=255)
     axis.set_xticks([])
     axis.set_yticks([])

@@ -128,12 +128,12 @@ def scoring(mode: str, rows: int, folder: Path, cifar10: str) -> dict[str, Any]:
     saved.exists() or save_source(puma.load_dataset(f"{cifar10}/{split}-*.parquet?resize=16&subset={rows}"), saved)
     model, pool = load_robust_cnn(), puma.Pool([puma.load_dataset(str(saved))])
     images, labels = read_batch(pool, np.arange(256) % len(pool))
-    hit = puma.deepfool(model, images, labels, mode=mode)  # type: ignore[arg-type]
+    hit = puma.deepfool(model, images, labels, mode=mode)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images[:1])
     flops = counter.get_total_flops() * sum(hit.passes) / 256  # backward to the input: as many as forward
     pool = puma.Pool([puma.load_dataset(str(saved))])
-    result = measured(lambda: puma.score_margins(model, pool, mode=mode))  # type: ignore[arg-type]
+    result = measured(lambda: puma.score_margins(model, pool, mode=mode))
     return result | {"flops": flops * rows, "passes": sum(hit.passes) / 256}
 
 
@@ -141,7 +141,7 @@ def scoring_linear(mode: str, rows: int, folder: Path, cifar10: str) -> dict[str
     """A linear model on a sparse pool: what reading, DeepFool's own steps and the table cost without a network."""
     torch.manual_seed(0)
     model, pool = nn.Sequential(nn.Flatten(), nn.Linear(IMAGE, 10)).eval(), sparse_pool(folder, rows)
-    result = measured(lambda: puma.score_margins(model, pool, mode=mode))  # type: ignore[arg-type]
+    result = measured(lambda: puma.score_margins(model, pool, mode=mode))
     return result | {"bytes": 2.0 * IMAGE * rows, "flops": 2.0 * IMAGE * 10 * 2 * rows}
 
 
@@ -154,7 +154,7 @@ def scoring_part(mode: str, rows: int, folder: Path, cifar10: str) -> dict[str, 
     def work() -> None:
         pool = sparse_pool(folder, rows)
         start = len(pool) // 2
-        score_rows(model, pool, range(start, min(start + PART, len(pool))), ScoringSettings(mode=mode))  # type: ignore[arg-type]
+        score_rows(model, pool, range(start, min(start + PART, len(pool))), ScoringSettings(mode=mode))
 
     result = measured(work)
     return {"part_seconds": result.pop("seconds")} | result
@@ -193,7 +193,7 @@ def sampling(mode: str, rows: int, folder: Path, cifar10: str) -> dict[str, Any]
 def training(network: str, rows: int, folder: Path, cifar10: str) -> dict[str, Any]:
     """One TRADES-10 step of float32 in ``rows`` images, divided by them; the median of three."""
     pool = random_pool(max(4 * rows, 64))
-    model = puma.build_model(network, 10, **_norm(network))  # type: ignore[arg-type]
+    model = puma.build_model(network, 10, **_norm(network))
     loop: Ours | PlainLoop = Ours(model, pool, _recipe(rows, channels_last=True))
     work, _ = work_of(loop, model, rows)
     steps = sorted((measured(loop.step) for _ in range(3)), key=lambda step: step["seconds"])

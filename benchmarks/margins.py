@@ -48,11 +48,11 @@ class Result:
 
 def resnet18() -> nn.Module:
     """The CIFAR-10 ResNet-18 in pyautoattack's examples (standard training)."""
-    from pyautoattack import examples  # type: ignore[attr-defined]
+    from pyautoattack import examples
 
     folder = Path(next(iter(examples.__path__)))
     sys.path.insert(0, str(folder))
-    from resnet import ResNet18  # type: ignore[import-not-found]
+    from resnet import ResNet18
 
     model: nn.Module = ResNet18()
     model.load_state_dict(torch.load(folder / "model_test.pt", map_location="cpu", weights_only=True))
@@ -95,7 +95,7 @@ def methods(norm: str, wanted: list[str]) -> dict[str, Callable[..., Any]]:
     """Every method by name; PUMA's return a `DeepFool`, the peers adversarial images."""
     table: dict[str, Callable[..., Any]] = {"unit": unit_pass}
     for mode in MODES:
-        table[f"puma {mode}"] = lambda m, x, y, mode=mode: puma.deepfool(m, x, y, norm=norm, mode=mode)  # type: ignore[arg-type]
+        table[f"puma {mode}"] = lambda m, x, y, mode=mode: puma.deepfool(m, x, y, norm=norm, mode=mode)
     for name, build in peers.PEERS.items():
         try:
             table[name] = build(norm)

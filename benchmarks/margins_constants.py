@@ -42,7 +42,7 @@ def outcome(model: nn.Module, images: Tensor, labels: Tensor, mode: str) -> list
     """Mean distance, passes an image, images without one; in both norms."""
     rows = []
     for norm in puma.threat.NORMS:
-        hit = puma.deepfool(model, images, labels, norm=norm, mode=mode)  # type: ignore[arg-type]
+        hit = puma.deepfool(model, images, labels, norm=norm, mode=mode)
         found = hit.margin.isfinite()
         rows.append((float(hit.margin[found].abs().mean()), sum(hit.passes) / len(images), int((~found).sum())))
     return rows
@@ -79,10 +79,10 @@ def main() -> None:
             cells = []
             for factor in (0.5, 2.0):
                 for module in (search, refine, deepfool, halfspace):
-                    module.TUNED = replace(tuned, **{field.name: scaled(value, factor)})  # type: ignore[attr-defined]
+                    module.TUNED = replace(tuned, **{field.name: scaled(value, factor)})
                 changed = outcome(model, *batch, mode)
                 for module in (search, refine, deepfool, halfspace):
-                    module.TUNED = tuned  # type: ignore[attr-defined]
+                    module.TUNED = tuned
                 pairs = list(zip(changed, base[mode, kind], strict=True))
                 margins = "/".join(f"{100 * (new[0] / old[0] - 1):+.1f}" for new, old in pairs)
                 passes = "/".join(f"{100 * (new[1] / old[1] - 1):+.0f}" for new, old in pairs)

@@ -46,7 +46,7 @@ def _stub_adv_lib_imports() -> None:
             module = types.ModuleType(name)
             module.__spec__ = ModuleSpec(name, None)
             module.__path__ = []
-            module.Visdom = object  # type: ignore[attr-defined]
+            module.Visdom = object
             sys.modules[name] = module
             parent, _, child = name.rpartition(".")
             if parent:
@@ -55,7 +55,7 @@ def _stub_adv_lib_imports() -> None:
         importlib.import_module("distutils.version")
     except ImportError:
         module = types.ModuleType("distutils.version")
-        module.LooseVersion = str  # type: ignore[attr-defined]
+        module.LooseVersion = str
         sys.modules["distutils"] = types.ModuleType("distutils")
         sys.modules["distutils.version"] = module
 

@@ -164,7 +164,7 @@ def peak(dtype: torch.dtype) -> float:
         images = images.contiguous(memory_format=torch.channels_last)
         conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=DEVICE, dtype=dtype)
         conv = conv.to(memory_format=torch.channels_last).requires_grad_(False)
-        rates.append(images.numel() * channels * 9 / min(seconds(lambda: conv(images)) for _ in range(7)))  # noqa: B023
+        rates.append(images.numel() * channels * 9 / min(seconds(lambda: conv(images)) for _ in range(7)))  # noqa: B023 (called at once)
     return max(rates)
 
 

@@ -217,29 +217,27 @@ def claim_4(pool: Pool) -> list[Condition]:
     ]
 
 
+def better_tradeoff(pool: Pool, strategy: str) -> list[Condition]:
+    """Higher clean accuracy than everything at full eps, at similar robustness."""
+    text = f"`{strategy}` has higher clean accuracy than everything at full eps"
+    return [
+        Condition.above(text, pool.change(strategy, "clean")),
+        Condition.above("its accuracy under attack is not 2 points lower", pool.change(strategy, "robust"), -SIMILAR),
+    ]
+
+
 def claim_5(pool: Pool) -> list[Condition]:
     """Similar robustness, higher accuracy, less data."""
     random = [change for axis in ("clean", "robust") if (change := pool.change("random", axis)) is not None]
     loss = min(random, key=lambda change: change.high or math.inf, default=None)
-    return [
-        Condition.above("`puma` has higher clean accuracy than everything at full eps", pool.change("puma", "clean")),
-        Condition.above("its accuracy under attack is not 2 points lower", pool.change("puma", "robust"), -SIMILAR),
-        Condition.below("as many random images lose accuracy, so that fewer images are a saving", loss),
-    ]
+    saving = "as many random images lose accuracy, so that fewer images are a saving"
+    return [*better_tradeoff(pool, "puma"), Condition.below(saving, loss)]
 
 
 def improves(pool: Pool, strategy: str) -> bool | None:
-    """Whether a strategy has higher clean accuracy than everything at full eps, and similar robustness."""
-    answers = {condition.answer for condition in claim_5_without_saving(pool, strategy)}
+    """Whether a strategy has the better trade-off; None where that stays open."""
+    answers = {condition.answer for condition in better_tradeoff(pool, strategy)}
     return True if answers == {True} else False if False in answers else None
-
-
-def claim_5_without_saving(pool: Pool, strategy: str) -> list[Condition]:
-    """Higher clean accuracy and similar robustness."""
-    return [
-        Condition.above("clean", pool.change(strategy, "clean")),
-        Condition.above("robust", pool.change(strategy, "robust"), -SIMILAR),
-    ]
 
 
 def claim_6(pool: Pool) -> list[Condition]:

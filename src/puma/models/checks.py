@@ -89,11 +89,9 @@ def as_logits(output: object, count: int) -> Tensor:
     plain = isinstance(logits, Tensor) and logits.layout is torch.strided and not logits.is_complex()
     if isinstance(logits, Tensor) and plain and logits.ndim == 2 and len(logits) == count:
         return logits
-    got = (
-        f"{output.layout} {output.dtype} {list(output.shape)}".replace("torch.strided torch.float32", "shape")
-        if isinstance(output, Tensor)
-        else f"a {type(output).__name__}"
-    )
+    got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    if isinstance(logits, Tensor) and not plain:
+        got += f" ({logits.dtype}, {logits.layout})"
     single = isinstance(logits, Tensor) and logits.shape == (count,)
     raise ModelError(
         f"the model returns {got} for {count} images",
