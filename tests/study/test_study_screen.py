@@ -71,3 +71,13 @@ def test_the_warning_comes_with_the_run_that_shows_it(tmp_path: Path, caplog: py
         work(study)
     assert study.result(half.key) is not None
     assert any("eps is too large" in record.message for record in caplog.records)
+
+
+def test_accuracies_under_different_attacks_are_never_compared(tmp_path: Path) -> None:
+    """`none` has AutoAttack and the screen, the smaller eps only the screen: under that, it is less robust."""
+    study = made_up(tmp_path, {(1.0, 0): (0.90, 0.50), (0.5, 0): (0.95, 0.55)})
+    for run in study.spec.runs():
+        if (result := study.result(run.key)) is not None:
+            screened = {"none": {"pgd_accuracy": 0.58}, "uniform-eps": {"robust_accuracy": None, "pgd_accuracy": 0.55}}
+            study.finish(run.key, {"rows": [result["rows"][0] | screened[run.strategy]], "flags": []})
+    assert not eps_warnings(study)

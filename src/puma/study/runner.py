@@ -301,15 +301,17 @@ def grid(study: StudyFolder) -> list[Line]:
         label += [] if first.synthetic is None else [f"{first.synthetic:,} synthetic"]
         label += [Path(first.recipe).stem] if several_recipes else []
         rows = [study.row(run) for run in group if run.key in finished]
-        clean, robust = _mean([row["clean_accuracy"] for row in rows]), _mean([strongest(row) for row in rows])
+        clean, robust = _mean([row["clean_accuracy"] for row in rows]), _mean(strongest(rows))
         lines.append(Line(", ".join(label), seeds, clean, robust))
     return lines
 
 
-def strongest(row: Mapping[str, Any]) -> float | None:
-    """Accuracy under the strongest attack that a row has."""
-    names = ("robust_accuracy", "apgd_accuracy", "pgd_accuracy")
-    return next((row[name] for name in names if row.get(name) is not None), None)
+def strongest(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Accuracy of each row under the strongest attack that all of them have; empty where there is none."""
+    for name in ("robust_accuracy", "apgd_accuracy", "pgd_accuracy"):
+        if all(row.get(name) is not None for row in rows):
+            return [float(row[name]) for row in rows]
+    return []
 
 
 def eps_warnings(study: StudyFolder) -> list[str]:
@@ -326,7 +328,8 @@ def eps_warnings(study: StudyFolder) -> list[str]:
     for (_, _, scale), pairs in smaller.items():
         rows = [[study.row(run) for run in pair] for pair in pairs]
         clean = _mean([own["clean_accuracy"] - none["clean_accuracy"] for none, own in rows]) or 0
-        robust = _mean([(strongest(own) or 0) - (strongest(none) or 0) for none, own in rows]) or 0
+        attacked = strongest([row for pair in rows for row in pair])
+        robust = _mean([own - none for none, own in zip(attacked[::2], attacked[1::2], strict=True)]) or 0
         if clean > 0 and robust > 0:
             warnings.append(
                 f"eps is too large for these labels to say anything about PUMA: {scale:g} eps on all data is better "
