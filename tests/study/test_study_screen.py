@@ -61,12 +61,10 @@ def test_an_eps_that_a_smaller_one_beats_twice_is_named(tmp_path: Path) -> None:
 
 
 def test_the_warning_comes_with_the_run_that_shows_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    grid = [{"strategies": ["none", {"name": "uniform-eps", "scale": 0.5}]}]
-    study = small_study(tmp_path, evaluation={"attack": "clean", "mislabelled": 0}, grid=grid)
+    grid = [{"strategies": ["none", {"name": "uniform-eps", "scale": 0.5}], "standard": False}]
+    study = small_study(tmp_path, evaluation={"screen": "ce-cw-1", "screen_subset": 20, "mislabelled": 0}, grid=grid)
     none, half = study.spec.runs()
-    study.finish(
-        none.key, {"rows": [{"checkpoint": "last", "clean_accuracy": 0.0, "robust_accuracy": -1.0}], "flags": []}
-    )
+    study.finish(none.key, {"rows": [{"checkpoint": "last", "clean_accuracy": 0.0, "pgd_accuracy": -1.0}], "flags": []})
     with caplog.at_level(logging.WARNING, "puma"):
         work(study)
     assert study.result(half.key) is not None
