@@ -110,7 +110,7 @@ def test_what_cannot_be_dropped_is_refused(scored: MarginTable) -> None:
     with pytest.raises(DataError, match="no scores 'label_issue'") as caught:
         drop_label_issues(plan, bare)
     assert "puma data labels" in caught.value.fix
-    with pytest.raises(UsageError, match=r"below = 2 is not in \[0, 1\]"):
+    with pytest.raises(UsageError, match=r"below = 2 is not a number in \[0, 1\]"):
         drop_label_issues(plan, scored, 2)
     other = Plan(plan.keep, plan.eps, {**plan.meta, "pool": {**plan.meta["pool"], "fingerprint": "0" * 64}})
     with pytest.raises(DataError, match="different pools"):
