@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from puma.cli.app import main
 
 # Started in the background by a script, pytest inherits an ignored Ctrl-C and hands it down to the processes it tests.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -31,6 +34,19 @@ def cifar10_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("shared CIFAR-10 is absent")
     return folder
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run a command in this process: ``command("score", ...)`` returns its exit code."""
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["puma", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0)
+
+    return run
 
 
 class Opened:

@@ -83,7 +83,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    return UsageError(f"unknown {kind} {name!r}", fix=f"{guess}There are: {', '.join(names)}")
+    shown = names if len(names) <= 60 else [*difflib.get_close_matches(name, names, n=10, cutoff=0), "..."]
+    return UsageError(f"unknown {kind} {name!r}", fix=f"{guess}There are: {', '.join(shown)}")
 
 
 def integer(name: str, value: Any, *, low: int) -> int:

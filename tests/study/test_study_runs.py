@@ -33,6 +33,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     return study
 
 
+def test_one_run_of_a_study_is_repeated_in_a_folder_of_its_own(finished, command, capsys, tmp_path) -> None:
+    words = ["study", "run", finished.settings_file, "--quiet", "--only", "puma-*", "--out"]
+    assert command(*words, tmp_path / "again") == 0
+    again = StudyFolder.open(tmp_path / "again")
+    assert collect(again) == collect(finished)[1:]
+    assert not (again.path / "plans" / f"{finished.spec.runs()[0].key}.parquet").exists()
+    capsys.readouterr()
+    assert command(*words, finished.path) == 2
+    assert "holds other runs of this study" in capsys.readouterr().err
+    assert command("study", "run", finished.path, "--only", "puma-*") == 2
+    assert (
+        command("study", "run", finished.settings_file, "--only", "pumma-p50-s0-short", "--out", tmp_path / "no") == 2
+    )
+    assert "did you mean 'puma-p50-s0-short'" in capsys.readouterr().err
+
+
 def start(study: StudyFolder, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "puma", "study", "run", str(study.path), "--join", "--quiet", *options]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

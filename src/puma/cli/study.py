@@ -28,6 +28,9 @@ def run(
         Path, typer.Argument(metavar="FILE", help="A study's TOML file, or the folder of one begun before.")
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the study.  [default: runs/NAME]")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Only runs of this name, or pattern: 'puma-p40-*'.")
+    ] = None,
     jobs: Jobs = 1,
     time_budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="Checkpoint and stop after this long: 90s, 25m, 3h.")
@@ -79,11 +82,17 @@ def run(
         raise UsageError(what, fix="choose one of them")
     budget = Budget.of(parse_time(time_budget) if time_budget else None)
     if study.is_dir():
+        if only is not None:
+            raise UsageError(f"{study} is the folder of a study", fix="give --only with the study's TOML file")
         folder = StudyFolder.open(study)
         folder.freeze_recipes(write=not dry_run)
     else:
         spec = StudySpec.read(study)
         place = out or Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "_", spec.name)
+        if only is not None:
+            spec = spec.only(only)
+            if (there := place / "study.toml").exists() and StudySpec.read(there).runs() != spec.runs():
+                raise UsageError(f"{place} holds other runs of this study", fix="choose another --out")
         folder = StudyFolder.create(spec, place, write=not dry_run)
     if dry_run:
         print_cost(folder, max(jobs, num_workers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import math
 import re
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from puma.attacks.deepfool import Mode
-from puma.errors import UsageError
+from puma.errors import UsageError, unknown
 from puma.io import read_toml
 from puma.strategies import get_strategy
 from puma.threat import ThreatModel
@@ -157,6 +158,29 @@ class StudySpec(_Settings):
         return list(
             dict.fromkeys(run for grid in grids for run in sorted(self._expand(grid), key=lambda run: run.seed))
         )
+
+    def only(self, pattern: str) -> StudySpec:
+        """The same study with only the runs whose names match a pattern (``puma-p40-*``), or `UsageError`.
+
+        What the runs share, such as margin models, does not depend on which runs there are: neither do their results.
+        """
+        names = {run.key: run for run in self.runs()}
+        chosen = [names[name] for name in fnmatch.filter(names, pattern)]
+        if not chosen:
+            raise unknown("run", pattern, list(names))
+        attacked = set(self.runs(attacked=True))
+        grid = [
+            Grid(
+                strategies=[{"name": run.strategy, **dict(run.params)}],
+                prune_fractions=[run.prune_fraction],
+                seeds=[run.seed],
+                recipes=[run.recipe],
+                synthetic=None if run.synthetic is None else [run.synthetic],
+                standard=run in attacked,
+            )
+            for run in chosen
+        ]
+        return self.model_copy(update={"grid": grid})
 
     def _expand(self, grid: Grid) -> Iterator[RunSpec]:
         sizes = grid.synthetic if grid.synthetic is not None else [None]
