@@ -28,7 +28,7 @@ def gpu_memory(x: int) -> int:
     """What a training here may plan with on a GPU of twelve bytes, all of them free."""
     import torch
 
-    from puma.training.estimate import free_memory
+    from puma.training.run import free_memory
 
     torch.cuda.mem_get_info = lambda device=None: (12, 12)
     return free_memory(torch.device("cuda"))

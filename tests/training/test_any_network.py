@@ -21,7 +21,7 @@ from puma.models.modes import attack_mode, copy_network
 from puma.models.networks import build_model
 from puma.models.weights import load_model, load_weights, weights_sha256
 from puma.threat import ThreatModel
-from puma.training import estimate as estimates
+from puma.training import run as runs
 from puma.training.loop import Training, prepare, train
 from puma.training.recipe import load_recipe
 from puma.training.run import read_metrics
@@ -231,7 +231,7 @@ def measured(pool, model, recipe=SHORT):
 
 def test_a_batch_that_does_not_fit_is_split_and_batch_statistics_are_named(pool, tmp_path, monkeypatch, caplog):
     need = measured(pool, network("batch")).memory
-    monkeypatch.setattr(estimates, "free_memory", lambda device: int(need))
+    monkeypatch.setattr(runs, "free_memory", lambda device: int(need))
     assert measured(pool, network("batch")).micro_batch == 8
     train(network("batch"), pool, threat=THREAT, recipe=SHORT, out=tmp_path)
     assert "micro-batches of 8: batch normalisation uses the statistics of 8 images" in caplog.text
@@ -242,7 +242,7 @@ def test_a_batch_that_does_not_fit_is_split_and_batch_statistics_are_named(pool,
 
 
 def test_what_this_machine_cannot_do_is_refused_before_anything_is_made(pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(estimates, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(runs, "free_memory", lambda device: 1000)
     with pytest.raises(UsageError, match=r"one step needs about .* GiB are free"):
         train(network(), pool, threat=THREAT, recipe=SHORT, out=tmp_path / "r")
     assert not (tmp_path / "r").exists()
@@ -263,7 +263,7 @@ def test_the_estimate_counts_what_autograd_keeps():
     model = nn.Sequential(nn.Flatten(), *(nn.Sigmoid() for _ in range(depth)), nn.Linear(64, 10))
     recipe = load_recipe("digits", objective="pgd-at", batch_size=1024)
     small, large = (
-        estimates.estimate(model, images, recipe.replace(batch_size=size), Devices()).memory for size in (1024, 4096)
+        runs.estimate(model, images, recipe.replace(batch_size=size), Devices()).memory for size in (1024, 4096)
     )
     each = (large - small) / 3072
     kept = depth * 64 * 4  # the linear layer's input is the last sigmoid's output

@@ -20,11 +20,11 @@ from puma.models.networks import build_model
 from puma.models.weights import load_model, weights_sha256
 from puma.plan import Plan
 from puma.threat import ThreatModel
+from puma.training.batches import Validation, held_out
 from puma.training.loop import Training, prepare, train
 from puma.training.optim import AWP
 from puma.training.recipe import load_recipe
 from puma.training.run import read_metrics
-from puma.training.validation import Validation, held_out
 
 THREAT = ThreatModel("Linf", 0.2)
 SHORT = load_recipe("digits", steps=6, batch_size=32, log_every=2, checkpoint_every=2)
@@ -200,10 +200,16 @@ def test_eps_zero_everywhere_is_plain_training(pool):
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_one_clean_pass_for_attack_and_loss_is_two_to_the_bit(pool, monkeypatch, norm):
-    shared = train(network(norm), pool, threat=THREAT, recipe=SHORT).model
-    monkeypatch.setattr(Training, "clean_pass", lambda self, batch: None)
-    assert weights_sha256(train(network(norm), pool, threat=THREAT, recipe=SHORT).model) == weights_sha256(shared)
+def test_one_clean_pass_for_attack_and_loss_is_two_to_the_bit(pool, norm):
+    weights = set()
+    for shared in (True, False):
+        training = started(pool, SHORT, network(norm))
+        assert training.shares_clean_pass
+        training.shares_clean_pass = shared
+        for step in range(SHORT.steps):
+            training.take_step(step)
+        weights.add(weights_sha256(training.averaged()))
+    assert len(weights) == 1
 
 
 @pytest.mark.parametrize(

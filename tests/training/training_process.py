@@ -19,8 +19,8 @@ from puma.models.networks import build_model
 from puma.models.weights import weights_sha256
 from puma.threat import ThreatModel
 from puma.training import loop
+from puma.training.batches import Validation
 from puma.training.recipe import load_recipe, parse_changes
-from puma.training.validation import Validation
 
 
 def work(say, out, *pairs):

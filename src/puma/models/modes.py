@@ -1,4 +1,4 @@
-"""Modes of a network: under attack, with running statistics held still, in true float32."""
+"""States of a network: under attack, with running statistics held still, in true float32, copied, averaged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -86,12 +87,6 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-def set_momentum(model: nn.Module, momentum: float) -> None:
-    """Give every batch-normalisation layer the weight ``momentum`` of the newest batch in its running statistics."""
-    for layer in batchnorm_layers(model):
-        layer.momentum = momentum
-
-
 def copy_network(model: _Network) -> _Network:
     """A deep copy, also of networks that keep computed weights (``torch.nn.utils.weight_norm``)."""
     computed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
@@ -113,3 +108,49 @@ def true_float32(device: str) -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def ramped_decay(decay: float, step: int | float) -> float:
+    """``min(decay, (1 + step) / (10 + step))``: a short memory at first, so that the initial weights are forgotten."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+class EMA:
+    """An averaged copy of a network: ``average <- decay * average + (1 - decay) * live`` at every `update`.
+
+    Args:
+        network: the bare network; copied with its buffers, not changed.
+
+    Attributes:
+        model: the averaged network, in eval mode, without gradients.
+
+    >>> live = nn.Linear(1, 1)
+    >>> ema, start = EMA(live), live.weight.item()
+    >>> with torch.no_grad():
+    ...     _ = live.weight.add_(1.0)
+    >>> ema.update(live, decay=0.75)
+    >>> round(ema.model.weight.item() - start, 4)
+    0.25
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.model = copy_network(network).eval().requires_grad_(False)
+        self._parameters: list[Tensor] = list(self.model.parameters())
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, decay: float, *, buffers: bool = False) -> None:
+        """Average in the weights of the live ``network``; ``decay`` in [0, 1], 0 copies them.
+
+        With ``buffers``, floating-point buffers (running statistics) are averaged too, and others copied.
+        """
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average(self._parameters, [parameter.detach() for parameter in network.parameters()], None)
+        if buffers:
+            for own, live in zip(self.model.buffers(), network.buffers(), strict=True):
+                own.lerp_(live, 1 - decay) if own.is_floating_point() else own.copy_(live)
+
+    @torch.no_grad()
+    def copy_buffers(self, network: nn.Module) -> None:
+        """Take over the buffers (running statistics) of the live network."""
+        for own, live in zip(self.model.buffers(), network.buffers(), strict=True):
+            own.copy_(live)

@@ -1,4 +1,4 @@
-"""Batches as functions of (seed, step): rows, augmentation and the attack's start, each from its own counter.
+"""Images of a training: batches as functions of (seed, step), and the held-out images of validation.
 
 Every draw is made for the whole batch and each process takes its places of it, so that the images and the noise of a
 step do not depend on how many processes share it.
@@ -14,17 +14,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from puma.attacks.pgd import start_noise
-from puma.data.pool import Pool
-from puma.data.sampler import BatchSampler
+from puma.attacks.pgd import pgd, start_noise
+from puma.data.pool import Pool, to_tensor
+from puma.data.sampler import BatchSampler, stratified_rows
+from puma.devices import Devices
 from puma.errors import UsageError
 from puma.rng import mixed_key
 from puma.threat import ThreatModel
 from puma.training.recipe import Recipe
 
-_AUGMENT, _START = 11, 12
+_AUGMENT, _START, _SPLIT = 11, 12, 21
 _Draws = TypeVar("_Draws", "Shifts", "Patches")
 
 
@@ -47,10 +48,7 @@ class Patches(NamedTuple):
 
 
 def draw_shifts(count: int, crop: int, flip: bool, generator: torch.Generator) -> Shifts:
-    """Draw shifts of -crop..crop pixels in both directions, uniformly, and a mirror image every other time if ``flip``.
-
-    The draws lie on the generator's device.
-    """
+    """Shifts of -crop..crop pixels both ways, uniform, and a mirror image every other time if ``flip``."""
     device = generator.device
     offsets = torch.randint(0, 2 * crop + 1, (2, count), generator=generator, device=device)
     mirrored = torch.rand(count, generator=generator, device=device) < (0.5 if flip else 0.0)
@@ -105,21 +103,13 @@ def paste(images: Tensor, partners: Tensor, patches: Patches) -> tuple[Tensor, T
 
 @dataclass
 class Batch:
-    """One process's share of a batch.
+    """One process's share of a batch."""
 
-    Args:
-        images: float ``[b, C, H, W]`` in [0, 1].
-        labels: int64 ``[b]``, or float ``[b, K]`` class shares where images were mixed.
-        eps: float32 ``[b]``.
-        noise: start of the attack in units of each image's eps, or None for the images themselves.
-        rows: int64 ``[B]``, pool rows of the whole batch.
-    """
-
-    images: Tensor
-    labels: Tensor
-    eps: Tensor
-    noise: Tensor | None
-    rows: NDArray[np.int64]
+    images: Tensor  # float [b, C, H, W] in [0, 1]
+    labels: Tensor  # int64 [b], or float [b, K] class shares where images were mixed
+    eps: Tensor  # float32 [b]
+    noise: Tensor | None  # start of the attack in units of each image's eps; None: the images themselves
+    rows: NDArray[np.int64]  # int64 [B], pool rows of the whole batch
 
     def __len__(self) -> int:
         return len(self.eps)
@@ -135,7 +125,7 @@ class Batch:
 
 
 class Batches:
-    """All batches of a training.
+    """All batches of a training; ``device`` is where they are put, ``rank`` of ``world_size`` processes shares them.
 
     Args:
         pool: the images.
@@ -145,9 +135,6 @@ class Batches:
         threat: norm and eps of the start noise.
         seed: another seed is another order and other noise.
         num_classes: width of the class shares that CutMix makes of labels, the network's logits; default the pool's.
-        device: where batches are put.
-        rank: this process.
-        world_size: how many share each batch.
 
     Raises:
         UsageError: the batch cannot be shared evenly, or is larger than what is kept.
@@ -171,10 +158,8 @@ class Batches:
             raise UsageError(f"a batch of {recipe.batch_size} cannot be shared evenly by {world_size} processes")
         kept = int(np.count_nonzero(keep))
         if recipe.batch_size > kept:
-            raise UsageError(
-                f"a batch of {recipe.batch_size} is larger than the {kept:,} images to train on",
-                fix="--set batch_size=... or prune less",
-            )
+            what = f"a batch of {recipe.batch_size} is larger than the {kept:,} images to train on"
+            raise UsageError(what, fix="--set batch_size=... or prune less")
         self.pool, self.eps, self.recipe, self.threat = pool, eps, recipe, threat
         self.seed, self.device, self.num_classes = seed, device, num_classes or pool.num_classes
         self.sampler = BatchSampler(
@@ -236,8 +221,8 @@ class Batches:
 
     def _noise(self, step: int) -> Tensor | None:
         height, width, channels = self.pool.image_shape
-        shape = (self.recipe.batch_size, channels, height, width)
-        noise = start_noise(shape, self._start, self.threat, self._generator(_START, step, self.device), self.device)
+        shape, draws = (self.recipe.batch_size, channels, height, width), self._generator(_START, step, self.device)
+        noise = start_noise(shape, self._start, self.threat, draws, self.device)
         if noise is None or len(self._places) == len(noise):
             return noise
         return noise[self._places.to(self.device)]
@@ -272,3 +257,59 @@ class Seen:
         """Restore what `pack` gave."""
         self._flags = np.unpackbits(bits.numpy(), count=len(self._flags)).astype(np.bool_)
         self.unique = int(np.count_nonzero(self._flags))
+
+
+def held_out(pool: Pool, count: int, seed: int) -> NDArray[np.int64]:
+    """Rows of the pool's real images to hold out: ``count``, stratified by class; the same for every plan.
+
+    Raises:
+        UsageError: more than half of the real images.
+    """
+    real = np.flatnonzero(~pool.synthetic)
+    if count > len(real) // 2:
+        what = f"{count:,} validation images are more than half of the {len(real):,} real ones"
+        raise UsageError(what, fix="--validation 0, or fewer")
+    return real[:0] if count == 0 else real[stratified_rows(pool.labels[real], count, mixed_key(seed, _SPLIT))]
+
+
+class Validation:
+    """Clean accuracy, and robust accuracy under PGD with the CW loss at full eps, of a network in eval mode.
+
+    The CW loss, because PGD with cross entropy overstates robustness, and not equally for all strategies. Images are
+    uint8 ``[V, H, W, C]``, labels int64 ``[V]``; each process measures its share.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        threat: ThreatModel,
+        recipe: Recipe,
+        devices: Devices,
+    ) -> None:
+        self.threat, self.recipe, self.devices, self.count = threat, recipe, devices, len(labels)
+        share = slice(devices.rank, None, devices.world_size)
+        self._images, self._labels = images[share], torch.from_numpy(np.asarray(labels[share]))
+
+    def measure(self, model: nn.Module) -> tuple[float, float]:
+        """(clean accuracy, robust accuracy), fractions; the model has to be in eval mode on the training device."""
+        device, size = self.devices.device, self.recipe.batch_size
+        right = torch.zeros(2, dtype=torch.float64, device=device)
+        for first in range(0, len(self._labels), size):
+            images = to_tensor(self._images[first : first + size], device)
+            labels = self._labels[first : first + size].to(device)
+            attacked = pgd(
+                model,
+                images,
+                labels,
+                threat=self.threat,
+                steps=self.recipe.validation_steps,
+                step_size=self.recipe.attack_step(self.threat.norm) * self.threat.eps,
+                loss="cw",
+                generator=torch.Generator(device).manual_seed(mixed_key(first, self.devices.rank) >> 1),
+            )
+            with torch.no_grad():
+                clean, robust = (model(batch).argmax(1) == labels for batch in (images, attacked))
+            right += torch.stack([clean.sum(), (clean & robust).sum()])
+        clean_accuracy, robust_accuracy = (self.devices.all_reduce(right) / self.count).tolist()
+        return clean_accuracy, robust_accuracy

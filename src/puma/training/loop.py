@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,20 +30,16 @@ from puma.devices import Devices, environment
 from puma.errors import CheckError, DataError, ModelError, integer
 from puma.io import lock, read_record
 from puma.models.checks import as_logits, check_model, model_errors
-from puma.models.ema import EMA
-from puma.models.modes import attack_mode, copy_network, kept_statistics, set_momentum
+from puma.models.modes import EMA, attack_mode, batchnorm_layers, copy_network, kept_statistics
 from puma.models.networks import build_model
 from puma.models.weights import save_model, save_tensors, set_class_names, unwrap
 from puma.plan import Plan
 from puma.progress import Progress
 from puma.threat import ThreatModel
-from puma.training.batches import Batch, Batches, Seen
-from puma.training.estimate import Estimate, batch_statistics_warning, estimate
+from puma.training.batches import Batch, Batches, Seen, Validation, held_out
 from puma.training.optim import AWP, build_sgd, ema_decay, learning_rate, momentum
 from puma.training.recipe import Recipe, load_recipe
-from puma.training.run import Metrics, Run, open_folder, require_logger
-from puma.training.signals import StopRequest
-from puma.training.validation import Validation, held_out
+from puma.training.run import Estimate, Metrics, Run, StopRequest, estimate, open_folder, require_logger
 
 _AGREE_EVERY = 5  # steps between the exchanges in which several processes agree to stop
 
@@ -149,7 +144,11 @@ class Job:
         self.micro_batch = int(devices.all_reduce(first))  # all processes take the first one's
         self.settings["micro_batch"] = self.micro_batch
         if self.micro_batch < cost.batch and devices.is_rank_zero:
-            log.warning("%s", batch_statistics_warning(self.network, self.micro_batch, cost.batch))
+            split = f"batches of {cost.batch} are split into micro-batches of {self.micro_batch}"
+            statistics = (
+                f": batch normalisation uses the statistics of {self.micro_batch} images, which changes the result"
+            )
+            log.warning(split + (statistics if batchnorm_layers(self.network) else "; the gradients are the same"))
 
 
 def prepare(
@@ -164,15 +163,14 @@ def prepare(
 ) -> Job:
     """Check a training and put its network and data in place; `train` explains arguments and errors."""
     pool = pool if isinstance(pool, Pool) else Pool([pool])
-    if plan is None:
-        keep, eps = np.ones(len(pool), dtype=np.bool_), np.full(len(pool), threat.eps, dtype=np.float32)
-    else:
+    keep, eps, beta = np.ones(len(pool), dtype=np.bool_), np.full(len(pool), threat.eps, dtype=np.float32), recipe.beta
+    if plan is not None:
         plan = plan if isinstance(plan, Plan) else Plan.read(plan)
         pool.check_plan(plan)
         if plan.threat != threat:
             what = f"the plan was made for {plan.threat}, not for {threat}"
             raise DataError(what, fix=f"plan again with --threat {threat}")
-        keep, eps = plan.keep.copy(), plan.eps
+        keep, eps, beta = plan.keep.copy(), plan.eps, beta if plan.beta is None else plan.beta
     validator, described = None, "none"
     if validation is None or isinstance(validation, (int, np.integer)):
         rows = held_out(pool, recipe.validation_images if validation is None else int(validation), seed)
@@ -182,10 +180,8 @@ def prepare(
             described = f"{len(rows)} held out"
     else:
         if validation.image_shape != pool.image_shape or validation.num_classes > pool.num_classes:
-            raise DataError(
-                f"validation images are {validation.image_shape} in {validation.num_classes} classes",
-                why=f"the pool's are {pool.image_shape} in {pool.num_classes}",
-            )
+            what = f"validation images are {validation.image_shape} in {validation.num_classes} classes"
+            raise DataError(what, why=f"the pool's are {pool.image_shape} in {pool.num_classes}")
         validation = match_classes(validation, pool.class_names, "the pool")
         validator = Validation(validation.read(slice(None)), validation.labels, threat, recipe, devices)
         described = validation.fingerprint
@@ -202,7 +198,6 @@ def prepare(
         rank=devices.rank,
         world_size=devices.world_size,
     )
-    beta = recipe.beta if plan is None or plan.beta is None else plan.beta
     settings = {
         "network": getattr(network, "config", None) or type(network).__qualname__,
         "threat": str(threat),
@@ -230,16 +225,13 @@ def _network(model: nn.Module | str, pool: Pool, recipe: Recipe, seed: int, devi
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network.to(devices.device).eval()
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise ModelError(
-            f"{type(network).__name__} has no parameter that takes a gradient", fix="model.requires_grad_(True)"
-        )
+        what = f"{type(network).__name__} has no parameter that takes a gradient"
+        raise ModelError(what, fix="model.requires_grad_(True)")
     images = _examples(pool, devices.device)
     classes = check_model(network, images, reacts=False).shape[1]
     if classes <= int(pool.labels.max()):
-        raise DataError(
-            f"labels reach {int(pool.labels.max())}, but the network has {classes} logits",
-            fix=f"build_model(..., num_classes={pool.num_classes})",
-        )
+        what = f"labels reach {int(pool.labels.max())}, but the network has {classes} logits"
+        raise DataError(what, fix=f"build_model(..., num_classes={pool.num_classes})")
     _check_backward(network.train(), images[: recipe.micro_batch or recipe.batch_size // devices.world_size], devices)
     network.eval()
     set_class_names(network, pool.class_names)
@@ -288,18 +280,12 @@ class TwoPasses(nn.Module):
 
 
 class Training:
-    """A training in progress.
-
-    Args:
-        job: what to do, checked.
-        devices: where.
-        folder: where to write; None keeps everything in memory.
-        logger: send metrics there too.
-    """
+    """A training in progress: a checked job, its devices, the folder it writes to (None: memory), a metrics logger."""
 
     def __init__(self, job: Job, devices: Devices, folder: Path | None, *, logger: str | None = None) -> None:
         self.job, self.recipe, self.devices, self.folder = job, job.recipe, devices, folder
         self.network, recipe = job.network, job.recipe
+        self._writes = folder if devices.is_rank_zero else None  # one process writes
         self._sgd = build_sgd(self.network, recipe)
         self.ema, self.seen = EMA(self.network), Seen(len(job.pool))
         self.done, self.best_step, self.best_score, self._seconds = 0, 0, -1.0, 0.0
@@ -315,7 +301,7 @@ class Training:
         self._sums = torch.tensor(sums, device=devices.device)  # of the steps since the last row of metrics
         self._broken = torch.zeros((), device=devices.device)  # above 0 once a loss or gradient was not finite
         self._since = time.monotonic()
-        self.metrics = Metrics(folder if devices.is_rank_zero else None, self.done, logger=logger)
+        self.metrics = Metrics(self._writes, self.done, logger=logger)
         compiled: Any = torch.compile(self.network) if recipe.compile else self.network
         self.bare: nn.Module = compiled
         self.both, self.optimizer = devices.wrap(TwoPasses(self.bare), self._sgd)
@@ -333,32 +319,35 @@ class Training:
 
     def run(self, progress: bool = False) -> Run:
         """Train to the end."""
-        recipe = self.recipe
+        recipe, validation, single = self.recipe, self.job.validation, self.devices.world_size == 1
         tenth, drawn = max(recipe.steps // 10, 1), (recipe.batch_size, "images")
         snapshots = {recipe.steps * (k + 1) // recipe.snapshots for k in range(recipe.snapshots)}
         self.network.train()
         self._check_saving()
         with (
-            StopRequest(single_process=self.devices.world_size == 1) as stop,
+            StopRequest(single_process=single) as stop,
             Progress("training", recipe.steps, "steps", show=progress, done=self.done, each=drawn) as bar,
         ):
             for step in range(self.done, recipe.steps):
                 self.take_step(step)
                 last = self.done == recipe.steps
-                stopping = self._stopping(stop) and not last
+                stopping = stop.wanted is not None and not last
+                if not single:  # signals reach processes at different times: they agree on it now and then
+                    stopping = self.done % _AGREE_EVERY == 0 and self.devices.any(stop.wanted is not None) and not last
                 validated: dict[str, float] = {}
-                if self.job.validation and (last or self.done % (recipe.validation_every or tenth) == 0):
-                    validated = self._validate(self.job.validation)
-                note = ""
-                if validated or last or self.done % recipe.log_interval == 0:
-                    note = self._log(validated)
-                bar.advance(1, note)
+                if validation and (last or self.done % (recipe.validation_every or tenth) == 0):
+                    validated = self._validate(validation)
+                logged = bool(validated) or last or self.done % recipe.log_interval == 0
+                bar.advance(1, self._log(validated) if logged else "")
                 if stopping:
                     stop.cancel_watchdog()
                 else:
                     stop.heartbeat()
                 if self.done in snapshots:  # before the checkpoint: a kill between the two only repeats it
-                    self._snapshot()
+                    average = self.averaged()
+                    if self._writes:
+                        path = self._writes / "snapshots" / f"step-{self.done:09d}.safetensors"
+                        save_model(average, path, step=self.done)
                 if last or stopping or self.done % (recipe.checkpoint_every or tenth) == 0:
                     self.checkpoint()
                 if stopping:
@@ -373,28 +362,59 @@ class Training:
         Raises:
             CheckError: on a CPU, the loss or its gradient is not finite; the weights are as before.
         """
-        self._set_rates(step)
-        batch = self.job.batches.get(step, ahead=step + 1 < self.recipe.steps)
+        recipe = self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"], group["momentum"] = learning_rate(recipe, step), momentum(recipe, step)
+        if recipe.batchnorm_momentum is not None:
+            for layer in batchnorm_layers(self.network):
+                layer.momentum = 1.0 if step == 0 and recipe.batchnorm_first_step else recipe.batchnorm_momentum
+        batch = self.job.batches.get(step, ahead=step + 1 < recipe.steps)
         parts = batch.split(self.job.micro_batch or len(batch))
         self.optimizer.zero_grad(set_to_none=True)
-        if self.awp and step >= self.recipe.awp_warmup:
+        shares = []
+        if self.awp and step >= recipe.awp_warmup:
             attacked = [(part, self._attack(part, None)) for part in parts]
             self.awp.add(*(partial(self._bare_loss, *pair, len(batch)) for pair in attacked))
-            losses = [self._backward(*pair, None, batch, pair[0] is parts[-1]) for pair in attacked]
+            shares = [self._backward(*pair, None, batch, pair[0] is parts[-1]) for pair in attacked]
             self.awp.remove()
         else:
-            losses = []
             for part in parts:
-                clean = self.clean_pass(part) if self.shares_clean_pass else None
-                losses.append(self._backward(part, self._attack(part, clean), clean, batch, part is parts[-1]))
-        self._check_gradients(step, torch.stack(losses).sum())
+                # With a graph: the same bits for attack and loss, in the memory that the loss needs anyway.
+                clean = self.both(part.images, None)[0] if self.shares_clean_pass else None
+                shares.append(self._backward(part, self._attack(part, clean), clean, batch, part is parts[-1]))
+        self._check_gradients(step, torch.stack(shares).sum())
         self.optimizer.step()
         self.done = step + 1
-        self.ema.update(self.network, ema_decay(self.recipe, self.done), buffers=self.recipe.ema_batchnorm == "average")
+        self.ema.update(self.network, ema_decay(recipe, self.done), buffers=recipe.ema_batchnorm == "average")
         self.seen.add(batch.rows)
 
+    def _attack(self, batch: Batch, clean: Tensor | None) -> Tensor:
+        """The perturbed images; the network's statistics and gradients are left alone.
+
+        TRADES maximises KL from the clean prediction (``clean``, or computed here), everything else cross entropy.
+        """
+        recipe, count = self.recipe, len(batch)
+        with attack_mode(self.network, recipe.attack_batchnorm), self.devices.autocast():
+            reference = None
+            if recipe.objective == "trades" and not recipe.cutmix:
+                with torch.no_grad():
+                    reference = self.bare(batch.images).float() if clean is None else clean.detach()
+
+            def objective(x: Tensor, rows: Rows) -> Tensor:
+                logits = self.bare(x).float()
+                if reference is None:
+                    return losses.cross_entropy(logits, batch.labels[rows])
+                return losses.kl_divergence(logits, reference[rows])
+
+            attack = ascend if recipe.attack_schedule == "fixed" else ascend_in_proportion
+            given = objective, batch.images, batch.eps, batch.noise, self.job.threat
+            result = attack(*given, steps=recipe.attack_steps, step_size=self.step_size)
+        adversarial, gradients = result if isinstance(result, tuple) else (result, recipe.attack_steps * count)
+        self.gradients += gradients
+        return adversarial
+
     def _backward(self, part: Batch, adversarial: Tensor, clean: Tensor | None, batch: Batch, last: bool) -> Tensor:
-        """Add the gradient of a micro-batch's share of the mean loss; return that share. ``clean``: of `clean_pass`."""
+        """Add the gradient of a micro-batch's share of the mean loss; return that share."""
         needed = None if self.recipe.objective == "pgd-at" or clean is not None else part.images
         with self.devices.no_sync(self.both, enabled=not last):
             fresh, attacked = self.both(needed, adversarial)
@@ -404,39 +424,6 @@ class Training:
             self.devices.backward(loss)
         self._sums += _summary(each, clean, attacked, part)
         return loss.detach()
-
-    def _set_rates(self, step: int) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"], group["momentum"] = learning_rate(self.recipe, step), momentum(self.recipe, step)
-        if self.recipe.batchnorm_momentum is not None:
-            first = step == 0 and self.recipe.batchnorm_first_step
-            set_momentum(self.network, 1.0 if first else self.recipe.batchnorm_momentum)
-
-    def clean_pass(self, batch: Batch) -> Tensor:
-        """The clean logits, with a graph: the same bits for attack and loss, in the memory that the loss needs."""
-        clean: Tensor = self.both(batch.images, None)[0]
-        return clean
-
-    def _attack(self, batch: Batch, clean: Tensor | None) -> Tensor:
-        """The perturbed images; the network's statistics and gradients are left alone."""
-        steps, size, threat = self.recipe.attack_steps, self.step_size, self.job.threat
-        with attack_mode(self.network, self.recipe.attack_batchnorm), self.devices.autocast():
-            objective = self._attack_objective(batch, clean)
-            given = objective, batch.images, batch.eps, batch.noise, threat
-            if self.recipe.attack_schedule == "fixed":
-                self.gradients += steps * len(batch.images)
-                return ascend(*given, steps=steps, step_size=size)
-            adversarial, gradients = ascend_in_proportion(*given, steps=steps, step_size=size)
-        self.gradients += gradients
-        return adversarial
-
-    def _attack_objective(self, batch: Batch, clean: Tensor | None) -> Callable[[Tensor, Rows], Tensor]:
-        """What the attack maximises: KL from the clean prediction for TRADES, else cross entropy."""
-        if self.recipe.objective != "trades" or self.recipe.cutmix:
-            return lambda x, rows: losses.cross_entropy(self.bare(x).float(), batch.labels[rows])
-        with torch.no_grad():
-            reference = self.bare(batch.images).float() if clean is None else clean.detach()
-        return lambda x, rows: losses.kl_divergence(self.bare(x).float(), reference[rows])
 
     def _bare_loss(self, part: Batch, adversarial: Tensor, size: int) -> Tensor:
         """A micro-batch's share of the mean loss over ``size`` images, by the bare network; no buffer changes."""
@@ -468,8 +455,7 @@ class Training:
         One fused norm on the device. A CPU is asked at once; an accelerator when something is logged or written, so
         that no step waits for the host.
         """
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         if longest := self.recipe.clip_gradient:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), longest, norm)
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
@@ -486,12 +472,6 @@ class Training:
             )
 
     # --- every few steps -------------------------------------------------------------------------------------------
-
-    def _stopping(self, stop: StopRequest) -> bool:
-        """Whether to stop after this step; processes agree on it now and then: signals reach them at other times."""
-        if self.devices.world_size == 1:
-            return stop.wanted is not None
-        return self.done % _AGREE_EVERY == 0 and self.devices.any(stop.wanted is not None)
 
     def averaged(self) -> nn.Module:
         """The averaged network with the running statistics that the recipe gives it, ready to be evaluated or saved.
@@ -522,8 +502,8 @@ class Training:
             self.best_step, self.best_score = self.done, robust
             if self.folder is None:
                 self.best = copy.deepcopy(average)
-            elif self.devices.is_rank_zero:
-                save_model(average, self.folder / "best.safetensors", training=self._meta())
+            elif self._writes:
+                save_model(average, self._writes / "best.safetensors", training=self._meta())
         return {"validation_clean": clean, "validation_robust": robust}
 
     def _log(self, validated: dict[str, float]) -> str:
@@ -533,6 +513,8 @@ class Training:
         self._sums.zero_()
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
         self._seconds += seconds
+        both = {} if self.recipe.objective == "pgd-at" else {"clean_accuracy": clean / images}
+        accuracies = both | {"adversarial_accuracy": adversarial / images}
         row = {
             "step": self.done,
             "draws": self.done * self.recipe.batch_size,
@@ -540,17 +522,13 @@ class Training:
             "learning_rate": learning_rate(self.recipe, self.done - 1),
             "momentum": momentum(self.recipe, self.done - 1),
             "loss": loss / images,
-            "adversarial_accuracy": adversarial / images,
             "mean_eps": eps / images,
             "seconds": self._seconds,
             "images_per_second": images / seconds,
         }
-        if self.recipe.objective != "pgd-at":
-            row["clean_accuracy"] = clean / images
-        self.metrics.add(**row, **validated)
-        shares = {"clean": row.get("clean_accuracy"), "adversarial": row["adversarial_accuracy"]}
-        accuracies = [f"{name} {share:.1%}" for name, share in shares.items() if share is not None]
-        return ", ".join([f"loss {row['loss']:.3f}", *accuracies])
+        self.metrics.add(**row, **accuracies, **validated)
+        shown = [f"{name.removesuffix('_accuracy')} {share:.1%}" for name, share in accuracies.items()]
+        return ", ".join([f"loss {row['loss']:.3f}", *shown])
 
     def _check_saving(self) -> None:
         """Write the state before step 0 and remove it again: what cannot be saved is refused before it is trained.
@@ -558,8 +536,8 @@ class Training:
         Raises:
             ModelError: it cannot be written as tensors.
         """
-        if self.folder and self.devices.is_rank_zero and not self.done:
-            trial = self.folder / "checkpoints" / "trial.safetensors"
+        if self._writes and not self.done:
+            trial = self._writes / "checkpoints" / "trial.safetensors"
             try:
                 save_tensors(pack(self.network, self.ema.model, self._sgd), trial, "puma.trial/1", {})
             except (RuntimeError, ValueError, TypeError) as error:
@@ -574,7 +552,7 @@ class Training:
             CheckError: a loss or gradient was not finite; nothing is written.
         """
         average = self.averaged()
-        if self.folder and self.devices.is_rank_zero:
+        if self._writes:
             meta = {
                 "best_step": self.best_step,
                 "best_score": self.best_score,
@@ -583,24 +561,17 @@ class Training:
                 "gradients": self.gradients,
             }
             tensors = {**pack(self.network, average, self._sgd), "seen": self.seen.pack()}
-            save_state(self.folder / "checkpoints", self.done, tensors, meta)
-
-    def _snapshot(self) -> None:
-        """Keep the averaged network of this step, for scores that need several stages of one training."""
-        average = self.averaged()
-        if self.folder and self.devices.is_rank_zero:
-            path = self.folder / "snapshots" / f"step-{self.done:09d}.safetensors"
-            save_model(average, path, step=self.done)
+            save_state(self._writes / "checkpoints", self.done, tensors, meta)
 
     def _finish(self) -> Run:
         model, meta = self.averaged(), self._meta()
         for own, live in zip(model.parameters(), self.network.parameters(), strict=True):
             own.requires_grad_(live.requires_grad)
-        if self.folder and self.devices.is_rank_zero:
+        if self._writes:
             self.metrics.close()
             if not self.best_step:
-                save_model(model, self.folder / "best.safetensors", training=meta)
-            save_model(model, self.folder / "last.safetensors", training=meta)
+                save_model(model, self._writes / "best.safetensors", training=meta)
+            save_model(model, self._writes / "last.safetensors", training=meta)
         self.devices.barrier()
         if self.folder:
             return Run.read(self.folder, model)

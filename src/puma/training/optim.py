@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from puma.devices import Devices
-from puma.models.ema import ramped_decay
+from puma.models.modes import ramped_decay
 from puma.training.recipe import Recipe
 
 # Defaults of torch's OneCycleLR: range of the cycled momentum, div_factor and final_div_factor.
@@ -46,13 +46,10 @@ def _one_cycle(recipe: Recipe, step: int, start: float, peak: float, end: float)
     """``torch.optim.lr_scheduler.OneCycleLR`` with cosine annealing, moved every ``schedule_every`` steps."""
     total = math.ceil(recipe.steps / recipe.schedule_every)
     now, turn, last = step // recipe.schedule_every, recipe.warmup * total - 1, total - 1
+    share = (now - turn) / (last - turn)
     if now <= turn and turn > 0:
-        return _cosine(start, peak, now / turn)
-    return _cosine(peak, end, (now - turn) / (last - turn))
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+        end, peak, share = peak, start, now / turn
+    return end + (peak - end) / 2 * (1 + math.cos(math.pi * share))
 
 
 def build_sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
@@ -82,12 +79,8 @@ class AWP:
     """Adversarial weight perturbation (Wu et al. 2020, arXiv 2004.05884), on top of any loss.
 
     For one forward and backward pass each weight matrix or kernel moves by ``size`` of its own norm along its gradient;
-    biases and normalisation parameters stay (algorithm 1 of the paper, one step, as in its code).
-
-    Args:
-        network: the bare network.
-        size: gamma of the paper, for example 0.005.
-        devices: gradients are averaged over the processes.
+    biases and normalisation parameters stay (algorithm 1 of the paper, one step, as in its code). ``size`` is the
+    paper's gamma, for example 0.005; ``network`` the bare network; gradients are averaged over the processes.
     """
 
     def __init__(self, network: nn.Module, size: float, devices: Devices) -> None:

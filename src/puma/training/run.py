@@ -1,17 +1,24 @@
-"""The folder of a run: what it was made with, its metrics and its models."""
+"""A run: what it will cost, the request to stop it, its metrics, and its folder with models and settings."""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
+import signal
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from puma.devices import PROCESSES_PER_GPU, Devices
 from puma.errors import DataError, ModelError, UsageError, unknown
 from puma.io import claim_folder, digest_path, fingerprint, recorded_sha256, sha256_file, storage_errors, write_text
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
@@ -21,20 +28,14 @@ from puma.training.recipe import Recipe
 SCHEMA = "puma.run/2"
 LOGGERS = ("tensorboard", "wandb", "mlflow")
 COLUMNS = (
-    "step",
-    "draws",
-    "unique_images",
-    "learning_rate",
-    "momentum",
-    "loss",
-    "clean_accuracy",
-    "adversarial_accuracy",
-    "mean_eps",
-    "validation_clean",
-    "validation_robust",
-    "seconds",
-    "images_per_second",
-)
+    "step", "draws", "unique_images", "learning_rate", "momentum", "loss", "clean_accuracy", "adversarial_accuracy",
+    "mean_eps", "validation_clean", "validation_robust", "seconds", "images_per_second",
+)  # fmt: skip
+_PATIENCE_S = 5.0  # without a finished step, after a signal, where several processes train
+_SHARE = 0.8  # of the free memory that a training may plan with
+_SLACK = 1.3  # gradients and work space beside what autograd keeps, measured on WRN and PreActResNet
+_MOST_DAYS = 30.0
+_GIB = 1 << 30
 
 
 @dataclass
@@ -60,11 +61,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path | str, like: nn.Module | None = None) -> Run:
-        """Read a finished run from its folder.
-
-        Args:
-            folder: the run's folder.
-            like: a network of the same architecture, where PUMA did not build it.
+        """Read a finished run; ``like`` is a network of the same architecture, where PUMA did not build it.
 
         Raises:
             ModelError: it is not finished, or a file is damaged.
@@ -78,13 +75,7 @@ class Run:
 
 
 def open_folder(folder: Path, recipe: Recipe, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
-    """Create a run's folder, or make sure that what is there was made with the same settings.
-
-    Args:
-        folder: the run's folder.
-        recipe: the recipe; written as ``recipe.toml`` too.
-        settings: what else decides the result: network, threat model, seed, pool, plan, beta, validation.
-        environment: of `puma.devices.environment`.
+    """Create a run's folder, or make sure that what is there was made with the same recipe and other settings.
 
     Returns:
         What differs in the environment, so that going on is not bit-exact (a warning names it).
@@ -102,12 +93,9 @@ def open_folder(folder: Path, recipe: Recipe, settings: Mapping[str, Any], envir
 
 
 class Metrics:
-    """Rows of figures, in memory and, with a folder, in ``metrics.csv``.
+    """Rows of figures, in memory, with a folder in ``metrics.csv``, and with a logger there too.
 
-    Args:
-        folder: the run's folder, or None.
-        upto: keep earlier rows up to this step; later ones belong to work that was lost.
-        logger: where else the figures go, see `LOGGERS`.
+    Earlier rows are kept up to step ``upto``; later ones belong to work that was lost.
     """
 
     def __init__(self, folder: Path | None, upto: int = 0, *, logger: str | None = None) -> None:
@@ -209,3 +197,191 @@ def _csv(rows: list[Any]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
+
+
+# --- the cost of a training, and the request to stop it -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training will need."""
+
+    steps: int
+    batch: int  # images a step in this process
+    micro_batch: int  # images of one forward pass; less than `batch` where the whole batch does not fit
+    memory: int  # bytes at the peak of a step, with `micro_batch`
+    free: int  # bytes that are free on the device
+    step_seconds: float
+
+    @property
+    def days(self) -> float:
+        """Of the whole training."""
+        return self.steps * self.step_seconds / 86400
+
+    def __str__(self) -> str:
+        hours = self.days * 24
+        span = f"{self.days:,.0f} days" if hours > 72 else f"{hours:.1f} h" if hours > 2 else f"{hours * 60:.1f} min"
+        passes = "" if self.micro_batch == self.batch else f" in micro-batches of {self.micro_batch}"
+        return (
+            f"about {span} for {self.steps:,} steps of {self.batch} images{passes} ({self.step_seconds:.2g} s each), "
+            f"and {self.memory / _GIB:.2g} of {self.free / _GIB:.3g} GiB of free memory"
+        )
+
+    def require_feasible(self) -> None:
+        """Refuse what this machine cannot do.
+
+        Raises:
+            UsageError: more memory than is free, or more than 30 days.
+        """
+        if self.memory > self.free:
+            raise UsageError(
+                f"one step needs about {self.memory / _GIB:.2g} GiB, {self.free / _GIB:.2g} GiB are free",
+                fix="--set batch_size=..., a smaller model, another --device; --yes tries all the same",
+            )
+        if self.days > _MOST_DAYS:
+            raise UsageError(
+                f"this training would take about {self.days:,.0f} days here",
+                why=f"{self.steps:,} steps of {self.batch} images, {self.step_seconds:,.3g} s each",
+                fix="a GPU (--device cuda), a smaller model, or fewer steps (--set steps=...); --yes goes on",
+            )
+
+
+def estimate(network: nn.Module, images: Tensor, recipe: Recipe, devices: Devices) -> Estimate:
+    """Measure forward passes of a few images, float ``[b, C, H, W]`` in [0, 1], and scale them up.
+
+    The network's mode is restored, its weights and buffers are not changed.
+    """
+    batch = recipe.batch_size // devices.world_size
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    with devices.autocast():
+        kept = _kept_bytes(network, images[:2]) / len(images[:2])
+        seconds = _seconds_per_image(network, images, batch)
+    for module in training:
+        module.training = True
+    attack = recipe.attack_steps * 2
+    passes = attack + 3 if recipe.objective == "pgd-at" else attack + 7
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    fixed = weights * (5 if recipe.awp else 4) + 8 * batch * images[0].nbytes  # weights, gradients, momentum, EMA
+    graphs = 1 if recipe.objective == "pgd-at" else 2  # clean and adversarial pass, or clean pass and attack
+    each = graphs * kept * _SLACK
+    free = free_memory(devices.device) // (devices.world_size if devices.device.type == "cpu" else 1)
+    micro = recipe.micro_batch or batch
+    while not recipe.micro_batch and micro % 2 == 0 and fixed + micro * each > _SHARE * free:
+        micro //= 2
+    return Estimate(recipe.steps, batch, micro, int(fixed + micro * each), int(free), seconds * passes * batch)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a device: at most this process's share of a GPU; for a CPU within its container's limits."""
+    if device.type == "cuda":
+        unused, total = torch.cuda.mem_get_info(device)
+        return int(min(unused, total // int(os.environ.get(PROCESSES_PER_GPU, "1"))))
+    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    free += [int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
+    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
+    if limit and used and limit[0].isdecimal():
+        free.append(max(int(limit[0]) - int(used[0]), 0))
+    return min(free)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _kept_bytes(network: nn.Module, images: Tensor) -> int:
+    """Bytes that autograd keeps for the backward pass, without the weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = network(images.clone().requires_grad_())
+    del logits
+    return sum(kept.values())
+
+
+@torch.no_grad()
+def _seconds_per_image(network: nn.Module, images: Tensor, batch: int) -> float:
+    """Of a forward pass, with as many images as take long enough to be measured."""
+    count = min(len(images), batch)
+
+    def now() -> float:
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    while True:
+        many = images[:1].expand(count, *images.shape[1:]).contiguous()
+        began = now()
+        network(many)
+        elapsed = now() - began
+        if elapsed > 0.02 or count * 4 > batch:
+            return elapsed / count
+        count *= 4
+
+
+class StopRequest:
+    """While inside, the first SIGTERM or SIGINT only sets `wanted`, so that the step ends and a checkpoint is written.
+
+    A second one acts at once, as before; outside the main thread this does nothing. With ``single_process=False``
+    (several train together) a process that finishes no step for some seconds after the signal ends without a
+    checkpoint: waiting for a dead one would take minutes.
+    """
+
+    def __init__(self, *, single_process: bool = True) -> None:
+        self.wanted: int | None = None
+        self._single_process = single_process
+        self._watchdog: threading.Timer | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+        self.cancel_watchdog()
+
+    def heartbeat(self) -> None:
+        """Restart the watchdog after a finished step: the other processes still answer."""
+        if self._watchdog is not None:
+            self.cancel_watchdog()
+            self._watch()
+
+    def cancel_watchdog(self) -> None:
+        """Stop the watchdog, so that a checkpoint may take any time to write."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+
+    def stop(self) -> None:
+        """End the process as the signal asks: KeyboardInterrupt, or exit code 143."""
+        if self.wanted == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.wanted = number
+        self._restore()
+        if not self._single_process:
+            self._watch()
+
+    def _watch(self) -> None:
+        self._watchdog = threading.Timer(_PATIENCE_S, os._exit, (128 + signal.SIGTERM,))
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
