@@ -43,7 +43,7 @@ import puma
 from puma.data.npz import save_source
 from puma.data.pool import read_batch
 from puma.data.sampler import BatchSampler
-from puma.scoring.score import ScoringSettings, score_rows
+from puma.scoring.score import ScoringSettings
 
 HERE = Path(__file__).parent
 STORED, PICTURE = HERE / "growth.json", HERE.parent / "docs" / "images" / "growth.svg"
@@ -154,7 +154,8 @@ def scoring_part(mode: str, rows: int, folder: Path, cifar10: str) -> dict[str, 
     def work() -> None:
         pool = sparse_pool(folder, rows)
         start = len(pool) // 2
-        score_rows(model, pool, range(start, min(start + PART, len(pool))), ScoringSettings(mode=mode))
+        part = range(start, min(start + PART, len(pool)))
+        ScoringSettings(mode=mode).score_rows([model], pool, part, lambda images: None)
 
     result = measured(work)
     return {"part_seconds": result.pop("seconds")} | result

@@ -19,8 +19,7 @@ from puma.errors import DataError, ModelError, ResumeError, UsageError
 from puma.io import lock
 from puma.margins import part_path
 from puma.scoring import score_margins
-from puma.scoring.cost import estimate
-from puma.scoring.job import ScoringJob
+from puma.scoring.job import ScoringJob, estimate
 from puma.scoring.score import ScoringSettings
 
 
@@ -169,9 +168,9 @@ class Slow(nn.Module):
 def test_an_estimate_of_a_slow_model_scores_few_images(model, pool, monkeypatch, seconds, probed) -> None:
     """A handful to warm up and one to measure are the least; whatever is more fits into a few seconds."""
     slow = Slow(model, seconds).eval()
-    monkeypatch.setattr("puma.scoring.cost.perf_counter", lambda: slow.now)
+    monkeypatch.setattr("puma.scoring.job.perf_counter", lambda: slow.now)
     chosen = ScoringSettings(mode="fast", batch_size=512)
-    cost = estimate(slow, pool, chosen)
+    cost = estimate([slow], pool, chosen)
     assert 16 <= cost.measured <= probed
     assert slow.largest <= 64
     assert not cost.full_batch
@@ -182,19 +181,19 @@ def test_an_estimate_of_a_slow_model_scores_few_images(model, pool, monkeypatch,
 def test_an_estimate_of_a_fast_model_reaches_whole_batches(model, pool, monkeypatch) -> None:
     chosen = ScoringSettings(mode="fast", batch_size=128)
     quick = Slow(model, 1e-9).eval()
-    monkeypatch.setattr("puma.scoring.cost.perf_counter", lambda: quick.now)
-    cost = estimate(quick, pool, chosen)
+    monkeypatch.setattr("puma.scoring.job.perf_counter", lambda: quick.now)
+    cost = estimate([quick], pool, chosen)
     assert cost.full_batch
     assert cost.measured == 8 + 8 + 64 + 5 * 128
     few = puma.Pool([puma.load_dataset("digits?subset=10")])
-    assert estimate(quick, few, chosen).measured == 8 * 2 + 6 * 10
+    assert estimate([quick], few, chosen).measured == 8 * 2 + 6 * 10
 
 
 def test_an_estimate_counts_what_is_left_and_writes_nothing(model, pool, tmp_path) -> None:
 
     out = tmp_path / "table"
     chosen = ScoringSettings(mode="deepfool", batch_size=64, part_rows=200)
-    before = estimate(model, pool, chosen, out, num_workers=2)
+    before = estimate([model], pool, chosen, out, num_workers=2)
     assert not out.exists()
     assert (before.images, before.finished) == (898, 0)
     assert before.seconds == pytest.approx(898 / before.images_per_s / 2)
@@ -202,7 +201,7 @@ def test_an_estimate_counts_what_is_left_and_writes_nothing(model, pool, tmp_pat
     for part in (0, 2, 3):
         part_path(out, part).unlink()
     known = sorted(path.name for path in out.iterdir())
-    after = estimate(model, pool, chosen, out)
+    after = estimate([model], pool, chosen, out)
     assert (after.images, after.finished) == (898 - 298, 298)
     assert 0 < after.disk_bytes < before.disk_bytes
     assert after.disk_free is not None

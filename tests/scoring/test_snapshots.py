@@ -21,9 +21,8 @@ from puma.io import read_json, recorded_sha256, sha256_file
 from puma.margins import MarginTable, part_path
 from puma.models.networks import build_model
 from puma.models.weights import load_model, weights_sha256
-from puma.scoring.embed import embed
 from puma.scoring.job import ScoringJob
-from puma.scoring.snapshots import SCORES, SnapshotSettings, load_snapshots, observe, score_run, threat_of
+from puma.scoring.snapshots import SCORES, SnapshotSettings, embed, load_snapshots, observe, score_run, threat_of
 from puma.strategies import make_plan
 from puma.strategies.selectors import RECORD, read_features
 from puma.threat import ThreatModel

@@ -21,7 +21,7 @@ from puma.generation.diffusion import train_diffusion
 from puma.margins import MarginTable
 from puma.models.networks import build_model
 from puma.models.weights import load_model, save_model, weights_sha256
-from puma.scoring.embed import embed
+from puma.scoring.snapshots import embed
 from puma.strategies import make_plan
 from puma.threat import ThreatModel
 from puma.training.loop import train

@@ -28,8 +28,7 @@ from puma.threat import Norm, ThreatModel, parse_eps, parse_norm
 
 if TYPE_CHECKING:
     from puma.margins import MarginTable
-    from puma.scoring.cost import Estimate
-    from puma.scoring.job import ScoringJob
+    from puma.scoring.job import Estimate, ScoringJob
 
 MarginModel = Annotated[
     str,
@@ -97,7 +96,7 @@ def score(
     """
     from puma.attacks.deepfool import parse_mode, parse_precision
     from puma.devices import resolve_device
-    from puma.scoring.job import ScoringJob
+    from puma.scoring.job import ScoringJob, estimate
     from puma.scoring.score import ScoringSettings
 
     share = share_of(device, devices, worker, num_workers, engine, address)
@@ -124,8 +123,6 @@ def score(
         threads=threads,
     )
     if dry_run:
-        from puma.scoring.cost import estimate
-
         _print_estimate(estimate(*job.load(), settings, out, max(share.workers.count, share.num_workers)))
     elif (table := _make(job, share, quiet)) is not None:
         _print_table(table, out)
@@ -159,10 +156,8 @@ def score_run(
     Example: puma score-run runs/all digits synthetic.npz --out scores --features features
     """
     from puma.devices import resolve_device
-    from puma.scoring.embed import embed
-    from puma.scoring.job import ScoringJob, open_pool
-    from puma.scoring.parts import check_model
-    from puma.scoring.snapshots import SnapshotSettings, load_snapshots, threat_of
+    from puma.scoring.job import ScoringJob, estimate, open_pool
+    from puma.scoring.snapshots import SnapshotSettings, embed, load_snapshots, threat_of
 
     share = share_of(device, devices, worker, num_workers, engine, address)
     where = resolve_device(share.device)
@@ -177,15 +172,7 @@ def score_run(
         str(run.absolute()), tuple(sources), str(out.absolute()), settings, None, chosen, share.device, threads
     )
     if dry_run:
-        from puma.scoring.cost import estimate_snapshots
-
-        models, workers = (
-            [model.to(where) for model in load_snapshots(run)],
-            max(share.workers.count, share.num_workers),
-        )
-        pool = open_pool(job.sources, chosen)
-        check_model(models[-1], pool)
-        _print_estimate(estimate_snapshots(models, pool, settings, out, workers))
+        _print_estimate(estimate(*job.load(), settings, out, max(share.workers.count, share.num_workers)))
         return
     if (table := _make(job, share, quiet)) is not None:
         _print_table(table, out)

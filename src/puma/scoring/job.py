@@ -1,11 +1,18 @@
-"""A table to be scored, named by text, so that another process or machine can open the same model and pool."""
+"""A table to be scored, named by text, so that other processes and machines can make its parts; and what it costs."""
 
 from __future__ import annotations
 
+import resource
+import shutil
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,67 +21,43 @@ from puma.data.pool import Pool
 from puma.devices import resolve_device, warn_slow_bf16
 from puma.errors import ModelError
 from puma.io import temporary_path
-from puma.margins import MarginTable
+from puma.margins import MarginTable, part_size
 from puma.models.modes import device_of
-from puma.models.weights import weights_sha256
 from puma.models.zoo import resolve_model
 from puma.progress import Progress
-from puma.scoring.parts import Compute, TableParts, check_model
-from puma.scoring.score import ScoringSettings, margin_parts
-from puma.scoring.snapshots import SnapshotSettings, load_snapshots, snapshot_parts
+from puma.scoring.parts import Rows, TableParts, checked_pool, open_table
+from puma.scoring.score import ScoringSettings
+from puma.scoring.snapshots import SnapshotSettings, load_snapshots
 from puma.tasks import Workers, require_shared, run_tasks
 
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What to score, with what, into which folder.
+    """What to score, with what, into which folder."""
 
-    Args:
-        model: a weights file, a run folder, or ``"package.module:factory"``; see `puma.models.zoo.resolve_model`.
-            For scores over the snapshots of a run: the run folder.
-        sources: specs of `puma.load_dataset`, in the order of the pool.
-        out: folder of the table.
-        settings: of a margin table, or of scores over snapshots.
-        weights: safetensors file for a factory.
-        roles: ``"real"`` or ``"synthetic"`` for each source; None as in `Pool`.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
-        threads: of the processor; 0 leaves it to torch.
-    """
-
-    model: str
-    sources: tuple[str, ...]
-    out: str
+    model: str  # as in `puma.models.zoo.resolve_model`; for scores over the snapshots of a run: the run folder
+    sources: tuple[str, ...]  # specs of `puma.load_dataset`, in the order of the pool
+    out: str  # folder of the table
     settings: ScoringSettings | SnapshotSettings
-    weights: str | None = None
-    roles: tuple[str, ...] | None = None
+    weights: str | None = None  # safetensors file for a factory
+    roles: tuple[str, ...] | None = None  # as in `Pool`
     device: str = "auto"
-    threads: int = 0
+    threads: int = 0  # of the processor; 0 leaves it to torch
 
-    def load(self) -> tuple[nn.Module, Pool]:
-        """The margin model, in eval mode on its device, and the pool; checked against each other."""
+    def load(self) -> tuple[list[nn.Module], Pool]:
+        """The margin model, or the snapshots, in eval mode on its device, and the pool; checked against each other.
+
+        `UsageError`, `ModelError` or `DataError` for a device, model or source that is not there or does not fit.
+        """
         if self.threads:
             torch.set_num_threads(self.threads)
         pool = open_pool(self.sources, self.roles)
-        model = open_model(self.model, self.weights, self.device)
-        check_model(model, pool)
-        warn_slow_bf16(getattr(self.settings, "precision", "float32"), device_of(model))
-        return model, pool
-
-    def open(self) -> tuple[TableParts, Compute]:
-        """Load the model and the pool, and claim the folder of the table.
-
-        Raises:
-            UsageError: a device that does not exist.
-            ModelError: a model that cannot be built, or does not fit the pool.
-            DataError: a source that cannot be read.
-            ResumeError: the folder holds another table.
-        """
-        if isinstance(self.settings, ScoringSettings):
-            return margin_parts(*self.load(), self.settings, self.out)
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        models = [model.to(resolve_device(self.device)) for model in load_snapshots(self.model)]
-        return snapshot_parts(models, open_pool(self.sources, self.roles), self.settings, self.out)
+        if isinstance(self.settings, SnapshotSettings):
+            models = [model.to(resolve_device(self.device)) for model in load_snapshots(self.model)]
+        else:
+            models = [open_model(self.model, self.weights, self.device)]
+            warn_slow_bf16(self.settings.precision, device_of(models[0]))
+        return models, checked_pool(models[-1], pool)
 
     def make(
         self, worker: int = 0, num_workers: int = 1, workers: Workers | None = None, progress: bool = False
@@ -88,19 +71,21 @@ class ScoringJob:
             progress: show a bar.
 
         Raises:
-            UsageError: Ray is not installed, or there is no cluster at the address.
+            UsageError: Ray is not installed, or there is no cluster at the address; and as `load`.
+            ResumeError: the folder holds another table.
             BusyError: a live process is this worker, or divides the parts among another number of workers.
             StorageError: the disk is full (finished parts are intact), or a machine does not see the folder.
             WorkerLost: a process was killed; finished parts are intact.
         """
-        parts, compute = self.open()
+        parts, compute = open_table(*self.load(), self.settings, self.out)
         numbers = range(worker, len(parts.ranges), num_workers)
         with parts.held(worker, num_workers):
             if workers is None or (workers.count == 1 and workers.ray is None):
                 parts.make(numbers, compute, progress)
             else:
                 self._hand_out(parts, parts.missing(numbers), workers, progress)
-        return MarginTable.read(self.out) if num_workers == 1 or parts.all_finished() else None
+        finished = num_workers == 1 or not parts.missing(range(len(parts.ranges)))
+        return MarginTable.read(self.out) if finished else None
 
     def _hand_out(self, parts: TableParts, missing: list[int], workers: Workers, progress: bool) -> None:
         """One task for each missing part; the mark tells other machines whether they see the same folder."""
@@ -117,30 +102,21 @@ class ScoringJob:
 
 
 def score_part(job: ScoringJob, sha256: str, mark: Path, number: int) -> None:
-    """The task of a process: make one part unless it is there.
-
-    Raises:
-        StorageError: this machine does not see the folder.
-        ModelError: the model has other weights here than where scoring began.
-    """
+    """The task of a process: make one part unless it is there; `StorageError` if this machine has another folder."""
     require_shared(mark, job.out)
     parts, compute = _open(job, sha256)
     parts.make([number], compute)
 
 
 @lru_cache(maxsize=1)
-def _open(job: ScoringJob, sha256: str) -> tuple[TableParts, Compute]:
-    """Model, pool and folder, opened once in each process."""
-    if isinstance(job.settings, ScoringSettings):
-        model, pool = job.load()
-        if (digest := weights_sha256(model)) != sha256:
-            raise ModelError(
-                f"{job.model} has other weights here ({digest[:12]}) than where scoring began ({sha256[:12]})",
-                why="a factory that draws its weights at random, or another file at that path",
-                fix="give --weights, and a path that is the same file on every machine",
-            )
-        return margin_parts(model, pool, job.settings, job.out)
-    return job.open()
+def _open(job: ScoringJob, sha256: str) -> tuple[TableParts, Any]:
+    """The table, opened once in each process; `ModelError` if the model has other weights than where scoring began."""
+    models, pool = job.load()
+    if (digest := job.settings.meta(models, pool)["model"]["sha256"]) != sha256:
+        what = f"{job.model} has other weights here ({digest[:12]}) than where scoring began ({sha256[:12]})"
+        why = "a factory that draws its weights at random, or another file at that path"
+        raise ModelError(what, why=why, fix="give --weights, and a path that is the same file on every machine")
+    return open_table(models, pool, job.settings, job.out)
 
 
 def open_model(model: str, weights: str | None = None, device: str = "auto") -> nn.Module:
@@ -151,3 +127,88 @@ def open_model(model: str, weights: str | None = None, device: str = "auto") -> 
 def open_pool(sources: tuple[str, ...], roles: tuple[str, ...] | None = None) -> Pool:
     """The pool of sources named by their specs."""
     return Pool([load_dataset(source) for source in sources], roles=roles)
+
+
+# --- cost ----------------------------------------------------------------------------------------------------------
+
+_SECONDS, _BATCHES, _FIRST, _GROWTH = 5.0, 8, 8, 8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The cost of a table: rows still to score and in finished parts, speed and memory of one worker, time of all.
+
+    ``memory_bytes`` is the peak of resident memory, or of the GPU's: a lower bound unless ``full_batch``, a batch of
+    full size, was among the ``measured`` images. ``disk_free`` is None without a folder.
+    """
+
+    images: int
+    finished: int
+    images_per_s: float
+    seconds: float
+    disk_bytes: int
+    disk_free: int | None
+    memory_bytes: int
+    measured: int
+    full_batch: bool
+
+
+def estimate(
+    models: Sequence[nn.Module],
+    pool: Pool,
+    settings: ScoringSettings | SnapshotSettings,
+    out: Path | None = None,
+    num_workers: int = 1,
+) -> Estimate:
+    """Score a handful of images twice and then, for some seconds, growing batches from all over the pool.
+
+    ``models`` are the margin model alone, or the snapshots; ``out`` is the table's folder, in which nothing is written.
+    """
+    device = device_of(models[-1])
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    # the rows that take time, from all over the pool, since it may be sorted by class
+    real_only = isinstance(settings, SnapshotSettings) and settings.rows == "real"
+    wanted: Rows = np.flatnonzero(~pool.synthetic) if real_only else range(len(pool))
+    most = min(settings.batch_size, len(wanted))
+    # compiled graphs come in sizes up to one pass: the first batch has to make them all
+    size = min(settings.chunk if isinstance(settings, ScoringSettings) and settings.compile else _FIRST, most)
+    batches: list[tuple[int, float]] = []
+    began = perf_counter()
+    while len(batches) < _BATCHES:
+        before = perf_counter()
+        if len(batches) == 1:  # the first pays for allocations and for choosing kernels, and is not counted
+            began = before
+        rows = (np.arange(size) * len(wanted) // size + len(batches) * len(wanted) // (size * _BATCHES)) % len(wanted)
+        columns = settings.score_rows(models, pool, np.array([wanted[row] for row in rows]), lambda _: None)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = perf_counter()
+        batches.append((size, now - before))
+        if len(batches) > 1:
+            affordable = int((_SECONDS - (now - began)) / (now - before) * size)
+            if affordable < size:
+                break
+            size = min(affordable, size * _GROWTH, most)
+    largest = batches[-1][0]
+    counted = [(size, spent) for size, spent in batches[1:] if 2 * size >= largest]  # small ones leave a GPU idle
+    rate = sum(size for size, _ in counted) / sum(spent for _, spent in counted) * len(pool) / len(wanted)
+    meta, finished, free = settings.meta(models, pool), 0, None
+    if out is not None:
+        free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())).free
+        if out.is_dir():
+            parts = TableParts(out, meta, device, write=False)
+            finished = sum(len(rows) for number, rows in enumerate(parts.ranges) if parts.finished(number))
+    left = len(pool) - finished
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Estimate(
+        images=left,
+        finished=finished,
+        images_per_s=rate,
+        seconds=left / (rate * num_workers),
+        disk_bytes=round(part_size(columns, meta) / len(columns["index"]) * left),
+        disk_free=free,
+        memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory,
+        measured=sum(size for size, _ in batches),
+        full_batch=largest == most,
+    )

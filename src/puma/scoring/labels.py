@@ -1,6 +1,5 @@
 """Label quality and label issues of a pool under a model (cleanlab, extra ``labels``): columns beside the margins.
 
-On a synthetic image a wrong label is likelier than on a real one: it is the label that the generator was asked for.
 Confident learning (Northcutt, Jiang and Chuang 2021, arXiv 1911.00068) assumes probabilities of images that the model
 was not trained on; a model trained on the synthetic images has memorised some of their wrong labels and flags fewer.
 """
@@ -8,24 +7,21 @@ was not trained on; a model trained on the synthetic images has memorised some o
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from puma.data.pool import Pool, read_batch
+from puma.data.pool import Pool
 from puma.data.source import Source
 from puma.errors import ModelError, UsageError
 from puma.io import Shards
 from puma.margins import LABEL_ISSUE, LABEL_QUALITY, PART_ROWS, Columns, MarginTable, Status
 from puma.models.checks import apply_model
 from puma.models.modes import device_of
-from puma.scoring.parts import TableParts, as_pool, check_model, make_missing, pool_columns, table_meta, write_array
+from puma.scoring.parts import TableParts, checked_pool, pool_columns, table_meta, write_arrays
 
 
 def score_labels(
@@ -43,71 +39,42 @@ def score_labels(
     below 0.5 the model gives another class. ``label_issue`` is 1 (else 0) for the n images of lowest quality among
     those given another class, where n is the number of wrong labels that confident learning estimates.
 
-    Args:
-        model: the margin model, in eval mode, on the device to use.
-        pool: a `Pool`, or one source.
-        out: folder of the table. Until it is finished, the class probabilities lie there too (4 bytes x N x classes).
-        batch_size: images per forward pass.
-        part_rows: rows of one part.
-        progress: show a bar.
-
-    Returns:
-        A table without margins, to be joined to the margin table of the same pool (`MarginTable.join`).
+    Arguments as `puma.score_margins`. Until the table is finished, ``out`` holds the class probabilities too (4 bytes x
+    N x classes). It has no margins, and is joined to the margin table of the same pool (`MarginTable.join`).
 
     Raises:
         UsageError: cleanlab is not installed.
         ModelError: a model in training mode, of another number of classes, or with logits that are not finite.
-        ResumeError: ``out`` holds a table made with other settings, or a live process is writing it.
-        StorageError: ``out`` cannot be written.
     """
     try:
         from cleanlab.experimental.label_issues_batched import LabelInspector
     except ImportError:
         raise UsageError("cleanlab is not installed", fix='pip install "puma-robust[labels]"') from None
-    pool = as_pool(pool)
-    check_model(model, pool)
-    settings = {"part_rows": part_rows, "batch_size": batch_size}
-    meta = table_meta("label-quality", "Linf", settings, pool, model)
+    pool = checked_pool(model, pool)
+    meta = table_meta("label-quality", "Linf", {"part_rows": part_rows, "batch_size": batch_size}, pool, model)
     table = TableParts(out, meta, device_of(model))
+
+    def predict(images: Tensor) -> Tensor:
+        logits = apply_model(model, images)
+        if logits.shape[1] != pool.num_classes:
+            raise ModelError(f"the model gives {tuple(logits.shape)} for {pool.num_classes} classes")
+        if not bool(torch.isfinite(logits).all()):
+            raise ModelError("the model gives NaN or infinite logits")
+        return logits.double().softmax(1)
+
     with table.held():
-        if not table.all_finished():
-            probabilities = Shards(table.folder / ".probabilities", meta, suffix=".npy")
-            make_missing(
-                probabilities,
-                dict(enumerate(table.ranges)),
-                lambda part, done: _predict(model, pool, part, batch_size, done),
-                partial(write_array, probabilities),
-                "label quality",
-                progress,
-            )
+        if table.missing(range(len(table.ranges))):
+            shards, parts = Shards(table.folder / ".probabilities", meta, suffix=".npy"), dict(enumerate(table.ranges))
+            write_arrays(shards, pool, parts, predict, device_of(model), batch_size, "label quality", progress)
             inspector = LabelInspector(
                 num_class=pool.num_classes,
                 store_results=False,
                 verbose=False,
                 quality_score_kwargs={"method": "normalized_margin"},
             )
-            paths = [probabilities.path(part) for part in range(len(table.ranges))]
-            _write_table(table, pool, paths, inspector)
+            _write_table(table, pool, [shards.path(part) for part in parts], inspector)
         shutil.rmtree(table.folder / ".probabilities", ignore_errors=True)
     return MarginTable.read(out)
-
-
-@torch.no_grad()
-def _predict(
-    model: nn.Module, pool: Pool, part: range, batch_size: int, done: Callable[[int], None]
-) -> NDArray[np.float32]:
-    """Class probabilities of the rows of one part, float32 ``[rows, K]``."""
-    batches = []
-    for start in range(part.start, part.stop, batch_size):
-        rows = np.arange(start, min(start + batch_size, part.stop))
-        logits = apply_model(model, read_batch(pool, rows, device_of(model))[0])
-        if logits.shape[1] != pool.num_classes:
-            raise ModelError(f"the model gives {tuple(logits.shape)} for {pool.num_classes} classes")
-        if not bool(torch.isfinite(logits).all()):
-            raise ModelError(f"the model gives NaN or infinite logits among rows {start} to {rows[-1]}")
-        batches.append(logits.double().softmax(1).float().cpu().numpy())
-        done(len(rows))
-    return np.concatenate(batches)
 
 
 def _write_table(table: TableParts, pool: Pool, paths: list[Path], inspector: Any) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from puma.data.checks import match_classes
 from puma.data.pool import Pool, read_batch
@@ -17,46 +18,42 @@ from puma.data.source import Source
 from puma.devices import environment
 from puma.errors import DataError
 from puma.io import Shards, fingerprint, require_same_settings, spans
-from puma.margins import SCHEMA_VERSION, Columns, read_header, read_part, write_part
-from puma.models import checks
+from puma.margins import SCHEMA_VERSION, Columns, MarginTable, read_header, read_part, write_part
+from puma.models.checks import check_model
 from puma.models.modes import device_of
 from puma.models.weights import unwrap, weights_sha256
 from puma.progress import Progress
 
 Result = TypeVar("Result")
-Compute = Callable[[range, Callable[[int], None]], Columns]
-"""From rows of the pool to their columns; the second argument is called with the number of rows as they are done."""
+Rows = range | NDArray[np.int64]
+Done = Callable[[int], object]  # called with the number of rows that have been finished
+
+
+class TableSettings(Protocol):
+    """Everything but the models and the pool that decides the bytes of a table."""
+
+    def meta(self, models: Sequence[nn.Module], pool: Pool) -> dict[str, Any]:
+        """The metadata of the table, as in `puma.margins.MarginTable`."""
+
+    def score_rows(self, models: Sequence[nn.Module], pool: Pool, rows: Rows, done: Done) -> Columns:
+        """The columns of some rows of the pool."""
 
 
 class TableParts(Shards):
-    """The parts of a margin table, or of a table of other scores.
+    """The parts of a margin table, or of a table of other scores, in the folder ``out``.
 
-    Args:
-        out: folder of the table.
-        meta: the table's metadata, as in `puma.margins.MarginTable`; its settings hold ``part_rows``.
-        device: where the work is done; recorded, and named where it differs later.
-        write: False only looks at what is there, and changes nothing.
-
-    Raises:
-        ResumeError: the folder holds a table made with other settings; both values are named.
-        StorageError: it cannot be written.
+    ``meta`` is the metadata of `puma.margins.MarginTable`, ``device`` where the work is done: recorded, and named where
+    it differs later. Without ``write`` nothing is changed. `ResumeError` names every setting that differs.
     """
 
     def __init__(self, out: Path | str, meta: Mapping[str, Any], device: torch.device, *, write: bool = True) -> None:
         self.meta = dict(meta)
         rows = sum(source["rows"] for source in meta["pool"]["sources"])
         self.ranges = spans(rows, meta["settings"]["part_rows"])
-        super().__init__(
-            out,
-            self.meta,
-            environment=environment(device),
-            record="table.json",
-            schema=SCHEMA_VERSION,
-            check=self._is_part,
-            write=write,
-        )
+        record: dict[str, Any] = {"record": "table.json", "schema": SCHEMA_VERSION, "environment": environment(device)}
+        super().__init__(out, self.meta, check=self._is_part, write=write, **record)
 
-    def make(self, numbers: Iterable[int], compute: Compute, progress: bool = False) -> None:
+    def make(self, numbers: Iterable[int], compute: Callable[[range, Done], Columns], progress: bool = False) -> None:
         """Compute and write those parts, among ``numbers``, that are not finished."""
         label = f"scores ({self.meta['mode']})"
         make_missing(self, {number: self.ranges[number] for number in numbers}, compute, self.write, label, progress)
@@ -67,19 +64,11 @@ class TableParts(Shards):
             write_part(temporary, columns, self.meta)
 
     def finished(self, key: int | str) -> bool:
-        """Whether a part is there, whole, and of this table.
-
-        Raises:
-            ResumeError: a part of another table lies at its place.
-        """
+        """Whether a part is there and whole; `ResumeError` where one of another table lies at its place."""
         if not super().finished(key):
             return False
         require_same_settings(self.path(key), read_header(self.path(key))[0], self.meta)
         return True
-
-    def all_finished(self) -> bool:
-        """Whether every part of the table is there."""
-        return not self.missing(range(len(self.ranges)))
 
     def _is_part(self, path: Path) -> bool:
         """For parts that were copied without their checksum file: they hold checksums of their own."""
@@ -91,10 +80,28 @@ class TableParts(Shards):
         return len(index) == len(rows) and index[0] == rows.start and index[-1] == rows.stop - 1
 
 
+def open_table(
+    models: Sequence[nn.Module], pool: Pool, settings: TableSettings, out: Path | str
+) -> tuple[TableParts, Callable[[range, Done], Columns]]:
+    """The parts of a table in the folder ``out``, and how the columns of some rows are computed."""
+    meta = settings.meta(models, pool)
+    return TableParts(out, meta, device_of(models[-1])), partial(settings.score_rows, models, pool)
+
+
+def make_table(
+    models: Sequence[nn.Module], pool: Pool, settings: TableSettings, out: Path | str, progress: bool
+) -> MarginTable:
+    """Make what is not finished of a table, in this process, and read it."""
+    parts, compute = open_table(models, pool, settings, out)
+    with parts.held():
+        parts.make(range(len(parts.ranges)), compute, progress)
+    return MarginTable.read(out)
+
+
 def make_missing(
     shards: Shards,
     ranges: Mapping[int, range],
-    compute: Callable[[range, Callable[[int], None]], Result],
+    compute: Callable[[range, Done], Result],
     write: Callable[[int, Result], None],
     label: str,
     progress: bool,
@@ -107,10 +114,32 @@ def make_missing(
             write(number, compute(ranges[number], bar.advance))
 
 
-def write_array(shards: Shards, number: int, array: NDArray[Any]) -> None:
-    """Write one shard as a ``.npy`` file."""
-    with shards.writing(number) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
+def write_arrays(
+    shards: Shards,
+    pool: Pool,
+    ranges: Mapping[int, range],
+    compute: Callable[[Tensor], Tensor],
+    device: torch.device,
+    batch_size: int,
+    label: str,
+    progress: bool,
+) -> None:
+    """Write what ``compute`` gives for images float ``[B, C, H, W]``, float32 ``[B, ...]``, as missing .npy shards."""
+
+    @torch.no_grad()
+    def computed(part: range, done: Done) -> NDArray[np.float32]:
+        batches = []
+        for span in spans(len(part), batch_size):
+            images, _ = read_batch(pool, np.asarray(part[span.start : span.stop]), device)
+            batches.append(compute(images).float().cpu().numpy())
+            done(len(span))
+        return np.concatenate(batches)
+
+    def write(number: int, array: NDArray[np.float32]) -> None:
+        with shards.writing(number) as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+
+    make_missing(shards, ranges, computed, write, label, progress)
 
 
 def table_meta(mode: str, norm: str, settings: Mapping[str, Any], pool: Pool, *models: nn.Module) -> dict[str, Any]:
@@ -128,18 +157,13 @@ def pool_columns(pool: Pool, rows: NDArray[np.int64]) -> Columns:
     return {"index": rows.astype(np.int64), "label": labels, "source": pool.source.codes[rows]}
 
 
-def as_pool(pool: Pool | Source) -> Pool:
-    """A single source as a pool of its own."""
-    return pool if isinstance(pool, Pool) else Pool([pool])
+def checked_pool(model: nn.Module, pool: Pool | Source) -> Pool:
+    """The pool, or that of a single source; the model is tried on its first images, before hours are spent.
 
-
-def check_model(model: nn.Module, pool: Pool) -> None:
-    """Check a model on the pool's first images (`puma.models.checks.check_model`), before hours are spent on it.
-
-    Raises:
-        ModelError: as there.
-        DataError: an empty pool, or one whose classes have other names or another order than the model's.
+    `ModelError` as `puma.models.checks.check_model`; `DataError` for an empty pool, or classes with other names or in
+    another order than the model's.
     """
+    pool = pool if isinstance(pool, Pool) else Pool([pool])
     if not len(pool):
         raise DataError("the pool is empty", why="there is nothing to score")
     names = getattr(unwrap(model), "class_names", None)
@@ -147,4 +171,5 @@ def check_model(model: nn.Module, pool: Pool) -> None:
         fix = f"order the classes as the model does: ?classes={','.join(names)}"
         raise DataError("the pool numbers its classes otherwise than the model", why="margins need its labels", fix=fix)
     images, _ = read_batch(pool, np.arange(min(64, len(pool))), device_of(model))
-    checks.check_model(model, images, pool.num_classes)
+    check_model(model, images, pool.num_classes)
+    return pool

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,21 +18,19 @@ from puma.data.pool import Pool, read_batch
 from puma.data.source import Source
 from puma.devices import warn_slow_bf16
 from puma.errors import UsageError, integer, number
+from puma.io import spans
 from puma.margins import PART_ROWS, Columns, MarginTable
 from puma.models.modes import device_of
 from puma.progress import Progress
-from puma.scoring.parts import Compute, TableParts, as_pool, check_model, pool_columns, table_meta
+from puma.scoring.parts import Done, Rows, checked_pool, make_table, pool_columns, table_meta
 from puma.threat import Norm, parse_norm
 
 
 @dataclass(frozen=True)
 class ScoringSettings:
-    """Everything but the model and the pool that decides the bytes of a margin table.
+    """Everything but the model and the pool that decides the bytes of a margin table; arguments as in `score_margins`.
 
-    Args: as `score_margins`, and ``chunk``, images per pass through the model. Batches have fixed boundaries in a part.
-
-    Raises:
-        UsageError: unknown norm, mode or precision, a number that is not positive, ``refine_below`` with mode ``fast``.
+    Batches have fixed boundaries in a part; ``chunk`` images are passed at once. `UsageError` for what cannot be used.
     """
 
     norm: Norm = "Linf"
@@ -63,10 +61,61 @@ class ScoringSettings:
         size = batch_size or batch
         return cls(batch_size=size, chunk=min(chunk, size), **settings)
 
-    def meta(self, model: nn.Module, pool: Pool) -> dict[str, Any]:
-        """The metadata of the table, as in `puma.margins.MarginTable`."""
+    def meta(self, models: Sequence[nn.Module], pool: Pool) -> dict[str, Any]:
+        """The metadata of the table that the one model of ``models`` gives."""
         settings = asdict(self)
-        return table_meta(settings.pop("mode"), settings.pop("norm"), settings, pool, model)
+        return table_meta(settings.pop("mode"), settings.pop("norm"), settings, pool, *models)
+
+    def score_rows(self, models: Sequence[nn.Module], pool: Pool, rows: Rows, done: Done) -> Columns:
+        """The columns of some rows of a pool; ``done`` is called with the number of images that are finished.
+
+        Batches begin at the first row and are all of one size: the last is filled up with its own last image, so that
+        the bytes of a part do not depend on how many rows happen to remain.
+        """
+        first = self if self.refine_below is None else replace(self, mode="fast", refine_below=None)
+        (model,), rows = models, np.asarray(rows, dtype=np.int64)
+        batches, postponed = [], 0
+        for span in spans(len(rows), self.batch_size):
+            batches.append(first.score_batch(model, pool, rows[span], fill=len(rows) > len(span)))
+            later = int(np.count_nonzero(self._to_refine(batches[-1])))
+            postponed += later
+            done(len(span) - later)
+        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        places = np.flatnonzero(self._to_refine(columns)) if postponed else np.arange(0)
+        for span in spans(len(places), self.batch_size):
+            refined = self.score_batch(model, pool, rows[places[span]])
+            for name in ("predicted", "margin", "status", "steps"):
+                columns[name][places[span]] = refined[name]
+            done(len(span))
+        return columns
+
+    def score_batch(self, model: nn.Module, pool: Pool, rows: NDArray[np.int64], fill: bool = False) -> Columns:
+        """The columns of ``rows``; with ``fill`` the last row is repeated up to the batch size, and not returned."""
+        count = len(rows)
+        full = np.pad(rows, (0, self.batch_size - count), mode="edge") if fill else rows
+        images, labels = read_batch(pool, full, device_of(model))
+        options: dict[str, Any] = {
+            name: getattr(self, name) for name in ("norm", "mode", "steps", "chunk", "precision")
+        }
+        hit = deepfool(model, images, labels, proxy=_compiled(model) if self.compile else None, **options)
+        return pool_columns(pool, rows) | {
+            "predicted": hit.predicted[:count].cpu().numpy().astype(np.int16),
+            "margin": hit.margin[:count].cpu().numpy().astype(np.float32),
+            "status": hit.codes[:count].cpu().numpy(),
+            "steps": hit.steps[:count].cpu().numpy(),
+        }
+
+    def _to_refine(self, columns: Columns) -> NDArray[np.bool_]:
+        """bool ``[rows]``: estimates below ``refine_below``, negative ones included, and rows without an estimate."""
+        if self.refine_below is None:
+            return np.zeros(len(columns["margin"]), dtype=bool)
+        return np.asarray(~(columns["margin"] >= np.float32(self.refine_below)))
+
+
+@lru_cache(maxsize=1)
+def _compiled(model: nn.Module) -> nn.Module:
+    """The compiled model, made once for a process; shapes are fixed, a batch is filled up to one of a few."""
+    return cast(nn.Module, torch.compile(model, dynamic=False))
 
 
 def score_margins(
@@ -108,107 +157,14 @@ def score_margins(
         UsageError: as `ScoringSettings`.
         StorageError: ``out`` cannot be written, or the disk is full; finished parts are intact.
     """
-    settings = ScoringSettings.sized(
-        device_of(model),
-        batch_size=batch_size,
-        norm=norm,
-        mode=mode,
-        refine_below=refine_below,
-        steps=steps,
-        part_rows=part_rows,
-        precision=precision,
-        compile=compile,
-    )
-    pool = as_pool(pool)
-    check_model(model, pool)
+    chosen: dict[str, Any] = {"norm": norm, "mode": mode, "refine_below": refine_below, "steps": steps}
+    chosen |= {"batch_size": batch_size, "part_rows": part_rows, "precision": precision, "compile": compile}
+    settings = ScoringSettings.sized(device_of(model), **chosen)
+    pool = checked_pool(model, pool)
     warn_slow_bf16(precision, device_of(model))
-    if out is None:
-        with Progress("margins", len(pool), "images", show=progress) as bar:
-            columns = score_rows(model, pool, range(len(pool)), settings, bar.advance)
-        del columns["index"]
-        return MarginTable(**columns, meta=settings.meta(model, pool))  # type: ignore[arg-type]  # exactly its fields
-    parts, compute = margin_parts(model, pool, settings, out)
-    with parts.held():
-        parts.make(range(len(parts.ranges)), compute, progress)
-    return MarginTable.read(out)
-
-
-def margin_parts(
-    model: nn.Module, pool: Pool, settings: ScoringSettings, out: Path | str
-) -> tuple[TableParts, Compute]:
-    """The parts of a margin table, and how the columns of some rows are computed."""
-    parts = TableParts(out, settings.meta(model, pool), device_of(model))
-    return parts, lambda rows, done: score_rows(model, pool, rows, settings, done)
-
-
-def score_rows(
-    model: nn.Module,
-    pool: Pool,
-    rows: range | NDArray[np.int64],
-    settings: ScoringSettings,
-    done: Callable[[int], object] = lambda images: None,
-) -> Columns:
-    """The columns of some rows of a pool; ``done`` is called with the number of images that are finished.
-
-    Batches begin at the first row and are all of one size: the last is filled up with its own last image, so that the
-    bytes of a part do not depend on how many rows happen to remain.
-    """
-    first = settings if settings.refine_below is None else replace(settings, mode="fast", refine_below=None)
-    rows = np.asarray(rows, dtype=np.int64)
-    batches, postponed = [], 0
-    for start in range(0, len(rows), settings.batch_size):
-        batch = rows[start : start + settings.batch_size]
-        batches.append(score_batch(model, pool, batch, first, fill=len(rows) > len(batch)))
-        later = int(np.count_nonzero(_to_refine(batches[-1], settings)))
-        postponed += later
-        done(len(batch) - later)
-    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    if postponed:
-        places = np.flatnonzero(_to_refine(columns, settings))
-        for start in range(0, len(places), settings.batch_size):
-            some = places[start : start + settings.batch_size]
-            refined = score_batch(model, pool, rows[some], settings)
-            for name in ("predicted", "margin", "status", "steps"):
-                columns[name][some] = refined[name]
-            done(len(some))
-    return columns
-
-
-def score_batch(
-    model: nn.Module, pool: Pool, rows: NDArray[np.int64], settings: ScoringSettings, fill: bool = False
-) -> Columns:
-    """The columns of ``rows``; with ``fill`` the last row is repeated up to the full batch size, and not returned."""
-    count = len(rows)
-    full = np.pad(rows, (0, settings.batch_size - count), mode="edge") if fill else rows
-    images, labels = read_batch(pool, full, device_of(model))
-    hit = deepfool(
-        model,
-        images,
-        labels,
-        norm=settings.norm,
-        mode=settings.mode,
-        steps=settings.steps,
-        chunk=settings.chunk,
-        precision=settings.precision,
-        proxy=_compiled(model) if settings.compile else None,
-    )
-    return pool_columns(pool, rows) | {
-        "predicted": hit.predicted[:count].cpu().numpy().astype(np.int16),
-        "margin": hit.margin[:count].cpu().numpy().astype(np.float32),
-        "status": hit.codes[:count].cpu().numpy(),
-        "steps": hit.steps[:count].cpu().numpy(),
-    }
-
-
-def _to_refine(columns: Columns, settings: ScoringSettings) -> NDArray[np.bool_]:
-    """bool ``[rows]``: estimates below ``refine_below``, negative ones included, and rows without an estimate."""
-    if settings.refine_below is None:
-        return np.zeros(len(columns["margin"]), dtype=bool)
-    return np.asarray(~(columns["margin"] >= np.float32(settings.refine_below)))
-
-
-@lru_cache(maxsize=1)
-def _compiled(model: nn.Module) -> nn.Module:
-    """The compiled model, made once for a process; shapes are fixed, a batch is filled up to one of a few."""
-    proxy: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
-    return proxy
+    if out is not None:
+        return make_table([model], pool, settings, out, progress)
+    with Progress("margins", len(pool), "images", show=progress) as bar:
+        columns = settings.score_rows([model], pool, range(len(pool)), bar.advance)
+    del columns["index"]
+    return MarginTable(**columns, meta=settings.meta([model], pool))  # type: ignore[arg-type]  # exactly its fields

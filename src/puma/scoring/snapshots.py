@@ -1,4 +1,4 @@
-"""Scores that need a training run: how images fare over the snapshots that a run kept.
+"""Scores that need a training run: how images fare over the snapshots that a run kept; and feature vectors.
 
 A run keeps K averaged networks along the way if its recipe says ``snapshots = K``. Every image of the pool is attacked
 with each of them (PGD, the run's threat model), which gives four scores: a table of the same shape as a margin table.
@@ -6,7 +6,7 @@ with each of them (PGD, the run's threat model), which gives four scores: a tabl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,43 +20,29 @@ from puma.attacks.pgd import pgd
 from puma.data.pool import Pool, read_batch
 from puma.data.source import Source
 from puma.errors import DataError, ModelError, integer, unknown
-from puma.io import read_json
+from puma.io import Shards, read_json, spans
 from puma.margins import PART_ROWS, Columns, MarginTable, Status
 from puma.models.checks import apply_model
 from puma.models.modes import device_of
-from puma.models.weights import load_model
+from puma.models.weights import load_model, weights_sha256
 from puma.rng import batch_seed
-from puma.scoring.parts import Compute, TableParts, as_pool, check_model, pool_columns, table_meta
+from puma.scoring.parts import Done, Rows, checked_pool, make_table, pool_columns, table_meta, write_arrays
+from puma.strategies.selectors import RECORD
 from puma.threat import ThreatModel
 
 SCORES = ("dynamic-uncertainty", "el2n-adv", "input-gradient", "robust-failure")
-MIN_SNAPSHOTS = 2
-Rows = Literal["all", "real"]
 
 
 @dataclass(frozen=True)
 class SnapshotSettings:
-    """Everything but the snapshots and the pool that decides the scores.
-
-    Args:
-        threat: the attack.
-        rows: ``"all"``, or ``"real"``: synthetic rows get NaN at no cost, to be extrapolated from their neighbors
-            (`puma.strategies.selectors.extrapolate`).
-        steps: PGD steps, cross-entropy, uniform start.
-        batch_size: images attacked together; its boundaries are fixed within a part.
-        part_rows: rows of one part.
-        seed: of the attack's starts.
-
-    Raises:
-        UsageError: a number that is not positive, or another choice of rows.
-    """
+    """Everything but the snapshots and the pool that decides the scores; `UsageError` for what cannot be used."""
 
     threat: ThreatModel
-    rows: Rows = "all"
-    steps: int = 10
-    batch_size: int = 256
+    rows: Literal["all", "real"] = "all"  # real: synthetic ones get NaN at no cost, to be filled by `extrapolate`
+    steps: int = 10  # of PGD with cross-entropy and a uniform start
+    batch_size: int = 256  # images attacked together; its boundaries are fixed within a part
     part_rows: int = PART_ROWS
-    seed: int = 0
+    seed: int = 0  # of the attack's starts
 
     def __post_init__(self) -> None:
         if self.rows not in ("all", "real"):
@@ -65,10 +51,33 @@ class SnapshotSettings:
             object.__setattr__(self, name, integer(name, getattr(self, name), low=least))
 
     def meta(self, models: Sequence[nn.Module], pool: Pool) -> dict[str, Any]:
-        """The metadata of the table, as in `puma.margins.MarginTable`."""
+        """The metadata of the table that the snapshots ``models`` give."""
         settings = asdict(self) | {"eps": self.threat.eps, "snapshots": len(models)}
         del settings["threat"]
         return table_meta("snapshots", self.threat.norm, settings, pool, *models)
+
+    def score_rows(self, models: Sequence[nn.Module], pool: Pool, rows: Rows, done: Done) -> Columns:
+        """The columns of some rows; ``done`` is called with the number of images after each batch."""
+        index = np.asarray(rows, dtype=np.int64)
+        columns = pool_columns(pool, index) | {
+            "predicted": np.full(len(index), -1, np.int16),
+            "status": np.full(len(index), Status.NAN, np.int8),
+            "steps": np.zeros(len(index), np.int16),
+        }
+        columns |= {name: np.full(len(index), np.nan, np.float32) for name in SCORES}
+        wanted = np.flatnonzero((self.rows == "all") | ~pool.synthetic[index])
+        done(len(index) - len(wanted))
+        for span in spans(len(wanted), self.batch_size):
+            places = wanted[span]
+            images, labels = read_batch(pool, index[places], device_of(models[-1]))
+            generator = torch.Generator(images.device).manual_seed(batch_seed(self.seed, int(index[places[0]])))
+            observed = observe(models, images, labels, self.threat, self.steps, generator)
+            columns["predicted"][places] = observed.predicted[-1].cpu().numpy()
+            columns["steps"][places] = len(models)
+            for name, values in observed.scores().items():
+                columns[name][places] = values
+            done(len(span))
+        return columns
 
 
 def score_run(
@@ -87,91 +96,39 @@ def score_run(
     Args:
         run: folder of a run that was trained with ``snapshots = K`` in its recipe, K at least 2.
         pool: a `Pool`, or one source; need not be what the run was trained on.
-        out: folder of the table.
+        out: folder of the table, which has the columns `SCORES` and NaN margins, to be joined to a margin table.
         threat: the attack; the run's own unless given.
         device: where the networks run.
         like: a network of the run's architecture, where PUMA did not build it.
         progress: show a bar.
-        settings: ``rows, steps, batch_size, part_rows, seed`` of `SnapshotSettings`.
-
-    Returns:
-        A table with the columns `SCORES` and NaN margins, to be joined to a margin table of the same pool.
+        settings: ``rows, steps, batch_size, part_rows, seed`` of `SnapshotSettings` (else `UsageError`).
 
     Raises:
         ModelError: the run has fewer than two snapshots, or they do not fit the pool.
         ResumeError: ``out`` holds another table, or is being written.
-        UsageError: a setting that cannot be used.
     """
     chosen = SnapshotSettings(threat_of(run) if threat is None else ThreatModel.parse(threat), **settings)
     models = [model.to(device) for model in load_snapshots(run, like)]
-    parts, compute = snapshot_parts(models, as_pool(pool), chosen, out)
-    with parts.held():
-        parts.make(range(len(parts.ranges)), compute, progress)
-    return MarginTable.read(out)
-
-
-def snapshot_parts(
-    models: Sequence[nn.Module], pool: Pool, settings: SnapshotSettings, out: Path | str
-) -> tuple[TableParts, Compute]:
-    """The parts of a table of snapshot scores, and how their columns are computed."""
-    check_model(models[-1], pool)
-    parts = TableParts(out, settings.meta(models, pool), device_of(models[-1]))
-    return parts, lambda rows, done: score_rows(models, pool, rows, settings, done)
-
-
-def score_rows(
-    models: Sequence[nn.Module], pool: Pool, rows: range, settings: SnapshotSettings, done: Callable[[int], None]
-) -> Columns:
-    """The columns of consecutive rows; ``done`` is called with the number of images after each batch."""
-    index = np.arange(rows.start, rows.stop, dtype=np.int64)
-    columns = pool_columns(pool, index) | {
-        "predicted": np.full(len(index), -1, np.int16),
-        "status": np.full(len(index), Status.NAN, np.int8),
-        "steps": np.zeros(len(index), np.int16),
-    }
-    columns |= {name: np.full(len(index), np.nan, np.float32) for name in SCORES}
-    wanted = index if settings.rows == "all" else index[~pool.synthetic[index]]
-    done(len(index) - len(wanted))
-    for first in range(0, len(wanted), settings.batch_size):
-        batch = wanted[first : first + settings.batch_size]
-        images, labels = read_batch(pool, batch, device_of(models[-1]))
-        generator = torch.Generator(images.device).manual_seed(batch_seed(settings.seed, int(batch[0])))
-        observed = observe(models, images, labels, settings.threat, settings.steps, generator)
-        places = batch - rows.start
-        columns["predicted"][places] = observed.predicted[-1].cpu().numpy()
-        columns["steps"][places] = len(models)
-        for name, values in observed.scores().items():
-            columns[name][places] = values
-        done(len(batch))
-    return columns
+    return make_table(models, checked_pool(models[-1], pool), chosen, out, progress)
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Outputs of K snapshots on B images.
+    """Outputs of K snapshots on B images, ``[K, B]`` each."""
 
-    Args:
-        probability: float ``[K, B]``, of the label on the attacked image.
-        error: float ``[K, B]``, Euclidean norm of (probabilities - one-hot label) on the attacked image.
-        failed: bool ``[K, B]``, the attack changes the class.
-        gradient: float ``[K, B]``, Euclidean norm of the loss gradient at the clean image.
-        predicted: int ``[K, B]``, class of the clean image.
-    """
-
-    probability: Tensor
-    error: Tensor
-    failed: Tensor
-    gradient: Tensor
-    predicted: Tensor
+    probability: Tensor  # of the label on the attacked image
+    error: Tensor  # Euclidean norm of (probabilities - one-hot label) on the attacked image
+    failed: Tensor  # bool, the attack changes the class
+    gradient: Tensor  # Euclidean norm of the loss gradient at the clean image
+    predicted: Tensor  # class of the clean image
 
     def scores(self, window: int = 10) -> dict[str, NDArray[np.float32]]:
-        """The four scores, float32 ``[B]`` each.
+        """The four scores, float32 ``[B]`` each; higher is harder, or less certain.
 
-        - ``el2n-adv``: mean error over the snapshots (arXiv 2107.07075, on attacked images); higher is harder.
-        - ``robust-failure``: share of snapshots on which the attack succeeds (arXiv 2102.07437); higher is harder.
-        - ``input-gradient``: mean gradient norm (EasyCore, arXiv 2510.11018); higher is harder.
-        - ``dynamic-uncertainty``: standard deviation of the label's probability in a window of snapshots (all, if
-          there are fewer), averaged over windows (arXiv 2306.05175; attacked arXiv 2406.13283); higher is less certain.
+        ``el2n-adv``: mean error over the snapshots (arXiv 2107.07075, on attacked images). ``robust-failure``: share of
+        snapshots on which the attack succeeds (arXiv 2102.07437). ``input-gradient``: mean gradient norm (EasyCore,
+        arXiv 2510.11018). ``dynamic-uncertainty``: standard deviation of the label's probability in a window of
+        snapshots (all, if there are fewer), averaged over windows (arXiv 2306.05175; attacked arXiv 2406.13283).
         """
         windows = self.probability.double().unfold(0, min(window, len(self.probability)), 1)  # [W, B, window]
         scores = {
@@ -191,16 +148,7 @@ def observe(
     steps: int = 10,
     generator: torch.Generator | None = None,
 ) -> Observed:
-    """Attack a batch with each of ``models`` (in eval mode).
-
-    Args:
-        models: K networks.
-        images: float ``[B, C, H, W]`` in [0, 1].
-        labels: int64 ``[B]``.
-        threat: norm and eps of the attack.
-        steps: PGD steps.
-        generator: for the attack's starts, on the images' device.
-    """
+    """Attack images ``[B, C, H, W]`` in [0, 1] with each of ``models``, in eval mode, from the generator's starts."""
     rows: dict[str, list[Tensor]] = {name: [] for name in Observed.__dataclass_fields__}
     for model in models:
         attacked = pgd(model, images, labels, threat=threat, steps=steps, generator=generator)
@@ -223,29 +171,59 @@ def observe(
 
 
 def load_snapshots(run: Path | str, like: nn.Module | None = None) -> list[nn.Module]:
-    """The averaged networks a run kept along the way, earliest first, in eval mode.
-
-    Raises:
-        ModelError: fewer than two, or one is damaged.
-    """
+    """The averaged networks a run kept, earliest first, in eval mode; `ModelError` if fewer than two or damaged."""
     paths = sorted((Path(run) / "snapshots").glob("step-*.safetensors"))
-    if len(paths) < MIN_SNAPSHOTS:
-        raise ModelError(
-            f"{run} has {len(paths)} snapshots, at least {MIN_SNAPSHOTS} are needed",
-            why="a run keeps them only if its recipe says so",
-            fix="train again with snapshots = 10 in the recipe (`puma recipe show`)",
-        )
+    if len(paths) < 2:
+        fix = "train again with snapshots = 10 in the recipe (`puma recipe show`)"
+        why = "a run keeps them only if its recipe says so"
+        raise ModelError(f"{run} has {len(paths)} snapshots, at least 2 are needed", why=why, fix=fix)
     return [load_model(path, like) for path in paths]
 
 
 def threat_of(run: Path | str) -> ThreatModel:
-    """The threat model a run was trained against.
-
-    Raises:
-        DataError: the folder is not a run.
-    """
+    """The threat model a run was trained against; `DataError` if the folder is not a run."""
     try:
         settings = read_json(Path(run) / "run.json")["settings"]
         return ThreatModel(ThreatModel.parse(settings["threat"]).norm, settings["eps"])
     except (KeyError, TypeError):
         raise DataError(f"{run} does not say what it was trained against", fix="give the threat model") from None
+
+
+def embed(
+    model: nn.Module,
+    pool: Pool | Source,
+    out: Path | str,
+    *,
+    batch_size: int = 512,
+    part_rows: int = PART_ROWS,
+    progress: bool = False,
+) -> Path:
+    """Write the input of the model's last linear layer for every image: the ``features`` that strategies take.
+
+    ``out`` receives parts ``part-000000.npy``, ... of ``part_rows`` rows, float32 ``[rows, D]``; those that are
+    finished are not made again. ``batch_size`` images are passed at once; ``progress`` shows a bar.
+
+    Raises:
+        ModelError: the network has no linear layer, is in training mode, or does not fit the pool.
+        ResumeError: ``out`` holds the features of another network or pool, or is being written.
+    """
+    pool, inputs = checked_pool(model, pool), list[Tensor]()
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise ModelError("the network has no linear layer", why="its input is what features are taken from")
+
+    def features(images: Tensor) -> Tensor:
+        inputs.clear()
+        model(images)
+        return inputs[-1].flatten(1)
+
+    meta = {"model": weights_sha256(model), "pool": pool.fingerprint, "rows": len(pool), "part_rows": part_rows}
+    shards = Shards(out, meta, suffix=".npy", record=RECORD, schema="puma.features/1")
+    parts = dict(enumerate(spans(len(pool), part_rows)))
+    hook = linear[-1].register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
+    try:
+        with shards.held():
+            write_arrays(shards, pool, parts, features, device_of(model), batch_size, "features", progress)
+    finally:
+        hook.remove()
+    return Path(out)

@@ -1,7 +1,7 @@
 """Selectors from the literature: scores of a training run, coverage of the margin, near-duplicates of features.
 
-A folder of feature vectors (`puma.scoring.embed`) holds ``part-000000.npy``, ..., the SHA-256 of each in a dot file
-beside it, and a record ``features.json``: fingerprint of the pool and SHA-256 of the model's weights.
+A folder of feature vectors (`puma.scoring.snapshots.embed`) holds ``part-000000.npy``, ..., the SHA-256 of each in a
+dot file beside it, and a record ``features.json``: fingerprint of the pool and SHA-256 of the model's weights.
 """
 
 from __future__ import annotations

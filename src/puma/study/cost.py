@@ -12,7 +12,7 @@ from puma.devices import Devices, resolve_device
 from puma.evaluation import estimate_cost
 from puma.generation import SamplerConfig, diffusion_config
 from puma.generation.sampling import estimate_cost as sampling_cost
-from puma.scoring.cost import estimate, estimate_snapshots
+from puma.scoring.job import estimate
 from puma.scoring.score import ScoringSettings
 from puma.scoring.snapshots import SnapshotSettings
 from puma.study.folder import StudyFolder
@@ -93,11 +93,11 @@ def _measured(study: StudyFolder, groups: dict[str, list[float | None]]) -> tupl
         seconds["synthetic"] = sum(sampling_cost(real, to_make, config, SamplerConfig(), device)[1:])
     if "margins" in unknown:
         scoring = ScoringSettings.sized(device, norm=spec.threat_model.norm, mode=spec.margins.mode)
-        scored = (len(pool) + to_make) / estimate(network, pool, scoring).images_per_s
+        scored = (len(pool) + to_make) / estimate([network], pool, scoring).images_per_s
         seconds["margins"] = spec.margins.folds * spec.margins.models * (training + scored)
     if "scores" in unknown:
         snapshots = SnapshotSettings(spec.threat_model, batch_size=256)
-        speed = estimate_snapshots([network] * SNAPSHOTS, pool, snapshots).images_per_s
+        speed = estimate([network] * SNAPSHOTS, pool, snapshots).images_per_s
         seconds["scores"] = (len(pool) + to_make) / speed
     attack = estimate_cost(network, test, attack=settings.attack, subset=settings.subset).seconds
     screen, evaluated = settings.screen, attack

@@ -31,8 +31,7 @@ from puma.models.networks import build_model
 from puma.models.weights import load_model
 from puma.plan import Plan
 from puma.scoring import score_margins
-from puma.scoring.embed import embed
-from puma.scoring.snapshots import load_snapshots, score_run
+from puma.scoring.snapshots import embed, load_snapshots, score_run
 from puma.strategies import get_strategy, make_plan, regime
 from puma.study.folder import StudyFolder
 from puma.study.spec import RunSpec
