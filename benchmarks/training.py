@@ -115,7 +115,7 @@ class Ours:
 
     def __init__(self, model: nn.Module, pool: Pool, recipe: Recipe) -> None:
         devices = Devices(recipe.precision)
-        self.training = Training(prepare(model, pool, THREAT, None, recipe, 0, 0, devices), devices, None)
+        self.training = Training(prepare(model, pool, THREAT, None, recipe, 0, 0, devices))
         self.training.network.train()
         self.done = 0
 

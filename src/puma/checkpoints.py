@@ -48,6 +48,17 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     return None
 
 
+def require_savable(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a state to ``folder`` and remove it again: `ModelError` where it cannot be written as tensors."""
+    trial = folder / "trial.safetensors"
+    try:
+        save_tensors(tensors, trial, SCHEMA, {})
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError("the network cannot be saved", why=str(error).splitlines()[0]) from error
+    finally:
+        trial.unlink(missing_ok=True)
+
+
 def pack(network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """A network, its EMA and what the optimiser remembers of each parameter, as named tensors."""
     tensors = {f"model.{name}": value for name, value in network.state_dict().items()}

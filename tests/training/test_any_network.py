@@ -226,7 +226,7 @@ def test_micro_batches_give_the_same_gradients(pool, changes):
 
 
 def measured(pool, model, recipe=SHORT):
-    return prepare(model, pool, THREAT, None, recipe, 0, None, Devices()).estimate(Devices())
+    return prepare(model, pool, THREAT, None, recipe, 0, None, Devices()).estimate()
 
 
 def test_a_batch_that_does_not_fit_is_split_and_batch_statistics_are_named(pool, tmp_path, monkeypatch, caplog):
@@ -367,5 +367,5 @@ def test_rows_of_metrics_follow_the_number_of_steps():
 def test_progress_shows_loss_and_accuracies(pool, capsys, monkeypatch):
     monkeypatch.setenv("PUMA_PROGRESS_SECONDS", "0")
     job = prepare(network(), pool, THREAT, None, SHORT, 0, None, Devices())
-    Training(job, Devices(), None).run(progress=True)
+    Training(job).run(progress=True)
     assert re.search(r"images/s, loss \d+\.\d+, clean [\d.]+%, adversarial [\d.]+%", capsys.readouterr().err)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -73,9 +75,8 @@ def batches(recipe, rank=0, world=1, eps=None, seed=0):
     pool = Pool([load_dataset("digits"), load_dataset("digits:test")])
     eps = np.linspace(0, 0.2, len(pool), dtype=np.float32) if eps is None else eps
     keep = np.ones(len(pool), dtype=bool)
-    return Batches(
-        pool, keep, eps, recipe, THREAT, seed=seed, device=torch.device("cpu"), rank=rank, world_size=world
-    )  # fmt: skip
+    devices = SimpleNamespace(device=torch.device("cpu"), rank=rank, world_size=world)
+    return Batches(pool, keep, eps, recipe, THREAT, devices, seed=seed)
 
 
 @pytest.mark.parametrize("cutmix", [False, True])

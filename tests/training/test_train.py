@@ -148,7 +148,7 @@ def test_validation_rows_are_real_stratified_and_never_drawn(pool):
     real = np.bincount(pool.labels[~pool.synthetic], minlength=10) * 100 / np.count_nonzero(~pool.synthetic)
     assert np.abs(np.bincount(pool.labels[rows], minlength=10) - real).max() <= 1
     job = prepare(network(), pool, THREAT, None, SHORT, 0, 100, Devices())
-    drawn = {int(row) for step in range(200) for row in job.batches.rows(step)}
+    drawn = {int(row) for step in range(200) for row in job.batches.sampler.indices(step)}
     assert not drawn & set(rows.tolist())
     assert {row for row in drawn if not pool.synthetic[row]} == set(np.flatnonzero(~pool.synthetic)) - set(
         rows.tolist()
@@ -159,7 +159,7 @@ def test_only_kept_rows_are_drawn_and_batches_keep_their_share(pool):
     keep = np.random.default_rng(0).random(len(pool)) < 0.3
     job = prepare(network(), pool, THREAT, plan_of(pool, keep), SHORT, 0, None, Devices())
     for step in range(60):
-        rows = job.batches.rows(step)
+        rows = job.batches.sampler.indices(step)
         assert keep[rows].all()
         assert pool.synthetic[rows].sum() == int(32 * 0.7)
 
@@ -177,7 +177,7 @@ def test_best_is_the_best_on_validation_with_the_latest_of_equals(pool, monkeypa
 
 
 def started(pool, recipe, model=None):
-    training = Training(prepare(model or network(), pool, THREAT, None, recipe, 0, None, Devices()), Devices(), None)
+    training = Training(prepare(model or network(), pool, THREAT, None, recipe, 0, None, Devices()))
     training.network.train()
     return training
 
@@ -330,7 +330,7 @@ class Exploding(nn.Module):
 
 def test_nan_stops_before_the_step(pool, tmp_path):
     job = prepare(Exploding(), pool, THREAT, None, SHORT, 0, None, Devices())
-    training = Training(job, Devices(), tmp_path)
+    training = Training(job, tmp_path)
     training.network.train()
     training.take_step(0)
     training.checkpoint()

@@ -174,7 +174,7 @@ def _dry_run(job: _Training) -> str:
     require_logger(options["logger"], job.out)
     devices = Devices(recipe.precision, options["device"])
     ready = prepare(model, pool, job.threat, job.plan, recipe, job.seed, options["validation"], devices)
-    cost, kept = ready.estimate(devices), ready.batches.sampler.kept
+    cost, kept = ready.estimate(), ready.batches.sampler.kept
     lines = [
         f"images   {kept:,} of {len(pool):,}, {recipe.steps * recipe.batch_size:,} draws",
         f"device   {devices.device}; with --devices N a process does its share of each batch",

@@ -72,7 +72,7 @@ def _measured(study: StudyFolder, groups: dict[str, list[float | None]]) -> tupl
     to_make = spec.pool.synthetic if isinstance(spec.pool.synthetic, int) and not study.synthetic_file.exists() else 0
     pool = Pool([real]) if to_make else load_pool(study, None)
     network, devices = new_network(study, pool, 0), Devices(recipe.precision, "auto")
-    cost = prepare(network, pool, spec.threat_model, None, recipe, 0, 0, devices).estimate(devices)
+    cost = prepare(network, pool, spec.threat_model, None, recipe, 0, 0, devices).estimate()
     seconds, step = dict.fromkeys(KINDS, 0.0), cost.step_seconds
     network = network.to(device)
     if not unknown:

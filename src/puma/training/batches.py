@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from puma.attacks.pgd import pgd, start_noise
 from puma.data.pool import Pool, to_tensor
 from puma.data.sampler import BatchSampler, stratified_rows
+from puma.data.source import Source
 from puma.devices import Devices
 from puma.errors import UsageError
 from puma.rng import mixed_key
@@ -125,7 +126,7 @@ class Batch:
 
 
 class Batches:
-    """All batches of a training; ``device`` is where they are put, ``rank`` of ``world_size`` processes shares them.
+    """All batches of a training on one of ``devices``; several processes share each.
 
     Args:
         pool: the images.
@@ -133,6 +134,7 @@ class Batches:
         eps: float32 ``[N]``, eps of the attack on each.
         recipe: batch size, synthetic share, augmentation.
         threat: norm and eps of the start noise.
+        devices: where the batches are put, and which part of each is this process's.
         seed: another seed is another order and other noise.
         num_classes: width of the class shares that CutMix makes of labels, the network's logits; default the pool's.
 
@@ -147,38 +149,28 @@ class Batches:
         eps: NDArray[np.float32],
         recipe: Recipe,
         threat: ThreatModel,
+        devices: Devices,
         *,
         seed: int,
         num_classes: int | None = None,
-        device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
-        if recipe.batch_size % world_size:
-            raise UsageError(f"a batch of {recipe.batch_size} cannot be shared evenly by {world_size} processes")
+        size, world = recipe.batch_size, devices.world_size
+        if size % world:
+            raise UsageError(f"a batch of {size} cannot be shared evenly by {world} processes")
         kept = int(np.count_nonzero(keep))
-        if recipe.batch_size > kept:
-            what = f"a batch of {recipe.batch_size} is larger than the {kept:,} images to train on"
+        if size > kept:
+            what = f"a batch of {size} is larger than the {kept:,} images to train on"
             raise UsageError(what, fix="--set batch_size=... or prune less")
         self.pool, self.eps, self.recipe, self.threat = pool, eps, recipe, threat
-        self.seed, self.device, self.num_classes = seed, device, num_classes or pool.num_classes
-        self.sampler = BatchSampler(
-            pool.synthetic, keep=keep, batch_size=recipe.batch_size, synthetic_share=recipe.synthetic_share, seed=seed
-        )
-        self._start = recipe.attack_start(threat.norm)
-        self._places = torch.arange(rank, recipe.batch_size, world_size)
+        self.seed, self.device, self.num_classes = seed, devices.device, num_classes or pool.num_classes
+        share = recipe.synthetic_share
+        self.sampler = BatchSampler(pool.synthetic, keep=keep, batch_size=size, synthetic_share=share, seed=seed)
+        self._places = torch.arange(devices.rank, size, world)
         self._thread = ThreadPoolExecutor(1, "puma-batches")
         self._pending: tuple[int, Future[Batch]] | None = None
 
-    def rows(self, step: int) -> NDArray[np.int64]:
-        """Pool rows of the whole batch of a step."""
-        return self.sampler.indices(step)
-
     def get(self, step: int, *, ahead: bool = False) -> Batch:
-        """This process's share of the batch of optimiser step ``step``.
-
-        With an accelerator and ``ahead``, the next step's is prepared meanwhile by another thread.
-        """
+        """This process's share of the batch of a step; ``ahead``: an accelerator's next one is prepared meanwhile."""
         if self._pending is not None and self._pending[0] == step:
             batch = self._pending[1].result()
         else:
@@ -189,7 +181,7 @@ class Batches:
         return batch
 
     def _make(self, step: int) -> Batch:
-        recipe, pool, rows, mine = self.recipe, self.pool, self.rows(step), self._places
+        recipe, pool, rows, mine = self.recipe, self.pool, self.sampler.indices(step), self._places
         height, width, _ = pool.image_shape
         draws = self._generator(_AUGMENT, step, "cpu")
         shifted = recipe.crop or recipe.flip
@@ -222,7 +214,7 @@ class Batches:
     def _noise(self, step: int) -> Tensor | None:
         height, width, channels = self.pool.image_shape
         shape, draws = (self.recipe.batch_size, channels, height, width), self._generator(_START, step, self.device)
-        noise = start_noise(shape, self._start, self.threat, draws, self.device)
+        noise = start_noise(shape, self.recipe.attack_start(self.threat.norm), self.threat, draws, self.device)
         if noise is None or len(self._places) == len(noise):
             return noise
         return noise[self._places.to(self.device)]
@@ -234,29 +226,6 @@ class Batches:
 def _select(draws: _Draws, places: Tensor, device: torch.device) -> _Draws:
     """The draws of some images of the batch, on ``device``."""
     return type(draws)(*(values[places].to(device) for values in draws))
-
-
-class Seen:
-    """Which rows of a pool have been drawn: distinct images, as against draws."""
-
-    def __init__(self, size: int) -> None:
-        self._flags = np.zeros(size, dtype=np.bool_)
-        self.unique = 0
-
-    def add(self, rows: NDArray[np.int64]) -> None:
-        """Count the rows of a batch."""
-        fresh = np.unique(rows[~self._flags[rows]])
-        self._flags[fresh] = True
-        self.unique += len(fresh)
-
-    def pack(self) -> Tensor:
-        """One bit a row."""
-        return torch.from_numpy(np.packbits(self._flags))
-
-    def unpack(self, bits: Tensor) -> None:
-        """Restore what `pack` gave."""
-        self._flags = np.unpackbits(bits.numpy(), count=len(self._flags)).astype(np.bool_)
-        self.unique = int(np.count_nonzero(self._flags))
 
 
 def held_out(pool: Pool, count: int, seed: int) -> NDArray[np.int64]:
@@ -275,21 +244,29 @@ def held_out(pool: Pool, count: int, seed: int) -> NDArray[np.int64]:
 class Validation:
     """Clean accuracy, and robust accuracy under PGD with the CW loss at full eps, of a network in eval mode.
 
-    The CW loss, because PGD with cross entropy overstates robustness, and not equally for all strategies. Images are
-    uint8 ``[V, H, W, C]``, labels int64 ``[V]``; each process measures its share.
+    The CW loss, because PGD with cross entropy overstates robustness, and not equally for all strategies. Each process
+    measures its share of the images.
+
+    Args:
+        source: the images; ``rows`` of them, or all.
+        threat: norm and eps.
+        recipe: steps and step size of the attack, batch size.
+        devices: where.
     """
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
-        labels: NDArray[np.int64],
+        source: Source,
         threat: ThreatModel,
         recipe: Recipe,
         devices: Devices,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
-        self.threat, self.recipe, self.devices, self.count = threat, recipe, devices, len(labels)
-        share = slice(devices.rank, None, devices.world_size)
-        self._images, self._labels = images[share], torch.from_numpy(np.asarray(labels[share]))
+        chosen = np.arange(len(source)) if rows is None else rows
+        self.described = source.fingerprint if rows is None else f"{len(rows)} held out"
+        self.threat, self.recipe, self.devices, self.count = threat, recipe, devices, len(chosen)
+        share = chosen[devices.rank :: devices.world_size]
+        self._images, self._labels = source.read(share), torch.from_numpy(source.labels[share])
 
     def measure(self, model: nn.Module) -> tuple[float, float]:
         """(clean accuracy, robust accuracy), fractions; the model has to be in eval mode on the training device."""

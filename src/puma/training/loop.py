@@ -22,26 +22,26 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from puma import losses
 from puma.attacks.pgd import Rows, ascend, ascend_in_proportion
-from puma.checkpoints import load_state, pack, save_state, unpack
+from puma.checkpoints import load_state, pack, require_savable, save_state, unpack
 from puma.data.checks import match_classes
 from puma.data.pool import Pool, to_tensor
 from puma.data.source import Source
 from puma.devices import Devices, environment
-from puma.errors import CheckError, DataError, ModelError, integer
+from puma.errors import CheckError, DataError, integer
 from puma.io import lock, read_record
-from puma.models.checks import as_logits, check_model, model_errors
-from puma.models.modes import EMA, attack_mode, batchnorm_layers, copy_network, kept_statistics
-from puma.models.networks import build_model
-from puma.models.weights import save_model, save_tensors, set_class_names, unwrap
+from puma.models.modes import EMA, attack_mode, batchnorm_layers, kept_statistics
+from puma.models.weights import save_model
 from puma.plan import Plan
 from puma.progress import Progress
 from puma.threat import ThreatModel
-from puma.training.batches import Batch, Batches, Seen, Validation, held_out
-from puma.training.optim import AWP, build_sgd, ema_decay, learning_rate, momentum
+from puma.training.batches import Batch, Batches, Validation, held_out
+from puma.training.optim import AWP, build_sgd, ema_decay, follow_schedules, trainable_copy
 from puma.training.recipe import Recipe, load_recipe
 from puma.training.run import Estimate, Metrics, Run, StopRequest, estimate, open_folder, require_logger
 
 _AGREE_EVERY = 5  # steps between the exchanges in which several processes agree to stop
+_EXAMPLES = 4  # images on which a network is checked and timed
+_CALMER = "lower learning_rate, or set clip_gradient; the last checkpoint is kept"
 
 log = logging.getLogger("puma")
 
@@ -70,18 +70,18 @@ def train(
     Args:
         model: any network from float images ``[B, C, H, W]`` in [0, 1] to logits (it is copied, not changed), or a name
             of `build_model`, built for the pool with ``seed``.
-        pool: the images; labels have to be below the network's number of classes.
+        pool: the images.
         threat: norm and eps of the attack, also as text such as ``"Linf:8/255"``.
         plan: rows to keep, the eps of each, and perhaps a TRADES beta; its path; None for all rows at the threat's eps.
         recipe: everything else; a name, a TOML file or a `Recipe`.
         out: folder of the run; None keeps everything in memory.
         seed: of the order of images, augmentation, start noise and validation split.
-        validation: how many real images to hold out, stratified, to choose the best checkpoint; or another source for
-            it; None for the recipe's number.
+        validation: real images to choose the best checkpoint by: how many to hold out (None: the recipe's number), or
+            another source.
         progress: show progress on the terminal.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. Several devices: start the program with torchrun.
         logger: ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``: send the rows of ``metrics.csv`` there too.
-        ignore_estimate: start also where memory does not suffice by the estimate, or the training would take months.
+        ignore_estimate: start also where memory or time do not suffice by the estimate.
 
     Raises:
         DataError: plan, pool and network do not belong together.
@@ -97,14 +97,14 @@ def train(
     folder = Path(out) if out is not None else None
     job = prepare(model, pool, threat, plan, recipe, integer("seed", seed, low=0), validation, devices)
     finished = folder is not None and (folder / "last.safetensors").is_file()
-    job.fit(folder, devices, check=not (finished or ignore_estimate))
+    job.fit(folder, check=not (finished or ignore_estimate))
     with lock(folder) if folder and devices.is_rank_zero else nullcontext():
         if folder and devices.is_rank_zero:
             open_folder(folder, recipe, job.settings, environment(devices.device) | {"processes": devices.world_size})
         devices.barrier()
         if folder and (folder / "last.safetensors").is_file():
             return Run.read(folder, job.network)
-        return Training(job, devices, folder, logger=logger).run(progress)
+        return Training(job, folder, logger=logger).run(progress)
 
 
 # --- preparation: everything that can be wrong, checked before any compute -----------------------------------------
@@ -122,33 +122,30 @@ class Job:
     batches: Batches
     validation: Validation | None
     settings: dict[str, Any]
+    devices: Devices
     micro_batch: int = 0  # images of one forward pass; 0: the whole batch
 
-    def estimate(self, devices: Devices, micro_batch: int | None = None) -> Estimate:
+    def estimate(self, micro_batch: int | None = None) -> Estimate:
         """Memory and time of this training on this machine; ``micro_batch`` overrides the recipe's."""
         recipe = self.recipe.replace(micro_batch=micro_batch) if micro_batch else self.recipe
-        return estimate(self.network, _examples(self.pool, devices.device), recipe, devices)
+        return estimate(self.network, _examples(self.pool, self.devices), recipe, self.devices)
 
-    def fit(self, folder: Path | None, devices: Devices, *, check: bool) -> None:
+    def fit(self, folder: Path | None, *, check: bool) -> None:
         """Choose the micro-batch: the one that the run in ``folder`` began with, or one that fits into memory.
 
-        Raises:
-            UsageError: ``check``, and this machine cannot do it.
+        With ``check``, `UsageError` for what this machine cannot do.
         """
-        begun = folder is not None and (folder / "run.json").is_file()
-        recorded = read_record(folder / "run.json")["settings"].get("micro_batch") if folder and begun else None
-        cost = self.estimate(devices, recorded)
+        record = folder and folder / "run.json"
+        begun = record and record.is_file()
+        cost = self.estimate(read_record(record)["settings"].get("micro_batch") if record and begun else None)
         if check:
             cost.require_feasible()
-        first = torch.tensor(float(cost.micro_batch if devices.is_rank_zero else 0), device=devices.device)
-        self.micro_batch = int(devices.all_reduce(first))  # all processes take the first one's
-        self.settings["micro_batch"] = self.micro_batch
-        if self.micro_batch < cost.batch and devices.is_rank_zero:
+        first = torch.tensor(float(cost.micro_batch * self.devices.is_rank_zero), device=self.devices.device)
+        self.micro_batch = self.settings["micro_batch"] = int(self.devices.all_reduce(first))  # the first process's
+        if self.micro_batch < cost.batch and self.devices.is_rank_zero:
             split = f"batches of {cost.batch} are split into micro-batches of {self.micro_batch}"
-            statistics = (
-                f": batch normalisation uses the statistics of {self.micro_batch} images, which changes the result"
-            )
-            log.warning(split + (statistics if batchnorm_layers(self.network) else "; the gradients are the same"))
+            effect = f": batch normalisation uses the statistics of {self.micro_batch} images, which changes the result"
+            log.warning(split + (effect if batchnorm_layers(self.network) else "; the gradients are the same"))
 
 
 def prepare(
@@ -171,33 +168,22 @@ def prepare(
             what = f"the plan was made for {plan.threat}, not for {threat}"
             raise DataError(what, fix=f"plan again with --threat {threat}")
         keep, eps, beta = plan.keep.copy(), plan.eps, beta if plan.beta is None else plan.beta
-    validator, described = None, "none"
-    if validation is None or isinstance(validation, (int, np.integer)):
-        rows = held_out(pool, recipe.validation_images if validation is None else int(validation), seed)
-        keep[rows] = False
-        if len(rows):
-            validator = Validation(pool.read(rows), pool.labels[rows], threat, recipe, devices)
-            described = f"{len(rows)} held out"
-    else:
+    validation = recipe.validation_images if validation is None else validation
+    if isinstance(validation, Source):
         if validation.image_shape != pool.image_shape or validation.num_classes > pool.num_classes:
             what = f"validation images are {validation.image_shape} in {validation.num_classes} classes"
             raise DataError(what, why=f"the pool's are {pool.image_shape} in {pool.num_classes}")
-        validation = match_classes(validation, pool.class_names, "the pool")
-        validator = Validation(validation.read(slice(None)), validation.labels, threat, recipe, devices)
-        described = validation.fingerprint
-    network, num_logits = _network(model, pool, recipe, seed, devices)
-    batches = Batches(
-        pool,
-        keep,
-        eps,
-        recipe,
-        threat,
-        seed=seed,
-        num_classes=num_logits,
-        device=devices.device,
-        rank=devices.rank,
-        world_size=devices.world_size,
-    )
+        chosen = match_classes(validation, pool.class_names, "the pool")
+        validator: Validation | None = Validation(chosen, threat, recipe, devices)
+    else:
+        rows = held_out(pool, int(validation), seed)
+        keep[rows] = False
+        validator = Validation(pool, threat, recipe, devices, rows) if len(rows) else None
+    network, classes = trainable_copy(model, pool, _examples(pool, devices), recipe, seed, devices)
+    if classes <= int(pool.labels.max()):
+        what = f"labels reach {int(pool.labels.max())}, but the network has {classes} logits"
+        raise DataError(what, fix=f"build_model(..., num_classes={pool.num_classes})")
+    batches = Batches(pool, keep, eps, recipe, threat, devices, seed=seed, num_classes=classes)
     settings = {
         "network": getattr(network, "config", None) or type(network).__qualname__,
         "threat": str(threat),
@@ -206,88 +192,44 @@ def prepare(
         "pool": pool.fingerprint,
         "plan": plan.fingerprint if plan else None,
         "beta": beta,
-        "validation": described,
+        "validation": validator.described if validator else "none",
         "frozen": [name for name, parameter in network.named_parameters() if not parameter.requires_grad],
     }
-    return Job(network, pool, recipe, threat, beta, batches, validator, settings)
+    return Job(network, pool, recipe, threat, beta, batches, validator, settings, devices)
 
 
-def _network(model: nn.Module | str, pool: Pool, recipe: Recipe, seed: int, devices: Devices) -> tuple[nn.Module, int]:
-    """A copy of the network on the device, and its number of logits, once images of the pool have gone through it."""
-    height, _, channels = pool.image_shape
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("a TorchScript module cannot be trained", fix="train the Python module that it was made from")
-    if isinstance(model, str):
-        network = build_model(model, pool.num_classes, in_channels=channels, image_size=height, seed=seed)
-    else:
-        network = copy_network(unwrap(model))
-    if recipe.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network = network.to(devices.device).eval()
-    if not any(parameter.requires_grad for parameter in network.parameters()):
-        what = f"{type(network).__name__} has no parameter that takes a gradient"
-        raise ModelError(what, fix="model.requires_grad_(True)")
-    images = _examples(pool, devices.device)
-    classes = check_model(network, images, reacts=False).shape[1]
-    if classes <= int(pool.labels.max()):
-        what = f"labels reach {int(pool.labels.max())}, but the network has {classes} logits"
-        raise DataError(what, fix=f"build_model(..., num_classes={pool.num_classes})")
-    _check_backward(network.train(), images[: recipe.micro_batch or recipe.batch_size // devices.world_size], devices)
-    network.eval()
-    set_class_names(network, pool.class_names)
-    return network, classes
-
-
-def _examples(pool: Pool, device: torch.device) -> Tensor:
-    """The first images of the pool, float ``[b, C, H, W]``."""
-    return to_tensor(pool.read(np.arange(min(4, len(pool)))), device)
-
-
-def _check_backward(network: nn.Module, images: Tensor, devices: Devices) -> None:
-    """One forward and backward pass in training mode, which leaves weights, buffers and generators as they are."""
-    gpus = [devices.device] if devices.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus), kept_statistics(network), devices.autocast(), model_errors(images):
-        logits = as_logits(network(images), len(images))
-        parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
-        gradients = torch.autograd.grad(logits.float().square().sum(), list(parameters.values()), allow_unused=True)
-    unused = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
-    if unused and devices.world_size > 1:
-        raise ModelError(
-            f"parameters of the network take no part in its logits: {', '.join(unused[:4])}",
-            why="several processes would wait for their gradients",
-            fix="freeze them: parameter.requires_grad_(False)",
-        )
+def _examples(pool: Pool, devices: Devices) -> Tensor:
+    return to_tensor(pool.read(np.arange(min(_EXAMPLES, len(pool)))), devices.device)
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------
 
 
-class TwoPasses(nn.Module):
-    """The network on the clean and on the perturbed images, as two passes in one call; either may be None.
+class SeveralPasses(nn.Module):
+    """The network on several batches, such as the clean and the perturbed images, as passes of their own in one call.
 
-    Two passes, because each is normalised by its own batch; one call, because a wrapper for several processes has to
-    see one forward pass for each backward pass.
+    Each is normalised by its own batch; one call, because a wrapper for several processes has to see one forward pass
+    for each backward pass.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, clean: Tensor | None, adversarial: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Logits of both, float32 ``[B, K]``."""
-        logits = [None if images is None else self.network(images).float() for images in (clean, adversarial)]
-        return logits[0], logits[1]
+    def forward(self, *batches: Tensor) -> list[Tensor]:
+        """Logits of each, float32 ``[B, K]``."""
+        return [self.network(images).float() for images in batches]
 
 
 class Training:
-    """A training in progress: a checked job, its devices, the folder it writes to (None: memory), a metrics logger."""
+    """A training in progress: a checked job, the folder it writes to (None: memory), a metrics logger."""
 
-    def __init__(self, job: Job, devices: Devices, folder: Path | None, *, logger: str | None = None) -> None:
-        self.job, self.recipe, self.devices, self.folder = job, job.recipe, devices, folder
-        self.network, recipe = job.network, job.recipe
+    def __init__(self, job: Job, folder: Path | None = None, *, logger: str | None = None) -> None:
+        self.job, self.recipe, self.devices, self.folder = job, job.recipe, job.devices, folder
+        self.network, recipe, devices = job.network, job.recipe, job.devices
         self._writes = folder if devices.is_rank_zero else None  # one process writes
         self._sgd = build_sgd(self.network, recipe)
-        self.ema, self.seen = EMA(self.network), Seen(len(job.pool))
+        self.ema, self._seen = EMA(self.network), np.zeros(len(job.pool), dtype=np.bool_)
         self.done, self.best_step, self.best_score, self._seconds = 0, 0, -1.0, 0.0
         self.best: nn.Module | None = None
         self.gradients = 0  # of one image, computed by the attack
@@ -295,7 +237,7 @@ class Training:
         if folder and (state := load_state(folder / "checkpoints")):
             tensors, meta = state
             unpack(tensors, self.network, self.ema.model, self._sgd)
-            self.seen.unpack(tensors["seen"])
+            self._seen = np.unpackbits(tensors["seen"].numpy(), count=len(job.pool)).astype(np.bool_)
             self.done, self.best_step, self.best_score = meta["step"], meta["best_step"], meta["best_score"]
             self._seconds, sums, self.gradients = meta["seconds"], meta["sums"], meta["gradients"]
         self._sums = torch.tensor(sums, device=devices.device)  # of the steps since the last row of metrics
@@ -304,7 +246,7 @@ class Training:
         self.metrics = Metrics(self._writes, self.done, logger=logger)
         compiled: Any = torch.compile(self.network) if recipe.compile else self.network
         self.bare: nn.Module = compiled
-        self.both, self.optimizer = devices.wrap(TwoPasses(self.bare), self._sgd)
+        self.wrapped, self.optimizer = devices.wrap(SeveralPasses(self.bare), self._sgd)
         self.awp = AWP(self.network, recipe.awp, devices) if recipe.awp else None
         self.step_size = recipe.attack_step(job.threat.norm) * job.threat.eps
         # One clean pass serves attack and loss where both compute it with the same weights and batch statistics.
@@ -320,35 +262,31 @@ class Training:
     def run(self, progress: bool = False) -> Run:
         """Train to the end."""
         recipe, validation, single = self.recipe, self.job.validation, self.devices.world_size == 1
-        tenth, drawn = max(recipe.steps // 10, 1), (recipe.batch_size, "images")
         snapshots = {recipe.steps * (k + 1) // recipe.snapshots for k in range(recipe.snapshots)}
+        each, tenth = (recipe.batch_size, "images"), max(recipe.steps // 10, 1)
+
+        def due(every: int | None) -> bool:
+            return self.done == recipe.steps or self.done % (every or tenth) == 0
+
         self.network.train()
-        self._check_saving()
+        if self._writes and not self.done:
+            require_savable(self._writes / "checkpoints", pack(self.network, self.ema.model, self._sgd))
         with (
             StopRequest(single_process=single) as stop,
-            Progress("training", recipe.steps, "steps", show=progress, done=self.done, each=drawn) as bar,
+            Progress("training", recipe.steps, "steps", show=progress, done=self.done, each=each) as bar,
         ):
             for step in range(self.done, recipe.steps):
                 self.take_step(step)
-                last = self.done == recipe.steps
-                stopping = stop.wanted is not None and not last
+                stopping = stop.wanted is not None
                 if not single:  # signals reach processes at different times: they agree on it now and then
-                    stopping = self.done % _AGREE_EVERY == 0 and self.devices.any(stop.wanted is not None) and not last
-                validated: dict[str, float] = {}
-                if validation and (last or self.done % (recipe.validation_every or tenth) == 0):
-                    validated = self._validate(validation)
-                logged = bool(validated) or last or self.done % recipe.log_interval == 0
-                bar.advance(1, self._log(validated) if logged else "")
-                if stopping:
-                    stop.cancel_watchdog()
-                else:
-                    stop.heartbeat()
+                    stopping = self.done % _AGREE_EVERY == 0 and self.devices.any(stopping)
+                stopping &= self.done < recipe.steps
+                validated = self._validate(validation) if validation and due(recipe.validation_every) else {}
+                bar.advance(1, self._log(validated) if validated or due(recipe.log_interval) else "")
+                stop.heartbeat(ends=stopping)
                 if self.done in snapshots:  # before the checkpoint: a kill between the two only repeats it
-                    average = self.averaged()
-                    if self._writes:
-                        path = self._writes / "snapshots" / f"step-{self.done:09d}.safetensors"
-                        save_model(average, path, step=self.done)
-                if last or stopping or self.done % (recipe.checkpoint_every or tenth) == 0:
+                    self._save(self.averaged(), f"snapshots/step-{self.done:09d}", step=self.done)
+                if stopping or due(recipe.checkpoint_every):
                     self.checkpoint()
                 if stopping:
                     stop.stop()
@@ -357,17 +295,12 @@ class Training:
     # --- one step --------------------------------------------------------------------------------------------------
 
     def take_step(self, step: int) -> None:
-        """Take optimiser step ``step``, counted from 0, with its own batch, learning rate and momentum.
+        """Take optimiser step ``step``, counted from 0.
 
-        Raises:
-            CheckError: on a CPU, the loss or its gradient is not finite; the weights are as before.
+        On a CPU, `CheckError` where the loss or its gradient is not finite; the weights are as before.
         """
         recipe = self.recipe
-        for group in self.optimizer.param_groups:
-            group["lr"], group["momentum"] = learning_rate(recipe, step), momentum(recipe, step)
-        if recipe.batchnorm_momentum is not None:
-            for layer in batchnorm_layers(self.network):
-                layer.momentum = 1.0 if step == 0 and recipe.batchnorm_first_step else recipe.batchnorm_momentum
+        follow_schedules(self.optimizer, self.network, recipe, step)
         batch = self.job.batches.get(step, ahead=step + 1 < recipe.steps)
         parts = batch.split(self.job.micro_batch or len(batch))
         self.optimizer.zero_grad(set_to_none=True)
@@ -380,20 +313,20 @@ class Training:
         else:
             for part in parts:
                 # With a graph: the same bits for attack and loss, in the memory that the loss needs anyway.
-                clean = self.both(part.images, None)[0] if self.shares_clean_pass else None
+                clean = self.wrapped(part.images)[0] if self.shares_clean_pass else None
                 shares.append(self._backward(part, self._attack(part, clean), clean, batch, part is parts[-1]))
         self._check_gradients(step, torch.stack(shares).sum())
         self.optimizer.step()
         self.done = step + 1
         self.ema.update(self.network, ema_decay(recipe, self.done), buffers=recipe.ema_batchnorm == "average")
-        self.seen.add(batch.rows)
+        self._seen[batch.rows] = True
 
     def _attack(self, batch: Batch, clean: Tensor | None) -> Tensor:
         """The perturbed images; the network's statistics and gradients are left alone.
 
         TRADES maximises KL from the clean prediction (``clean``, or computed here), everything else cross entropy.
         """
-        recipe, count = self.recipe, len(batch)
+        recipe = self.recipe
         with attack_mode(self.network, recipe.attack_batchnorm), self.devices.autocast():
             reference = None
             if recipe.objective == "trades" and not recipe.cutmix:
@@ -409,16 +342,17 @@ class Training:
             attack = ascend if recipe.attack_schedule == "fixed" else ascend_in_proportion
             given = objective, batch.images, batch.eps, batch.noise, self.job.threat
             result = attack(*given, steps=recipe.attack_steps, step_size=self.step_size)
-        adversarial, gradients = result if isinstance(result, tuple) else (result, recipe.attack_steps * count)
+        adversarial, gradients = result if isinstance(result, tuple) else (result, recipe.attack_steps * len(batch))
         self.gradients += gradients
         return adversarial
 
     def _backward(self, part: Batch, adversarial: Tensor, clean: Tensor | None, batch: Batch, last: bool) -> Tensor:
         """Add the gradient of a micro-batch's share of the mean loss; return that share."""
-        needed = None if self.recipe.objective == "pgd-at" or clean is not None else part.images
-        with self.devices.no_sync(self.both, enabled=not last):
-            fresh, attacked = self.both(needed, adversarial)
-            clean = fresh if clean is None else clean
+        with self.devices.no_sync(self.wrapped, enabled=not last):
+            if self.recipe.objective == "pgd-at" or clean is not None:
+                (attacked,) = self.wrapped(adversarial)
+            else:
+                clean, attacked = self.wrapped(part.images, adversarial)
             each = self._losses(clean, attacked, part)
             loss = each.mean() * (len(part) / len(batch))
             self.devices.backward(loss)
@@ -433,27 +367,19 @@ class Training:
 
     def _losses(self, clean: Tensor | None, attacked: Tensor, batch: Batch) -> Tensor:
         """The loss of every image, ``[B]``."""
-        recipe, beta, labels = self.recipe, self.job.beta, batch.labels
+        recipe, given = self.recipe, (attacked, batch.labels)
         if clean is None:
-            return losses.pgd_at(attacked, labels, smoothing=recipe.label_smoothing)
+            return losses.pgd_at(*given, smoothing=recipe.label_smoothing)
+        shared: dict[str, Any] = {"weight": self.job.beta, "attacked": batch.eps > 0}
         if recipe.objective == "mart":
-            return losses.mart(clean, attacked, labels, weight=beta, attacked=batch.eps > 0)
-        return losses.trades(
-            clean,
-            attacked,
-            labels,
-            weight=beta,
-            smoothing=recipe.label_smoothing,
-            smooth_both=recipe.smooth_both_terms,
-            detach_clean=recipe.detach_clean,
-            attacked=batch.eps > 0,
-        )
+            return losses.mart(clean, *given, **shared)
+        shared |= {"smooth_both": recipe.smooth_both_terms, "detach_clean": recipe.detach_clean}
+        return losses.trades(clean, *given, smoothing=recipe.label_smoothing, **shared)
 
     def _check_gradients(self, step: int, loss: Tensor) -> None:
-        """Clip the gradient if the recipe says so, and note whether it and the loss are finite.
+        """Clip the gradient if the recipe says so, and note whether it and the loss are finite, by one fused norm.
 
-        One fused norm on the device. A CPU is asked at once; an accelerator when something is logged or written, so
-        that no step waits for the host.
+        A CPU is asked at once; an accelerator when something is logged or written, so that no step waits for the host.
         """
         norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         if longest := self.recipe.clip_gradient:
@@ -465,11 +391,8 @@ class Training:
 
     def _require_finite(self, step: int) -> None:
         if bool(self._broken > 0):
-            raise CheckError(
-                f"the loss or its gradient became infinite or NaN by step {step}; nothing of that is kept",
-                why="the learning rate may be too high for this network",
-                fix="lower learning_rate, or set clip_gradient; the last checkpoint is kept",
-            )
+            what = f"the loss or its gradient became infinite or NaN by step {step}; nothing of that is kept"
+            raise CheckError(what, why="the learning rate may be too high for this network", fix=_CALMER)
 
     # --- every few steps -------------------------------------------------------------------------------------------
 
@@ -477,17 +400,12 @@ class Training:
         """The averaged network with the running statistics that the recipe gives it, ready to be evaluated or saved.
 
         All processes call it together: statistics are each one's own until here. Then all have the first one's.
-
-        Raises:
-            CheckError: a loss, a gradient or a weight is not finite.
+        `CheckError` where a loss, a gradient or a weight is not finite.
         """
         self._require_finite(self.done)
         largest = nn.utils.get_total_norm(list(self.network.parameters()), float("inf"))
         if not bool(torch.isfinite(largest)):
-            raise CheckError(
-                f"a weight became infinite or NaN by step {self.done}; it is not written",
-                fix="lower learning_rate, or set clip_gradient; the last checkpoint is kept",
-            )
+            raise CheckError(f"a weight became infinite or NaN by step {self.done}; it is not written", fix=_CALMER)
         self.devices.share_buffers(self.network)
         if self.recipe.ema_batchnorm == "copy":
             self.ema.copy_buffers(self.network)
@@ -502,8 +420,7 @@ class Training:
             self.best_step, self.best_score = self.done, robust
             if self.folder is None:
                 self.best = copy.deepcopy(average)
-            elif self._writes:
-                save_model(average, self._writes / "best.safetensors", training=self._meta())
+            self._save(average, "best", training=self._meta())
         return {"validation_clean": clean, "validation_robust": robust}
 
     def _log(self, validated: dict[str, float]) -> str:
@@ -513,14 +430,15 @@ class Training:
         self._sums.zero_()
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
         self._seconds += seconds
+        group = self.optimizer.param_groups[0]
         both = {} if self.recipe.objective == "pgd-at" else {"clean_accuracy": clean / images}
         accuracies = both | {"adversarial_accuracy": adversarial / images}
         row = {
             "step": self.done,
             "draws": self.done * self.recipe.batch_size,
-            "unique_images": self.seen.unique,
-            "learning_rate": learning_rate(self.recipe, self.done - 1),
-            "momentum": momentum(self.recipe, self.done - 1),
+            "unique_images": int(np.count_nonzero(self._seen)),
+            "learning_rate": group["lr"],
+            "momentum": group["momentum"],
             "loss": loss / images,
             "mean_eps": eps / images,
             "seconds": self._seconds,
@@ -530,48 +448,28 @@ class Training:
         shown = [f"{name.removesuffix('_accuracy')} {share:.1%}" for name, share in accuracies.items()]
         return ", ".join([f"loss {row['loss']:.3f}", *shown])
 
-    def _check_saving(self) -> None:
-        """Write the state before step 0 and remove it again: what cannot be saved is refused before it is trained.
-
-        Raises:
-            ModelError: it cannot be written as tensors.
-        """
-        if self._writes and not self.done:
-            trial = self._writes / "checkpoints" / "trial.safetensors"
-            try:
-                save_tensors(pack(self.network, self.ema.model, self._sgd), trial, "puma.trial/1", {})
-            except (RuntimeError, ValueError, TypeError) as error:
-                raise ModelError("the network cannot be saved", why=str(error).splitlines()[0]) from error
-            finally:
-                trial.unlink(missing_ok=True)
-
     def checkpoint(self) -> None:
-        """Write the state after the last step, if there is a folder; all processes call it together.
-
-        Raises:
-            CheckError: a loss or gradient was not finite; nothing is written.
-        """
+        """Write the state after the last step, if there is a folder; all processes call it together."""
         average = self.averaged()
         if self._writes:
-            meta = {
-                "best_step": self.best_step,
-                "best_score": self.best_score,
-                "seconds": self._seconds,
-                "sums": self._sums.tolist(),
-                "gradients": self.gradients,
-            }
-            tensors = {**pack(self.network, average, self._sgd), "seen": self.seen.pack()}
+            counts = {"best_step": self.best_step, "best_score": self.best_score, "gradients": self.gradients}
+            meta = {**counts, "seconds": self._seconds, "sums": self._sums.tolist()}
+            seen = torch.from_numpy(np.packbits(self._seen))
+            tensors = {**pack(self.network, average, self._sgd), "seen": seen}
             save_state(self._writes / "checkpoints", self.done, tensors, meta)
+
+    def _save(self, model: nn.Module, name: str, **meta: Any) -> None:
+        if self._writes:
+            save_model(model, self._writes / f"{name}.safetensors", **meta)
 
     def _finish(self) -> Run:
         model, meta = self.averaged(), self._meta()
         for own, live in zip(model.parameters(), self.network.parameters(), strict=True):
             own.requires_grad_(live.requires_grad)
-        if self._writes:
-            self.metrics.close()
-            if not self.best_step:
-                save_model(model, self._writes / "best.safetensors", training=meta)
-            save_model(model, self._writes / "last.safetensors", training=meta)
+        self.metrics.close()
+        if not self.best_step:
+            self._save(model, "best", training=meta)
+        self._save(model, "last", training=meta)
         self.devices.barrier()
         if self.folder:
             return Run.read(self.folder, model)
@@ -582,7 +480,7 @@ class Training:
         return {
             "steps": self.done,
             "draws": self.done * self.recipe.batch_size,
-            "unique_images": self.seen.unique,
+            "unique_images": int(np.count_nonzero(self._seen)),
             "trained_on": self.job.batches.sampler.kept,
             "validation_images": self.job.validation.count if self.job.validation else 0,
             "best_step": self.best_step or self.done,

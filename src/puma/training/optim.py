@@ -1,22 +1,68 @@
-"""Learning rate, momentum and averaging decay as functions of the step; SGD; adversarial weight perturbation."""
+"""The network that is trained and what moves its weights: schedules as functions of the step, SGD, AWP."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from puma.data.pool import Pool
 from puma.devices import Devices
-from puma.models.modes import ramped_decay
+from puma.errors import ModelError
+from puma.models.checks import as_logits, check_model, model_errors
+from puma.models.modes import batchnorm_layers, copy_network, kept_statistics, ramped_decay
+from puma.models.networks import build_model
+from puma.models.weights import set_class_names, unwrap
 from puma.training.recipe import Recipe
 
 # Defaults of torch's OneCycleLR: range of the cycled momentum, div_factor and final_div_factor.
 _LOW, _HIGH = 0.85, 0.95
 _START, _END = 25.0, 1e4
 _TINY = 1e-20  # of the authors' AWP code
+
+
+def trainable_copy(
+    model: nn.Module | str, pool: Pool, images: Tensor, recipe: Recipe, seed: int, devices: Devices
+) -> tuple[nn.Module, int]:
+    """A copy of the network on the device, and its number of logits, once ``images`` have gone through it both ways.
+
+    Raises:
+        ModelError: it fails on them, or has no parameter to train.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("a TorchScript module cannot be trained", fix="train the Python module that it was made from")
+    if isinstance(model, str):
+        height, _, channels = pool.image_shape
+        network = build_model(model, pool.num_classes, in_channels=channels, image_size=height, seed=seed)
+    else:
+        network = copy_network(unwrap(model))
+    if recipe.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(devices.device).eval()
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        what = f"{type(network).__name__} has no parameter that takes a gradient"
+        raise ModelError(what, fix="model.requires_grad_(True)")
+    classes = check_model(network, images, reacts=False).shape[1]
+    _check_backward(network.train(), images[: recipe.micro_batch or recipe.batch_size // devices.world_size], devices)
+    set_class_names(network.eval(), pool.class_names)
+    return network, classes
+
+
+def _check_backward(network: nn.Module, images: Tensor, devices: Devices) -> None:
+    """One forward and backward pass in training mode, which leaves weights, buffers and generators as they are."""
+    gpus = [devices.device] if devices.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), kept_statistics(network), devices.autocast(), model_errors(images):
+        logits = as_logits(network(images), len(images))
+        parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
+        gradients = torch.autograd.grad(logits.float().square().sum(), list(parameters.values()), allow_unused=True)
+    unused = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    if unused and devices.world_size > 1:
+        what = f"parameters of the network take no part in its logits: {', '.join(unused[:4])}"
+        why, fix = "several processes would wait for their gradients", "freeze them: parameter.requires_grad_(False)"
+        raise ModelError(what, why=why, fix=fix)
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -32,6 +78,15 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 def momentum(recipe: Recipe, step: int) -> float:
     """The momentum of optimiser step ``step``; cycled against the learning rate if the recipe says so."""
     return _one_cycle(recipe, step, _HIGH, _LOW, _HIGH) if recipe.cycle_momentum else recipe.momentum
+
+
+def follow_schedules(optimizer: torch.optim.Optimizer, network: nn.Module, recipe: Recipe, step: int) -> None:
+    """Set learning rate, momentum, and the weight of the newest batch in running statistics for ``step``."""
+    for group in optimizer.param_groups:
+        group["lr"], group["momentum"] = learning_rate(recipe, step), momentum(recipe, step)
+    if recipe.batchnorm_momentum is not None:
+        for layer in batchnorm_layers(network):
+            layer.momentum = 1.0 if step == 0 and recipe.batchnorm_first_step else recipe.batchnorm_momentum
 
 
 def ema_decay(recipe: Recipe, step: int) -> float:
@@ -53,19 +108,13 @@ def _one_cycle(recipe: Recipe, step: int, start: float, peak: float, end: float)
 
 
 def build_sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """SGD with the recipe's weight decay, in two groups where batch normalisation is spared.
-
-    Parameters that take no gradient (frozen layers) are left out.
-    """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    spared = []
-    if not recipe.decay_norm_parameters:
-        spared = [p for m in network.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)]
-    chosen = {id(parameter) for parameter in spared}
-    groups = [
-        {"params": [p for p in parameters if id(p) not in chosen], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if id(p) in chosen], "weight_decay": 0.0},
-    ]
+    """SGD without frozen parameters, in two groups where weight decay spares batch normalisation."""
+    norms = [] if recipe.decay_norm_parameters else batchnorm_layers(network)
+    spared = {id(parameter) for layer in norms for parameter in layer.parameters(recurse=False)}
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (recipe.weight_decay, 0.0)]
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            groups[id(parameter) in spared]["params"].append(parameter)
     return torch.optim.SGD(
         [group for group in groups if group["params"]],
         lr=recipe.scaled_learning_rate,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from puma.errors import UsageError, unknown
 from puma.io import parse_toml
+
+_FOLDER = files("puma.training") / "recipes"
 
 
 class Recipe(BaseModel):
@@ -28,106 +31,68 @@ class Recipe(BaseModel):
     source: str = Field("", description="Where the settings come from.")
 
     objective: Literal["trades", "pgd-at", "mart"] = Field("trades", description="Loss (puma.losses).")
-    beta: float = Field(
-        5.0, ge=0, description="Weight (beta) of the adversarial term of trades and mart; a plan may override it."
-    )
+    beta: float = Field(5.0, ge=0, description="Weight of trades' and mart's adversarial term; a plan may override it.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of each label spread over all classes.")
-    smooth_both_terms: bool = Field(
-        False, description="Quirk: the published code smooths the clean term only; true smooths the KL reference too."
-    )
-    detach_clean: bool = Field(
-        False, description="Quirk: the published code lets the gradient flow through the clean softmax of the KL term."
-    )
-    awp: float = Field(
-        0.0,
-        ge=0,
-        description="Adversarial weight perturbation (arXiv 2004.05884): size relative to the weights; 0 off.",
-    )
+    smooth_both_terms: bool = Field(False, description="Quirk: smooth the KL reference too; published: not.")
+    detach_clean: bool = Field(False, description="Quirk: no gradient through KL's clean softmax; published: it flows.")
+    awp: float = Field(0.0, ge=0, description="Relative adversarial weight perturbation (arXiv 2004.05884); 0 off.")
     awp_warmup: int = Field(0, ge=0, description="Steps before the weight perturbation starts.")
 
     steps: int = Field(gt=0, description="Optimiser steps, whatever the size of the pool.")
     batch_size: int = Field(gt=0, description="Images a step, over all devices.")
-    micro_batch: int | None = Field(
-        None, gt=0, description="Images of one forward pass in a process; unset: all of the batch that fit into memory."
-    )
-    synthetic_share: float | None = Field(
-        0.7, ge=0, le=1, description="Share of synthetic images in every batch, where the pool has both kinds."
-    )
+    micro_batch: int | None = Field(None, gt=0, description="Images of one forward pass; unset: what fits into memory.")
+    synthetic_share: float | None = Field(0.7, ge=0, le=1, description="Share of synthetic images in a batch, if any.")
     crop: int = Field(0, ge=0, description="Random crop after this many pixels of zero padding; 0 off.")
     flip: bool = Field(False, description="Random horizontal flip.")
     cutmix: bool = Field(False, description="CutMix inside the batch (arXiv 1905.04899); trades and pgd-at only.")
 
     learning_rate: float = Field(gt=0, description="Highest learning rate, at batch size learning_rate_batch.")
-    learning_rate_batch: int | None = Field(
-        None, gt=0, description="Batch size that learning_rate belongs to; unset: this recipe's batch_size."
-    )
+    learning_rate_batch: int | None = Field(None, gt=0, description="Batch size of learning_rate; unset: batch_size.")
     learning_rate_scaling: Literal["none", "linear", "sqrt"] = Field(
         "none", description="How the learning rate follows batch_size / learning_rate_batch."
     )
     schedule: Literal["one-cycle", "step", "constant"] = Field("one-cycle", description="Course of the learning rate.")
-    schedule_every: int = Field(
-        1, gt=0, description="Quirk: steps between changes of the rate; the published code changes it once an epoch."
-    )
+    schedule_every: int = Field(1, gt=0, description="Quirk: steps between changes of the rate; published: an epoch.")
     warmup: float = Field(0.025, gt=0, lt=1, description="one-cycle: share of the steps in which the rate rises.")
     milestones: tuple[float, ...] = Field((), description="step: shares of the steps at which the rate falls tenfold.")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum, unless it is cycled.")
-    cycle_momentum: bool = Field(
-        False,
-        description="Quirk: torch's OneCycleLR overrides the momentum: 0.95 to 0.85 while the rate rises, then back.",
-    )
+    cycle_momentum: bool = Field(False, description="Quirk: OneCycleLR's momentum, from 0.95 to 0.85 and back.")
     nesterov: bool = Field(True, description="Nesterov momentum.")
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty of SGD.")
-    decay_norm_parameters: bool = Field(
-        True, description="Quirk: false spares batch-normalisation parameters (not biases), as the published SiLU nets."
-    )
+    decay_norm_parameters: bool = Field(True, description="Quirk: false spares batch-norm parameters, as published.")
     clip_gradient: float | None = Field(None, gt=0, description="Largest norm of the gradient; unset: no clipping.")
 
     ema: float = Field(0.995, ge=0, lt=1, description="Decay of the weight average at each step; 0: no average.")
-    ema_warmup: float = Field(
-        0.0, ge=0, lt=1, description="Quirk: share of the steps during which the average is a plain copy."
-    )
-    ema_ramp: bool = Field(
-        True, description="Quirk: after that, decay = min(ema, (1 + d) / (10 + d)) with d steps since."
-    )
+    ema_warmup: float = Field(0.0, ge=0, lt=1, description="Quirk: share of the steps in which the average is a copy.")
+    ema_ramp: bool = Field(True, description="Quirk: then decay = min(ema, (1 + d) / (10 + d)) with d steps since.")
     ema_batchnorm: Literal["copy", "average"] = Field(
         "copy", description="Quirk: running statistics of the average are the live network's, or averaged too."
     )
     batchnorm_momentum: float | None = Field(
         None, gt=0, le=1, description="Weight of the newest batch in running statistics; unset: the network's own."
     )
-    batchnorm_first_step: bool = Field(
-        False, description="Quirk: in the first step that weight is 1, so that statistics start at the first batch's."
-    )
+    batchnorm_first_step: bool = Field(False, description="Quirk: in the first step that weight is 1.")
 
     attack_steps: int = Field(10, ge=0, description="PGD steps.")
     attack_schedule: Literal["fixed", "proportional"] = Field(
         "fixed",
-        description="proportional: an image of radius eps_i takes ceil(attack_steps * eps_i / eps) steps of full size. "
-        "With the digits recipe 1 of 10 such trainings diverged, none with clip_gradient = 1: see docs/training.md.",
+        description="proportional: ceil(attack_steps * eps_i / eps) steps of full size for an image (docs/training.md: "
+        "1 of 10 trainings on digits diverged so, none with clip_gradient = 1).",
     )
-    attack_step_linf: float = Field(0.25, gt=0, description="Step in Linf, as a share of the image's radius.")
-    attack_step_l2: float = Field(0.2, gt=0, description="Step in L2, as a share of the image's radius.")
+    attack_step_linf: float = Field(0.25, gt=0, description="Step in Linf, as a share of the image's eps.")
+    attack_step_l2: float = Field(0.2, gt=0, description="Step in L2, as a share of the image's eps.")
     attack_start_linf: Literal["uniform", "gaussian", "none"] = Field("uniform", description="Start in Linf.")
     attack_start_l2: Literal["uniform", "gaussian", "none"] = Field("gaussian", description="Start in L2.")
     attack_batchnorm: Literal["train", "eval"] = Field(
-        "train",
-        description="Quirk: normalise by the batch under attack (train), or by running statistics (eval, TRADES 2019).",
+        "train", description="Quirk: normalise by the batch under attack, or by running statistics (TRADES 2019)."
     )
 
-    validation_images: int = Field(
-        0, ge=0, description="Real training images held out, stratified, to choose the best checkpoint."
-    )
+    validation_images: int = Field(0, ge=0, description="Stratified real images held out for the best checkpoint.")
     validation_every: int | None = Field(None, gt=0, description="Steps between validations; unset: ten in a run.")
     validation_steps: int = Field(40, gt=0, description="PGD steps with the CW loss in validation.")
-    log_every: int | None = Field(
-        None,
-        gt=0,
-        description="Steps between rows of metrics.csv; unset: twenty in a run, one in 50 steps at least.",
-    )
+    log_every: int | None = Field(None, gt=0, description="Steps between metrics rows; unset: steps / 20, at most 50.")
     checkpoint_every: int | None = Field(None, gt=0, description="Steps between checkpoints; unset: ten in a run.")
-    snapshots: int = Field(
-        0, ge=0, description="Averaged networks kept along the way, evenly spaced, for puma score-run."
-    )
+    snapshots: int = Field(0, ge=0, description="Averaged networks kept, evenly spaced, for puma score-run.")
 
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast of all forward passes.")
     channels_last: bool = Field(False, description="Memory format of networks and images.")
@@ -160,11 +125,7 @@ class Recipe(BaseModel):
         return self.attack_start_linf if norm == "Linf" else self.attack_start_l2
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with some fields changed, checked again.
-
-        Raises:
-            UsageError: all problems at once.
-        """
+        """A copy with some fields changed, checked again (`UsageError` with all problems at once)."""
         return parse_recipe(self.model_dump(exclude_unset=True) | changes, self.name)
 
     def to_toml(self, *, documented: bool = False) -> str:
@@ -179,15 +140,11 @@ class Recipe(BaseModel):
 
 def recipe_names() -> list[str]:
     """The packaged recipes."""
-    return sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml"))
+    return sorted(entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
-    """Read a packaged recipe by name, or a TOML file.
-
-    Args:
-        recipe: a name of `recipe_names`, a path, or a recipe (returned as it is).
-        **changes: fields to change.
+    """Read a packaged recipe by name, or a TOML file; a `Recipe` is taken as it is. ``changes`` are of its fields.
 
     Raises:
         UsageError: no such recipe; it is not TOML; all problems with its fields, at once.
@@ -203,7 +160,7 @@ def load_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
             raise UsageError(f"recipe {path} does not exist")
         text = path.read_text(errors="replace")
     elif str(recipe) in recipe_names():
-        text = (_folder() / f"{recipe}.toml").read_text()
+        text = (_FOLDER / f"{recipe}.toml").read_text()
     else:
         raise unknown("recipe", str(recipe), recipe_names())
     return parse_recipe(parse_toml(text, f"recipe {recipe}") | changes, str(recipe))
@@ -217,22 +174,17 @@ def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
     """
     changes: dict[str, Any] = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
+        key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
             raise UsageError(f"--set {pair!r} sets nothing", fix="--set steps=1000")
-        try:
-            changes[key.strip()] = parse_toml(f"value = {value}", f"--set {key}")["value"]
-        except UsageError:
-            changes[key.strip()] = value.strip()
+        changes[key] = value
+        with suppress(UsageError):
+            changes[key] = parse_toml(f"value = {value}", f"--set {key}")["value"]
     return changes
 
 
 def parse_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
-    """Check settings.
-
-    Raises:
-        UsageError: all problems, in one message.
-    """
+    """Check settings; `UsageError` names all problems at once."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -274,7 +226,3 @@ def _contradictions(r: Recipe) -> list[str]:
         "awp_warmup is beyond the last step": r.awp_warmup >= r.steps and r.awp_warmup > 0,
     }
     return [problem for problem, present in found.items() if present]
-
-
-def _folder() -> Any:
-    return files("puma.training") / "recipes"

@@ -1,4 +1,4 @@
-"""A run: what it will cost, the request to stop it, its metrics, and its folder with models and settings."""
+"""A run: its folder with models and settings, its metrics, what it will cost, and the request to stop it."""
 
 from __future__ import annotations
 
@@ -75,21 +75,16 @@ class Run:
 
 
 def open_folder(folder: Path, recipe: Recipe, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> list[str]:
-    """Create a run's folder, or make sure that what is there was made with the same recipe and other settings.
-
-    Returns:
-        What differs in the environment, so that going on is not bit-exact (a warning names it).
-
-    Raises:
-        ResumeError: it belongs to a run with other settings; both values are named.
-        StorageError: it cannot be written.
-    """
+    """Create a run's folder, or make sure that it was made with the same recipe and settings (`claim_folder`)."""
     fields = recipe.model_dump(mode="json", exclude={"name", "source"})
     everything = {**{f"recipe.{key}": value for key, value in fields.items()}, **settings}
     changed = claim_folder(folder, everything, environment=environment, record="run.json", schema=SCHEMA)
     if not (folder / "recipe.toml").is_file():
         write_text(folder / "recipe.toml", recipe.to_toml())
     return changed
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------
 
 
 class Metrics:
@@ -101,9 +96,9 @@ class Metrics:
     def __init__(self, folder: Path | None, upto: int = 0, *, logger: str | None = None) -> None:
         self._path = folder / "metrics.csv" if folder else None
         self.rows: list[dict[str, float]] = []
-        if self._path and self._path.is_file():
-            self.rows = [row for row in read_metrics(self._path) if row["step"] <= upto]
         if self._path:
+            if self._path.is_file():
+                self.rows = [row for row in read_metrics(self._path) if row["step"] <= upto]
             digest_path(self._path).unlink(missing_ok=True)
             write_text(self._path, _csv([COLUMNS, *map(_cells, self.rows)]))
         self._logger = _logger(logger, folder, upto) if folder and logger else None
@@ -140,12 +135,18 @@ def read_metrics(path: Path | str) -> list[dict[str, float]]:
     return [row for row in rows if "step" in row]
 
 
-def require_logger(name: str | None, folder: Path | str | None) -> None:
-    """Refuse a logger that cannot be used, before anything is made.
+def _cells(row: dict[str, float]) -> list[str]:
+    return [f"{row[name]:.8g}" if name in row else "" for name in COLUMNS]
 
-    Raises:
-        UsageError: unknown, not installed, or without a folder.
-    """
+
+def _csv(rows: list[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def require_logger(name: str | None, folder: Path | str | None) -> None:
+    """Refuse a logger that is unknown, not installed, or without a folder (`UsageError`), before anything is made."""
     if name is None:
         return
     if name not in LOGGERS:
@@ -178,28 +179,17 @@ class _MLflowLogger:
 
         before = mlflow.search_runs(filter_string=f"tags.puma = '{identity}'", output_format="list")
         run = before[0].info.run_id if before else None
+        self._mlflow = mlflow
         self._run: str = mlflow.start_run(run_id=run, run_name=name, tags={"puma": identity}).info.run_id
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        import mlflow  # type: ignore[import-not-found,unused-ignore]
-
-        mlflow.log_metrics(dict(metrics), step=step, run_id=self._run)
+        self._mlflow.log_metrics(dict(metrics), step=step, run_id=self._run)
 
     def save(self) -> None:
         """Nothing is left to do: `log_metrics` waits for the server."""
 
 
-def _cells(row: dict[str, float]) -> list[str]:
-    return [f"{row[name]:.8g}" if name in row else "" for name in COLUMNS]
-
-
-def _csv(rows: list[Any]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
-
-
-# --- the cost of a training, and the request to stop it -------------------------------------------------------------
+# --- the cost of a training ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -228,22 +218,15 @@ class Estimate:
         )
 
     def require_feasible(self) -> None:
-        """Refuse what this machine cannot do.
-
-        Raises:
-            UsageError: more memory than is free, or more than 30 days.
-        """
+        """`UsageError` for more memory than is free, or more than 30 days."""
         if self.memory > self.free:
-            raise UsageError(
-                f"one step needs about {self.memory / _GIB:.2g} GiB, {self.free / _GIB:.2g} GiB are free",
-                fix="--set batch_size=..., a smaller model, another --device; --yes tries all the same",
-            )
+            what = f"one step needs about {self.memory / _GIB:.2g} GiB, {self.free / _GIB:.2g} GiB are free"
+            fix = "--set batch_size=..., a smaller model, another --device; --yes tries all the same"
+            raise UsageError(what, fix=fix)
         if self.days > _MOST_DAYS:
-            raise UsageError(
-                f"this training would take about {self.days:,.0f} days here",
-                why=f"{self.steps:,} steps of {self.batch} images, {self.step_seconds:,.3g} s each",
-                fix="a GPU (--device cuda), a smaller model, or fewer steps (--set steps=...); --yes goes on",
-            )
+            why = f"{self.steps:,} steps of {self.batch} images, {self.step_seconds:,.3g} s each"
+            fix = "a GPU (--device cuda), a smaller model, or fewer steps (--set steps=...); --yes goes on"
+            raise UsageError(f"this training would take about {self.days:,.0f} days here", why=why, fix=fix)
 
 
 def estimate(network: nn.Module, images: Tensor, recipe: Recipe, devices: Devices) -> Estimate:
@@ -259,11 +242,10 @@ def estimate(network: nn.Module, images: Tensor, recipe: Recipe, devices: Device
         seconds = _seconds_per_image(network, images, batch)
     for module in training:
         module.training = True
-    attack = recipe.attack_steps * 2
-    passes = attack + 3 if recipe.objective == "pgd-at" else attack + 7
+    alone = recipe.objective == "pgd-at"  # one pass for the loss; else clean and adversarial pass, or clean and attack
+    passes, graphs = (recipe.attack_steps * 2 + 3, 1) if alone else (recipe.attack_steps * 2 + 7, 2)
     weights = sum(parameter.nbytes for parameter in network.parameters())
     fixed = weights * (5 if recipe.awp else 4) + 8 * batch * images[0].nbytes  # weights, gradients, momentum, EMA
-    graphs = 1 if recipe.objective == "pgd-at" else 2  # clean and adversarial pass, or clean pass and attack
     each = graphs * kept * _SLACK
     free = free_memory(devices.device) // (devices.world_size if devices.device.type == "cpu" else 1)
     micro = recipe.micro_batch or batch
@@ -294,31 +276,31 @@ def _lines(path: str) -> list[str]:
 
 def _kept_bytes(network: nn.Module, images: Tensor) -> int:
     """Bytes that autograd keeps for the backward pass, without the weights."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         logits = network(images.clone().requires_grad_())
     del logits
+    for parameter in network.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
     return sum(kept.values())
 
 
 @torch.no_grad()
 def _seconds_per_image(network: nn.Module, images: Tensor, batch: int) -> float:
     """Of a forward pass, with as many images as take long enough to be measured."""
-    count = min(len(images), batch)
 
     def now() -> float:
         if images.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    count = min(len(images), batch)
     while True:
         many = images[:1].expand(count, *images.shape[1:]).contiguous()
         began = now()
@@ -327,6 +309,9 @@ def _seconds_per_image(network: nn.Module, images: Tensor, batch: int) -> float:
         if elapsed > 0.02 or count * 4 > batch:
             return elapsed / count
         count *= 4
+
+
+# --- the request to stop -------------------------------------------------------------------------------------------
 
 
 class StopRequest:
@@ -351,18 +336,14 @@ class StopRequest:
 
     def __exit__(self, *error: object) -> None:
         self._restore()
-        self.cancel_watchdog()
+        self.heartbeat(ends=True)
 
-    def heartbeat(self) -> None:
-        """Restart the watchdog after a finished step: the other processes still answer."""
-        if self._watchdog is not None:
-            self.cancel_watchdog()
-            self._watch()
-
-    def cancel_watchdog(self) -> None:
-        """Stop the watchdog, so that a checkpoint may take any time to write."""
+    def heartbeat(self, *, ends: bool) -> None:
+        """After a finished step: restart the watchdog, or cancel it, since a checkpoint may take any time to write."""
         if self._watchdog is not None:
             self._watchdog.cancel()
+            if not ends:
+                self._watch()
 
     def stop(self) -> None:
         """End the process as the signal asks: KeyboardInterrupt, or exit code 143."""
