@@ -20,8 +20,8 @@ from torch import nn
 from puma.errors import CheckError, DataError, ModelError, UsageError
 from puma.evaluation import Evaluation
 from puma.io import atomic_folder, read_json, write_bytes, write_json, write_text
-from puma.models.published import from_robustbench, to_robustbench
 from puma.models.weights import load_model, save_model, weights_sha256
+from puma.models.zoo import from_robustbench, to_robustbench
 from puma.threat import format_eps
 
 TOLERANCE = 1e-6  # difference of a logit, relative to the largest one, that counts as rounding

@@ -13,7 +13,7 @@ from randomised_model import randomised
 from torch import nn
 
 from puma.models.networks import build_model
-from puma.models.published import from_robustbench, to_robustbench
+from puma.models.zoo import from_robustbench, to_robustbench
 
 PLAIN: dict[str, Any] = {"padding": "symmetric", "activation": "relu", "mean": (0.0,) * 3, "std": (1.0,) * 3}
 CASES: list[tuple[str, str, dict[str, Any]]] = [

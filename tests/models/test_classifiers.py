@@ -8,9 +8,8 @@ import torch
 
 from puma.errors import ModelError, UsageError
 from puma.models.networks import build_model
-from puma.models.published import from_robustbench, to_robustbench
 from puma.models.weights import load_model, save_model, weights_sha256
-from puma.models.zoo import resolve_model
+from puma.models.zoo import from_robustbench, resolve_model, to_robustbench
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from torch import nn
 import puma
 from puma.cli.app import main
 from puma.errors import ModelError, UsageError
-from puma.models.published import Normalised, to_robustbench
-from puma.models.zoo import resolve_model
+from puma.models.zoo import Normalised, resolve_model, to_robustbench
 
 
 @pytest.fixture(autouse=True)

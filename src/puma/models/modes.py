@@ -16,7 +16,7 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 
 def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
-    """All batch-normalisation layers of ``model``."""
+    """The batch-normalisation layers of ``model``."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
@@ -31,24 +31,23 @@ def attack_mode(model: nn.Module, batchnorm: str = "unchanged") -> Iterator[None
             (TRADES 2019, MART).
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = [module for module in model.modules() if module.training] if batchnorm == "eval" else []
-    modes = [(layer, layer.training) for layer in batchnorm_layers(model) if layer.track_running_stats]
+    switched: list[nn.Module] = []
+    if batchnorm == "eval":
+        switched = [module for module in model.modules() if module.training]
+    elif batchnorm == "train":
+        switched = [layer for layer in batchnorm_layers(model) if layer.track_running_stats and not layer.training]
     for parameter in parameters:
         parameter.requires_grad_(False)
-    for module in training:
-        module.training = False
-    for layer, _ in modes:
-        layer.training = layer.training or batchnorm == "train"
+    for module in switched:
+        module.training = not module.training
     try:
         with kept_statistics(model):
             yield
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        for layer, mode in modes:
-            layer.training = mode
-        for module in training:
-            module.training = True
+        for module in switched:
+            module.training = not module.training
 
 
 @contextmanager
@@ -95,11 +94,7 @@ def copy_network(model: _Network) -> _Network:
 
 @contextmanager
 def true_float32(device: str) -> Iterator[None]:
-    """Context that disables TF32 (torch's default for convolutions on a GPU) and autocast.
-
-    Args:
-        device: type of the device that computes, such as ``"cuda"``.
-    """
+    """Context that disables TF32 (torch's default for convolutions on a GPU) and autocast on a device of this type."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False
@@ -116,13 +111,10 @@ def ramped_decay(decay: float, step: int | float) -> float:
 
 
 class EMA:
-    """An averaged copy of a network: ``average <- decay * average + (1 - decay) * live`` at every `update`.
-
-    Args:
-        network: the bare network; copied with its buffers, not changed.
+    """An averaged copy of a bare network: ``average <- decay * average + (1 - decay) * live`` at every `update`.
 
     Attributes:
-        model: the averaged network, in eval mode, without gradients.
+        model: the averaged network, in eval mode, without gradients; its buffers begin as copies too.
 
     >>> live = nn.Linear(1, 1)
     >>> ema, start = EMA(live), live.weight.item()

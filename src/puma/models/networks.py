@@ -7,9 +7,9 @@ so that its files load as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import index
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,6 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2471, 0.2435, 0.2616)
 NAMES = ("small-cnn", "wrn-D-K", "preactresnet-18", "preactresnet-34")
 
-_OPTIONS = {
-    "small-cnn": {"activation", "norm", "widths"},
-    "wrn": {"activation", "padding"},
-    "preactresnet": {"activation", "padding"},
-}
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}  # SiLU: Swish in DeepMind's code
 _PREACT_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -44,18 +39,17 @@ def build_model(
 ) -> nn.Module:
     """Build a network that takes float images ``[B, C, H, W]`` in [0, 1] and returns logits ``[B, num_classes]``.
 
-    The same name, options and seed give the same weights.
+    The same name, options and seed give the same weights; the global generators are not touched.
 
     Args:
-        name: ``"small-cnn"``, ``"wrn-D-K"`` (for example ``"wrn-28-10"``), ``"preactresnet-18"`` or
-            ``"preactresnet-34"``.
+        name: ``"small-cnn"``, ``"wrn-D-K"`` (as ``"wrn-28-10"``), ``"preactresnet-18"`` or ``"preactresnet-34"``.
         num_classes: at least 2.
         in_channels: image channels.
         image_size: height and width in pixels.
-        mean: channel means for the normalisation inside, in pixel units; default CIFAR-10's for three channels, else
+        mean: channel means of the normalisation inside, in pixel units; default CIFAR-10's for three channels, else
             0.5.
         std: channel standard deviations, likewise.
-        seed: the weights' seed; the global generators are not touched.
+        seed: of the weights.
         **options: ``activation="relu"|"silu"``; ``padding="same"|"symmetric"`` of the residual networks;
             ``norm="none"|"batch"|"group"`` and ``widths`` of ``small-cnn``.
 
@@ -70,26 +64,33 @@ def build_model(
     19178
     """
     num_classes, in_channels, image_size, seed = map(index, (num_classes, in_channels, image_size, seed))
-    family, construct = _architecture(name)
-    for option in options:
-        if option not in _OPTIONS[family]:
-            raise unknown(f"option of {name}", option, _OPTIONS[family])
+    found = re.fullmatch(r"(small-cnn)|(wrn)-(\d+)-(\d+)|(preactresnet)-(18|34)", name)
+    if not found:
+        raise unknown("model", name, NAMES)
+    known = {"activation", "norm", "widths"} if found[1] else {"activation", "padding"}
+    for option in options.keys() - known:
+        raise unknown(f"option of {name}", option, known)
     if num_classes < 2:
         raise UsageError(f"num_classes {num_classes} is not a classification", fix="at least two classes")
-    if not 8 <= image_size <= (35 if family == "small-cnn" else 4096) or not 1 <= in_channels <= 1024:
-        raise UsageError(
-            f"{name} does not take {in_channels} x {image_size} x {image_size} images",
-            fix="8 pixels or more (small-cnn: up to 35)",
-        )
-    if mean is None:
-        mean = CIFAR10_MEAN if in_channels == 3 else (0.5,) * in_channels
-    if std is None:
-        std = CIFAR10_STD if in_channels == 3 else (0.5,) * in_channels
+    if not 8 <= image_size <= (35 if found[1] else 4096) or not 1 <= in_channels <= 1024:
+        what, fix = f"{in_channels} x {image_size} x {image_size}", "8 pixels or more (small-cnn: up to 35)"
+        raise UsageError(f"{name} does not take {what} images", fix=fix)
+    mean = mean if mean is not None else CIFAR10_MEAN if in_channels == 3 else (0.5,) * in_channels
+    std = std if std is not None else CIFAR10_STD if in_channels == 3 else (0.5,) * in_channels
     if len(mean) != in_channels:
         raise UsageError(f"mean {list(mean)} has not one value for each of {in_channels} channels")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = construct(num_classes, in_channels, image_size, mean=mean, std=std, **options)
+        normalise = Normalise(mean, std)
+        style = Style(options.get("activation", "silu"), options.get("padding", "same"))
+        model: nn.Module
+        if found[1]:
+            norm, widths = options.get("norm", "none"), options.get("widths", (16, 32, 32))
+            model = SmallCNN(normalise, num_classes, in_channels, image_size, style, norm, widths)
+        elif found[2]:
+            model = WideResNet(normalise, num_classes, in_channels, int(found[3]), int(found[4]), style)
+        else:
+            model = PreActResNet(normalise, num_classes, in_channels, int(found[6]), style)
     settings = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     config = {"name": name, **settings, "mean": list(mean), "std": list(std), **options}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
@@ -97,46 +98,40 @@ def build_model(
     return model
 
 
-def _architecture(name: str) -> tuple[str, Callable[..., nn.Module]]:
-    if name == "small-cnn":
-        return name, SmallCNN
-    if match := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
-        depth, width = int(match[1]), int(match[2])
-        return "wrn", lambda classes, channels, _, **options: WideResNet(depth, width, classes, channels, **options)
-    if match := re.fullmatch(r"preactresnet-(18|34)", name):
-        depth = int(match[1])
-        return "preactresnet", lambda classes, channels, _, **options: PreActResNet(depth, classes, channels, **options)
-    raise unknown("model", name, NAMES)
-
-
 # --- layers --------------------------------------------------------------------------------------------------------
+
+
+class Style(NamedTuple):
+    """What the layers of a network have in common."""
+
+    activation: str
+    padding: Padding
+
+    def activate(self) -> nn.Module:
+        """A layer of the activation."""
+        if self.activation not in _ACTIVATIONS:
+            raise unknown("activation", self.activation, _ACTIVATIONS)
+        return _ACTIVATIONS[self.activation]()
 
 
 class Normalise(nn.Module):
     """Shift and scale [0, 1] pixels per channel: ``(x - mean) / std``.
 
-    Mean and std belong to the configuration, not to the weights: they are not in the state dict.
-
-    Args:
-        mean: one number per channel, in pixel units.
-        std: one positive number per channel, in pixel units.
+    Mean and std, in pixel units, belong to the configuration, not to the weights: they are not in the state dict.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std) or min(std, default=0.0) <= 0:
-            raise UsageError(
-                f"mean {list(mean)} and std {list(std)} do not normalise", fix="one positive std a channel"
-            )
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+            what = f"mean {list(mean)} and std {list(std)} do not normalise"
+            raise UsageError(what, fix="one positive std a channel")
+        values = (torch.tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+        self.mean, self.std = (nn.Buffer(value, persistent=False) for value in values)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalise ``[B, C, H, W]``."""
-        mean, std = self.mean, self.std
+        mean: Tensor = self.mean
+        std: Tensor = self.std
         if images.shape[1] > 1 and images.is_contiguous(memory_format=torch.channels_last):
             # a few numbers repeated along the innermost axis keep a CPU from using its vector units: six times slower
             one_image = (1, *images.shape[1:])
@@ -145,10 +140,7 @@ class Normalise(nn.Module):
 
 
 class SameConv(nn.Conv2d):
-    """A 3x3 convolution that pads like TensorFlow's SAME: at stride 2 only right and bottom (DeepMind's networks).
-
-    The weight's name and shape are those of an ordinary convolution.
-    """
+    """A 3x3 convolution that pads like TensorFlow's SAME: at stride 2 only right and bottom (DeepMind's networks)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, padding: Padding = "same") -> None:
         self.pad = (0, 1, 0, 1) if stride == 2 and padding == "same" else None
@@ -157,12 +149,6 @@ class SameConv(nn.Conv2d):
     def forward(self, images: Tensor) -> Tensor:
         """Convolve ``[B, C, H, W]``."""
         return super().forward(nn.functional.pad(images, self.pad) if self.pad else images)
-
-
-def _activation(name: str) -> nn.Module:
-    if name not in _ACTIVATIONS:
-        raise unknown("activation", name, _ACTIVATIONS)
-    return _ACTIVATIONS[name]()
 
 
 def _norm_layer(kind: str, channels: int) -> list[nn.Module]:
@@ -179,35 +165,28 @@ def _norm_layer(kind: str, channels: int) -> list[nn.Module]:
 
 
 class SmallCNN(nn.Module):
-    """Three 3x3 convolutions and a linear layer on their 4x4 map; trains adversarially in seconds on one core.
-
-    Strides are chosen so that the map ends at 4 pixels (8 pixels: 1, 2, 1; 16: 1, 2, 2; 28 and 32: 2, 2, 2). With one
-    8x8 channel and ten classes it has 19,178 parameters.
-    """
+    """Three 3x3 convolutions with strides that end at a map of 4x4, and a linear layer; trains in seconds on a core."""
 
     def __init__(
         self,
-        num_classes: int,
-        in_channels: int,
-        image_size: int,
-        *,
-        activation: str = "silu",
-        norm: str = "none",
-        widths: Sequence[int] = (16, 32, 32),
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalise: Normalise,
+        classes: int,
+        channels: int,
+        size: int,
+        style: Style,
+        norm: str,
+        widths: Sequence[int],
     ) -> None:
         super().__init__()
-        strides = (1, 2, 1) if image_size < 12 else (1, 2, 2) if image_size < 20 else (2, 2, 2)
-        self.normalise = Normalise(mean, std)
+        strides = (1, 2, 1) if size < 12 else (1, 2, 2) if size < 20 else (2, 2, 2)
+        self.normalise = normalise
         layers: list[nn.Module] = []
-        size, channels = image_size, in_channels
         for width, stride in zip(widths, strides, strict=True):
             layers += [nn.Conv2d(channels, width, 3, stride, padding=1), *_norm_layer(norm, width)]
-            layers.append(_activation(activation))
+            layers.append(style.activate())
             size, channels = (size + stride - 1) // stride, width
         self.features = nn.Sequential(*layers)
-        self.logits = nn.Linear(channels * size * size, num_classes)
+        self.logits = nn.Linear(channels * size * size, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, C, H, W]`` in [0, 1]."""
@@ -215,14 +194,14 @@ class SmallCNN(nn.Module):
 
 
 class _WideBlock(nn.Module):
-    def __init__(self, inner: int, outer: int, stride: int, activation: str, padding: Padding) -> None:
+    def __init__(self, inner: int, outer: int, stride: int, style: Style) -> None:
         super().__init__()
         self.batchnorm_0 = nn.BatchNorm2d(inner)
-        self.conv_0 = SameConv(inner, outer, stride, padding)
+        self.conv_0 = SameConv(inner, outer, stride, style.padding)
         self.batchnorm_1 = nn.BatchNorm2d(outer)
         self.conv_1 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
         self.shortcut = nn.Conv2d(inner, outer, 1, stride, bias=False) if inner != outer else None
-        self.activation = _activation(activation)
+        self.activation = style.activate()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.activation(self.batchnorm_0(x))
@@ -231,49 +210,30 @@ class _WideBlock(nn.Module):
         return cast(Tensor, skip + out)
 
 
-class _WideGroup(nn.Module):
-    def __init__(self, blocks: int, inner: int, outer: int, stride: int, activation: str, padding: Padding) -> None:
-        super().__init__()
-        self.block = nn.Sequential(
-            *(_WideBlock(outer if i else inner, outer, 1 if i else stride, activation, padding) for i in range(blocks))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.block(x))
-
-
 class WideResNet(nn.Module):
     """WRN-depth-width (arXiv 1605.07146) in the pre-activation form of robust training (arXiv 2010.03593, section 4).
 
-    Depth is 6n + 4, channels are 16, 16w, 32w, 64w. WRN-28-10 on CIFAR-10 has 36,479,194 parameters. Padding at stride
-    2: "same" pads right and bottom (DeepMind, Wang et al. 2023), "symmetric" all sides (TRADES, RobustBench's
-    `WideResNet`). The same weights give different logits.
+    Depth is 6n + 4, channels are 16, 16w, 32w, 64w. Padding at stride 2: "same" pads right and bottom (DeepMind, Wang
+    et al. 2023), "symmetric" all sides (TRADES, RobustBench's `WideResNet`). The same weights give different logits.
     """
 
-    def __init__(
-        self,
-        depth: int,
-        width: int,
-        num_classes: int,
-        in_channels: int,
-        *,
-        activation: str = "silu",
-        padding: Padding = "same",
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> None:
+    def __init__(self, normalise: Normalise, classes: int, channels: int, depth: int, width: int, style: Style) -> None:
         super().__init__()
         if not 10 <= depth <= 1000 or (depth - 4) % 6 or not 1 <= width <= 1000:
             raise UsageError(f"there is no WRN-{depth}-{width}", why="the depth has to be 6n + 4: 10, 16, 28, 34, 70")
-        blocks, channels = (depth - 4) // 6, [16, 16 * width, 32 * width, 64 * width]
-        self.normalise = Normalise(mean, std)
-        self.init_conv = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
-        self.layer = nn.Sequential(
-            *(_WideGroup(blocks, channels[i], channels[i + 1], 2 if i else 1, activation, padding) for i in range(3))
-        )
-        self.batchnorm = nn.BatchNorm2d(channels[3])
-        self.activation = _activation(activation)
-        self.logits = nn.Linear(channels[3], num_classes)
+        blocks, widths = (depth - 4) // 6, [16, 16 * width, 32 * width, 64 * width]
+        self.normalise = normalise
+        self.init_conv = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        self.layer = nn.Sequential()
+        for group, outer in enumerate(widths[1:]):
+            inner, stride = widths[group], 2 if group else 1
+            first = _WideBlock(inner, outer, stride, style)
+            others = [_WideBlock(outer, outer, 1, style) for _ in range(1, blocks)]
+            self.layer.append(nn.Sequential())
+            self.layer[-1].add_module("block", nn.Sequential(first, *others))
+        self.batchnorm = nn.BatchNorm2d(widths[3])
+        self.activation = style.activate()
+        self.logits = nn.Linear(widths[3], classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, C, H, W]`` in [0, 1]."""
@@ -282,15 +242,15 @@ class WideResNet(nn.Module):
 
 
 class _PreActBlock(nn.Module):
-    def __init__(self, inner: int, outer: int, stride: int, activation: str, padding: Padding) -> None:
+    def __init__(self, inner: int, outer: int, stride: int, style: Style) -> None:
         super().__init__()
         self.batchnorm_0 = nn.BatchNorm2d(inner)
-        self.conv_2d_1 = SameConv(inner, outer, stride, padding)
+        self.conv_2d_1 = SameConv(inner, outer, stride, style.padding)
         self.batchnorm_1 = nn.BatchNorm2d(outer)
         self.conv_2d_2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
         # 3x3 and on the raw input: a peculiarity of this family, kept so that its weights load
-        self.shortcut = SameConv(inner, outer, stride, padding) if stride != 1 or inner != outer else None
-        self.activation = _activation(activation)
+        self.shortcut = SameConv(inner, outer, stride, style.padding) if stride != 1 or inner != outer else None
+        self.activation = style.activate()
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.shortcut is None else self.shortcut(x)
@@ -300,35 +260,22 @@ class _PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """PreActResNet-18 or -34 (arXiv 1603.05027) with 64 to 512 channels, as robust training uses them.
+    """PreActResNet-18 or -34 (arXiv 1603.05027) with 64 to 512 channels, as robust training uses them."""
 
-    Depth 18 on CIFAR-10 has 12,548,426 parameters.
-    """
-
-    def __init__(
-        self,
-        depth: int,
-        num_classes: int,
-        in_channels: int,
-        *,
-        activation: str = "silu",
-        padding: Padding = "same",
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> None:
+    def __init__(self, normalise: Normalise, classes: int, channels: int, depth: int, style: Style) -> None:
         super().__init__()
-        self.normalise = Normalise(mean, std)
-        self.conv_2d = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+        self.normalise = normalise
+        self.conv_2d = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
         inner = 64
         for i, blocks in enumerate(_PREACT_BLOCKS[depth]):
             outer, stride = 64 * 2**i, 2 if i else 1
-            first = _PreActBlock(inner, outer, stride, activation, padding)
-            others = [_PreActBlock(outer, outer, 1, activation, padding) for _ in range(blocks - 1)]
+            first = _PreActBlock(inner, outer, stride, style)
+            others = [_PreActBlock(outer, outer, 1, style) for _ in range(blocks - 1)]
             self.add_module(f"layer_{i}", nn.Sequential(first, *others))
             inner = outer
         self.batchnorm = nn.BatchNorm2d(512)
-        self.activation = _activation(activation)
-        self.logits = nn.Linear(512, num_classes)
+        self.activation = style.activate()
+        self.logits = nn.Linear(512, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[B, K]`` of images ``[B, C, H, W]`` in [0, 1]."""

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from puma.models.networks import build_model
 SCHEMA = "puma.model/1"
 _MOST_META = 1 << 22  # characters of the JSON in a header
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-
-log = logging.getLogger("puma")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -61,8 +58,6 @@ def weights_sha256(weights: nn.Module | Mapping[str, torch.Tensor]) -> str:
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path | str, schema: str, meta: Mapping[str, Any]) -> None:
     """Write named tensors and a JSON value ``meta`` to one safetensors file, atomically, with a checksum over both.
 
-    Tensors that share memory (tied weights) are written once for each name.
-
     Raises:
         StorageError: the disk is full or the path cannot be written.
     """
@@ -73,11 +68,7 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path | str, schema: 
 
 
 def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path | str, header: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically.
-
-    Raises:
-        StorageError: the disk is full or the path cannot be written.
-    """
+    """Write a safetensors file atomically; tensors that share memory (tied weights) once for each name."""
     own: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -112,11 +103,7 @@ def load_tensors(path: Path | str, schema: str) -> tuple[dict[str, torch.Tensor]
 
 
 def read_safetensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and header of any safetensors file.
-
-    Raises:
-        ModelError: it is missing, a pickle, or not a whole safetensors file.
-    """
+    """Tensors and header of any safetensors file; `ModelError` where it is missing, a pickle, or not whole."""
     with _opened(Path(path)) as (file, header):
         return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
 
@@ -130,11 +117,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
         raise ModelError(f"cannot read weights {path}", why=error.strerror or str(error)) from None
     # a safetensors file begins with the length of its header, which may be any bytes, and then "{"
     if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
-        raise ModelError(
-            f"{path} is a pickled PyTorch file and is refused",
-            why="unpickling can run any code hidden in the file",
-            fix="convert it where you trust it: safetensors.torch.save_file(state_dict, 'weights.safetensors')",
-        )
+        fix = "convert it where you trust it: safetensors.torch.save_file(state_dict, 'weights.safetensors')"
+        why = "unpickling can run any code hidden in the file"
+        raise ModelError(f"{path} is a pickled PyTorch file and is refused", why=why, fix=fix)
     try:
         with safe_open(path, framework="pt") as opened:
             yield opened, opened.metadata() or {}
@@ -174,13 +159,11 @@ def save_model(model: nn.Module, path: Path | str, *, class_names: Sequence[str]
 
 
 def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
-    """Build the model that `save_model` wrote, in eval mode; a run folder stands for its last model.
+    """Build the model that `save_model` wrote, in eval mode, with ``model.class_names`` if the file has them.
 
     Args:
-        path: the file, or the folder.
+        path: the file, or a run folder, which stands for its last model.
         like: a network of the same architecture, copied where PUMA did not build it.
-
-    Names of the classes, if the file has them, are in ``model.class_names``.
 
     Raises:
         ModelError: the file is damaged, a pickle, without a configuration, or its weights fit another architecture.
@@ -196,10 +179,8 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
         meta = _meta(path, header, SCHEMA)
         config = meta.get("config")
         if not config:
-            raise ModelError(
-                f"{path} holds the weights of a model that PUMA did not build",
-                fix=f"name what builds it: package.module:factory --weights {path} instead of the file",
-            )
+            fix = f"name what builds it: package.module:factory --weights {path} instead of the file"
+            raise ModelError(f"{path} holds the weights of a model that PUMA did not build", fix=fix)
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         try:
             with torch.device("meta"):  # shapes only: what a forged configuration asks for costs no memory
@@ -217,9 +198,7 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
 def load_weights(
     model: nn.Module, tensors: Mapping[str, torch.Tensor], origin: Path | str = "weights", *, new_head: bool = False
 ) -> None:
-    """Copy ``tensors`` into ``model``.
-
-    Prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``) in either's names are ignored.
+    """Copy the state dict ``tensors`` into ``model``; prefixes of wrappers (``module.``, ``model.``) are ignored.
 
     Args:
         model: the network.
@@ -230,15 +209,14 @@ def load_weights(
     Raises:
         ModelError: names or shapes differ; the message names them.
     """
-    own = state_of(model)
+    own, unwrapped = state_of(model), unwrap(model)
     given = _renamed(tensors, own.keys())
     if new_head:
         head = list(own)[-1].rpartition(".")[0] + "."
         for name in [n for n in own if n.startswith(head) and (n not in given or own[n].shape != given[n].shape)]:
             given[name] = own[name]
     shapes = [{name: tuple(value.shape) for name, value in values.items()} for values in (own, given)]
-    _require_fit(shapes[0], shapes[1], origin, type(unwrap(model)).__name__)
-    unwrapped = unwrap(model)
+    _require_fit(shapes[0], shapes[1], origin, type(unwrapped).__name__)
     unwrapped.load_state_dict({name: given[name.replace("_orig_mod.", "")] for name in unwrapped.state_dict()})
 
 
@@ -256,29 +234,23 @@ def _renamed(tensors: Mapping[str, torch.Tensor], wanted: Collection[str]) -> di
 def _require_fit(
     own: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], origin: Path | str, network: str
 ) -> None:
-    problems = []
-    if missing := sorted(own.keys() - given.keys()):
-        problems.append(f"missing: {_some(missing)}")
-    if unexpected := sorted(given.keys() - own.keys()):
-        problems.append(f"unexpected: {_some(unexpected)}")
     shared = sorted(own.keys() & given.keys())
-    if shapes := [name for name in shared if own[name] != given[name]]:
-        problems.append("shapes: " + _some(f"{name} {given[name]} for {own[name]}" for name in shapes))
-    if problems:
-        raise ModelError(f"{origin} does not fit {network}", why="; ".join(problems))
+    problems = {
+        "missing": sorted(own.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - own.keys()),
+        "shapes": [f"{name} {given[name]} for {own[name]}" for name in shared if own[name] != given[name]],
+    }
+    if any(problems.values()):
+        why = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items() if names)
+        raise ModelError(f"{origin} does not fit {network}", why=why)
 
 
-def _some(names: Iterable[str], most: int = 4) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], schema: str, text: str) -> str:
     return hashlib.sha256(f"{weights_sha256(tensors)} {schema} {text}".encode()).hexdigest()
-
-
-# --- class names ---------------------------------------------------------------------------------------------------
 
 
 def set_class_names(model: nn.Module, names: Sequence[str] | None) -> None:
