@@ -19,7 +19,7 @@ from puma.io import read_json, read_toml
 from puma.margins import MarginTable
 from puma.plan import Plan
 from puma.report.page import show
-from puma.strategies.plans import regime
+from puma.strategies import regime
 from puma.threat import ThreatModel
 from puma.tradeoff import (
     BASELINE,

@@ -1,13 +1,8 @@
 """Strategies: rules from margins and other scores to a plan."""
 
-from __future__ import annotations
-
-from puma.strategies import rules as _rules
-from puma.strategies import selectors as _selectors
-from puma.strategies.plans import drop_label_issues, label_issues, make_plan, regime
+from puma.strategies.plans import drop_label_issues, label_issues, make_plan
 from puma.strategies.registry import STRATEGIES, Selection, SelectionContext, Strategy, get_strategy, names, strategy
-
-_ = (_rules, _selectors)  # importing a module registers its strategies
+from puma.strategies.rules import regime
 
 __all__ = [
     "STRATEGIES",

@@ -1,4 +1,7 @@
-"""Strategies by name, the input of one (`SelectionContext`) and its output (`Selection`)."""
+"""Strategies by name, the input of one (`SelectionContext`), its output (`Selection`), and the quotas they prune by.
+
+Every strategy prunes by the same quotas, so that strategies differ in *which* images they keep and in nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +9,100 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import DataError, UsageError, unknown
 from puma.margins import MarginTable, Status
-from puma.strategies.quotas import End, Quota, extreme
 from puma.threat import ThreatModel
+
+End = Literal["high", "low"]
+
+
+class Quota(NamedTuple):
+    """The prunable rows of one source and class, and how many of them have to go."""
+
+    code: int  # source * num_classes + class (0 for the only quota if unbalanced); it seeds the draw between ties
+    rows: NDArray[np.int64]  # [n], ascending
+    remove: int
+
+
+def make_quotas(table: MarginTable, prune_fraction: float, *, protect_real: bool, class_balanced: bool) -> list[Quota]:
+    """Split the prunable rows by source and class and give each group its exact share of the cut.
+
+    With ``protect_real`` only synthetic rows may go, if there are any; without ``class_balanced`` there is one quota.
+    """
+    groups, codes = 1, np.zeros(len(table), np.int16)
+    if class_balanced:  # numpy sorts 16 bits by radix: linear time
+        groups = len(table.sources) * table.num_classes
+        codes = table.source.astype(np.int16 if groups <= np.iinfo(np.int16).max else np.int64)
+        codes *= table.num_classes
+        codes += table.label
+    rows = np.flatnonzero(table.synthetic) if protect_real and table.synthetic.any() else np.arange(len(table))
+    order = rows[np.argsort(codes[rows], kind="stable")]
+    sizes = np.bincount(codes[order], minlength=groups)
+    present = np.flatnonzero(sizes)
+    sizes = sizes[present]
+    parts = zip(present, sizes, np.cumsum(sizes), split_exactly(sizes, prune_fraction), strict=True)
+    return [Quota(int(code), order[stop - size : stop], int(remove)) for code, size, stop, remove in parts]
+
+
+def split_exactly(sizes: NDArray[np.integer[Any]], fraction: float) -> NDArray[np.int64]:
+    """How many of each group make ``fraction`` of the whole, by largest remainder: the total is exact.
+
+    The total is ``fraction * sum(sizes)``, a half rounded up; no group is more than one away from its own share. Equal
+    remainders go to the larger group, then to the earlier one.
+
+    >>> split_exactly(np.array([10, 10, 5]), 0.3)
+    array([3, 3, 2])
+    """
+    exact = fraction * sizes.astype(np.float64)
+    parts = np.floor(exact + 1e-9).astype(np.int64)
+    missing = int(np.floor(fraction * float(sizes.sum()) + 0.5 + 1e-9)) - int(parts.sum())
+    order = np.lexsort((np.arange(len(sizes)), -sizes, -np.round(exact - parts, 9)))
+    parts[order[:missing]] += 1
+    return parts
+
+
+def extreme(scores: NDArray[np.float32], count: int, end: End, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Mark the ``count`` highest or lowest scores; equal scores at the cut are drawn at random. Linear time.
+
+    NaN has no rank and is never marked, -inf is the lowest of all. Where fewer have a score, all of those are marked.
+
+    >>> extreme(np.float32([3, np.nan, 1, 2]), 2, "high", np.random.default_rng(0))
+    array([ True, False, False,  True])
+    """
+    ranked = scores[~np.isnan(scores)]
+    count = min(count, len(ranked))
+    if count <= 0:
+        return np.zeros(len(scores), dtype=bool)
+    place = len(ranked) - count if end == "high" else count - 1
+    ranked.partition(place)
+    cut = ranked[place]
+    marked: NDArray[np.bool_] = np.greater(scores, cut) if end == "high" else np.less(scores, cut)
+    ties = np.flatnonzero(scores == cut)
+    missing = count - int(np.count_nonzero(marked))
+    marked[ties if missing == len(ties) else rng.choice(ties, missing, replace=False)] = True
+    return marked
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The output of a strategy.
+    """The output of a strategy."""
 
-    Args:
-        keep: bool ``[N]``.
-        eps: float32 ``[N]``; `make_plan` sets the values of dropped rows to 0.
-        derived: numbers computed by the rule, such as an automatic ``c``; stored in the plan's metadata.
-        beta: the TRADES weight the plan asks for, or None for the recipe's.
-    """
-
-    keep: NDArray[np.bool_]
-    eps: NDArray[np.float32]
-    derived: Mapping[str, Any] = field(default_factory=dict)
-    beta: float | None = None
+    keep: NDArray[np.bool_]  # [N]
+    eps: NDArray[np.float32]  # [N]; `make_plan` sets the values of dropped rows to 0
+    derived: Mapping[str, Any] = field(default_factory=dict)  # numbers for the plan's metadata, as an automatic ``c``
+    beta: float | None = None  # the TRADES weight that the plan asks for; None for the recipe's
 
 
 @dataclass(frozen=True)
 class SelectionContext:
-    """The input of a strategy: scores of a pool, a threat model, and the number of rows to remove from each group.
+    """The input of a strategy: margins (higher is easier) and other scores of a pool, and the training's threat model.
 
-    Args:
-        table: margins (and other scores) of the pool, higher margin = easier.
-        threat: the threat model of the training to come.
-        quotas: the prunable rows in groups, with the number to remove from each.
-        seed: for random choices.
+    ``quotas`` are the prunable rows in groups, with the number to remove from each; ``seed`` is for random choices.
     """
 
     table: MarginTable
@@ -56,8 +116,7 @@ class SelectionContext:
     @cached_property
     def margin(self) -> NDArray[np.float32]:
         """float32 ``[N]``: margins, NaN in rows that take no part; `DataError` if no row has one."""
-        margin = self.table.margin
-        absent = self.table.status > Status.ESTIMATED
+        margin, absent = self.table.margin, self.table.status > Status.ESTIMATED
         if absent.any():
             margin = np.where(absent, np.float32(np.nan), margin)
         if len(margin) and np.isnan(np.fmax.reduce(margin)):
@@ -66,19 +125,13 @@ class SelectionContext:
 
     def score(self, name: str) -> NDArray[np.float32]:
         """float32 ``[N]``: the score column ``name``, NaN where a row has none; `DataError` if there is no score."""
-        if name not in self.table.scores:
-            raise DataError(
-                f"the table has no scores {name!r}",
-                why=f"it has: {', '.join(sorted(self.table.scores)) or 'margins only'}",
-                fix="compute them with `puma score-run RUN` and give that table too",
-            )
-        scores = np.asarray(self.table.scores[name], dtype=np.float32)
+        scores = score_column(self.table, name, "compute them with `puma score-run RUN` and give that table too")
         if len(scores) and np.isnan(np.fmax.reduce(scores)):
             raise DataError(f"the scores {name!r} are all NaN")
         return scores
 
     def rng(self, *key: int) -> np.random.Generator:
-        """A generator of the plan's seed; another ``key`` gives another stream."""
+        """A generator of the seed; another ``key`` gives another stream."""
         return np.random.default_rng([self.seed, *key])
 
     def drop(self, scores: NDArray[np.float32], end: End) -> NDArray[np.bool_]:
@@ -101,32 +154,29 @@ class SelectionContext:
         return np.full(len(self), self.threat.eps if eps is None else eps, dtype=np.float32)
 
 
+def score_column(table: MarginTable, name: str, fix: str) -> NDArray[np.float32]:
+    """The scores ``name`` of a table, float32 ``[N]``, or the `DataError` with the remedy ``fix``."""
+    if name not in table.scores:
+        why = f"it has: {', '.join(sorted(table.scores)) or 'margins only'}"
+        raise DataError(f"the table has no scores {name!r}", why=why, fix=fix)
+    return np.asarray(table.scores[name], dtype=np.float32)
+
+
 Rule = Callable[..., Selection]
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A rule and its properties.
-
-    Args:
-        name: as users write it, ``puma-plus``.
-        rule: ``rule(context, **params) -> Selection``; its keyword-only arguments are the parameters.
-        prunes: which end is removed, in a few words; empty if it removes nothing whatever prune_fraction is.
-        source: arXiv id and section, or "our own".
-        compares: it compares margins with eps, so the table has to be in the threat model's norm.
-        control: it isolates a mechanism and is not meant for use.
-        beyond_eps: it may give an eps above the threat model's.
-        needs: what it reads beyond labels: "margin", a score's column, or "features" (a parameter).
-    """
+    """A rule, called with a `SelectionContext` and its parameters (the keyword-only arguments), and its properties."""
 
     name: str
     rule: Rule
-    prunes: str
-    source: str
-    compares: bool = False
-    control: bool = False
-    beyond_eps: bool = False
-    needs: tuple[str, ...] = ()
+    prunes: str  # which end is removed, in a few words; empty if it removes nothing whatever prune_fraction is
+    source: str  # arXiv id and section, or "our own"
+    compares: bool = False  # it compares margins with eps: the table has to be in the threat model's norm
+    control: bool = False  # it isolates a mechanism and is not meant for use
+    beyond_eps: bool = False  # it may give an eps above the threat model's
+    needs: tuple[str, ...] = ()  # beyond labels: "margin", a score's column, "features" (a parameter)
 
     @property
     def summary(self) -> str:
@@ -148,8 +198,8 @@ class Strategy:
                 raise unknown(f"parameter of {self.name}:", name, self.parameters)
         resolved = {**self.parameters, **params}
         if missing := [name for name, value in resolved.items() if value is inspect.Parameter.empty]:
-            what = f"strategy {self.name!r} needs {' and '.join(missing)}"
-            raise UsageError(what, fix=f"add `--param {missing[0]}=VALUE`")
+            fix = f"add `--param {missing[0]}=VALUE`"
+            raise UsageError(f"strategy {self.name!r} needs {' and '.join(missing)}", fix=fix)
         return resolved
 
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import UsageError, number
-from puma.strategies.quotas import extreme
-from puma.strategies.registry import Selection, SelectionContext, strategy
+from puma.margins import MarginTable
+from puma.strategies.registry import Selection, SelectionContext, extreme, strategy
+from puma.threat import ThreatModel
 
-C = 1.0
-C_RANGE = (0.25, 0.75)
+C, C_RANGE = 1.0, (0.25, 0.75)
 _MARGIN = ("margin",)
+_DONG = "arXiv 2405.06298 (PD); Dong et al. 2021, arXiv 2102.07437"
+_SORSCHER = "arXiv 2405.06298 (PE); Sorscher et al. 2022, arXiv 2206.14486"
+_CEILING = "lowest margin beyond a ceiling, then high margin"
 
 
 @strategy("none", prunes="", source="the baseline")
@@ -32,10 +34,6 @@ def none(context: SelectionContext) -> Selection:
 def random(context: SelectionContext) -> Selection:
     """Drop rows at random, by the same quotas as every strategy; full eps."""
     return Selection(context.drop(context.random_scores(), "high"), context.uniform_eps())
-
-
-_DONG = "arXiv 2405.06298 (PD); Dong et al. 2021, arXiv 2102.07437"
-_SORSCHER = "arXiv 2405.06298 (PE); Sorscher et al. 2022, arXiv 2206.14486"
 
 
 @strategy("difficult", prunes="low margin", source=_DONG, needs=_MARGIN)
@@ -58,8 +56,8 @@ def puma(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | Non
     eps over the kept rows becomes that share of the threat model's eps, or `UsageError` if it is out of reach.
     """
     if mean_eps_ratio is not None and c != C:
-        what = "c and mean_eps_ratio cannot both be given"
-        raise UsageError(what, why="mean_eps_ratio solves for c", fix="leave one of them out")
+        why = "mean_eps_ratio solves for c"
+        raise UsageError("c and mean_eps_ratio cannot both be given", why=why, fix="leave one of them out")
     c = number("c", c, open_low=True)
     keep = context.drop(context.margin, "high")
     if mean_eps_ratio is not None:
@@ -67,16 +65,8 @@ def puma(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | Non
     return Selection(keep, capped_eps(context, c), {"c": c})
 
 
-@strategy(
-    "puma-plus",
-    prunes="lowest margin beyond a ceiling, then high margin",
-    source="our own",
-    compares=True,
-    needs=_MARGIN,
-)
-def puma_plus(
-    context: SelectionContext, *, c: float | Literal["auto"] = "auto", max_misclassified: float = 0.2
-) -> Selection:
+@strategy("puma-plus", prunes=_CEILING, source="our own", compares=True, needs=_MARGIN)
+def puma_plus(context: SelectionContext, *, c: float | str = "auto", max_misclassified: float = 0.2) -> Selection:
     """Like puma, but c keeps the mislabelled mass constant and misclassified rows have a ceiling.
 
     Each quota first takes the most negative margins beyond the share ``max_misclassified`` (in [0, 1]) of the rows that
@@ -92,16 +82,17 @@ def puma_plus(
         margin[removed] = np.nan
         removed |= extreme(margin, remove - int(np.count_nonzero(removed)), "high", rng)
         keep[rows[removed]] = False
-    derived = _measured_c(context, keep) if c == "auto" else {"c": number("c", c, open_low=True)}
-    return Selection(keep, capped_eps(context, derived["c"]), derived)
+    if c != "auto":
+        c = number("c", c, open_low=True)
+        return Selection(keep, capped_eps(context, c), {"c": c})
+    facts, kept = regime(context.table, context.threat), int(np.count_nonzero(keep)) / len(keep)
+    c = automatic_c(**facts, kept_share=kept)
+    return Selection(keep, capped_eps(context, c), {"c": c, "kept_share": kept, **facts})
 
 
 @strategy("soft-easy", prunes="high margin", source="our own", compares=True, beyond_eps=True, needs=_MARGIN)
 def soft_easy(context: SelectionContext, *, c: float = C, kappa: float = 1.5) -> Selection:
-    """Drop the highest margins; eps_i = min(kappa * eps, c * max(margin_i, 0)), beyond eps for easy images.
-
-    With ``prune_fraction=0`` nothing is dropped and only eps varies. Rows without a margin get eps.
-    """
+    """Drop the highest margins; eps_i = min(kappa * eps, c * max(margin_i, 0)), beyond eps for easy images."""
     c, kappa = number("c", c, open_low=True), number("kappa", kappa, low=1.0)
     keep = context.drop(context.margin, "high")
     return Selection(keep, capped_eps(context, c, kappa * context.threat.eps), {"c": c})
@@ -154,14 +145,21 @@ def puma_shuffled(context: SelectionContext, *, c: float = C, mean_eps_ratio: fl
     return replace(selection, derived={"puma_c": selection.derived["c"]})
 
 
-# --- the cap -------------------------------------------------------------------------------------------------------
+def regime(table: MarginTable, threat: ThreatModel) -> dict[str, float]:
+    """How large eps is for this margin model: the first two numbers to look at before a plan is made.
+
+    ``misclassified`` (margin < 0) and ``below_eps`` (0 < margin < eps), shares of the rows that have a margin; empty
+    where none has or the norm is another. CIFAR-10 at its published scale has about 0.08 and 0.3.
+    """
+    margin = table.margin[~np.isnan(table.margin)]
+    if table.norm != threat.norm or not len(margin):
+        return {}
+    below = (margin > 0) & (margin < np.float32(threat.eps))
+    return {"misclassified": float(np.mean(margin < 0)), "below_eps": float(np.mean(below))}
 
 
 def capped_eps(context: SelectionContext, c: float, limit: float | None = None) -> NDArray[np.float32]:
-    """``min(limit, c * max(margin, 0))``, float32 ``[N]``; rows without a margin get the threat model's eps.
-
-    ``limit`` is the threat model's eps unless given; ``c`` the largest share of the margin that an attack may cover.
-    """
+    """``min(limit, c * max(margin, 0))``, float32 ``[N]``; ``limit`` is eps by default, rows without margin get eps."""
     eps = np.multiply(context.margin, np.float32(c), dtype=np.float32)
     np.clip(eps, 0, np.float32(context.threat.eps if limit is None else limit), out=eps)
     eps[np.isnan(eps)] = context.threat.eps
@@ -171,9 +169,8 @@ def capped_eps(context: SelectionContext, c: float, limit: float | None = None) 
 def automatic_c(misclassified: float, below_eps: float, kept_share: float) -> float:
     """The ``c`` that keeps the share of mislabelled perturbed images at its value before pruning.
 
-    ``c = p f / (p f + err)``, clipped to [0.25, 0.75], with err the share with margin < 0, p that with 0 < margin <
-    eps, f the kept share; 0.75 where p and err are 0. In the linear task attacking everything at eps mislabels p; after
-    pruning to f with the cap it is ``err * c / ((1 - c) f)``, and the two are set equal.
+    With err, p and f the arguments, the linear task mislabels p if everything is attacked at eps, and ``err * c / ((1 -
+    c) f)`` after pruning with the cap. Equal at ``c = p f / (p f + err)``, clipped to [0.25, 0.75]; 0.75 if both are 0.
 
     >>> round(automatic_c(0.12, 0.25, 0.6), 2), automatic_c(0.0, 0.0, 0.5)
     (0.56, 0.75)
@@ -182,37 +179,22 @@ def automatic_c(misclassified: float, below_eps: float, kept_share: float) -> fl
     return float(np.clip(mass / (mass + misclassified), *C_RANGE)) if mass + misclassified > 0 else C_RANGE[1]
 
 
-def _measured_c(context: SelectionContext, keep: NDArray[np.bool_]) -> dict[str, float]:
-    """`automatic_c` of the kept rows (bool ``[N]``) with its arguments, the first two over all rows with a margin."""
-    margin = context.margin
-    with_margin = len(margin) - int(np.count_nonzero(np.isnan(margin)))
-    negative, positive = int(np.count_nonzero(margin < 0)), int(np.count_nonzero(margin > 0))
-    beyond = int(np.count_nonzero(margin >= np.float32(context.threat.eps)))
-    err, p = negative / with_margin, (positive - min(beyond, positive)) / with_margin
-    f = int(np.count_nonzero(keep)) / len(keep)
-    return {"c": automatic_c(err, p, f), "kept_share": f, "below_eps": p, "misclassified": err}
-
-
 def c_for_mean_eps(context: SelectionContext, keep: NDArray[np.bool_], ratio: float) -> float:
     """The ``c`` at which the mean eps over the rows ``keep`` (bool ``[N]``) is ``ratio``, in (0, 1], times eps.
 
-    The mean is an increasing, piecewise linear function of c whose corners lie at ``eps / margin``: among the sorted
-    margins the right interval is found, on which it is solved exactly. `UsageError` if no c reaches it.
+    The mean is increasing and piecewise linear in c, with corners at ``eps / margin``: the right interval is found
+    among the sorted margins, and solved exactly. `UsageError` if no c reaches it.
     """
-    eps = context.threat.eps
-    margin = context.margin[keep]
+    eps, margin = context.threat.eps, context.margin[keep]
     rows = len(margin)
     full = int(np.count_nonzero(np.isnan(margin)))  # rows without a margin have full eps whatever c is
-    margin = margin[margin > 0]
-    margin.sort()
+    margin = np.sort(margin[margin > 0])
     least, most = full / rows, (full + len(margin)) / rows
     if not least < ratio <= most * (1 + 1e-12) or eps == 0:
-        raise UsageError(
-            f"no c gives a mean eps of {ratio:g} times eps",
-            why="misclassified rows train clean and rows without a margin at full eps: "
-            f"the ratio can be more than {least:.4g} and at most {most:.4g}",
-            fix="choose a mean_eps_ratio between the two",
-        )
+        why = "misclassified rows train clean and rows without a margin at full eps: "
+        why += f"the ratio can be more than {least:.4g} and at most {most:.4g}"
+        fix = "choose a mean_eps_ratio between the two"
+        raise UsageError(f"no c gives a mean eps of {ratio:g} times eps", why=why, fix=fix)
     # with c = eps / margin[k] the rows up to k have eps_i = c * margin_i and those beyond have eps: the mean falls with
     # k; for c between the corners of k + 1 and k, rows 0..k follow the cap and the others are at eps
     sums = np.cumsum(margin, dtype=np.float64)

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import DataError, integer, number
-from puma.io import read_record, recorded_sha256, sha256_file
-from puma.strategies.quotas import extreme
-from puma.strategies.registry import Selection, SelectionContext, strategy
+from puma.io import read_record, recorded_sha256, sha256_file, spans
+from puma.strategies.registry import Selection, SelectionContext, extreme, strategy
 
-Features = NDArray[np.floating[Any]] | str | Path
+Vectors = NDArray[np.floating[Any]]
+Features = Vectors | str | Path
 RECORD = "features.json"
+_NIETH = "Nieth et al. 2024, arXiv 2406.13283; He et al. 2023, arXiv 2306.05175"
 _BLOCK, _UNKNOWN_BLOCK = 1_024, 8_192
 _EMBED = "puma score-run RUN --features DIR"
 
@@ -31,10 +32,7 @@ def el2n_adv(context: SelectionContext) -> Selection:
 
 @strategy("robust-failure", prunes="high frequency", source="arXiv 2102.07437", needs=("robust-failure",))
 def robust_failure(context: SelectionContext) -> Selection:
-    """Drop the images on which the attack succeeds at most checkpoints (the hard ones); full eps.
-
-    The score takes only as many values as there were checkpoints: equal scores at the cut are drawn at random.
-    """
+    """Drop the images on which the attack succeeds at most checkpoints (the hard ones); full eps."""
     return Selection(context.drop(context.score("robust-failure"), "high"), context.uniform_eps())
 
 
@@ -44,35 +42,25 @@ def input_gradient(context: SelectionContext) -> Selection:
     return Selection(context.drop(context.score("input-gradient"), "high"), context.uniform_eps())
 
 
-@strategy(
-    "dynamic-uncertainty",
-    prunes="low uncertainty",
-    source="Nieth et al. 2024, arXiv 2406.13283; He et al. 2023, arXiv 2306.05175",
-    needs=("dynamic-uncertainty",),
-)
-def dynamic_uncertainty(
-    context: SelectionContext, *, features: Features | None = None, n_neighbors: int = 10
-) -> Selection:
+@strategy("dynamic-uncertainty", prunes="low uncertainty", source=_NIETH, needs=("dynamic-uncertainty",))
+def uncertainty(context: SelectionContext, *, features: Features | None = None, n_neighbors: int = 10) -> Selection:
     """Drop the images whose probability of the label varies least over training; full eps.
 
-    Rows without a score get the mean score of their ``n_neighbors`` nearest rows in ``features`` (an array ``[N, D]``
-    or a .npy file); without features they are kept.
+    Rows without a score get the mean of their ``n_neighbors`` nearest in ``features``; without features they are kept.
     """
-    scores = context.score("dynamic-uncertainty")
-    unscored = int(np.count_nonzero(np.isnan(scores)))
-    if features is None or not unscored:
-        return Selection(context.drop(scores, "low"), context.uniform_eps())
-    n_neighbors = integer("n_neighbors", n_neighbors, low=1)
-    scores = extrapolate(scores, read_features(features, len(context)), n_neighbors)
-    return Selection(context.drop(scores, "low"), context.uniform_eps(), {"extrapolated": unscored})
+    scores, derived = context.score("dynamic-uncertainty"), {}
+    if features is not None and (unscored := int(np.count_nonzero(np.isnan(scores)))):
+        n_neighbors, derived = integer("n_neighbors", n_neighbors, low=1), {"extrapolated": unscored}
+        scores = extrapolate(scores, read_features(features, len(context)), n_neighbors)
+    return Selection(context.drop(scores, "low"), context.uniform_eps(), derived)
 
 
 @strategy("ccs", prunes="lowest margin, then any", source="Zheng et al. 2023, arXiv 2210.15809", needs=("margin",))
 def ccs(context: SelectionContext, *, beta: float = 0.1, bins: int = 50) -> Selection:
     """Drop the share beta of lowest margins, then fill equal-width strata of the margin evenly; full eps.
 
-    Each quota first removes the share ``beta`` of hardest rows. The range of the other margins is cut into ``bins`` of
-    equal width, and the bins, smallest first, each keep ``remaining / remaining bins`` rows, drawn at random.
+    In each quota the range of the other margins is cut into ``bins`` of equal width; the bins, smallest first, each
+    keep ``remaining / remaining bins`` rows, drawn at random.
     """
     beta, bins = number("beta", beta, high=1), integer("bins", bins, low=1)
     keep = context.keep_all()
@@ -81,7 +69,7 @@ def ccs(context: SelectionContext, *, beta: float = 0.1, bins: int = 50) -> Sele
         present = int(np.count_nonzero(~np.isnan(margin)))
         removed = extreme(margin, min(int(np.floor(beta * present + 1e-9)), remove), "low", rng)
         rest = np.flatnonzero(~removed & ~np.isnan(margin))
-        budget = max(len(rest) - (remove - int(np.count_nonzero(removed))), 0)
+        budget = max(len(rest) + int(np.count_nonzero(removed)) - remove, 0)
         removed[rest] = True
         removed[rest[_stratified(margin[rest], budget, bins, rng)]] = False
         keep[rows[removed]] = False
@@ -94,12 +82,9 @@ def _stratified(margin: NDArray[np.float32], budget: int, bins: int, rng: np.ran
         return np.empty(0, np.int64)
     finite = margin[np.isfinite(margin)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
-    edges = np.linspace(low, high, bins + 1)[1:-1]
-    stratum = np.searchsorted(edges, margin, side="right")
-    order = np.argsort(stratum, kind="stable")
-    sizes = np.bincount(stratum, minlength=bins)
-    starts = np.cumsum(sizes) - sizes
-    chosen = []
+    stratum = np.searchsorted(np.linspace(low, high, bins + 1)[1:-1], margin, side="right")
+    order, sizes = np.argsort(stratum, kind="stable"), np.bincount(stratum, minlength=bins)
+    starts, chosen = np.cumsum(sizes) - sizes, []
     for served, bin_ in enumerate(np.argsort(sizes, kind="stable")):
         take = min(int(sizes[bin_]), budget // (bins - served))
         members = order[starts[bin_] : starts[bin_] + sizes[bin_]]
@@ -112,11 +97,9 @@ def _stratified(margin: NDArray[np.float32], budget: int, bins: int, rng: np.ran
 def dedup(context: SelectionContext, *, features: Features, cluster_rows: int = 1_000) -> Selection:
     """Drop the rows most similar (cosine) to a row farther from the centre of their k-means cluster; full eps.
 
-    Clusters of about ``cluster_rows`` rows are made inside each quota, which sets the similarity threshold of SemDeDup:
-    plans of equal size can be compared.
+    Clusters of about ``cluster_rows`` rows are made in each quota, which sets SemDeDup's threshold of similarity.
     """
-    cluster_rows = integer("cluster_rows", cluster_rows, low=2)
-    vectors = read_features(features, len(context))
+    cluster_rows, vectors = integer("cluster_rows", cluster_rows, low=2), read_features(features, len(context))
     similarity = np.full(len(context), np.nan, np.float32)
     for code, rows, remove in context.quotas:
         if remove:
@@ -125,9 +108,7 @@ def dedup(context: SelectionContext, *, features: Features, cluster_rows: int = 
     return Selection(context.drop(similarity, "high"), context.uniform_eps())
 
 
-def duplicate_scores(
-    features: NDArray[np.floating[Any]], cluster_rows: int = 1_000, seed: int = 0
-) -> NDArray[np.float32]:
+def duplicate_scores(features: Vectors, cluster_rows: int = 1_000, seed: int = 0) -> NDArray[np.float32]:
     """Redundancy of each row of ``features`` ``[n, D]``: the largest cosine to a row of its cluster ranked before it.
 
     Rows of a k-means cluster (about ``cluster_rows``) are ranked from far from its centre to near (SemDeDup keeps the
@@ -138,14 +119,12 @@ def duplicate_scores(
     unit = np.array(features, dtype=np.float32)
     lengths = np.linalg.norm(unit, axis=1, keepdims=True)
     unit /= np.where(lengths > 0, lengths, np.float32(1))
-    clusters = max(1, round(len(unit) / cluster_rows))
-    if clusters == 1:
+    if (clusters := max(1, round(len(unit) / cluster_rows))) == 1:
         cluster, centers = np.zeros(len(unit), np.int64), unit.mean(axis=0, keepdims=True)
     else:
         means = MiniBatchKMeans(clusters, random_state=seed, n_init=1, batch_size=max(4_096, 2 * clusters)).fit(unit)
         cluster, centers = means.labels_, means.cluster_centers_
-    nearness = np.einsum("nd,nd->n", unit, centers[cluster])
-    order = np.lexsort((nearness, cluster))
+    order = np.lexsort((np.einsum("nd,nd->n", unit, centers[cluster]), cluster))
     scores = np.full(len(unit), -1, np.float32)
     stops = np.cumsum(np.bincount(cluster, minlength=len(centers)))
     for start, stop in zip(np.concatenate([[0], stops[:-1]]), stops, strict=True):
@@ -153,31 +132,24 @@ def duplicate_scores(
         for first in range(0, len(rows), _BLOCK):
             block = rows[first : first + _BLOCK]
             cosine = unit[block] @ unit[rows[: first + len(block)]].T  # [b, rows so far]
-            place = np.arange(first, first + len(block))
-            cosine[np.arange(cosine.shape[1])[None, :] >= place[:, None]] = -1
+            cosine[np.arange(cosine.shape[1]) >= first + np.arange(len(block))[:, None]] = -1
             scores[block] = cosine.max(axis=1)
     return np.clip(scores, -1, 1, out=scores)
 
 
-# --- feature vectors -----------------------------------------------------------------------------------------------
-
-
-def read_features(features: Features, rows: int, pool: str | None = None) -> NDArray[np.floating[Any]]:
+def read_features(features: Features, rows: int, pool: str | None = None) -> Vectors:
     """Feature vectors ``[rows, D]``, from an array, a .npy file (mapped, not loaded) or a folder of .npy parts.
 
-    ``pool`` is a fingerprint to compare with the folder's record. `DataError` if they are missing, broken, of another
-    pool, or of another shape or kind.
+    `DataError` if they are missing, broken, of another shape or kind, or of another ``pool`` (fingerprint).
     """
     array: Any = features
     if isinstance(features, (str, Path)):
-        path = Path(features)
-        record = path / RECORD
-        if pool is not None and record.is_file():
-            theirs = dict(read_record(record)["settings"]).get("pool", pool)
-            if theirs != pool:
-                why = f"they are of the pool {theirs[:12]}, the table of {pool[:12]}"
-                fix = f"embed the table's own pool with `{_EMBED}`"
-                raise DataError(f"{path} holds features of another pool", why=why, fix=fix)
+        path, record = Path(features), Path(features) / RECORD
+        theirs = str(dict(read_record(record)["settings"]).get("pool", pool)) if record.is_file() else str(pool)
+        if pool is not None and theirs != pool:
+            why = f"they are of the pool {theirs[:12]}, the table of {pool[:12]}"
+            fix = f"embed the table's own pool with `{_EMBED}`"
+            raise DataError(f"{path} holds features of another pool", why=why, fix=fix)
         arrays = [_load(part) for part in sorted(path.glob("part-*.npy")) or [path]]
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     array = np.asanyarray(array)
@@ -202,17 +174,13 @@ def check_part(path: Path) -> bool:
     if not path.is_file() or not (expected := recorded_sha256(path)):
         return False
     if (digest := sha256_file(path)) not in expected:
-        raise DataError(
-            f"{path} is damaged, or was made again by another program: its checksum is not the recorded one",
-            why=f"sha256 {digest[:12]} now, {expected[-1][:12]} then",
-            fix=f"run `{_EMBED}` again: it makes only what does not fit",
-        )
+        what = f"{path} is damaged, or was made again by another program: its checksum is not the recorded one"
+        why = f"sha256 {digest[:12]} now, {expected[-1][:12]} then"
+        raise DataError(what, why=why, fix=f"run `{_EMBED}` again: it makes only what does not fit")
     return True
 
 
-def extrapolate(
-    scores: NDArray[np.float32], features: NDArray[np.floating[Any]], n_neighbors: int = 10
-) -> NDArray[np.float32]:
+def extrapolate(scores: NDArray[np.float32], features: Vectors, n_neighbors: int = 10) -> NDArray[np.float32]:
     """Give every row without a score (NaN) the mean of its nearest scored rows (Nieth et al., arXiv 2406.13283).
 
     Distances are Euclidean in ``features`` ``[N, D]``. `DataError` if no row has a score, or a feature is not finite.
@@ -229,8 +197,8 @@ def extrapolate(
     try:
         nearest = KNeighborsRegressor(min(n_neighbors, len(known)))
         nearest.fit(np.asarray(features[known]), scores[known].astype(np.float64))
-        for start in range(0, len(unknown), _UNKNOWN_BLOCK):
-            rows = unknown[start : start + _UNKNOWN_BLOCK]
+        for span in spans(len(unknown), _UNKNOWN_BLOCK):
+            rows = unknown[span]
             filled[rows] = nearest.predict(np.asarray(features[rows]))
     except ValueError as error:
         raise DataError("the features hold NaN or infinite values", why=str(error).partition("\n")[0]) from None
