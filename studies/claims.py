@@ -95,6 +95,7 @@ class Pool:
     flags: dict[Any, Flags]
     runs: str
     regime: dict[str, float]
+    quality: dict[str, float] = field(default_factory=dict)
     by_attack: dict[tuple[str, str, float], dict[int, float]] = field(default_factory=dict)
     compared: dict[str, list[Comparison]] = field(default_factory=dict)
 
@@ -151,6 +152,13 @@ class Pool:
         return f"{none.robust.value / none.clean.value:.2f}" if none and none.robust else ""
 
     @property
+    def labels(self) -> str:
+        """Label agreement of the images that the study generated, and of real test images, by the same classifier."""
+        if not self.quality:
+            return "real images"
+        return f"{100 * self.quality['label_agreement']:.1f} % ({100 * self.quality['real_accuracy']:.1f} %)"
+
+    @property
     def table(self) -> str:
         """Every setting as a Markdown table."""
         return pool_table(self)
@@ -173,14 +181,15 @@ def read_pools(folder: Path) -> list[Pool]:
     attack = "standard" if column == "robust_accuracy" else spec.evaluation.screen
     flags = {key: found for key, (found, _) in read_flags(folder / FLAGS_FILE, attack).items()}
     shares = read_mislabelled(folder / MISLABELLED_FILE) if (folder / MISLABELLED_FILE).is_file() else []
-    margins = folder / "done" / "margins.json"
+    margins, images = (folder / "done" / f"{task}.json" for task in ("margins", "synthetic"))
+    quality = dict(read_json(images).get("quality") or {}) if images.is_file() else {}
     regime = dict(read_json(margins).get("regime") or {}) if margins.is_file() else {}
     pools: list[Pool] = []
     for name in dict.fromkeys(row["pool"] for row in rows):
         mine = [row for row in rows if row["pool"] == name and row[column] is not None]
         if not mine:
             continue
-        pool = Pool(folder, name, column, mine, flags, f"{len(rows)} of {len(spec.runs())}", regime)
+        pool = Pool(folder, name, column, mine, flags, f"{len(rows)} of {len(spec.runs())}", regime, quality)
         for row in shares:
             if row["pool"] == name:
                 key = row["strategy"], row["params"], row["prune_fraction"]
