@@ -128,12 +128,14 @@ def write_arrays(
 
     @torch.no_grad()
     def computed(part: range, done: Done) -> NDArray[np.float32]:
-        batches = []
+        result = np.empty(0, np.float32)
         for span in spans(len(part), batch_size):
             images, _ = read_batch(pool, np.asarray(part[span.start : span.stop]), device)
-            batches.append(compute(images).float().cpu().numpy())
+            values = compute(images).float().cpu().numpy()
+            result = result if len(result) else np.empty((len(part), *values.shape[1:]), np.float32)
+            result[span.start : span.stop] = values
             done(len(span))
-        return np.concatenate(batches)
+        return result
 
     def write(number: int, array: NDArray[np.float32]) -> None:
         with shards.writing(number) as temporary, temporary.open("wb") as file:

@@ -74,13 +74,16 @@ class ScoringSettings:
         """
         first = self if self.refine_below is None else replace(self, mode="fast", refine_below=None)
         (model,), rows = models, np.asarray(rows, dtype=np.int64)
-        batches, postponed = [], 0
+        columns, postponed = Columns(), 0
         for span in spans(len(rows), self.batch_size):
-            batches.append(first.score_batch(model, pool, rows[span], fill=len(rows) > len(span)))
-            later = int(np.count_nonzero(self._to_refine(batches[-1])))
+            batch = first.score_batch(model, pool, rows[span], fill=len(rows) > len(span))
+            if not columns:  # batches kept to the end would leave small arrays all over the heap: 1.7 KB an image
+                columns = {name: np.empty(len(rows), values.dtype) for name, values in batch.items()}
+            for name, values in batch.items():
+                columns[name][span.start : span.stop] = values
+            later = int(np.count_nonzero(self._to_refine(batch)))
             postponed += later
             done(len(span) - later)
-        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         places = np.flatnonzero(self._to_refine(columns)) if postponed else np.arange(0)
         for span in spans(len(places), self.batch_size):
             refined = self.score_batch(model, pool, rows[places[span]])
