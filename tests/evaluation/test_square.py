@@ -11,7 +11,7 @@ from pyautoattack.square import SquareAttack
 from torch import nn
 
 from puma.evaluation import evaluate
-from puma.evaluation.square import SquareL2, library_fails
+from puma.evaluation.attacks import SquareL2, library_fails
 from puma.threat import ThreatModel
 
 OPTIONS: dict[str, Any] = {"norm": "L2", "n_queries": 60, "resc_schedule": False, "seed": 3}

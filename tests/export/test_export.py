@@ -42,11 +42,9 @@ def evaluation_of(
         "warnings": [],
         "log": [],
     }
-    broken_by = np.where(robust, None, "square")
+    broken_by = np.where(clean, np.where(robust | (rows >= attacked), None, "square"), "clean")
     label = np.zeros(10_000, np.int64)
-    return Evaluation(
-        ThreatModel("Linf", 8 / 255), attack, label, clean, rows < attacked, robust & (rows < attacked), broken_by, meta
-    )
+    return Evaluation(ThreatModel("Linf", 8 / 255), attack, label, rows < attacked, broken_by, meta)
 
 
 def small_cnn(seed: int = 0) -> nn.Module:

@@ -4,13 +4,8 @@ The attacks are pyautoattack's; the driver around them is ours, because the libr
 restart: fixed shards of the test set, a flag for every image, resuming, sharing shards among processes, cost.
 """
 
-from __future__ import annotations
-
-from puma.evaluation.driver import Cost as Cost
-from puma.evaluation.driver import estimate_cost as estimate_cost
-from puma.evaluation.driver import evaluate as evaluate
-from puma.evaluation.reference import MislabelledShares as MislabelledShares
-from puma.evaluation.reference import mislabelled_shares as mislabelled_shares
-from puma.evaluation.result import Evaluation as Evaluation
+from puma.evaluation.driver import Cost, estimate_cost, evaluate
+from puma.evaluation.reference import MislabelledShares, mislabelled_shares
+from puma.evaluation.result import Evaluation
 
 __all__ = ["Cost", "Evaluation", "MislabelledShares", "estimate_cost", "evaluate", "mislabelled_shares"]

@@ -1,4 +1,7 @@
-"""`evaluate`: clean accuracy of every image, then the test set shard by shard through the attacks, resumable."""
+"""`evaluate`: clean accuracy of every image, then the test set shard by shard through the attacks, resumable.
+
+The model is in eval mode and true float32, its passes are counted; the test images come from whatever holds them.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,40 +20,28 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
+from puma.data.checks import match_classes
+from puma.data.load import as_source
 from puma.data.pool import read_batch
-from puma.data.source import Source
+from puma.data.sampler import stratified_rows
+from puma.data.source import MapStyle, Source
 from puma.devices import environment
-from puma.errors import DataError, UsageError, integer
-from puma.evaluation.attacks import (
-    Attacker,
-    WarningRecorder,
-    attack_steps,
-    check_autoattack,
-    check_classes,
-    confirm,
-    explain,
-    full_cost,
-)
-from puma.evaluation.inputs import (
-    CountedNetwork,
-    TestData,
-    attacked_rows,
-    check_finite,
-    evaluation_mode,
-    open_test_set,
-)
+from puma.errors import DataError, ModelError, UsageError, integer
+from puma.evaluation.attacks import Attacker, attack_steps, check_autoattack, confirm, explain, full_cost, num_targets
 from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table, result_path
 from puma.io import Shards, fingerprint, prepare_folder, require_same_settings, spans
-from puma.models.checks import check_first, check_model
-from puma.models.modes import device_of
-from puma.models.weights import weights_sha256
+from puma.models.checks import apply_model, check_first, check_model
+from puma.models.modes import attack_mode, device_of, true_float32
+from puma.models.weights import unwrap, weights_sha256
 from puma.progress import Progress
 from puma.threat import ThreatModel
 
 logger = logging.getLogger("puma")
 SCHEMA = "puma.evaluation.shard/1"
+TestData = Source | MapStyle | DataLoader[Any] | str | Path
 _SQUARE_GAIN = 0.002  # the threshold of AutoAttack's own check, applied to all shards together
 
 
@@ -80,21 +71,17 @@ def evaluate(
             ``(uint8 [H, W, C], label)``, or a `DataLoader`. Classes that have names are matched with the model's.
         threat: norm and eps.
         out: folder for ``evaluation.json``, the flags of every image (``evaluation.parquet``) and the shards; None
-            keeps nothing. Attacks other than ``"standard"`` write ``evaluation-ATTACK.json`` beside it, a second threat
-            model ``evaluation-Linf-4_255.json`` and so on.
-        subset: attack a stratified sample of this many images only, the same for every model; clean accuracy is always
-            of all.
+            keeps nothing. Another attack or a second threat model gets files of its own (`result_path`).
+        subset: attack a stratified sample of this many images only, the same for every model.
         seed: every batch of AutoAttack starts from it.
         attack: ``"standard"`` (AutoAttack), or ``"apgd-ce"``, ``"pgd-20"``, ``"cw-20"`` (CW loss; any number of
             steps), or ``"clean"``; see `puma.evaluation.attacks`.
         batch_size: images attacked together; the attacks' random numbers depend on it.
         shard_rows: images of a shard, the unit of resuming (with each attack) and of sharing among workers.
         worker: this process's number, from 0 to ``num_workers`` - 1.
-        num_workers: processes that share the shards through ``out``; the last to finish writes the result.
+        num_workers: processes that share the shards through ``out``; only the last to finish returns a ``complete``
+            evaluation, and writes it.
         progress: show progress.
-
-    Returns:
-        The evaluation. With several workers it is ``complete`` only in (and after) the last one.
 
     Raises:
         UsageError: unknown attack, bad sizes, or AutoAttack on fewer than four classes.
@@ -168,54 +155,119 @@ def estimate_cost(
     subset: int | None = None,
     batch_size: int = 256,
 ) -> Cost:
-    """Upper bound of the cost of `evaluate`, from the time of two forward passes of one batch; arguments as there.
-
-    Raises:
-        UsageError, DataError, ModelError: as `evaluate`.
-    """
+    """Upper bound of the cost of `evaluate`, from the time of two forward passes of one batch; arguments as there."""
     steps, source = attack_steps(attack), open_test_set(dataset, model)
     images, _ = read_batch(source, np.arange(min(batch_size, len(source))), device_of(model))
     with evaluation_mode(model), torch.no_grad():
-        classes = check_model(model, images[:32], int(np.max(source.labels)) + 1).shape[1]
-        check_classes(attack, classes)
+        targets = num_targets(attack, check_model(model, images[:32], int(source.labels.max()) + 1).shape[1])
         started = time.perf_counter()
         for _ in range(2):
             model(images).sum().item()
         each = (time.perf_counter() - started) / 2 / len(images)
     attacked = len(attacked_rows(source, subset)) if steps else 0
-    passes = len(source) + attacked * sum(full_cost(step, min(9, classes - 1)) for step in steps)
+    passes = len(source) + attacked * sum(full_cost(step, targets) for step in steps)
     return Cost(attacked, passes, passes * each)
 
 
-def _unattacked(clean: NDArray[np.bool_]) -> NDArray[np.object_]:
-    broken_by = np.full(len(clean), None, dtype=object)
-    broken_by[~clean] = CLEAN
-    return broken_by
+# --- the model and the test images ---------------------------------------------------------------------------------
+
+
+class CountedNetwork(nn.Module):
+    """``model`` with the ``cost`` of its passes: 1 for an image passed forward, 2 with the gradient to the input.
+
+    ``on_pass`` is called after each forward pass with its cost.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.cost = model, 0
+        self.on_pass: Callable[[int], None] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, K]``."""
+        logits = apply_model(self.model, images.clone())  # some models write into their input
+        cost = len(images) * (2 if images.requires_grad and torch.is_grad_enabled() else 1)
+        self.cost += cost
+        if self.on_pass is not None:
+            self.on_pass(cost)
+        return logits
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """While inside: eval mode, weights frozen, true float32 (no TF32, no autocast); everything is restored.
+
+    `ModelError` where a weight is not float32.
+    """
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ModelError(
+                f"the model's weights are {str(tensor.dtype).removeprefix('torch.')} (at {name!r})",
+                why="half precision hides gradients from the attacks; accuracies are measured in float32",
+                fix="evaluate model.float()",
+            )
+    with attack_mode(model, "eval"), true_float32(device_of(model).type):
+        yield
+
+
+def open_test_set(dataset: TestData, model: nn.Module) -> Source:
+    """The test images, with the model's class numbers where both have class names (`DataError` for unknown ones)."""
+    source = as_source(_loader_items(dataset) if isinstance(dataset, DataLoader) else dataset)
+    names: Any = getattr(unwrap(model), "class_names", None)
+    return match_classes(source, names, "the model") if names else source
+
+
+def attacked_rows(source: Source, subset: int | None) -> NDArray[np.int64]:
+    """Rows to attack, ascending: all, or a stratified sample of ``subset``, the same for every model."""
+    if subset is None or subset == len(source):
+        return np.arange(len(source), dtype=np.int64)
+    return stratified_rows(source.labels, subset, 0)
+
+
+def _loader_items(loader: DataLoader[Any]) -> list[tuple[NDArray[np.uint8], int]]:
+    """The images of a loader in the order of its dataset, not shuffled, as uint8 ``[H, W, C]`` with their labels."""
+    if not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler is not None:
+        size = loader.batch_size or 256
+        loader = DataLoader(loader.dataset, size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
+    items: list[tuple[NDArray[np.uint8], int]] = []
+    for batch in loader:
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)):
+            raise DataError("the loader's batches are not pairs (images, labels)", fix="give the dataset itself")
+        images, labels = batch
+        if images.is_floating_point():
+            pixels = (images * 255).round()
+            if not bool(((images * 255 - pixels).abs() < 0.01).all() & (pixels >= 0).all() & (pixels <= 255).all()):
+                raise DataError(
+                    "the loader's images are not 8-bit pixels in [0, 1]",
+                    why="they are normalised or augmented; the model has to normalise inside",
+                    fix="leave only ToTensor() in the transform",
+                )
+            images = pixels.to(torch.uint8)
+        items += zip(images.permute(0, 2, 3, 1).numpy(), (int(label) for label in labels), strict=True)
+    return items
+
+
+# --- one evaluation ------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Shard:
-    """Rows of the test set and what the attacks did to them so far.
-
-    Args:
-        number: place among the shards.
-        rows: int64 ``[B]``, rows of the test set.
-        broken_by: object ``[B]``: None while the image withstands, ``"clean"`` where it was misclassified from the
-            start, else the attack that broke it.
-        log: one entry for each finished attack, with counts and cost.
-        warnings: AutoAttack's warnings, counted.
-    """
+    """Rows of the test set and what the attacks did to them so far."""
 
     number: int
-    rows: NDArray[np.int64]
-    broken_by: NDArray[np.object_]
-    log: list[dict[str, Any]] = field(default_factory=list)
+    rows: NDArray[np.int64]  # of the test set
+    broken_by: NDArray[np.object_]  # None: withstands; "clean": misclassified from the start; else the attack
+    log: list[dict[str, Any]] = field(default_factory=list)  # one entry for each finished attack
     warnings: Counter[str] = field(default_factory=Counter)
 
     @property
     def robust(self) -> NDArray[np.bool_]:
         """bool ``[B]``: withstood the attacks so far."""
         return np.array([name is None for name in self.broken_by], dtype=bool)
+
+
+def _unattacked(clean: NDArray[np.bool_]) -> NDArray[np.object_]:
+    return np.array([None if correct else CLEAN for correct in clean], dtype=object)
 
 
 class _Driver:
@@ -232,28 +284,21 @@ class _Driver:
         shards: Shards | None,
     ) -> None:
         self.network, self.source, self.rows, self.threat = CountedNetwork(model), source, rows, threat
-        self.steps, self.settings, self.shards = steps, settings, shards
-        self.labels = np.asarray(source.labels, dtype=np.int64)
+        self.steps, self.settings, self.shards, self.labels = steps, settings, shards, source.labels
         self.device, self.batch_size = device_of(model), int(settings["batch_size"])
-        self.recorder = WarningRecorder()
+        self.spans = spans(len(rows), int(settings["shard_rows"])) if steps else []
 
     def run(self, worker: int, num_workers: int, show: bool) -> Evaluation:
         """Evaluate clean, attack this worker's shards, and put together all that are finished."""
         attack = str(self.settings["attack"])
         clean, classes = self._predict_clean(show)
-        check_classes(attack, classes)
-        self.attacker = Attacker(
-            self.network,
-            self.threat,
-            classes=classes,
-            image_size=self.source.image_shape[:2],
-            seed=int(self.settings["seed"]),
-            device=self.device,
-            recorder=self.recorder,
-        )
-        numbers = range(len(spans(len(self.rows), int(self.settings["shard_rows"]))) if self.steps else 0)
+        targets = num_targets(attack, classes)
+        size, seed = self.source.image_shape[:2], int(self.settings["seed"])
+        self.attacker = Attacker(self.network, self.threat, targets=targets, image_size=size, seed=seed)
+        numbers = range(len(self.spans))
+        self.costs = [full_cost(step, targets) for step in self.steps]
         own = [self._open(number, clean) for number in numbers[worker::num_workers]]
-        total = sum(int(clean[shard.rows].sum()) for shard in own) * self._cost(self.steps)
+        total = sum(int(clean[shard.rows].sum()) for shard in own) * sum(self.costs)
         done = total - sum(self._remaining(shard) for shard in own)
         name = "AutoAttack" if attack == "standard" else attack
         with Progress(name, total, "passes", show=show and bool(self.steps), done=done) as bar:
@@ -276,15 +321,19 @@ class _Driver:
                     if self.steps:
                         check_first(self.network.model, images)  # is there a gradient to the images at all?
                 logits = self.network(images)
-                check_finite(logits)
+                if bad := int((~torch.isfinite(logits)).any(1).sum()):
+                    raise ModelError(
+                        f"the model's logits are NaN or infinite for {bad} of {len(logits)} test images",
+                        why="a NaN would count as a wrong class",
+                        fix="check the weights: training may have diverged",
+                    )
                 correct[span.start : span.stop] = (logits.argmax(1) == labels).cpu().numpy()
                 bar.advance(len(span))
         return correct, classes
 
     def _open(self, number: int, clean: NDArray[np.bool_]) -> _Shard:
         """Read a shard as it was left; a new one where there is none or it is damaged."""
-        span = spans(len(self.rows), int(self.settings["shard_rows"]))[number]
-        rows = self.rows[span.start : span.stop]
+        rows = self.rows[np.asarray(self.spans[number])]
         if self.shards is not None and self.shards.finished(number):
             table = pq.read_table(self.shards.path(number))
             meta = json.loads(table.schema.metadata[METADATA_KEY])
@@ -292,25 +341,21 @@ class _Driver:
             return _Shard(number, rows, broken_by, meta["log"], Counter(meta["warnings"]))
         return _Shard(number, rows, _unattacked(clean[rows]))
 
-    def _write(self, shard: _Shard) -> None:
-        if self.shards is None:
-            return
-        meta = {"schema": SCHEMA, "log": shard.log, "warnings": dict(shard.warnings)}
-        table = flag_table(shard.rows, self.labels[shard.rows], shard.broken_by, meta)
-        with self.shards.writing(shard.number) as temporary:
-            pq.write_table(table, temporary, write_page_checksum=True)
-
     def _attack_shard(self, shard: _Shard, bar: Progress) -> None:
         """Run the attacks that a shard has not seen; write it after each."""
         if shard.number == 0 and not shard.log:
             images, labels = read_batch(self.source, shard.rows[: self.batch_size], self.device)
-            check_autoattack(CountedNetwork(self.network.model), images, labels, self.recorder)
+            check_autoattack(CountedNetwork(self.network.model), images, labels, self.attacker.recorder)
         for step in self.steps[len(shard.log) :]:
             goal = bar.done + self._remaining(shard)
             shard.log.append(self._attack_once(shard, step))
-            shard.warnings += self.recorder.raised
-            self.recorder.raised.clear()
-            self._write(shard)
+            shard.warnings += self.attacker.recorder.raised
+            self.attacker.recorder.raised.clear()
+            if self.shards is not None:
+                meta = {"schema": SCHEMA, "log": shard.log, "warnings": dict(shard.warnings)}
+                table = flag_table(shard.rows, self.labels[shard.rows], shard.broken_by, meta)
+                with self.shards.writing(shard.number) as temporary:
+                    pq.write_table(table, temporary, write_page_checksum=True)
             # what the broken images would have cost in later attacks counts as done
             note = f"{shard.robust.mean():.1%} robust after {step}" + (f" in shard {shard.number}" * bool(shard.number))
             bar.advance(goal - self._remaining(shard) - bar.done, note)
@@ -341,18 +386,14 @@ class _Driver:
 
     def _remaining(self, shard: _Shard) -> int:
         """Cost of the attacks still to come at most, in forward-equivalents."""
-        return int(shard.robust.sum()) * self._cost(self.steps[len(shard.log) :])
-
-    def _cost(self, steps: Sequence[str]) -> int:
-        return sum(full_cost(step, self.attacker.targets) for step in steps)
+        return int(shard.robust.sum()) * sum(self.costs[len(shard.log) :])
 
     def _result(self, clean: NDArray[np.bool_], shards: Sequence[_Shard]) -> Evaluation:
         finished = [shard for shard in shards if len(shard.log) == len(self.steps)]
-        attacked, robust = np.zeros((2, len(clean)), dtype=bool)
-        broken_by = _unattacked(clean)
+        attacked, broken_by = np.zeros(len(clean), dtype=bool), _unattacked(clean)
         raised: Counter[str] = Counter()
         for shard in finished:
-            attacked[shard.rows], robust[shard.rows], broken_by[shard.rows] = True, shard.robust, shard.broken_by
+            attacked[shard.rows], broken_by[shard.rows] = True, shard.broken_by
             raised += shard.warnings
         if (broken_by == "square").sum() > _SQUARE_GAIN * max(int(attacked.sum()), 1):
             raised["square-gains"] += 1
@@ -363,14 +404,5 @@ class _Driver:
             "log": [entry for shard in finished for entry in shard.log],
             "warnings": explain(raised),
         }
-        return Evaluation(
-            threat=self.threat,
-            attack=str(self.settings["attack"]),
-            label=self.labels,
-            clean_correct=clean,
-            attacked=attacked,
-            robust=robust,
-            broken_by=broken_by,
-            meta=meta,
-            complete=len(finished) == len(shards),
-        )
+        complete, attack = len(finished) == len(shards), str(self.settings["attack"])
+        return Evaluation(self.threat, attack, self.labels, attacked, broken_by, meta, complete)

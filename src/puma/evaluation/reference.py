@@ -14,7 +14,7 @@ from torch import nn
 from puma.attacks.pgd import Loss, pgd
 from puma.data.pool import Pool, read_batch
 from puma.errors import DataError, UsageError
-from puma.evaluation.inputs import evaluation_mode
+from puma.evaluation.driver import evaluation_mode
 from puma.models.checks import apply_model
 from puma.models.modes import device_of
 from puma.plan import Plan
@@ -24,15 +24,10 @@ from puma.threat import ThreatModel
 
 
 class MislabelledShares(NamedTuple):
-    """Shares of the kept training images, in [0, 1], whose perturbed image a reference model gives another class.
+    """Shares of the kept training images, in [0, 1], whose perturbed image a reference model gives another class."""
 
-    Args:
-        share: all of them, also those that the reference model gets wrong unperturbed: their label is in doubt.
-        by_attack: those that the reference model gets right unperturbed: mislabelled by the attack alone.
-    """
-
-    share: float
-    by_attack: float
+    share: float  # all of them, also those that the reference model gets wrong unperturbed: their label is in doubt
+    by_attack: float  # those that it gets right unperturbed: mislabelled by the attack alone
 
 
 def mislabelled_shares(
@@ -49,9 +44,7 @@ def mislabelled_shares(
     seed: int = 0,
     progress: bool = False,
 ) -> MislabelledShares:
-    """Shares of kept training images whose perturbed image ``reference`` assigns to another class.
-
-    The perturbation is training's: PGD against the model being trained, at the image's own eps.
+    """Measure them on the perturbed images of training: PGD against the model being trained, at each image's own eps.
 
     Args:
         model: the model being trained, which is attacked.
@@ -61,8 +54,7 @@ def mislabelled_shares(
         threat: norm and eps that the plan was made for.
         sample: use this many kept images, chosen at random; None uses all.
         loss: of PGD: ``"kl"`` to the clean prediction as in TRADES, or ``"ce"`` with the label as in PGD-AT.
-        steps: PGD steps.
-        batch_size: images attacked together.
+        steps, batch_size: PGD steps, and images attacked together.
         seed: of the sample and of the attack's starts.
         progress: show progress.
 
@@ -80,8 +72,7 @@ def mislabelled_shares(
         raise UsageError(f"a sample of {sample} images", fix="1 or more, or None for all")
     if sample is not None and sample < len(rows):
         rows = np.sort(rows[permuted(np.arange(sample), len(rows), mixed_key(seed, 0))])
-    device = device_of(model)
-    reference_device = device_of(reference)
+    device, other = device_of(model), device_of(reference)
     wrong, by_attack = 0, 0
     bar = Progress("perturbed images", len(rows), "images", show=progress)
     with bar, evaluation_mode(model), evaluation_mode(reference):
@@ -99,11 +90,11 @@ def mislabelled_shares(
                 generator=torch.Generator(device).manual_seed(batch_seed(seed, start)),
             )
             with torch.no_grad():
-                clean, predicted = (
-                    apply_model(reference, inputs.to(reference_device)).argmax(1).to(labels.device)
+                clean, attacked = (
+                    apply_model(reference, inputs.to(other)).argmax(1).to(device) == labels
                     for inputs in (images, perturbed)
                 )
-            wrong += int((predicted != labels).sum())
-            by_attack += int(((predicted != labels) & (clean == labels)).sum())
+            wrong += int((~attacked).sum())
+            by_attack += int((clean & ~attacked).sum())
             bar.advance(len(chosen))
     return MislabelledShares(wrong / len(rows), by_attack / len(rows))

@@ -37,26 +37,34 @@ class Evaluation:
         threat: the threat model.
         attack: ``"standard"`` for AutoAttack standard, else the name of a weaker attack, or ``"clean"``.
         label: int64 ``[N]``, of every test image.
-        clean_correct: bool ``[N]``.
         attacked: bool ``[N]``: the attack was run on it (False outside a subset).
-        robust: bool ``[N]``: correct and not broken by any attack; False where not attacked.
         broken_by: object ``[N]``: None where robust or not attacked, ``"clean"`` where misclassified without attack,
             else the attack that broke it.
         meta: identity, settings, environment, log of the attacks, warnings.
         complete: False while other processes still work on their shards.
         path: its JSON file; None where it was not written.
+
+    Accuracies are in [0, 1], intervals cover 95 % (Wilson).
     """
 
     threat: ThreatModel
     attack: str
     label: NDArray[np.int64]
-    clean_correct: NDArray[np.bool_]
     attacked: NDArray[np.bool_]
-    robust: NDArray[np.bool_]
     broken_by: NDArray[np.object_]
     meta: Mapping[str, Any]
     complete: bool = True
     path: Path | None = None
+
+    @property
+    def clean_correct(self) -> NDArray[np.bool_]:
+        """bool ``[N]``: classified correctly without attack."""
+        return np.array([name != CLEAN for name in self.broken_by], dtype=bool)
+
+    @property
+    def robust(self) -> NDArray[np.bool_]:
+        """bool ``[N]``: correct and not broken by any attack; False where not attacked."""
+        return np.array([name is None for name in self.broken_by], dtype=bool) & self.attacked
 
     @property
     def n_clean(self) -> int:
@@ -70,12 +78,12 @@ class Evaluation:
 
     @property
     def clean_accuracy(self) -> float:
-        """Share of unperturbed test images classified correctly, in [0, 1]."""
+        """Share of unperturbed test images classified correctly."""
         return float(self.clean_correct.mean())
 
     @property
     def clean_interval(self) -> tuple[float, float]:
-        """95 % interval of `clean_accuracy`."""
+        """Of `clean_accuracy`."""
         return wilson_interval(self.clean_accuracy, self.n_clean)
 
     @property
@@ -92,7 +100,7 @@ class Evaluation:
 
     @property
     def robust_interval(self) -> tuple[float, float] | None:
-        """95 % interval of `attacked_accuracy`."""
+        """Of `attacked_accuracy`."""
         share = self.attacked_accuracy
         return None if share is None else wilson_interval(share, self.n_test)
 
@@ -133,36 +141,29 @@ class Evaluation:
         return f"<Evaluation {self.threat}: clean {self.clean_accuracy:.1%} of {self.n_clean:,} images{robust}{warned}>"
 
     def _repr_html_(self) -> str:
-        rows = [("clean", self.clean_accuracy, self.clean_interval, self.n_clean)]
-        if self.attacked_accuracy is not None and self.robust_interval is not None:
-            name = f"{self._attack_name}, {self.threat}"
-            rows.append((name, self.attacked_accuracy, self.robust_interval, self.n_test))
-        cells = "".join(
-            f"<tr><td>{html.escape(name)}</td><td>{share:.1%}</td><td>{low:.1%} to {high:.1%}</td><td>{n:,}</td></tr>"
-            for name, share, (low, high), n in rows
-        )
+        rows = ["<tr><th></th><th>accuracy</th><th>95 % interval</th><th>images</th></tr>"]
+        for name, share, ends, count in (
+            ("clean", self.clean_accuracy, self.clean_interval, self.n_clean),
+            (f"{self._attack_name}, {self.threat}", self.attacked_accuracy, self.robust_interval, self.n_test),
+        ):
+            if share is not None and ends is not None:
+                cells = (html.escape(name), f"{share:.1%}", f"{ends[0]:.1%} to {ends[1]:.1%}", f"{count:,}")
+                rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
         notes = "".join(f"<p>{html.escape(str(w['flag']))}: {html.escape(str(w['means']))}</p>" for w in self.warnings)
-        head = "<tr><th></th><th>accuracy</th><th>95 % interval</th><th>images</th></tr>"
-        return f"<table>{head}{cells}</table>{notes}"
+        return f"<table>{''.join(rows)}</table>{notes}"
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the accuracy left after each attack, with 95 % intervals; return the matplotlib axes."""
         from puma.plots import new_axes
 
         axes = new_axes() if ax is None else ax
-        names = self.broken_by[self.attacked]
-        left, bars = np.array([name != CLEAN for name in names], dtype=bool), []
-        if len(names):
-            bars.append(("clean", float(left.mean()), self.n_test))
-            for step in self.meta["settings"]["steps"]:
-                left &= names != step
-                bars.append((step, float(left.mean()), self.n_test))
-        else:
-            bars.append(("clean", self.clean_accuracy, self.n_clean))
-        labels, shares, counts = zip(*bars, strict=True)
-        ends = np.array([wilson_interval(share, count) for share, count in zip(shares, counts, strict=True)])
-        errors = np.abs(ends.T - np.array(shares)) * 100
-        axes.bar(labels, [100 * share for share in shares], yerr=errors, capsize=3)
+        names, steps = self.broken_by[self.attacked], [CLEAN, *self.meta["settings"]["steps"]]
+        if not len(names):
+            names, steps = self.broken_by, [CLEAN]
+        left = [np.mean([name not in steps[:count] for name in names]) for count in range(1, len(steps) + 1)]
+        ends = np.array([wilson_interval(float(share), len(names)) for share in left])
+        errors = np.abs(ends.T - np.array(left)) * 100
+        axes.bar(steps, [100 * share for share in left], yerr=errors, capsize=3)
         axes.set_ylim(0, 100)
         axes.set_ylabel("accuracy left, %")
         axes.set_title(f"{self._attack_name}, {self.threat}")
@@ -192,15 +193,10 @@ class Evaluation:
         }
 
     def write(self, path: Path | str) -> Evaluation:
-        """Write the flags (``.parquet``, a row for every test image), then ``path``, which holds their SHA-256.
-
-        Returns:
-            The evaluation with its path.
-        """
+        """Write the flags (``.parquet``, a row for every image), then ``path``, with their SHA-256; return it so."""
         path = Path(path)
         meta = {"schema": SCHEMA, "identity": self.meta["identity"], "threat": str(self.threat), "attack": self.attack}
-        names = np.where(self.clean_correct, self.broken_by, CLEAN)
-        table = flag_table(np.arange(len(self.label)), self.label, names, meta, self.attacked)
+        table = flag_table(np.arange(len(self.label)), self.label, self.broken_by, meta, self.attacked)
         with atomic_path(path.with_suffix(".parquet")) as temporary:
             pq.write_table(table, temporary, write_page_checksum=True)
             digest = sha256_file(temporary)
@@ -211,8 +207,7 @@ class Evaluation:
     def read(cls, path: Path | str) -> Evaluation:
         """Read what `write` wrote: a run folder, or its ``evaluation.json``.
 
-        Raises:
-            DataError: missing or damaged, or the two files do not belong together.
+        `DataError` where a file is missing or damaged, or the two do not belong together.
         """
         path = Path(path)
         path = path / "evaluation.json" if path.is_dir() else path
@@ -229,14 +224,11 @@ class Evaluation:
             if sha256_file(flags) != value["flags_sha256"]:
                 raise broken
             table = pq.read_table(flags)
-            robust = table["robust"].to_pylist()
             return cls(
                 threat=ThreatModel(value["threat"]["norm"], value["threat"]["eps"]),
                 attack=value["attack"],
                 label=table["label"].to_numpy().astype(np.int64),
-                clean_correct=np.array(table["clean_correct"].to_pylist(), dtype=bool),
-                attacked=np.array([flag is not None for flag in robust], dtype=bool),
-                robust=np.array([bool(flag) for flag in robust], dtype=bool),
+                attacked=np.array([flag is not None for flag in table["robust"].to_pylist()], dtype=bool),
                 broken_by=np.array(table["broken_by"].to_pylist(), dtype=object),
                 meta={key: value[key] for key in _META},
                 path=path,
