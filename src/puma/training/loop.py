@@ -35,7 +35,7 @@ from puma.plan import Plan
 from puma.progress import Progress
 from puma.threat import ThreatModel
 from puma.training.batches import Batch, Batches, Validation, held_out
-from puma.training.optim import AWP, build_sgd, ema_decay, follow_schedules, trainable_copy
+from puma.training.optim import AWP, SeveralPasses, build_sgd, ema_decay, follow_schedules, trainable_copy
 from puma.training.recipe import Recipe, load_recipe
 from puma.training.run import Estimate, Metrics, Run, StopRequest, estimate, open_folder, require_logger
 
@@ -64,8 +64,8 @@ def train(
     """Train a network adversarially on the kept images of a pool, each with its own eps.
 
     Run again with the same ``out``, it goes on from the last checkpoint, and a finished run is returned at once. Killed
-    and resumed, it gives the same weights bit for bit as uninterrupted, on the same machine type, thread count, number
-    of processes and library versions; what differs is named in the log.
+    and resumed, it gives the same bits as uninterrupted, on the same machine type, with as many threads and processes
+    and the same libraries; what differs is named in the log.
 
     Args:
         model: any network from float images ``[B, C, H, W]`` in [0, 1] to logits (it is copied, not changed), or a name
@@ -112,23 +112,22 @@ def train(
 
 @dataclass
 class Job:
-    """A training that has passed all checks: ``settings`` is everything that decides its result, by name."""
+    """A training that has passed all checks."""
 
     network: nn.Module
-    pool: Pool
+    examples: Tensor  # a few images of the pool, float [b, C, H, W]
     recipe: Recipe
     threat: ThreatModel
-    beta: float
     batches: Batches
     validation: Validation | None
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # everything beside the recipe that decides the result, by name
     devices: Devices
     micro_batch: int = 0  # images of one forward pass; 0: the whole batch
 
     def estimate(self, micro_batch: int | None = None) -> Estimate:
         """Memory and time of this training on this machine; ``micro_batch`` overrides the recipe's."""
         recipe = self.recipe.replace(micro_batch=micro_batch) if micro_batch else self.recipe
-        return estimate(self.network, _examples(self.pool, self.devices), recipe, self.devices)
+        return estimate(self.network, self.examples, recipe, self.devices)
 
     def fit(self, folder: Path | None, *, check: bool) -> None:
         """Choose the micro-batch: the one that the run in ``folder`` began with, or one that fits into memory.
@@ -179,7 +178,8 @@ def prepare(
         rows = held_out(pool, int(validation), seed)
         keep[rows] = False
         validator = Validation(pool, threat, recipe, devices, rows) if len(rows) else None
-    network, classes = trainable_copy(model, pool, _examples(pool, devices), recipe, seed, devices)
+    examples = to_tensor(pool.read(np.arange(min(_EXAMPLES, len(pool)))), devices.device)
+    network, classes = trainable_copy(model, pool, examples, recipe, seed, devices)
     if classes <= int(pool.labels.max()):
         what = f"labels reach {int(pool.labels.max())}, but the network has {classes} logits"
         raise DataError(what, fix=f"build_model(..., num_classes={pool.num_classes})")
@@ -195,30 +195,10 @@ def prepare(
         "validation": validator.described if validator else "none",
         "frozen": [name for name, parameter in network.named_parameters() if not parameter.requires_grad],
     }
-    return Job(network, pool, recipe, threat, beta, batches, validator, settings, devices)
-
-
-def _examples(pool: Pool, devices: Devices) -> Tensor:
-    return to_tensor(pool.read(np.arange(min(_EXAMPLES, len(pool)))), devices.device)
+    return Job(network, examples, recipe, threat, batches, validator, settings, devices)
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------
-
-
-class SeveralPasses(nn.Module):
-    """The network on several batches, such as the clean and the perturbed images, as passes of their own in one call.
-
-    Each is normalised by its own batch; one call, because a wrapper for several processes has to see one forward pass
-    for each backward pass.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *batches: Tensor) -> list[Tensor]:
-        """Logits of each, float32 ``[B, K]``."""
-        return [self.network(images).float() for images in batches]
 
 
 class Training:
@@ -229,7 +209,7 @@ class Training:
         self.network, recipe, devices = job.network, job.recipe, job.devices
         self._writes = folder if devices.is_rank_zero else None  # one process writes
         self._sgd = build_sgd(self.network, recipe)
-        self.ema, self._seen = EMA(self.network), np.zeros(len(job.pool), dtype=np.bool_)
+        self.ema, self._seen = EMA(self.network), np.zeros(len(job.batches.eps), dtype=np.bool_)
         self.done, self.best_step, self.best_score, self._seconds = 0, 0, -1.0, 0.0
         self.best: nn.Module | None = None
         self.gradients = 0  # of one image, computed by the attack
@@ -237,7 +217,7 @@ class Training:
         if folder and (state := load_state(folder / "checkpoints")):
             tensors, meta = state
             unpack(tensors, self.network, self.ema.model, self._sgd)
-            self._seen = np.unpackbits(tensors["seen"].numpy(), count=len(job.pool)).astype(np.bool_)
+            self._seen = np.unpackbits(tensors["seen"].numpy(), count=len(self._seen)).astype(np.bool_)
             self.done, self.best_step, self.best_score = meta["step"], meta["best_step"], meta["best_score"]
             self._seconds, sums, self.gradients = meta["seconds"], meta["sums"], meta["gradients"]
         self._sums = torch.tensor(sums, device=devices.device)  # of the steps since the last row of metrics
@@ -356,7 +336,7 @@ class Training:
             each = self._losses(clean, attacked, part)
             loss = each.mean() * (len(part) / len(batch))
             self.devices.backward(loss)
-        self._sums += _summary(each, clean, attacked, part)
+        self._count(each, clean, attacked, part)
         return loss.detach()
 
     def _bare_loss(self, part: Batch, adversarial: Tensor, size: int) -> Tensor:
@@ -370,11 +350,19 @@ class Training:
         recipe, given = self.recipe, (attacked, batch.labels)
         if clean is None:
             return losses.pgd_at(*given, smoothing=recipe.label_smoothing)
-        shared: dict[str, Any] = {"weight": self.job.beta, "attacked": batch.eps > 0}
+        shared: dict[str, Any] = {"weight": self.job.settings["beta"], "attacked": batch.eps > 0}
         if recipe.objective == "mart":
             return losses.mart(clean, *given, **shared)
         shared |= {"smooth_both": recipe.smooth_both_terms, "detach_clean": recipe.detach_clean}
         return losses.trades(clean, *given, smoothing=recipe.label_smoothing, **shared)
+
+    @torch.no_grad()
+    def _count(self, each: Tensor, clean: Tensor | None, attacked: Tensor, batch: Batch) -> None:
+        """Add up loss, clean and adversarial hits, eps and images, without waiting for the device."""
+        labels = batch.labels.argmax(1) if batch.labels.is_floating_point() else batch.labels
+        hits = (attacked.argmax(1) == labels).sum()
+        clean_hits = torch.zeros_like(hits) if clean is None else (clean.argmax(1) == labels).sum()
+        self._sums += torch.stack([each.sum(), clean_hits, hits, batch.eps.sum(), torch.ones_like(batch.eps).sum()])
 
     def _check_gradients(self, step: int, loss: Tensor) -> None:
         """Clip the gradient if the recipe says so, and note whether it and the loss are finite, by one fused norm.
@@ -454,9 +442,8 @@ class Training:
         if self._writes:
             counts = {"best_step": self.best_step, "best_score": self.best_score, "gradients": self.gradients}
             meta = {**counts, "seconds": self._seconds, "sums": self._sums.tolist()}
-            seen = torch.from_numpy(np.packbits(self._seen))
-            tensors = {**pack(self.network, average, self._sgd), "seen": seen}
-            save_state(self._writes / "checkpoints", self.done, tensors, meta)
+            seen = {"seen": torch.from_numpy(np.packbits(self._seen))}
+            save_state(self._writes / "checkpoints", self.done, pack(self.network, average, self._sgd) | seen, meta)
 
     def _save(self, model: nn.Module, name: str, **meta: Any) -> None:
         if self._writes:
@@ -488,12 +475,3 @@ class Training:
             "attack_cost": self.gradients / full if full else 0.0,
             "seconds": self._seconds,
         }
-
-
-@torch.no_grad()
-def _summary(each: Tensor, clean: Tensor | None, attacked: Tensor, batch: Batch) -> Tensor:
-    """Loss, clean and adversarial hits, eps and images of the batch, float32 ``[5]`` sums on its device."""
-    labels = batch.labels.argmax(1) if batch.labels.is_floating_point() else batch.labels
-    hits = (attacked.argmax(1) == labels).sum()
-    clean_hits = torch.zeros_like(hits) if clean is None else (clean.argmax(1) == labels).sum()
-    return torch.stack([each.sum(), clean_hits, hits, batch.eps.sum(), torch.ones_like(batch.eps).sum()])

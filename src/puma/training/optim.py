@@ -29,8 +29,7 @@ def trainable_copy(
 ) -> tuple[nn.Module, int]:
     """A copy of the network on the device, and its number of logits, once ``images`` have gone through it both ways.
 
-    Raises:
-        ModelError: it fails on them, or has no parameter to train.
+    `ModelError` where it fails on them, or has no parameter to train.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("a TorchScript module cannot be trained", fix="train the Python module that it was made from")
@@ -63,6 +62,22 @@ def _check_backward(network: nn.Module, images: Tensor, devices: Devices) -> Non
         what = f"parameters of the network take no part in its logits: {', '.join(unused[:4])}"
         why, fix = "several processes would wait for their gradients", "freeze them: parameter.requires_grad_(False)"
         raise ModelError(what, why=why, fix=fix)
+
+
+class SeveralPasses(nn.Module):
+    """The network on several batches, such as the clean and the perturbed images, as passes of their own in one call.
+
+    Each is normalised by its own batch; one call, because a wrapper for several processes has to see one forward pass
+    for each backward pass.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *batches: Tensor) -> list[Tensor]:
+        """Logits of each, float32 ``[B, K]``."""
+        return [self.network(images).float() for images in batches]
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

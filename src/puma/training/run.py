@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,20 +99,19 @@ class Metrics:
             if self._path.is_file():
                 self.rows = [row for row in read_metrics(self._path) if row["step"] <= upto]
             digest_path(self._path).unlink(missing_ok=True)
-            write_text(self._path, _csv([COLUMNS, *map(_cells, self.rows)]))
-        self._logger = _logger(logger, folder, upto) if folder and logger else None
+            write_text(self._path, "".join([",".join(COLUMNS) + "\n", *map(_line, self.rows)]))
+        self._send = _logger(logger, folder, upto) if folder and logger else None
 
     def add(self, **values: float) -> None:
         """Append a row; what is not given stays empty."""
         self.rows.append(values)
-        if self._logger is not None:
+        if self._send is not None:
             parts = {name: "validation" if name.startswith("validation_") else "train" for name in values}
             named = {f"{part}/{name.removeprefix('validation_')}": values[name] for name, part in parts.items()}
-            self._logger.log_metrics(named, int(values["step"]))
-            self._logger.save()
+            self._send(named, int(values["step"]))
         if self._path:
             with storage_errors(self._path), self._path.open("a", newline="") as file:
-                file.write(_csv([_cells(values)]))
+                file.write(_line(values))
 
     def close(self) -> None:
         """Record the checksum of the finished file."""
@@ -135,14 +133,8 @@ def read_metrics(path: Path | str) -> list[dict[str, float]]:
     return [row for row in rows if "step" in row]
 
 
-def _cells(row: dict[str, float]) -> list[str]:
-    return [f"{row[name]:.8g}" if name in row else "" for name in COLUMNS]
-
-
-def _csv(rows: list[Any]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
+def _line(row: Mapping[str, float]) -> str:
+    return ",".join(f"{row[name]:.8g}" if name in row else "" for name in COLUMNS) + "\n"
 
 
 def require_logger(name: str | None, folder: Path | str | None) -> None:
@@ -157,36 +149,30 @@ def require_logger(name: str | None, folder: Path | str | None) -> None:
         raise UsageError(f"logger {name} needs an output folder", fix="out=...")
 
 
-def _logger(name: str, folder: Path, upto: int) -> Any:
-    """A logger of Lightning Fabric's kind for a run folder, that goes on after step ``upto``."""
-    if name == "tensorboard":
-        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-
-        return TensorBoardLogger(folder, name="tensorboard", version="", purge_step=upto + 1)
+def _logger(name: str, folder: Path, upto: int) -> Callable[[dict[str, float], int], None]:
+    """A function that sends figures and their step to a logger, which goes on after step ``upto`` of a run folder."""
     identity = fingerprint(str(folder.resolve()))[:16]  # the same run again where a training is resumed
-    if name == "wandb":
-        from wandb.integration.lightning.fabric import WandbLogger  # type: ignore[import-not-found,unused-ignore]
-
-        return WandbLogger(name=folder.name, project="puma", save_dir=folder, id=identity, resume="allow")
-    return _MLflowLogger(folder.name, identity)
-
-
-class _MLflowLogger:
-    """Metrics to the server of ``MLFLOW_TRACKING_URI``, in the run that is tagged with the folder's identity."""
-
-    def __init__(self, name: str, identity: str) -> None:
+    if name == "mlflow":  # to the server of MLFLOW_TRACKING_URI
         import mlflow  # type: ignore[import-not-found,unused-ignore]
 
         before = mlflow.search_runs(filter_string=f"tags.puma = '{identity}'", output_format="list")
-        run = before[0].info.run_id if before else None
-        self._mlflow = mlflow
-        self._run: str = mlflow.start_run(run_id=run, run_name=name, tags={"puma": identity}).info.run_id
+        begun = before[0].info.run_id if before else None
+        run = mlflow.start_run(run_id=begun, run_name=folder.name, tags={"puma": identity}).info.run_id
+        return lambda figures, step: mlflow.log_metrics(figures, step=step, run_id=run)
+    if name == "wandb":
+        from wandb.integration.lightning.fabric import WandbLogger  # type: ignore[import-not-found,unused-ignore]
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._mlflow.log_metrics(dict(metrics), step=step, run_id=self._run)
+        logger = WandbLogger(name=folder.name, project="puma", save_dir=folder, id=identity, resume="allow")
+    else:
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-    def save(self) -> None:
-        """Nothing is left to do: `log_metrics` waits for the server."""
+        logger = TensorBoardLogger(folder, name="tensorboard", version="", purge_step=upto + 1)
+
+    def send(figures: dict[str, float], step: int) -> None:
+        logger.log_metrics(figures, step)
+        logger.save()
+
+    return send
 
 
 # --- the cost of a training ----------------------------------------------------------------------------------------
