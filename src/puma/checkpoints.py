@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -74,10 +75,10 @@ def unpack(
     tensors: Mapping[str, Tensor], network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     """Restore what `pack` gave (`ModelError` for another network); other tensors are left to the caller."""
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+    groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, value in tensors.items():
         group, _, rest = name.partition(".")
-        groups.setdefault(group, {})[rest] = value
+        groups[group][rest] = value
     load_weights(network, groups["model"], "the checkpoint's network")
     load_weights(average, groups["ema"], "the checkpoint's average")
     parameters = dict(network.named_parameters())

@@ -50,18 +50,9 @@ def trades(
 ) -> Tensor:
     """TRADES (arXiv 1901.08573, eq. 5) as Wang et al. 2023 (arXiv 2302.04638) compute it.
 
-    ``CE(clean, label) + weight * KL(softmax(clean) || softmax(adversarial))``, 0 in the second term where not
-    ``attacked``.
-
-    Args:
-        clean: logits of the clean images; the gradient flows through them in both terms.
-        adversarial: logits of the perturbed images.
-        labels: labels or class shares.
-        weight: of the second term (beta; 5 in the published runs).
-        smoothing: label smoothing of the clean term.
-        smooth_both: smooth the second term's reference too (the published code does not).
-        detach_clean: no gradient through the reference of the second term (the published code lets it flow).
-        attacked: see above.
+    ``CE(clean, label) + weight * KL(softmax(clean) || softmax(adversarial))``, with ``weight`` beta (5 in the published
+    runs) and label ``smoothing`` of the first term. Not in the published code: ``smooth_both`` smooths the KL reference
+    too, ``detach_clean`` stops the gradient through it.
     """
     reference = clean.detach() if detach_clean else clean
     robust = kl_divergence(adversarial, reference, smoothing if smooth_both else 0.0)
