@@ -614,6 +614,36 @@ def test_data_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(load_dataset("edm-cifar10-1m?subset=6")) == 6
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_a_name_where_its_own_download_command_puts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """``hf download --local-dir NAME`` keeps the repository's folders: NAME/CONFIG/SPLIT-00000-of-00001.parquet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PUMA_DATA", raising=False)
+    config = tmp_path / name / ("plain_text" if name == "cifar10" else "cifar100")
+    config.mkdir(parents=True)
+    (tmp_path / name / "README.md").write_text("a card")
+    labels = [0, 1, 0] if name == "cifar10" else {"fine_label": [0, 1, 0], "coarse_label": [0, 0, 0]}
+    columns = {"label": labels} if name == "cifar10" else labels
+    for split, seed in (("train", 1), ("test", 2)):
+        images = [{"bytes": png(picture(3 * seed + row)), "path": None} for row in range(3)]
+        pq.write_table(pa.table({"img": images, **columns}), config / f"{split}-00000-of-00001.parquet")
+    train, test = load_dataset(name), load_dataset(f"{name}:test")
+    assert (len(train), test.name, train.num_classes) == (3, f"{name}-test", 2)
+    assert train.fingerprint != test.fingerprint
+    monkeypatch.setenv("PUMA_DATA", str(tmp_path))  # the second half of the command, from anywhere
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_dataset(name).fingerprint == train.fingerprint
+
+
+def test_a_folder_of_that_name_without_splits_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "cifar10", ["cat", "dog"])
+    assert load_dataset("cifar10").class_names == ("cat", "dog")
+
+
 def test_a_name_that_the_hub_does_not_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 

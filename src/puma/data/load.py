@@ -218,14 +218,14 @@ def _absolute(place: str) -> str:
 # --- data sets by name ---------------------------------------------------------------------------------------------
 
 
-def _cifar(count: int) -> tuple[str, ...]:
-    return (f"cifar{count}", *(f"cifar-{count}-{kind}" for kind in ("python.tar.gz", "binary.tar.gz", "binary")))
+def _cifar(count: int, config: str) -> tuple[str, ...]:
+    return (f"cifar{count}/{config}", f"cifar{count}", *(f"cifar-{count}-{kind}" for kind in ("python.tar.gz", "binary.tar.gz", "binary")))
 
 
 # where each may lie below $PUMA_DATA; its name on the hub, or the published file; its label column where it has two
 _NAMED: dict[str, tuple[tuple[str, ...], str, str | None]] = {
-    "cifar10": ((*_cifar(10), "cifar-10-batches-py", "cifar-10-batches-bin"), "uoft-cs/cifar10", None),
-    "cifar100": ((*_cifar(100), "cifar-100-python"), "uoft-cs/cifar100", "fine_label"),
+    "cifar10": ((*_cifar(10, "plain_text"), "cifar-10-batches-py", "cifar-10-batches-bin"), "uoft-cs/cifar10", None),
+    "cifar100": ((*_cifar(100, "cifar100"), "cifar-100-python"), "uoft-cs/cifar100", "fine_label"),
     "svhn": (
         ("svhn/{split}_32x32.mat", "{split}_32x32.mat", "svhn/cropped_digits"),
         "ufldl-stanford/svhn:cropped_digits",
@@ -240,23 +240,24 @@ _NAMED: dict[str, tuple[tuple[str, ...], str, str | None]] = {
 def _resolved(place: str, options: Options) -> tuple[str, Options]:
     """A data set's name replaced by its place and the options it needs; any other place as it is.
 
-    Looked for below ``$PUMA_DATA`` (else here and in ``data``), then through ``datasets``, or the error says how.
+    Looked for below ``$PUMA_DATA``, here and in ``data``, then through ``datasets``, or the error says how. A folder of
+    the name without a training split is just a folder.
     """
     name, _, rest = place.partition(":")
-    name = name.lower()
-    if name not in _NAMED or Path(place).exists():
+    name, here = name.lower(), Path(place)
+    if name not in _NAMED or (here.exists() and not any(any(here.glob(at)) for at in ("*train*", "*/*train*"))):
         return place, options
     split = _one_split(place, rest, options.split) or "train"
     files, published, label = _NAMED[name]
     options = replace(options, split=split, label=options.label or label)
-    roots = [Path(os.environ["PUMA_DATA"])] if os.environ.get("PUMA_DATA") else [Path(), Path("data")]
+    roots = [*([Path(os.environ["PUMA_DATA"])] if os.environ.get("PUMA_DATA") else []), Path(), Path("data")]
     for root in roots:
         for file in files:
             path = (root / file.format(split=split)).expanduser()
             if path.exists():
                 one_split = "{split}" in file or path.suffix == ".npz"
                 return str(path), replace(options, split=None) if one_split else options
-    searched = " and ".join(str(root.absolute()) for root in roots)
+    searched = ", ".join(str(root.absolute()) for root in roots)
     if published.endswith(".npz"):
         raise DataError(
             f"{name} is not on this machine: no {files[0]} in {searched}",
@@ -372,5 +373,5 @@ def _name_of(path: Path) -> str:
     match = _OF.match(path.stem) or _PART.match(path.stem)
     stem = re.sub(r"[-_.]*(part|shard|chunk)?[-_.]*$", "", match["stem"], flags=re.IGNORECASE) if match else path.stem
     folder = path.absolute().parent
-    folder = folder.parent if folder.name == "data" else folder
+    folder = folder.parent if folder.name in ("data", "plain_text") else folder
     return f"{folder.name}-{stem}" if stem in _SPLITS else stem or path.stem
