@@ -5,7 +5,9 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY src src
-RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" torch && pip install --no-cache-dir .
+# torch in the version of constraints.txt from its own index, everything else in those versions from PyPI
+RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)" \
+    && pip install --no-cache-dir --constraint constraints.txt '.[hub]'
 WORKDIR /work
 ENTRYPOINT ["puma"]
 CMD ["demo", "--out", "/demo"]

@@ -263,6 +263,7 @@ def parse_json(text: str | bytes, name: Path | str) -> Any:
 
 
 _MOST_TOML, _MOST_DOTS = 1 << 18, 500
+_EXAMPLES = "`puma recipe show digits` prints a recipe to begin with, `puma study run --help` a study"
 
 
 def parse_toml(text: str, name: Path | str) -> dict[str, Any]:
@@ -275,7 +276,7 @@ def parse_toml(text: str, name: Path | str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{name} is not TOML", why=str(error)) from None
+        raise UsageError(f"{name} is not TOML", why=str(error), fix=_EXAMPLES) from None
     except RecursionError:
         raise UsageError(f"cannot read {name}", why="it is nested too deeply") from None
 
@@ -286,7 +287,7 @@ def read_toml(path: Path | str) -> dict[str, Any]:
         with Path(path).open("rb") as file:
             text = file.read(4 * _MOST_TOML).decode()
     except FileNotFoundError:
-        raise UsageError(f"{path} does not exist") from None
+        raise UsageError(f"{path} does not exist", fix=f"check the path; {_EXAMPLES}") from None
     except (UnicodeDecodeError, OSError) as error:
         raise UsageError(f"cannot read {path}", why=str(error)) from None
     return parse_toml(text, path)

@@ -249,13 +249,19 @@ class MarginTable:
         return f"<MarginTable {len(self):,} images, {self.norm}, {self.meta['mode']}: {'; '.join(parts)}>"
 
     def _repr_html_(self) -> str:
-        finite = self.margin[np.isfinite(self.margin)]
-        bars = np.histogram(finite, 40)[0] if len(finite) else np.zeros(0, int)
-        sparkline = "".join(" ▁▂▃▄▅▆▇█"[-(-8 * int(bar) // int(bars.max()))] for bar in bars)
-        span = f"<br><code>{finite.min():.3g} {sparkline} {finite.max():.3g}</code>" if len(finite) else ""
+        span = sparkline(self.margin[np.isfinite(self.margin)])
         shares = [(text, f"{count:,}", f"{count / len(self):.1%}") for text, count in self.counts().items()]
         rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in shares)
         return f"<div>{html.escape(repr(self)[1:-1])}{span}<table>{rows}</table></div>"
+
+
+def sparkline(values: NDArray[np.floating[Any]]) -> str:
+    """A histogram of finite values as a line of text between the lowest and the highest, for a notebook."""
+    if not len(values):
+        return ""
+    bars = np.histogram(values, 40)[0]
+    line = "".join(" ▁▂▃▄▅▆▇█"[-(-8 * int(bar) // int(bars.max()))] for bar in bars)
+    return f"<br><code>{values.min():.3g} {line} {values.max():.3g}</code>"
 
 
 def _incomplete(path: Path, total: int, first: int, rows: int) -> DataError:

@@ -8,6 +8,7 @@ pool, counts, and the warnings that were given.
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -208,6 +209,19 @@ class Plan:
         axes = plot_eps(self.eps[self.keep], self.threat.norm, ax)
         axes.set_title(f"{self.strategy}: {self.kept:,} of {len(self):,} images, mean eps {self.mean_eps:.3g}")
         return axes
+
+    def __repr__(self) -> str:
+        kept = f"{self.kept:,} of {len(self):,} images kept"
+        return f"<Plan {self.strategy}, {self.threat}: {kept}, mean eps {self.mean_eps:.4g}>"
+
+    def _repr_html_(self) -> str:
+        from puma.margins import sparkline
+
+        kept = self.meta.get("counts", {}).get("by_source", [])
+        rows = "".join(
+            f"<tr><td>{html.escape(s['name'])}</td><td>{s['kept']:,} of {s['rows']:,}</td></tr>" for s in kept
+        )
+        return f"<div>{html.escape(repr(self)[1:-1])}{sparkline(self.eps[self.keep])}<table>{rows}</table></div>"
 
     def to_pandas(self) -> pd.DataFrame:
         """The plan as a pandas frame with ``index, keep, eps``."""

@@ -55,7 +55,8 @@ class ThreatModel:
         except (TypeError, ValueError, OverflowError):
             eps = math.nan
         if not (math.isfinite(eps) and eps >= 0):
-            raise UsageError(f"eps {self.eps!r} is not a radius", why="it has to be finite and not negative")
+            why = "it has to be finite and not negative"
+            raise UsageError(f"eps {self.eps!r} is not a radius", why=why, fix='write a number or a fraction, "8/255"')
         if self.norm == "Linf" and eps > 1:
             raise UsageError(
                 f"eps {eps:g} in Linf is larger than the whole pixel range [0, 1]",

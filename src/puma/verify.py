@@ -79,7 +79,7 @@ def verify(folder: Path | str, *, progress: bool = False) -> Verification:
     """
     folder = Path(folder)
     if not folder.exists():
-        raise DataError(f"{folder} does not exist")
+        raise DataError(f"{folder} does not exist", fix="name the folder of a margin table, run or study, or one file")
     paths = [folder] if folder.is_file() else [p for p in sorted(folder.rglob("*")) if p.is_file()]
     paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
     result, artefacts = Verification(folder), dict[Path, Artefact]()

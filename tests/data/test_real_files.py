@@ -7,6 +7,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import time
 import tracemalloc
@@ -656,6 +658,27 @@ def test_a_name_that_the_hub_does_not_give(tmp_path: Path, monkeypatch: pytest.M
         load_dataset("cifar100:test?label=coarse_label")
     assert "no network" in caught.value.why
     assert "hf download uoft-cs/cifar100" in caught.value.fix
+
+
+def test_without_network_the_answer_comes_in_seconds_and_has_the_command(tmp_path: Path) -> None:
+    """In a process of its own: the hub's packages remember that they are offline."""
+    pytest.importorskip("datasets")
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}  # nothing answers there
+    proxies = {"PUMA_DATA", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"}
+    environment = {key: value for key, value in os.environ.items() if key not in proxies} | offline
+    began = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-m", "puma", "data", "show", "cifar10"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 3, result.stderr
+    assert time.monotonic() - began < 60  # 3 s on an idle machine; the hub's own retries take minutes
+    assert "cifar10 is not on this machine" in result.stderr
+    assert "hf download uoft-cs/cifar10 --repo-type dataset --local-dir cifar10" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_real_cifar10_by_name(cifar10_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,15 @@ def test_golden_plan_of_version_1() -> None:
     assert [source["name"] for source in plan.meta["pool"]["sources"]] == ["real", "made"]
 
 
+def test_a_plan_shows_itself_briefly() -> None:
+    plan = made()
+    assert repr(plan) == f"<Plan puma, Linf:0.08: 6 of 8 images kept, mean eps {plan.mean_eps:.4g}>"
+    page = plan._repr_html_()
+    assert "6 of 8 images" in page
+    assert any(bar in page for bar in "▁▂▃▄▅▆▇█")
+    assert len(page) < 1500
+
+
 def test_equal_plans_are_equal_bytes(tmp_path: Path, path: Path) -> None:
     assert made().write(tmp_path / "again.parquet").read_bytes() == path.read_bytes()
 

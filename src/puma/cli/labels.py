@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from puma.cli.options import Device, Quiet, Threads
-from puma.cli.output import echo
+from puma.cli.options import Device, DryRun, Quiet, Threads
+from puma.cli.output import duration, echo
 from puma.cli.plan import check_plan_path, read_tables
 from puma.cli.score import MarginModel, PartRows, Roles, Sources, Weights
 
@@ -27,6 +27,7 @@ def labels(
     part_rows: PartRows = 65_536,
     device: Device = "auto",
     threads: Threads = 0,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Estimate which labels of a pool are wrong: one forward pass, two columns beside the margins.
@@ -39,6 +40,7 @@ def labels(
     """
     import torch
 
+    from puma.evaluation import estimate_cost
     from puma.scoring.job import open_model, open_pool
     from puma.scoring.labels import score_labels
 
@@ -46,6 +48,10 @@ def labels(
         torch.set_num_threads(threads)
     pool = open_pool(tuple(sources), None if roles is None else tuple(roles.split(",")))
     network = open_model(model, None if weights is None else str(weights), device)
+    if dry_run:
+        seconds = estimate_cost(network, pool, attack="clean", batch_size=batch_size).seconds
+        echo(f"images   {len(pool):,}, one forward pass each\ntime     about {duration(seconds)}")
+        return
     if _trained_on(Path(model), pool):
         echo("note: this model was trained on these very labels and has memorized some wrong ones: fewer are flagged")
     table = score_labels(network, pool, out=out, batch_size=batch_size, part_rows=part_rows, progress=not quiet)

@@ -96,7 +96,9 @@ def check_plan_path(out: Path) -> None:
     from puma.io import prepare_folder
 
     if out.suffix != ".parquet":
-        raise UsageError(f"--out {out} does not end in .parquet", why="a plan is one Parquet file")
+        raise UsageError(
+            f"--out {out} does not end in .parquet", why="a plan is one Parquet file", fix="--out plan.parquet"
+        )
     prepare_folder(out.parent)
 
 

@@ -85,7 +85,7 @@ def check_labels(
         why = "labels are whole class numbers; nothing is cast silently"
         raise DataError(f"{where} is {labels.dtype}", why=why, fix="save labels.astype(np.int64)")
     if len(labels) != images:
-        raise DataError(f"{where}: {len(labels):,} labels for {images:,} images")
+        raise DataError(f"{where}: {len(labels):,} labels for {images:,} images", fix="save one label for each image")
     low, high = int(labels.min()), int(labels.max())
     limit = _TYPE_LIMIT if class_names is None else len(class_names) - 1
     if low < 0 or high > limit:

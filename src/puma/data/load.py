@@ -148,6 +148,10 @@ def _opened(place: str, options: Options) -> Source:
             raise UsageError(f"{place} names too much", fix="write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
         *config, split = [*more, options.split] if options.split else more or ["train"]
         return load_hub(name, config[0] if config else None, replace(options, split=split))
+    if not path.exists():
+        known = [*_NAMED, "digits", *(str(file) for file in path.parent.glob("*"))]
+        near = difflib.get_close_matches(kind.lower(), known, n=1) or difflib.get_close_matches(place, known, n=1)
+        raise DataError(f"{place} does not exist", fix=f"did you mean {near[0]!r}?" if near else _KINDS)
     if path.suffix == ".npz":
         from puma.data.npz import load_npz
 
@@ -156,9 +160,6 @@ def _opened(place: str, options: Options) -> Source:
         from puma.data.parquet import load_parquet
 
         return load_parquet(path, options)
-    if not path.exists():
-        near = difflib.get_close_matches(place.partition(":")[0].lower(), [*_NAMED, "digits"], n=1)
-        raise DataError(f"{place} does not exist", fix=f"did you mean {near[0]!r}?" if near else _KINDS)
     if is_archive(path):
         return load_archive(path, options)
     if path.is_dir():
@@ -219,7 +220,11 @@ def _absolute(place: str) -> str:
 
 
 def _cifar(count: int, config: str) -> tuple[str, ...]:
-    return (f"cifar{count}/{config}", f"cifar{count}", *(f"cifar-{count}-{kind}" for kind in ("python.tar.gz", "binary.tar.gz", "binary")))
+    return (
+        f"cifar{count}/{config}",
+        f"cifar{count}",
+        *(f"cifar-{count}-{kind}" for kind in ("python.tar.gz", "binary.tar.gz", "binary")),
+    )
 
 
 # where each may lie below $PUMA_DATA; its name on the hub, or the published file; its label column where it has two

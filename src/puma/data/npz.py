@@ -187,8 +187,6 @@ def _opened(path: Path) -> Iterator[list[_Member]]:
                 yield members
     except PumaError:
         raise
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
     except _DAMAGE as error:
         why = f"truncated or damaged: {error}"
         raise DataError(f"{path} is not a readable .npz file", why=why, fix="copy or download it again") from None

@@ -36,15 +36,14 @@ def load_parquet(path: Path, options: Options) -> Source:
             schema, metadata = file.schema_arrow, file.metadata
             image = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
             if image is None:
-                raise DataError(f"{path} has no column 'img'", why=f"it has: {', '.join(schema.names)}")
+                fix = "`puma show` says what it is; images are encoded files in a column img or image"
+                raise DataError(f"{path} has no column 'img'", why=f"it has: {', '.join(schema.names)}", fix=fix)
             class_names = _class_names(schema.metadata or {})
             whole = (field.name for field in schema if pa.types.is_integer(field.type) and "label" in field.name)
             label = chosen_label(schema.names, {*whole, *class_names}, options.label, str(path))
             _check_sizes(path, metadata)
             labels = file.read(columns=[label]).column(0).combine_chunks()
         files = _ColumnBytes(path, image, full)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
     except PumaError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:  # damaged text in the footer is a UnicodeDecodeError

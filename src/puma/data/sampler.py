@@ -118,7 +118,8 @@ def stratified_rows(labels: NDArray[np.int64], size: int, seed: int) -> NDArray[
     3
     """
     if not 1 <= size <= len(labels):
-        raise UsageError(f"a subset of {size:,} cannot be taken from {len(labels):,} images")
+        what = f"a subset of {size:,} cannot be taken from {len(labels):,} images"
+        raise UsageError(what, fix=f"choose 1 to {len(labels)}")
     counts = np.bincount(labels)
     exact = counts * (size / len(labels))
     quota = np.floor(exact).astype(np.int64)

@@ -66,7 +66,7 @@ def build_model(
     num_classes, in_channels, image_size, seed = map(index, (num_classes, in_channels, image_size, seed))
     found = re.fullmatch(r"(small-cnn)|(wrn)-(\d+)-(\d+)|(preactresnet)-(18|34)", name)
     if not found:
-        raise unknown("model", name, NAMES)
+        raise unknown("model", name, [*NAMES, "wrn-28-10", "wrn-34-10"])
     known = {"activation", "norm", "widths"} if found[1] else {"activation", "padding"}
     for option in options.keys() - known:
         raise unknown(f"option of {name}", option, known)

@@ -108,13 +108,16 @@ def read_safetensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[st
         return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
 
 
+_NO_MODEL = "`puma show PATH` says what a file or folder is; `puma train` makes runs and weights"
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
     try:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
-        raise ModelError(f"cannot read weights {path}", why=error.strerror or str(error)) from None
+        raise ModelError(f"cannot read weights {path}", why=error.strerror or str(error), fix=_NO_MODEL) from None
     # a safetensors file begins with the length of its header, which may be any bytes, and then "{"
     if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         fix = "convert it where you trust it: safetensors.torch.save_file(state_dict, 'weights.safetensors')"
@@ -124,7 +127,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
         with safe_open(path, framework="pt") as opened:
             yield opened, opened.metadata() or {}
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise ModelError(f"{path} is not a whole safetensors file", why=str(error)) from None
+        raise ModelError(f"{path} is not a whole safetensors file", why=str(error), fix=_NO_MODEL) from None
 
 
 def _meta(path: Path, header: Mapping[str, str], schema: str) -> dict[str, Any]:

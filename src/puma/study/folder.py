@@ -73,6 +73,9 @@ class StudyFolder:
             write_toml(folder.settings_file, spec.model_dump(exclude_none=True))
         return folder
 
+    def __repr__(self) -> str:
+        return f"<StudyFolder {self.spec.name}: {len(self.spec.runs())} runs, in {self.path}>"
+
     @classmethod
     def open(cls, path: Path | str) -> StudyFolder:
         """Open the study that lies in ``path``; `DataError` if there is none."""

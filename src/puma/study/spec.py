@@ -119,7 +119,8 @@ class StudySpec(_Settings):
             spec = cls.model_validate(values)
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-            raise UsageError(f"{origin} has unusable settings", why="; ".join(problems)) from None
+            fix = "`puma study run --help` has a complete example"
+            raise UsageError(f"{origin} has unusable settings", why="; ".join(problems), fix=fix) from None
         _ = spec.threat_model
         for run in spec.runs():
             rule = get_strategy(run.strategy)

@@ -58,6 +58,10 @@ class Run:
     metrics: list[dict[str, float]] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        place = f", in {self.folder}" if self.folder else ""
+        return f"<Run {self.meta.get('steps', 0):,} steps on {self.meta.get('trained_on', 0):,} images{place}>"
+
     @classmethod
     def read(cls, folder: Path | str, like: nn.Module | None = None) -> Run:
         """Read a finished run; ``like`` is a network of the same architecture, where PUMA did not build it.
