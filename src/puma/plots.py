@@ -156,7 +156,7 @@ def plot_margins(
                       textcoords="offset points", va="top", fontsize=7.5, color=MUTED)  # fmt: skip
     axes.set(xlabel=f"margin ({words}); higher is easier", ylabel="% of images")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right")
+    axes.legend(loc="best")
     return axes
 
 

@@ -6,6 +6,7 @@ torchrun or SLURM has started the processes, each takes its share by `worker_fro
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import signal
@@ -80,6 +81,10 @@ class Workers:
     retries: int = 3
     ranks: bool = False
     on_line: Callable[[int, str], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.ray is not None and importlib.util.find_spec("ray") is None:  # before anything is made
+            raise UsageError("Ray is not installed", fix='pip install "puma-robust[ray]"')
 
 
 def run_tasks(
@@ -372,10 +377,8 @@ def _ray_task(function: Callable[[Any], Any], item: Any, threads: int, folder: s
 
 @contextmanager
 def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Any]:
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("Ray is not installed", fix='pip install "puma-robust[ray]"') from None
+    import ray
+
     ours = not ray.is_initialized()
     address = None if workers.ray == "local" else workers.ray
     if ours:

@@ -66,7 +66,7 @@ SCORE = "score model digits?subset=60 --out OUT --quiet"
 TRAIN = "train --real digits --threat Linf:0.1 --model small-cnn --recipe digits --out OUT"
 TRY = f"{TRAIN} --dry-run"
 EVALUATE = "evaluate run --data digits:test?subset=40 --threat Linf:0.1 --attack clean --quiet"
-UNPACK = "data unpack plain.npz --out OUT/images.npz --quiet"
+LOOK = "data show plain.npz --quiet"
 
 # What was typed, the exit code, what the answer has to say (the fact, the cause if it is another, the remedy), and the
 # command that the remedy leads to, which has to work; after "pip install" and downloads there is none to run.
@@ -135,14 +135,14 @@ MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
     ("evaluate pickle.pt --data digits:test --threat Linf:0.1", 4, ("pickled", "any code", "safetensors"), EVALUATE),
     (f"{TRAIN} --plan plan.parquet", 3, ("180 rows, the pool 898", "plan this pool again"), PLAN),
     (f"{TRAIN} --plan margins", 3, ("not a plan", "directory", "puma show"), "show margins"),
-    (TRAIN.replace("digits ", "truncated.npz ", 1), 3, ("truncated.npz", "damaged", "download it again"), UNPACK),
-    (TRAIN.replace("digits ", "pickled.npz ", 1), 3, ("Python objects", "run code", "uint8 images"), UNPACK),
-    (TRAIN.replace("digits ", "floats.npz ", 1), 3, ("float64", "nothing is cast", "astype(np.uint8)"), UNPACK),
-    (TRAIN.replace("digits ", "short.npz ", 1), 3, ("19 labels for 20 images", "one label for each"), UNPACK),
-    (TRAIN.replace("digits ", "images.npy ", 1), 2, ("no known kind", "np.savez"), UNPACK),
-    (TRAIN.replace("digits ", "empty ", 1), 3, ("holds no images", "root/cat/1.png"), UNPACK),
-    ("data show run", 3, ("no column 'img'", "it has: index", "puma show"), "show run"),
-    ("data unpack digits", 2, ("its target has to be named", "--out images.npz"), UNPACK),
+    (TRAIN.replace("digits ", "truncated.npz ", 1), 3, ("truncated.npz", "damaged", "download it again"), LOOK),
+    (TRAIN.replace("digits ", "pickled.npz ", 1), 3, ("Python objects", "run code", "uint8 images"), LOOK),
+    (TRAIN.replace("digits ", "floats.npz ", 1), 3, ("float64", "nothing is cast", "astype(np.uint8)"), LOOK),
+    (TRAIN.replace("digits ", "short.npz ", 1), 3, ("19 labels for 20 images", "one label for each"), LOOK),
+    (TRAIN.replace("digits ", "images.npy ", 1), 2, ("no known kind", "np.savez"), LOOK),
+    (TRAIN.replace("digits ", "empty ", 1), 3, ("holds no images", "root/cat/1.png"), LOOK),
+    ("data show margins", 3, ("no column 'img'", "it has: index", "puma show"), "show margins"),
+    ("data unpack digits", 2, ("has to be named", "--out images.npz"), "data unpack digits --out OUT/x.npz --quiet"),
     ("generate --count 9 --out OUT/x.npz", 2, ("nothing to sample from", "puma generate digits"),
      "generate digits --count 9 --out OUT/x.npz --dry-run"),
     ("report margins", 3, ("neither a study nor a run", "metrics.csv", "puma study status"), "report run"),

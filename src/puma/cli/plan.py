@@ -96,9 +96,8 @@ def check_plan_path(out: Path) -> None:
     from puma.io import prepare_folder
 
     if out.suffix != ".parquet":
-        raise UsageError(
-            f"--out {out} does not end in .parquet", why="a plan is one Parquet file", fix="--out plan.parquet"
-        )
+        fix = f"--out {out.with_suffix('.parquet')}"
+        raise UsageError(f"--out {out} does not end in .parquet", why="a plan is one Parquet file", fix=fix)
     prepare_folder(out.parent)
 
 

@@ -80,6 +80,7 @@ def run(
     if (engine == "ray") + (jobs > 1) + (num_workers > 1) > 1:
         what = "--engine ray, --jobs and --num-workers are three ways to share a study"
         raise UsageError(what, fix="choose one of them")
+    ray = Workers(ray=address or "local", cpus=num_cpus, gpus=num_gpus) if engine == "ray" else None
     budget = Budget.of(parse_time(time_budget) if time_budget else None)
     if study.is_dir():
         if only is not None:
@@ -100,8 +101,7 @@ def run(
     if join or num_workers > 1:
         done = work(folder, worker=worker, num_workers=num_workers, budget=budget, show=not quiet)
     else:
-        ray = Workers(ray=address or "local", cpus=num_cpus, gpus=num_gpus)
-        done = run_study(folder, ray if engine == "ray" else Workers(jobs, gpus=1), budget=budget, show=not quiet)
+        done = run_study(folder, ray or Workers(jobs, gpus=1), budget=budget, show=not quiet)
     if not done or (worker == 0 and not join):
         conclude(folder, done)
 

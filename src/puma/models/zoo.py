@@ -122,7 +122,8 @@ def _load_hub(name: str, weights: str | Path | None) -> nn.Module:
     try:
         return load_model(hub.hf_hub_download(name, "model.safetensors") if weights is None else weights)
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors and ValueErrors
-        raise ModelError(f"cannot load hf:{name}", why=_first_line(error)) from None
+        fix = f"check the name; where there is a network: hf download {name}"
+        raise ModelError(f"cannot load hf:{name}", why=_first_line(error), fix=fix) from None
 
 
 def _package(name: str, requirement: str = "") -> Any:
