@@ -91,7 +91,7 @@ def integer(name: str, value: Any, *, low: int) -> int:
     """Check an integer (numpy's and torch's too) given by the user, or raise `UsageError`."""
     plain = value.item() if getattr(value, "shape", None) == () else value
     if not isinstance(plain, int) or isinstance(plain, bool) or plain < low:
-        raise UsageError(f"{name} = {value!r} is not an integer >= {low}", fix=f"choose a {name} in that range")
+        raise UsageError(f"{name} = {value!r} is not an integer >= {low}", fix=f"choose {name} in that range")
     return plain
 
 
@@ -105,7 +105,7 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, o
     real = type(plain) is not bool and isinstance(plain, (Real, Decimal)) and math.isfinite(plain)
     if not real or not (low < plain if open_low else low <= plain) or not plain <= high:
         limits = f"{'(' if open_low else '['}{low:g}, " + (f"{high:g}]" if math.isfinite(high) else "inf)")
-        raise UsageError(f"{name} = {value!r} is not a number in {limits}", fix=f"choose a {name} in that range")
+        raise UsageError(f"{name} = {value!r} is not a number in {limits}", fix=f"choose {name} in that range")
     return float(plain)
 
 

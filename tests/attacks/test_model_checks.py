@@ -84,6 +84,10 @@ def noise(f: Tensor) -> Tensor:
         (lambda f: f[:, :, None], "returns shape"),
         (lambda f: f.flatten(), "returns shape"),
         (lambda f: f[:1], "returns shape"),
+        (lambda f: torch.complex(f, f), r"complex64, torch\.strided"),
+        (lambda f: f.to_sparse(), r"float32, torch\.sparse_coo"),
+        (lambda f: f.long(), r"int64, torch\.strided"),
+        (lambda f: f > 0, r"bool, torch\.strided"),
         (lambda f: f[:, 0], "puma.TwoLogits"),
         (noise, "its answer .*changes from call to call"),
         (lambda f: F.dropout(f), "its answer .*changes from call to call"),
@@ -267,6 +271,11 @@ BAD: list[tuple[Callable[[Tensor, Tensor], tuple[Any, Any]], str]] = [
     (lambda x, y: (x - 1e-3, y), "images reach from"),
     (lambda x, y: (x * torch.nan, y), "images reach from nan to nan"),
     (lambda x, y: (x[0, 0, 0], y), "images are torch.float32"),
+    (lambda x, y: (x.to_sparse(), y), r"images are torch.float32 .*torch\.sparse_coo"),
+    (lambda x, y: (None, y), "images or labels are no array of numbers"),
+    (lambda x, y: (x, None), "images or labels are no array of numbers"),
+    (lambda x, y: (x, np.array([None] * 9)), "images or labels are no array of numbers"),
+    (lambda x, y: (x, np.array(list("abcdefghi"))), "images or labels are no array of numbers"),
 ]
 
 

@@ -132,10 +132,10 @@ def as_batch(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = (torch.as_tensor(value).detach() for value in (images, labels))
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError("images or labels are no array of numbers", why=str(error).splitlines()[0][:200]) from None
-    if not images.is_floating_point() or images.ndim < 2:
+    if not images.is_floating_point() or images.ndim < 2 or images.layout is not torch.strided:
         raise DataError(
-            f"images are {images.dtype} {list(images.shape)}",
-            why="float [B, ...] in [0, 1] is needed, a batch of images",
+            f"images are {images.dtype} {list(images.shape)}, {images.layout}",
+            why="a dense float [B, ...] in [0, 1] is needed, a batch of images",
             fix="images.float() / 255 for pixels of 0 to 255, images[None] for a single image",
         )
     if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():

@@ -248,9 +248,12 @@ def image_eps(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) -
     Raises:
         UsageError: negative, not finite, or of another length than the batch.
     """
-    if eps is not None and not hasattr(eps, "__len__"):
+    if eps is not None and (isinstance(eps, str) or not hasattr(eps, "__len__")):
         eps = number("eps", eps)
-    values = torch.as_tensor(threat.eps if eps is None else eps, dtype=images.dtype, device=images.device)
+    try:
+        values = torch.as_tensor(threat.eps if eps is None else eps, dtype=images.dtype, device=images.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError("eps is no number and no array of numbers", why=str(error).splitlines()[0][:200]) from None
     if values.ndim == 0:
         values = values.expand(len(images))
     if values.shape != (len(images),):

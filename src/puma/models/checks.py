@@ -69,7 +69,7 @@ def as_logits(output: object, count: int) -> Tensor:
     got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
     fix = "wrap it so that forward returns its logits"
     if isinstance(logits, Tensor):
-        if logits.layout is not torch.strided or logits.is_complex():
+        if logits.layout is not torch.strided or not logits.is_floating_point():
             got += f" ({logits.dtype}, {logits.layout})"
         elif logits.ndim == 2 and len(logits) == count:
             return logits
