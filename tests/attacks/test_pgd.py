@@ -182,7 +182,7 @@ def test_l2_start_is_uniform_in_the_ball():
         ({"eps": -0.1}, UsageError, "eps = -0.1 is not a number in"),
         ({"eps": float("nan")}, UsageError, "eps = nan is not a number in"),
         ({"eps": torch.full((6,), -0.1)}, UsageError, "negative or not finite"),
-        ({"eps": "0.1"}, UsageError, "eps = '0.1' is not a number"),
+        ({"eps": "0.1"}, UsageError, "eps is no number and no array of numbers"),
         ({"eps": ["a"] * 6}, UsageError, "eps is no number and no array of numbers"),
         ({"eps": torch.ones(5)}, UsageError, "eps has shape"),
         ({"loss": "cr"}, UsageError, "unknown loss"),

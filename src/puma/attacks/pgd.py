@@ -248,7 +248,7 @@ def image_eps(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) -
     Raises:
         UsageError: negative, not finite, or of another length than the batch.
     """
-    if eps is not None and (isinstance(eps, str) or not hasattr(eps, "__len__")):
+    if eps is not None and not hasattr(eps, "__len__"):
         eps = number("eps", eps)
     try:
         values = torch.as_tensor(threat.eps if eps is None else eps, dtype=images.dtype, device=images.device)
