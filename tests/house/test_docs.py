@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from puma.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,10 +28,36 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
 
 
 def test_the_readme_links_to_files_that_exist() -> None:
-    import re
-
     text = (ROOT / "README.md").read_text()
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert len(links) > 10
     assert [link for link in links if not (ROOT / link).exists()] == []
     assert len(text.splitlines()) <= 120
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every `puma` command in the shell blocks of a page, continued lines joined, comments cut off."""
+    parts = re.split(r"^```(.*)$", text, flags=re.MULTILINE)  # prose, kind, block, "", prose, kind, ...
+    blocks = [block for kind, block in zip(parts[1::4], parts[2::4], strict=True) if kind in ("", "sh", "bash")]
+    lines = re.findall(r"(?:^|[;&] |-m |srun )puma (.+)", "\n".join(blocks).replace("\\\n", " "), re.MULTILINE)
+    return [re.split(r"\s#|&&|;", line)[0].split() for line in lines]
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+)
+def test_the_commands_of_the_pages_exist_with_their_options(page: str) -> None:
+    for words in commands((ROOT / page).read_text()):
+        command: Any = typer.main.get_command(app)
+        rest = list(words)
+        while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+            assert rest[0] in command.commands, (page, words)
+            command = command.commands[rest.pop(0)]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        options = {word.partition("=")[0] for word in rest if word.startswith("--")}
+        assert options <= known | {"--help", "--version"}, (page, words)
+
+
+def test_there_are_commands_in_the_pages() -> None:
+    assert len(commands((ROOT / "README.md").read_text())) >= 5
+    assert len(commands((ROOT / "docs" / "cifar10.md").read_text())) >= 15
