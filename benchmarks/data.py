@@ -40,8 +40,7 @@ import numpy as np
 import psutil
 
 from puma.data.load import load_dataset
-from puma.data.pool import Pool
-from puma.data.sampler import BatchSampler
+from puma.data.pool import BatchSampler, Pool
 from puma.data.source import Source
 
 TARGETS = {"sequential, third pass": 1_000_000, "random batches of 1,024": 100_000, "single pool[i]": 20_000}

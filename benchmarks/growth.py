@@ -41,8 +41,7 @@ from training import THREAT, Ours, PlainLoop, _norm, _recipe, peak, random_pool,
 
 import puma
 from puma.data.npz import save_source
-from puma.data.pool import read_batch
-from puma.data.sampler import BatchSampler
+from puma.data.pool import BatchSampler, read_batch
 from puma.scoring.score import ScoringSettings
 
 HERE = Path(__file__).parent

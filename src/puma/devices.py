@@ -1,7 +1,4 @@
-"""Which device computes, and the place of this process among those that train one network together.
-
-torch is imported where it is used. How work is handed out to several processes: `puma.tasks`.
-"""
+"""Which device computes, and the place of this process among those that train one network together."""
 
 from __future__ import annotations
 
@@ -24,10 +21,9 @@ VISIBLE_GPUS, PROCESSES_PER_GPU = "CUDA_VISIBLE_DEVICES", "PUMA_PROCESSES_PER_GP
 
 
 def resolve_device(name: str = "auto", local: int = 0) -> torch.device:
-    """The device called ``name``: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; ``"auto"`` takes a GPU if there is one.
+    """The device called ``name`` (else `UsageError`); ``"auto"`` takes a GPU if there is one.
 
-    ``local`` is the number of this process on its machine: the GPU that ``"auto"`` and ``"cuda"`` take. `UsageError` if
-    there is no such device.
+    ``local``, the number of this process on its machine, chooses the GPU of ``"auto"`` and ``"cuda"``.
     """
     import torch
 
@@ -98,9 +94,7 @@ class Devices:
     """This process's place (``rank`` of ``world_size``) among those that train one network, and its ``device``.
 
     Only this class knows Lightning Fabric. The network that is attacked is the bare module: an attack through the
-    wrapper would broadcast buffers at every step. Only the forward pass that is differentiated for the optimiser goes
-    through the wrapper, in one call for both batches. ``precision`` is ``"float32"``, or ``"bf16"`` for autocast; of
-    several processes of a machine each takes a GPU of its own. `UsageError` for a device that is not there.
+    wrapper would broadcast buffers at every step. ``precision`` is ``"float32"`` or ``"bf16"`` (autocast).
     """
 
     def __init__(self, precision: str = "float32", device: str = "auto") -> None:
@@ -125,13 +119,9 @@ class Devices:
             self._fabric.launch()
             atexit.register(_leave_process_group)
         self.rank: int = self._fabric.global_rank
+        self.is_rank_zero = self.rank == 0  # it alone writes files
         self.world_size: int = self._fabric.world_size
         self.device: torch.device = self._fabric.device
-
-    @property
-    def is_rank_zero(self) -> bool:
-        """True in the one process that writes files."""
-        return self.rank == 0
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Wrap a network that is on `device` already, and its optimiser."""
@@ -155,9 +145,7 @@ class Devices:
 
     def all_reduce(self, value: Tensor) -> Tensor:
         """Sum over the processes."""
-        if self.world_size == 1:
-            return value
-        return cast("Tensor", self._fabric.all_reduce(value, reduce_op="sum"))
+        return value if self.world_size == 1 else cast("Tensor", self._fabric.all_reduce(value, reduce_op="sum"))
 
     def any(self, flag: bool) -> bool:
         """True if it is true in any process."""

@@ -1,8 +1,4 @@
-"""Errors a user can mend: what is wrong, why, and what to do, with the exit code of the command line.
-
-Every check of user input raises one of these before any compute starts. Anything else that reaches the command
-line is a bug of ours and keeps its traceback.
-"""
+"""Errors a user can mend: what is wrong, why, and what to do. Anything else is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -110,10 +106,7 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, o
 
 
 def printable(text: object) -> str:
-    """``text`` for a terminal: control, bidirectional and other invisible characters become visible escapes.
-
-    Names of classes, files and studies come from strangers; an escape sequence in one would command the terminal. Line
-    ends and tabs stay.
+    """``text`` for a terminal: control, bidirectional and other invisible characters but line ends become escapes.
 
     >>> printable("a\\x1b[31m\\u202eb")
     'a\\\\x1b[31m\\\\u202eb'

@@ -1,8 +1,4 @@
-"""Share a model: a folder for the Hugging Face Hub or for a RobustBench submission, made offline.
-
-The Hub folder holds PUMA's own weights file, the RobustBench folder a state dict with the keys of RobustBench's
-classes. Neither repeats a network's source; both are read back and compared before they get their name.
-"""
+"""Share a model: a folder for the Hugging Face Hub or for a RobustBench submission, made offline and read back."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from torch import nn
 
 from puma.errors import CheckError, DataError, ModelError, UsageError
 from puma.evaluation import Evaluation
-from puma.io import atomic_folder, read_json, write_bytes, write_json, write_text
+from puma.io import atomic_path, read_json, write_bytes, write_json, write_text
 from puma.models.weights import load_model, save_model, weights_sha256
 from puma.models.zoo import from_robustbench, to_robustbench
 from puma.threat import format_eps
@@ -30,10 +26,9 @@ _FACTS = ("threat", "recipe.objective", "recipe.steps", "recipe.batch_size", "re
 
 @dataclass(frozen=True)
 class Paper:
-    """What only the author knows; RobustBench's fields of the same names.
+    """What only the author knows; RobustBench's fields of the same names (title, comma-separated authors, ...).
 
-    ``name`` is the title of the paper or model, ``authors`` are comma-separated, ``additional_data`` are real images
-    beyond the data set's own, ``licence`` is an SPDX name.
+    ``additional_data``: real images beyond the data set's own; ``licence``: an SPDX name.
     """
 
     name: str
@@ -63,18 +58,14 @@ def export_hub(
     """Write ``model.safetensors``, ``config.json`` and the model card ``README.md``; upload with ``hf upload``.
 
     Args:
-        model: of `puma.build_model`.
-        out: folder to make.
+        model: of `puma.build_model` (else `ModelError`).
+        out: folder to make; `StorageError` if it is not empty or cannot be written.
         paper: authors, licence and so on.
         dataset: what it was trained for, such as ``"cifar10"``.
-        evaluation: of these weights; None claims nothing.
+        evaluation: of these weights (else `DataError`); None claims nothing.
         run: folder of its training, for the card.
 
-    Raises:
-        UsageError, ModelError: huggingface_hub is not installed; not a network of PUMA.
-        DataError: the evaluation is of other weights.
-        StorageError: ``out`` is not empty or cannot be written.
-        CheckError: the folder, read back, gives other logits.
+    `UsageError` without huggingface_hub, `CheckError` where the folder, read back, gives other logits.
     """
     try:
         from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -108,7 +99,7 @@ from huggingface_hub import hf_hub_download
 
 model = puma.load_model(hf_hub_download("OWNER/NAME", "model.safetensors"))  # eval mode
 ```"""
-    with atomic_folder(out) as folder:
+    with atomic_path(out, folder=True) as folder:
         save_model(model, folder / "model.safetensors")
         names = list(getattr(model, "class_names", None) or ())
         write_json(folder / "config.json", {**config, "class_names": names, "library": "puma-robust"})
@@ -128,22 +119,16 @@ def export_robustbench(
     dataset: str = "cifar10",
     run: Path | str | None = None,
 ) -> Path:
-    """Write the files that RobustBench's "New Model" issue asks for, and return the folder.
+    """Write the files that RobustBench's "New Model" issue asks for; arguments and errors as of `export_hub`.
 
-    It holds ``NAME.pt`` (tensors only, RobustBench's keys), ``model_info/DATASET/NORM/NAME.json``, and ``README.md``
+    They are ``NAME.pt`` (tensors only, RobustBench's keys), ``model_info/DATASET/NORM/NAME.json``, and ``README.md``
     with the entry for its model zoo.
 
     Args:
         model: a WRN or PreActResNet of `puma.build_model` for 32 pixels.
-        out, paper, run: as for `export_hub`.
         name: the model's id, by custom ``<Author><Year><FirstWord>_<architecture>``.
         evaluation: AutoAttack standard on the whole test set, of these weights.
         dataset: RobustBench's name of the data set.
-
-    Raises:
-        UsageError, ModelError: a name that cannot be a file's; RobustBench has no class for the network.
-        DataError: the evaluation is of a subset, of a weaker attack, or of other weights.
-        StorageError, CheckError: as for `export_hub`.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
         raise UsageError(f"{name!r} cannot be a model's id", fix="letters, digits, - and _: Wang2023Better_WRN-28-10")
@@ -160,7 +145,7 @@ def export_robustbench(
 ```python
 ("{name}", {{"model": lambda: {theirs.architecture}({arguments}), "gdrive_id": "..."}}),
 ```"""
-    with atomic_folder(out) as folder:
+    with atomic_path(out, folder=True) as folder:
         write_bytes(folder / f"{name}.pt", buffer.getvalue())
         target = folder / "model_info" / dataset / evaluation.threat.norm / f"{name}.json"
         write_json(target, info)

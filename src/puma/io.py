@@ -1,8 +1,7 @@
 """Files: atomic writes, locks, checksums, resumable shards, and the check that a folder was made with these settings.
 
-A writer writes to a dot-named temporary file beside its target, flushes it to the disk and renames it. A reader never
-sees half a file; a process killed at any moment leaves at most a dot file behind, which readers of folders ignore and
-the next process that writes into that folder removes.
+A writer writes a dot-named temporary file beside its target, flushes it to the disk and renames it. A process killed at
+any moment leaves at most that dot file, which readers ignore and the next process that writes there removes.
 """
 
 from __future__ import annotations
@@ -39,7 +38,8 @@ _NO_LOCKS = _errors("ENOLCK ENOSYS ENOTSUP EOPNOTSUPP")
 _NO_FSYNC = _errors("EINVAL ENOSYS ENOTSUP EOPNOTSUPP EROFS")
 _NOT_STORAGE = (BlockingIOError, ChildProcessError, ConnectionError, InterruptedError, ProcessLookupError, TimeoutError)
 _LEFTOVER, _STALE_S = re.compile(r"\..+\.([0-9a-f]{6})-(\d+)-[0-9a-f]+\.tmp"), 24 * 3600
-_NEW, _NOFOLLOW = os.O_WRONLY | os.O_CREAT | os.O_EXCL, getattr(os, "O_NOFOLLOW", 0)
+_MOST_TOML, _MOST_DOTS = 1 << 18, 500
+_EXAMPLES = "`puma recipe show digits` prints a recipe to begin with, `puma study run --help` a study"
 
 
 def _host() -> str:
@@ -57,69 +57,40 @@ _swept: set[tuple[int, str]] = set()
 
 
 @contextmanager
-def atomic_path(target: Path | str) -> Iterator[Path]:
+def atomic_path(target: Path | str, *, folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; on success flush it to disk and rename it to ``target``.
 
-    Nothing is left at either name if the body raises. Links are never written through: the temporary file is created
-    anew, and a link at ``target`` is replaced. `StorageError` where the disk is full or the folder cannot be written.
+    Nothing is left at either name if the body raises. A link at ``target`` is replaced, never written through; with
+    ``folder`` an empty folder is replaced, never one that holds something. `StorageError` where it cannot be written.
     """
     target = Path(target)
     temporary = temporary_path(target)
     with storage_errors(target):
         try:
+            if folder and target.is_dir() and any(target.iterdir()):
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
             target.parent.mkdir(parents=True, exist_ok=True)
             _sweep(target.parent)
-            os.close(os.open(temporary, _NEW, 0o666))
+            temporary.mkdir() if folder else _create(temporary)
             yield temporary
-            _fsync(temporary)
+            if not folder:
+                _fsync(temporary)
             temporary.replace(target)
             _fsync(target.parent)
         finally:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(target: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder beside ``target``; on success it becomes ``target``, which must be empty or absent.
-
-    Nothing is left at either name if the body raises. `StorageError` if ``target`` holds something, even meanwhile.
-    """
-    target = Path(target)
-
-    def check_empty() -> None:
-        if target.is_dir() and any(target.iterdir()):
-            raise StorageError(f"{target} is not empty", why="nothing is mixed with it", fix="choose another --out")
-
-    check_empty()
-    prepare_folder(target.parent)
-    temporary = temporary_path(target)
-    with storage_errors(target):
-        try:
-            temporary.mkdir()
-            yield temporary
-            try:
-                temporary.rename(target)  # replaces an empty folder, never one that holds something
-            except OSError:
-                check_empty()
-                raise
-            _fsync(target.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                shutil.rmtree(temporary) if folder else temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def storage_errors(target: Path | str) -> Iterator[None]:
-    """Turn the operating system's errors about ``target`` into a `StorageError` that says what to do.
-
-    Errors that name a file elsewhere, such as one that is read while ``target`` is written, pass through.
-    """
+    """Turn the system's errors about ``target`` into a `StorageError`; those that name a file elsewhere pass."""
     try:
         yield
     except OSError as error:
         if error.errno is None or isinstance(error, (StorageError, *_NOT_STORAGE)) or _elsewhere(error, target):
             raise
-        what, why = f"cannot write {target}", str(error)
+        what, why = f"{target} is not empty" if error.errno == errno.ENOTEMPTY else f"cannot write {target}", str(error)
         fix = "check the disk or the mount and run the same command again; everything written before is kept"
         if error.errno in _FULL:
             what, why = f"no space left for {target}", "the disk or the quota is full; what was written before is kept"
@@ -138,22 +109,25 @@ def _elsewhere(error: OSError, target: Path | str) -> bool:
 
 def prepare_folder(folder: Path | str) -> Path:
     """Create ``folder``, prove that it can be written (else `StorageError`), and remove what killed processes left."""
-    folder = Path(folder)
+    probe = temporary_path(Path(folder) / "probe")
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
-        probe = temporary_path(folder / "probe")
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(probe.parent)
         try:
-            with os.fdopen(os.open(probe, _NEW, 0o666), "wb") as file:
-                file.write(b"x")
+            _create(probe, b"x")
         finally:
             probe.unlink(missing_ok=True)
-    return folder
+    return probe.parent
 
 
 def temporary_path(target: Path) -> Path:
     """A name beside ``target`` that goes at the next start where this process is killed."""
     return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(3)}.tmp")
+
+
+def _create(path: Path, data: bytes = b"") -> None:
+    with path.open("xb") as file:  # exclusively: no file and no link is written through
+        file.write(data)
 
 
 def _fsync(path: Path) -> None:
@@ -202,10 +176,7 @@ def write_text(target: Path | str, text: str) -> None:
 
 
 def write_json(target: Path | str, value: Any, *, checksum: bool = False) -> None:
-    """Write ``value`` to ``target`` atomically, as indented JSON with NaN refused.
-
-    With ``checksum`` the object ``value`` gets ``"checksum"``: `read_json` refuses the file if a bit has changed.
-    """
+    """Write indented JSON, NaN refused; ``checksum`` adds one to an object, which `read_json` compares."""
     if checksum:
         plain = json.loads(json.dumps(value, allow_nan=False))
         value = {**plain, "checksum": f"sha256:{fingerprint(plain)}"}
@@ -214,30 +185,21 @@ def write_json(target: Path | str, value: Any, *, checksum: bool = False) -> Non
 
 def write_toml(target: Path | str, value: Mapping[str, Any]) -> None:
     """Write ``value`` to ``target`` atomically, as TOML; keys whose value is None are left out."""
-    write_text(target, toml_text(value))
-
-
-def toml_text(value: Mapping[str, Any]) -> str:
-    """``value`` as TOML; keys whose value is None are left out."""
     import tomli_w
 
-    return tomli_w.dumps(_without_none(value))
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(inner) for key, inner in value.items() if inner is not None}
+        return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _without_none(inner) for key, inner in value.items() if inner is not None}
-    return [_without_none(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+    write_text(target, tomli_w.dumps(plain(value)))
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file; a checksum that `write_json` added is verified and left out.
-
-    `DataError` if it is missing, is not JSON, is nested too deeply, or does not match its checksum.
-    """
+    """Read a JSON file; `DataError` if it is missing, no JSON, nested too deeply, or does not match its checksum."""
     try:
         value = parse_json(Path(path).read_text(), path)
     except FileNotFoundError:
@@ -262,10 +224,6 @@ def parse_json(text: str | bytes, name: Path | str) -> Any:
         raise DataError(f"cannot read {name}", why=why) from None
 
 
-_MOST_TOML, _MOST_DOTS = 1 << 18, 500
-_EXAMPLES = "`puma recipe show digits` prints a recipe to begin with, `puma study run --help` a study"
-
-
 def parse_toml(text: str, name: Path | str) -> dict[str, Any]:
     """Parse TOML; `UsageError`, naming it ``name``, if it is not TOML, or larger or deeper than settings can be."""
     if len(text) > _MOST_TOML:
@@ -285,12 +243,34 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     """Read a TOML file; `UsageError` if it is missing, cannot be read, or is no settings (`parse_toml`)."""
     try:
         with Path(path).open("rb") as file:
-            text = file.read(4 * _MOST_TOML).decode()
+            return parse_toml(file.read(4 * _MOST_TOML).decode(), path)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist", fix=f"check the path; {_EXAMPLES}") from None
     except (UnicodeDecodeError, OSError) as error:
         raise UsageError(f"cannot read {path}", why=str(error)) from None
-    return parse_toml(text, path)
+
+
+def read_footer(path: Path | str, schema: str, kind: str, fix: str) -> tuple[dict[str, Any], Any, int]:
+    """Metadata (without ``schema``), columns and number of rows of ``kind``, a Parquet file, from its footer alone.
+
+    `DataError` if it is missing, something else, or of another version of ``schema``; ``fix`` makes a new one.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        footer = pq.read_metadata(path)
+        columns = footer.schema.to_arrow_schema()
+        meta = dict(json.loads((columns.metadata or {})[b"puma"]))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", fix=fix) from None
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is not {kind}", why=str(error), fix="`puma show` says what a file is") from None
+    if (version := meta.pop("schema", None)) != schema:
+        same = str(version).partition("/")[0] == schema.partition("/")[0]
+        what = f"{kind} of another schema version" if same else f"not {kind}"
+        raise DataError(f"{path} is {what} ({version!r})", why=f"this version reads {schema!r}", fix=fix)
+    return meta, columns, footer.num_rows
 
 
 def sha256_file(path: Path | str) -> str:
@@ -310,10 +290,9 @@ def fingerprint(value: Any) -> str:
 
 @contextmanager
 def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
-    """Hold ``folder`` for this process; `BusyError` names the pid and host of another that holds it.
+    """Hold ``folder`` for this process, by a lock that ends with it; `BusyError` names another process that holds it.
 
-    The operating system holds the lock, so that it vanishes with its owner whatever kills it; the file's text is only
-    for messages. A lock file that is a link is refused, and so are file systems without locks (`StorageError`).
+    `StorageError` for a lock file that is a link, and on file systems without locks.
     """
     import filelock
 
@@ -330,7 +309,8 @@ def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
                 raise
             what, fix = f"{folder} is on a file system without locks", "choose an output folder on another file system"
             raise StorageError(what, why=str(error), fix=fix) from error
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_TRUNC | _NOFOLLOW), "w") as file:
+        flags = os.O_WRONLY | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        with os.fdopen(os.open(path, flags), "w") as file:
             file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
     try:
         yield
@@ -359,9 +339,7 @@ def lock_holder(folder: Path | str, name: str = ".lock") -> str | None:
 
 
 def _lock_text(path: Path) -> str:
-    with suppress(OSError, UnicodeDecodeError):
-        return path.read_text()[:200].strip()
-    return ""
+    return path.read_bytes()[:200].decode(errors="replace").strip() if path.is_file() else ""
 
 
 # --- settings of a folder ------------------------------------------------------------------------------------------
@@ -379,12 +357,12 @@ def settings_diff(there: Any, now: Any, name: str = "") -> list[str]:
         return [line for found in lines for line in found]
     if isinstance(there, (list, tuple)) and isinstance(now, (list, tuple)):
         there, now = list(there), list(now)
-    return [] if there == now else [f"{name}: {_shown(there)} there, {_shown(now)} now"]
-
-
-def _shown(value: Any) -> str:
-    text = "none" if value is None else repr(value)
-    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", text)  # of a SHA-256, enough to tell two apart
+    if there == now:
+        return []
+    texts = ["none" if value is None else repr(value) for value in (there, now)]
+    # of a SHA-256, enough to tell two apart
+    shown = [re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1...", text) for text in texts]
+    return [f"{name}: {shown[0]} there, {shown[1]} now"]
 
 
 def require_same_settings(path: Path | str, there: Any, now: Any, *, fix: str = "") -> None:
@@ -402,19 +380,14 @@ def claim_folder(
     record: str = "settings.json",
     schema: str = "",
 ) -> list[str]:
-    """Record in ``folder`` what its content is made with, or make sure that it was made with the same.
+    """Record in ``folder`` (made if need be) what its content is made with, or make sure that it was made with that.
 
     Args:
-        folder: made if need be.
-        settings: JSON of everything that decides the content.
-        environment: JSON of what may change its last bits: libraries, machine, threads. Recorded once; where it differs
-            later, a warning is logged and the differences are returned.
-        record: name of the file; it holds ``schema``, ``settings`` and ``environment``.
+        folder, record: where the record lies; it holds ``schema``, ``settings`` and ``environment``.
+        settings: JSON of everything that decides the content; `ResumeError` names those that differ.
+        environment: JSON of what may change its last bits: libraries, machine, threads. Where it differs, a warning is
+            logged and the differences are returned.
         schema: name and version of what the folder holds.
-
-    Raises:
-        ResumeError: the folder was made with other settings, or holds another kind of thing; both values are named.
-        DataError, StorageError: the record is damaged; the folder cannot be written.
     """
     path = prepare_folder(folder) / record
     if not path.exists():
@@ -456,23 +429,15 @@ def spans(total: int, size: int) -> list[range]:
 class Shards:
     """A result that is made in shards, files of one folder; each is whole or absent, so that any process can go on.
 
-    Every shard has its SHA-256 in a dot file beside it, written before the shard appears. A damaged shard counts as not
-    finished and is made again. Shards are named by a number (``part-000003.parquet``) or by a text (``alpha-5.json``).
+    Every shard has its SHA-256 in a dot file beside it, written before the shard appears; a damaged one is made again.
+    Shards are named by a number (``part-000003.parquet``) or by a text (``alpha-5.json``).
 
     Args:
-        folder: where the shards lie.
-        settings, environment, record, schema: as for `claim_folder`.
+        folder, settings, record, claim: as for `claim_folder`.
         suffix: ending of the files.
         check: whether a shard without a recorded checksum (a folder copied without its dot files) is whole and of these
             settings. Without it such shards are made again.
         write: False only looks at what is there, and changes nothing.
-
-    >>> import tempfile
-    >>> shards = Shards(tempfile.mkdtemp(), {"seed": 0}, suffix=".txt")
-    >>> with shards.held(), shards.writing(0) as temporary:
-    ...     _ = temporary.write_text("some rows")
-    >>> shards.missing(range(2))
-    [1]
     """
 
     def __init__(
@@ -481,15 +446,14 @@ class Shards:
         settings: Mapping[str, Any],
         *,
         suffix: str = ".parquet",
-        environment: Mapping[str, Any] | None = None,
-        record: str = "settings.json",
-        schema: str = "",
         check: Callable[[Path], bool] | None = None,
         write: bool = True,
+        record: str = "settings.json",
+        **claim: Any,
     ) -> None:
         self.folder, self.suffix, self._check = Path(folder), suffix, check
         if write:
-            claim_folder(folder, settings, environment=environment, record=record, schema=schema)
+            claim_folder(folder, settings, record=record, **claim)
         elif (self.folder / record).exists():
             there = read_record(self.folder / record)
             require_same_settings(self.folder / record, there["settings"], json.loads(json.dumps(settings)))
@@ -518,10 +482,7 @@ class Shards:
 
     @contextmanager
     def writing(self, key: int | str) -> Iterator[Path]:
-        """Yield a temporary path; on success it becomes the shard. A shard that is there already is replaced.
-
-        While a shard is replaced both checksums count: killed at any moment, the old or the new one is finished.
-        """
+        """Yield a temporary path that becomes the shard; killed at any moment, the old or the new one is finished."""
         path = self.path(key)
         previous = [sha256_file(path)] if path.exists() and self.finished(key) else []
         with atomic_path(path) as temporary:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from puma.errors import DataError
-from puma.io import atomic_path, fingerprint, settings_diff
+from puma.io import atomic_path, fingerprint, read_footer, settings_diff
 from puma.threat import Norm, ThreatModel, parse_norm
 
 if TYPE_CHECKING:
@@ -77,20 +77,16 @@ class MarginTable:
     """Margins (and other scores) of a pool's images, in the order of the pool.
 
     Args:
-        label: int16 ``[N]``.
-        predicted: int16 ``[N]``, the margin model's class.
+        label, predicted: int16 ``[N]``: the image's class, and that of the margin model.
         margin: float32 ``[N]``, signed distance to the boundary in ``norm``, pixel units of [0, 1] images; higher is
             easier, negative is misclassified, NaN where there is none.
-        status: int8 ``[N]``, codes of `Status`.
-        steps: int16 ``[N]``, iterations spent.
+        status, steps: int8 ``[N]``, codes of `Status`; int16 ``[N]``, iterations spent.
         source: int16 ``[N]``, code into ``sources``.
         meta: how it was made; keys ``norm, mode, settings, model, pool``. ``meta["pool"]`` holds ``fingerprint``,
             ``num_classes`` and ``sources``, a list of ``{"name", "role", "rows"}`` in the order of the codes.
         scores: other float32 columns ``[N]`` by name, such as ``"el2n-adv"``.
 
-    Raises:
-        DataError: columns of different lengths, labels outside the pool's classes, another number of rows than the
-            pool has.
+    `DataError` for columns of different lengths, labels outside the pool's classes, or rows that the pool lacks.
     """
 
     label: NDArray[np.int16]
@@ -142,8 +138,7 @@ class MarginTable:
     @property
     def synthetic(self) -> NDArray[np.bool_]:
         """bool ``[N]``: rows whose source is not real."""
-        roles = np.array([source["role"] != "real" for source in self.sources], dtype=bool)
-        return roles[self.source]
+        return np.array([source["role"] != "real" for source in self.sources], dtype=bool)[self.source]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -173,11 +168,7 @@ class MarginTable:
 
     @classmethod
     def read(cls, path: Path | str) -> MarginTable:
-        """Read a folder of parts, or one Parquet file, and check that it covers the pool exactly.
-
-        `DataError` for a foreign or damaged part, parts of different tables or under other numbers, rows missing or
-        twice.
-        """
+        """Read a folder of parts, or one Parquet file; `DataError` unless it is whole and covers the pool exactly."""
         path = Path(path)
         paths = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
         if not paths or not paths[0].is_file():
@@ -189,21 +180,17 @@ class MarginTable:
         start = 0
         for number, (part, (other, count)) in enumerate(zip(paths, headers, strict=True)):
             if other != meta:
-                raise DataError(
-                    f"{part} is of another table than {paths[0].name}",
-                    why="; ".join(settings_diff(meta, other)) or "their metadata differ",
-                    fix="keep each table in a folder of its own",
-                )
+                why, fix = "; ".join(settings_diff(meta, other)), "keep each table in a folder of its own"
+                what = f"{part} is of another table than {paths[0].name}"
+                raise DataError(what, why=why or "their metadata differ", fix=fix)
             values = read_part(part, meta)
             index, named = values.pop("index"), part in (path, part_path(path, number))
             if count and index[0] > start and part != part_path(path, number):
                 raise _incomplete(path, total, start, rows)
             if not named or (index != np.arange(start, start + count)).any():
-                raise DataError(
-                    f"{part} does not hold rows {start} to {start + count - 1}, as part {number} of the table has to",
-                    why=f"its rows begin with {index[0]}: a part under another number?" if count else "it is empty",
-                    fix=_REDO,
-                )
+                what = f"{part} does not hold rows {start} to {start + count - 1}, as part {number} of the table has to"
+                why = f"its rows begin with {index[0]}: a part under another number?" if count else "it is empty"
+                raise DataError(what, why=why, fix=_REDO)
             for name, value in values.items():
                 columns.setdefault(name, np.empty(rows, value.dtype))[start : start + count] = value
             start += count
@@ -266,13 +253,11 @@ def sparkline(values: NDArray[np.floating[Any]]) -> str:
 
 def _incomplete(path: Path, total: int, first: int, rows: int) -> DataError:
     if rows > total:
-        what = f"{path} holds {rows} rows, beyond the pool's {total}"
-        return DataError(what, fix="delete the parts that are too many")
-    return DataError(
-        f"{path} lacks {total - rows} of {total} rows, the first is {first}",
-        why="scoring has not finished, or a part was removed",
-        fix="run the same `puma score` command again: it makes only what is missing",
-    )
+        fix = "delete the parts that are too many"
+        return DataError(f"{path} holds {rows} rows, beyond the pool's {total}", fix=fix)
+    why = "scoring has not finished, or a part was removed"
+    fix = "run the same `puma score` command again: it makes only what is missing"
+    return DataError(f"{path} lacks {total - rows} of {total} rows, the first is {first}", why=why, fix=fix)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
@@ -284,10 +269,7 @@ def part_path(folder: Path | str, part: int) -> Path:
 
 
 def write_part(path: Any, columns: Columns, meta: Mapping[str, Any]) -> None:
-    """Write one part (not atomically) to a path or file; equal columns and metadata give equal bytes.
-
-    ``columns`` holds ``index`` and equally long columns as in `MarginTable`, ``status`` and ``source`` as codes.
-    """
+    """Write ``index`` and columns as in `MarginTable` to a path or file, not atomically; equal rows, equal bytes."""
     texts = {"status": STATUS_NAMES, "source": [source["name"] for source in meta["pool"]["sources"]]}
     arrays: dict[str, pa.Array] = {}
     for name, column in columns.items():
@@ -310,17 +292,12 @@ def part_size(columns: Columns, meta: Mapping[str, Any]) -> int:
 
 
 def read_header(path: Path | str) -> tuple[dict[str, Any], int]:
-    """The metadata of one part and its number of rows, from the file's footer alone.
-
-    `DataError` if it is no margin table of this schema version, lacks a column or has one of another type, or claims
-    more rows or classes than such a file can hold.
-    """
-    meta, rows, _ = _read_footer(Path(path))
-    return meta, rows
+    """Metadata and number of rows of one part, from its footer; `DataError` for what no margin table can be."""
+    return _read_footer(Path(path))[:2]
 
 
 def read_part(path: Path | str, meta: Mapping[str, Any] | None = None) -> Columns:
-    """The columns of one part as numpy arrays, checksums verified (else `DataError`), status and source as codes.
+    """Columns of one part, checksums verified (else `DataError`), status and source as codes in the order of ``meta``.
 
     ``meta`` is the table's metadata, that of the part itself unless given.
     """
@@ -331,26 +308,22 @@ def read_part(path: Path | str, meta: Mapping[str, Any] | None = None) -> Column
         raise DataError(f"{path} is damaged", why=str(error).strip(), fix=_REDO) from None
     if nulls := [name for name in table.column_names if table.column(name).null_count]:
         raise DataError(f"{path} has no value in some rows of column {', '.join(nulls)}", fix=_REDO)
-    names = {"status": list(STATUS_NAMES), "source": [source["name"] for source in (meta or own)["pool"]["sources"]]}
+    known = {"status": list(STATUS_NAMES), "source": [source["name"] for source in (meta or own)["pool"]["sources"]]}
     columns: Columns = {}
     for name in table.column_names:
         column = table.column(name).combine_chunks()
-        columns[name] = _codes(column, names[name], path) if name in names else column.to_numpy(zero_copy_only=False)
+        if name in known:  # texts as codes, however the file happened to encode them
+            column = column if isinstance(column, pa.DictionaryArray) else column.dictionary_encode()
+            texts, names = column.dictionary.to_pylist(), known[name]
+            if wrong := [text for text in texts if text not in names]:
+                raise DataError(f"{path} has the unknown value {wrong[0]!r}", why=f"known are {', '.join(names[:9])}")
+            order = np.array([names.index(text) for text in texts] or [0], dtype=np.int16)
+            columns[name] = order[column.indices.to_numpy(zero_copy_only=False)]
+        else:
+            columns[name] = column.to_numpy(zero_copy_only=False)
     if table.num_rows != rows or _digest(columns, own) != digest:
         raise DataError(f"{path} is damaged", why="its checksum does not fit its contents", fix=_REDO)
     return columns
-
-
-def _codes(column: pa.Array, names: list[str], path: Path | str) -> NDArray[Any]:
-    """Codes of a text column in the order of ``names``, however the file happened to encode it."""
-    if not isinstance(column, pa.DictionaryArray):
-        column = column.dictionary_encode()
-    texts = column.dictionary.to_pylist()
-    if unknown := [text for text in texts if text not in names]:
-        raise DataError(f"{path} has the unknown value {unknown[0]!r}", why=f"known are {', '.join(names[:9])}")
-    order = np.array([names.index(text) for text in texts] or [0], dtype=np.int16)
-    codes: NDArray[Any] = order[column.indices.to_numpy(zero_copy_only=False)]
-    return codes
 
 
 def _digest(columns: Columns, meta: Mapping[str, Any]) -> str:
@@ -364,26 +337,9 @@ def _digest(columns: Columns, meta: Mapping[str, Any]) -> str:
 
 
 def _read_footer(path: Path) -> tuple[dict[str, Any], int, str]:
-    """Metadata without ``schema`` and ``sha256``, number of rows, and the latter; see `read_header` for refusals."""
-    try:
-        footer = pq.read_metadata(path)
-        schema = footer.schema.to_arrow_schema()
-        meta = dict(json.loads((schema.metadata or {})[METADATA_KEY]))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        fix = "`puma show` says what a file is"
-        raise DataError(f"{path} is not a margin table", why=str(error), fix=fix) from None
-    if (version := meta.pop("schema", None)) != SCHEMA_VERSION:
-        why = f"this version reads {SCHEMA_VERSION!r}"
-        raise DataError(f"{path} has schema {version!r}", why=why, fix="score the pool again")
+    """Metadata, number of rows and stated SHA-256, from the footer alone; `DataError` for what no table can be."""
+    meta, schema, rows = read_footer(path, SCHEMA_VERSION, "a margin table", "score the pool again")
     digest = str(meta.pop("sha256", ""))
-    _check_header(path, footer.num_rows, schema, meta)
-    return meta, int(footer.num_rows), digest
-
-
-def _check_header(path: Path, rows: int, schema: pa.Schema, meta: Mapping[str, Any]) -> None:
-    """Refuse what a margin table cannot be, before anything of its size is read or allocated."""
     try:
         sources, classes = meta["pool"]["sources"], meta["pool"]["num_classes"]
         numbers = [classes, *(source["rows"] for source in sources)]
@@ -410,3 +366,4 @@ def _check_header(path: Path, rows: int, schema: pa.Schema, meta: Mapping[str, A
             wanted, kind = pa.string(), kind.value_type if pa.types.is_dictionary(kind) else kind
         if kind != wanted:
             raise DataError(f"column {name} of {path} is {kind}, not {wanted}", fix=_REDO)
+    return meta, rows, digest

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from puma.errors import DataError
-from puma.io import atomic_path, fingerprint
+from puma.io import atomic_path, fingerprint, read_footer
 from puma.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -41,15 +41,12 @@ class Plan:
 
     Args:
         keep: bool ``[N]``.
-        eps: float32 ``[N]``, in the threat model's norm, pixel units of [0, 1] images; 0 where dropped, and 0 where a
-            kept image is to be trained on without an attack. Only ``soft-easy`` and ``uniform-eps`` go beyond the
-            threat model's eps.
+        eps: float32 ``[N]`` (else `DataError`), finite, >= 0, in the threat model's norm, pixel units of [0, 1] images;
+            0 where dropped, and where a kept image is trained on without an attack. Only ``soft-easy`` and
+            ``uniform-eps`` go beyond the threat model's eps.
         meta: how it was made; keys ``strategy, params, prune_fraction, seed, protect_real, class_balanced, threat,
             table, pool, counts, derived, warnings``. ``table`` is the margin table's fingerprint, ``pool`` the table's.
         beta: the TRADES weight (beta) this plan asks for, or None for the recipe's own.
-
-    Raises:
-        DataError: lengths differ; an eps is negative, NaN or infinite; a dropped row has an eps.
     """
 
     keep: NDArray[np.bool_]
@@ -104,13 +101,13 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of every row and of how they were made; changes when one bit does."""
-        return fingerprint({**self._described, "rows": _digest(self.keep, self.eps)})
+        return fingerprint({**self.meta, "beta": self.beta, "rows": _digest(self.keep, self.eps)})
 
     @classmethod
     def from_indices(
         cls, pool: Any, keep: ArrayLike, eps: ArrayLike | None = None, *, threat: ThreatModel | str
     ) -> Plan:
-        """A plan from a selection of your own.
+        """A plan from a selection of your own; `DataError` for one that does not fit the pool.
 
         Args:
             pool: a `puma.Pool`, or the margin table of one.
@@ -118,9 +115,6 @@ class Plan:
             eps: of the kept rows in the order of ``keep``, ``[K]``, of all rows, ``[N]``, or one number; None for the
                 threat model's.
             threat: the threat model of the training to come.
-
-        Raises:
-            DataError: an index outside the pool or given twice, nothing kept, a wrong length, or an unusable eps.
         """
         threat, rows, chosen = ThreatModel.parse(threat), len(pool), np.asarray(keep).ravel()
         if chosen.dtype == np.bool_:
@@ -130,12 +124,11 @@ class Plan:
         if not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):
             fix = "give row numbers of the pool, or a bool mask"
             raise DataError(f"cannot keep {chosen.dtype} {chosen[:5]}", fix=fix)
-        if chosen.min() < 0 or chosen.max() >= rows or len(np.unique(chosen)) != len(chosen):
-            raise DataError(
-                "the rows to keep repeat themselves or lie outside the pool",
-                why=f"they are {len(np.unique(chosen)):,} different numbers from {chosen.min()} to {chosen.max()}, "
-                f"{len(chosen):,} in all; the pool has the rows 0 to {rows - 1}",
-            )
+        low, high, different = chosen.min(), chosen.max(), len(np.unique(chosen))
+        if low < 0 or high >= rows or different != len(chosen):
+            why = f"they are {different:,} different numbers from {low} to {high}, {len(chosen):,} in all"
+            what = "the rows to keep repeat themselves or lie outside the pool"
+            raise DataError(what, why=f"{why}; the pool has the rows 0 to {rows - 1}")
         kept, values = np.zeros(rows, dtype=bool), np.zeros(rows, dtype=np.float32)
         kept[chosen] = True
         given = np.float32(threat.eps) if eps is None else np.asarray(eps, dtype=np.float32)
@@ -158,13 +151,9 @@ class Plan:
         }
         return cls(kept, values, meta)
 
-    @property
-    def _described(self) -> dict[str, Any]:
-        return {**self.meta, "beta": self.beta}
-
     def write(self, path: Path | str) -> Path:
         """Write the plan to one Parquet file, whole or not at all; equal plans give equal bytes."""
-        header = {"schema": SCHEMA_VERSION, **self._described, "sha256": _digest(self.keep, self.eps)}
+        header = {"schema": SCHEMA_VERSION, **self.meta, "beta": self.beta, "sha256": _digest(self.keep, self.eps)}
         text = json.dumps(header, sort_keys=True, allow_nan=False)
         columns = [pa.array(self.index), pa.array(self.keep), pa.array(self.eps)]
         table = pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata({METADATA_KEY: text.encode()}))
@@ -176,7 +165,7 @@ class Plan:
     @classmethod
     def read(cls, path: Path | str) -> Plan:
         """Read a plan; `DataError` unless it is whole and covers its pool exactly."""
-        meta = read_meta(path)
+        meta, _, _ = read_footer(path, SCHEMA_VERSION, "a plan", "make a plan with `puma plan`")
         beta, digest = meta.pop("beta", None), meta.pop("sha256", None)
         try:
             table = pq.read_table(path, page_checksum_verification=True)
@@ -195,11 +184,8 @@ class Plan:
                 raise DataError(f"{path} lacks rows or repeats them", fix=_AGAIN)
             keep, eps = keep[order], eps[order]
         if digest != _digest(keep, eps):
-            raise DataError(
-                f"{path} is broken: its rows do not fit their checksum",
-                why="it was damaged, or changed without PUMA",
-                fix=f"{_AGAIN}, or change it with puma.Plan and write it",
-            )
+            why, fix = "it was damaged, or changed without PUMA", f"{_AGAIN}, or change it with puma.Plan and write it"
+            raise DataError(f"{path} is broken: its rows do not fit their checksum", why=why, fix=fix)
         return cls(keep, eps, meta, beta)
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -233,8 +219,8 @@ class Plan:
 def read_selection(path: Path | str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
     """Rows to keep and perhaps their eps, from a file of your own, for `Plan.from_indices`; `DataError` without any.
 
-    The file is a ``.npy`` of indices or a bool mask; a ``.parquet`` or ``.csv`` with the columns ``index`` and perhaps
-    ``eps``; or any other text with one index per line.
+    ``.npy`` with indices or a bool mask; ``.parquet`` or ``.csv`` with columns ``index`` and perhaps ``eps``; or any
+    other text with one index per line.
     """
     path = Path(path)
     try:
@@ -258,20 +244,3 @@ def _digest(keep: NDArray[np.bool_], eps: NDArray[np.float32]) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(keep).data)
     digest.update(np.ascontiguousarray(eps).data)
     return digest.hexdigest()
-
-
-def read_meta(path: Path | str) -> dict[str, Any]:
-    """The metadata of a plan's file, without ``schema``; `DataError` unless it is a plan of this schema version."""
-    try:
-        meta = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
-        version = meta.pop("schema", None)
-        known = version == SCHEMA_VERSION
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist", fix="make a plan with `puma plan`") from None
-    except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} is not a plan", why=str(error), fix="`puma show` says what a file is") from None
-    if not known:
-        kind = "a plan of another schema version" if str(version).startswith("puma.plan/") else "not a plan"
-        why = f"this version reads {SCHEMA_VERSION!r}"
-        raise DataError(f"{path} is {kind} ({version!r})", why=why, fix="`puma plan` makes one")
-    return dict(meta)

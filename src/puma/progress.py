@@ -1,7 +1,4 @@
-"""Progress with a rate and an ETA: a bar in a terminal, a line every 30 s in a log file.
-
-The library prints nothing by itself: engines count through `Progress`, and only the command line turns it on.
-"""
+"""Progress with a rate and an ETA: a bar in a terminal, a line every 30 s in a log file, nothing unless asked for."""
 
 from __future__ import annotations
 
@@ -20,15 +17,9 @@ LOG_EVERY_ENV = "PUMA_PROGRESS_SECONDS"  # between lines of a log file
 class Progress:
     """Count ``total`` units of work under a label; a context manager.
 
-    In a log file every line is ``LABEL: DONE/TOTAL UNIT RATE/s, ETA SECONDS s, NOTE``.
-
-    Args:
-        label: what is being done, a few words.
-        total: how many units there are.
-        unit: what one unit is called ("images", "steps"); "%" shows neither a rate nor an ETA.
-        show: False counts silently.
-        done: units that an earlier run finished; they count as done but not towards the rate.
-        each: what one unit holds, a number and a name (128, "images"); their rate is shown with the note.
+    A line of a log file is ``LABEL: DONE/TOTAL UNIT RATE/s, ETA SECONDS s, NOTE``. The unit "%" has neither rate nor
+    ETA; ``done`` units of an earlier run count as done but not towards the rate; ``each`` says what one unit holds
+    (128, "images"), whose rate is shown with the note; ``show=False`` counts silently.
     """
 
     def __init__(
@@ -42,7 +33,7 @@ class Progress:
         each: tuple[int, str] | None = None,
     ) -> None:
         self.label, self.total, self.unit, self.show, self.done = printable(label), total, unit, show, done
-        self._resumed, self._each, self._note, self._lines = done, each, "", list[str]()
+        self._resumed, self._each, self._note, self.lines = done, each, "", list[str]()
         self._log_every = float(os.environ.get(LOG_EVERY_ENV, 30))
         self._started = self._logged = time.monotonic()
         self._bar: Any = None
@@ -60,7 +51,7 @@ class Progress:
 
     def update(self, done: int, note: str = "", lines: Sequence[str] = ()) -> None:
         """Set how many units are done; ``lines`` are shown below the bar, one for each process at work."""
-        self.done, self._note, self._lines = done, printable(note) or self._note, [printable(line) for line in lines]
+        self.done, self._note, self.lines = done, printable(note) or self._note, [*filter(None, map(printable, lines))]
         if self._bar is not None:
             rate = "" if self.unit == "%" else f"{_short(self._rate())}/s"
             self._bar.update(self._bar.task_ids[0], completed=done, rate=rate, note=self.note)
@@ -78,11 +69,6 @@ class Progress:
         """The rate of what the units hold, and the note; by this machine's clock alone, so no device is waited for."""
         held = "" if self._each is None else f"{_short(self._rate() * self._each[0])} {self._each[1]}/s"
         return ", ".join(filter(None, (held, self._note)))
-
-    @property
-    def lines(self) -> list[str]:
-        """What stands below the bar."""
-        return [line for line in self._lines if line]
 
     def _rate(self) -> float:
         elapsed = time.monotonic() - self._started

@@ -1,8 +1,7 @@
 """Seeds of single items: row 7 of pass 3, image 12 of a generated set, batch 5 of an attack.
 
-Every random number is a function of a seed and of what it is for, never of what was computed before. So a resumed run
-equals an uninterrupted one, and the result does not depend on batch size, number of workers or order. Integer
-arithmetic and numpy's counter-based generators only: the same numbers on every machine.
+Every random number is a function of a seed and of what it is for, never of what was computed before, so a result does
+not depend on interruptions, batch size, number of workers or order; and it is the same on every machine.
 """
 
 from __future__ import annotations
@@ -71,9 +70,6 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-# --- seeds for torch generators ------------------------------------------------------------------------------------
 
 
 def batch_seed(seed: int, first: int) -> int:

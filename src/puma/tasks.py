@@ -1,7 +1,6 @@
-"""Independent tasks: in this process, in several processes of this machine, or on a Ray cluster.
+"""`run_tasks` hands out work: in this process, to several of this machine (also ranks of one training), or to Ray.
 
-`run_tasks` is the one way to hand out work, also (``ranks=True``) to processes that train one network together. Where
-torchrun or SLURM has started the processes, each takes its share by `worker_from_environment`.
+Where torchrun or SLURM has started the processes, each takes its share by `worker_from_environment`.
 """
 
 from __future__ import annotations
@@ -31,14 +30,11 @@ from puma.progress import LOG_EVERY_ENV, configure_logging
 Item = TypeVar("Item", bound=Hashable)
 Result = TypeVar("Result")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-
 _LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
 
 
 def worker_from_environment(environment: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
-    """``(worker, num_workers, local)`` as torchrun or SLURM name them; ``(0, 1, 0)`` without them.
-
-    Independent work is divided by ``range(worker, shards, num_workers)``. `UsageError` if they are no numbers.
+    """``(worker, num_workers, local)`` as torchrun or SLURM name them, else ``(0, 1, 0)``; `UsageError` for no numbers.
 
     >>> worker_from_environment({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"})
     (3, 8, 1)
@@ -63,11 +59,9 @@ class Workers:
     Args:
         count: processes of this machine; 1 runs the tasks in this process.
         threads: CPU threads of each process; None: ``OMP_NUM_THREADS`` if it is set, else an equal share of the cores.
-        gpus: GPUs of each task. Local processes get one of the visible GPUs each, in turn, or a share of one; Ray takes
-            fractions too.
+        gpus: GPUs of each task, for Ray fractions too. Local processes take the visible GPUs in turn.
         ray: address of a Ray cluster (``"auto"``, ``"host:6379"``), or ``"local"`` to start one; then not ``count``.
-        cpus: CPUs of each Ray task.
-        retries: how often Ray runs a task again whose worker was lost.
+        cpus, retries: CPUs of each Ray task; how often it runs again where its worker was lost.
         ranks: the processes train together: each gets torchrun's variables and exactly one task.
         on_line: called with (number of the process, line) for what local processes write to stderr, from other threads;
             then even a single task gets a process. None passes the lines on.
@@ -96,18 +90,15 @@ def run_tasks(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield every item with ``function(item)``, as they are done; the load balances itself.
 
-    Where a task fails, or the caller stops iterating, the other processes get SIGTERM and some seconds to end.
-    Processes end when their parent is gone, however it was killed.
+    Where a task fails, or the caller stops iterating, the other processes get SIGTERM and some seconds to end. They end
+    when their parent is gone, however it was killed. Raises the first error of a task, `WorkerLost` where its process
+    was killed, `UsageError` without Ray.
 
     Args:
         function: importable in another process, with a picklable result.
         items: what the tasks are called with; hashable and picklable.
         workers: where they run; None: in this process.
         needs: items that have to be done before an item starts; those not among ``items`` count as done.
-
-    Raises:
-        UsageError, WorkerLost: Ray is not there; a process was killed.
-        Exception: the first error of a task; a `PumaError` keeps its text and exit code.
 
     >>> sorted(run_tasks(abs, [-2, 1]))
     [(-2, 2), (1, 1)]
@@ -176,7 +167,7 @@ class _Process:
         )
         theirs.close()
         self.connection = Connection(ours.detach())
-        self.send(("path", [entry for entry in sys.path if entry]))
+        self.send("path", [entry for entry in sys.path if entry])
         if workers.on_line is not None:
             threading.Thread(target=self._read, args=(workers.on_line,), daemon=True).start()
 
@@ -184,7 +175,7 @@ class _Process:
         for line in self.process.stderr or ():
             on_line(self.number, line.decode(errors="replace").rstrip())
 
-    def send(self, message: Any) -> None:
+    def send(self, *message: Any) -> None:
         data = pickle.dumps(message)
         with suppress(OSError):  # it is dead: `next` says so
             self.connection.send_bytes(data)
@@ -192,8 +183,7 @@ class _Process:
 
 class _Processes:
     def __init__(self, function: Callable[[Any], Any], processes: list[_Process]) -> None:
-        self._function, self._processes = function, processes
-        self._idle, self._busy = list(reversed(processes)), dict[Any, _Process]()
+        self._function, self._idle, self._busy = function, processes[::-1], dict[Any, _Process]()
 
     @property
     def full(self) -> bool:
@@ -202,7 +192,7 @@ class _Processes:
     def submit(self, item: Any) -> None:
         process = self._idle.pop()
         process.item = item
-        process.send(("call", (self._function, item)))
+        process.send("call", (self._function, item))
         self._busy[process.connection] = process
 
     def next(self) -> tuple[Any, Any]:
@@ -240,7 +230,7 @@ def _processes(function: Callable[[Any], Any], count: int, workers: Workers) -> 
             processes.append(_Process(number, workers, environment))
         yield _Processes(function, processes)
         for process in processes:
-            process.send(("end", None))
+            process.send("end", None)
         for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.process.wait(_GRACE_OF_RANKS_S)
@@ -401,8 +391,6 @@ def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Any]:
 def require_shared(mark: Path, folder: Path | str) -> None:
     """Raise a `StorageError` on a machine that does not see the ``mark`` which was left in ``folder`` at the start."""
     if not mark.exists():
-        raise StorageError(
-            f"{folder} on {os.uname().nodename} is not the folder where the work was started",
-            why="the workers of a cluster write into one common folder",
-            fix="choose --out on storage that every machine mounts at the same path",
-        )
+        what = f"{folder} on {os.uname().nodename} is not the folder where the work was started"
+        fix = "choose --out on storage that every machine mounts at the same path"
+        raise StorageError(what, why="the workers of a cluster write into one common folder", fix=fix)

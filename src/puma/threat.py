@@ -30,19 +30,12 @@ def parse_norm(text: str) -> Norm:
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """All images within ``eps`` of the original in ``norm``, inside the box [0, 1].
+    """All images within ``eps`` of the original in ``norm`` (``"Linf"`` or ``"L2"``), inside the box [0, 1].
 
-    Args:
-        norm: ``"Linf"`` or ``"L2"``.
-        eps: in pixel units of [0, 1] images; finite and not negative.
+    ``eps`` is in pixel units of [0, 1] images. `UsageError` if it is negative, NaN, infinite, or beyond 1 in Linf.
 
-    >>> ThreatModel.parse("Linf:8/255")
-    ThreatModel(norm='Linf', eps=0.03137254901960784)
     >>> print(ThreatModel("Linf", 8 / 255), ThreatModel("L2", 0.5))  # reading it gives the same threat model
     Linf:8/255 L2:0.5
-
-    Raises:
-        UsageError: unknown norm; eps negative, NaN, infinite, or beyond 1 in Linf.
     """
 
     norm: Norm
@@ -58,10 +51,8 @@ class ThreatModel:
             why = "it has to be finite and not negative"
             raise UsageError(f"eps {self.eps!r} is not a radius", why=why, fix='write a number or a fraction, "8/255"')
         if self.norm == "Linf" and eps > 1:
-            raise UsageError(
-                f"eps {eps:g} in Linf is larger than the whole pixel range [0, 1]",
-                fix=f'eps is in pixel units of [0, 1] images: write "{eps:g}/255"?',
-            )
+            fix = f'eps is in pixel units of [0, 1] images: write "{eps:g}/255"?'
+            raise UsageError(f"eps {eps:g} in Linf is larger than the whole pixel range [0, 1]", fix=fix)
         object.__setattr__(self, "eps", eps)
 
     @classmethod
@@ -73,11 +64,9 @@ class ThreatModel:
         if not colon:
             eps = first if re.fullmatch(f"{_NUMBER}(/{_NUMBER})?", first) else "8/255"
             missing = "norm" if eps == first else "eps"
-            norm = "Linf" if missing == "norm" else _SPELLINGS.get(re.sub(r"[\s_-]", "", first).lower(), "Linf")
-            raise UsageError(
-                f"threat model {text!r} has no {missing}",
-                fix=f'write it as "{norm}:{"0.5" if (norm, missing) == ("L2", "eps") else eps}"',
-            )
+            norm = _SPELLINGS.get(re.sub(r"[\s_-]", "", first).lower(), "Linf")
+            fix = f'write it as "{norm}:{"0.5" if norm == "L2" else eps}"'
+            raise UsageError(f"threat model {text!r} has no {missing}", fix=fix)
         return cls(parse_norm(first), parse_eps(second))
 
     def __str__(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,31 +28,21 @@ from puma.training.recipe import load_recipe
 _LISTED = 20
 
 
-class Origin(NamedTuple):
-    """An artefact that another was made from, and where it may lie beside it."""
+class Artefact(NamedTuple):
+    """A readable file (or table of parts): its kind, its fingerprint if it has one, and what it was made from.
 
-    what: str
-    fingerprint: str
-    beside: tuple[Path, ...] = ()
-
-
-@dataclass
-class Artefact:
-    """A readable file (or table of parts): its kind, its fingerprint if it has one, and what it was made from."""
+    An origin is what the other artefact is called, its fingerprint, and where it may lie.
+    """
 
     kind: str
     fingerprint: str = ""
-    origins: list[Origin] = field(default_factory=list)
+    origins: Sequence[tuple[str, str, tuple[Path, ...]]] = ()
     note: str = ""
 
 
 @dataclass
 class Verification:
-    """The outcome of `verify`.
-
-    ``counts`` says how many artefacts of each kind are readable and undamaged, ``problems`` lists every damaged file
-    and every contradiction, ``notes`` what could not be checked from this folder alone.
-    """
+    """How many artefacts of each kind are undamaged, all damage and contradictions, and what could not be checked."""
 
     folder: Path
     counts: Counter[str] = field(default_factory=Counter)
@@ -70,12 +60,11 @@ class Verification:
 
 
 def verify(folder: Path | str, *, progress: bool = False) -> Verification:
-    """Read everything under ``folder`` (a table, run or study folder, or one file) and check it.
+    """Read everything under ``folder`` (or one file; `DataError` if there is none) and list what is damaged.
 
-    Checksums: SHA-256 of shards, weights, evaluations and generated images, pages of Parquet, CRC-32 of ``.npz``. Form:
-    schema versions, JSON, TOML, CSV, completeness of margin tables. Origin: run and recipe, run and plan, evaluation
-    and weights, plan and table, generated images and their model. Damage is listed in ``problems``; `DataError` if
-    there is no such folder.
+    Checksums of shards, weights, evaluations, generated images, Parquet and ``.npz``; schema versions, JSON, TOML, CSV;
+    complete margin tables; and whether run and recipe, run and plan, evaluation and weights, plan and table, generated
+    images and their model belong together.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -132,7 +121,7 @@ def _check(path: Path) -> Artefact:
             with zipfile.ZipFile(path) as archive:
                 if (member := archive.testzip()) is not None:
                     raise DataError(f"{path} is damaged", why=f"the CRC-32 of its member {member!r} does not fit")
-            return Artefact("data", origins=_generated(path, read_comment(path)))
+            return _generated(path, read_comment(path))
         if path.suffix == ".npy" and check_part(path):
             return Artefact("features")
         if path.name == "recipe.toml":
@@ -164,26 +153,26 @@ def _parquet(path: Path) -> Artefact:
     kind = str(meta.get("schema") or metadata.get(b"schema", b"").decode()).partition("/")[0]
     if kind == "puma.plan":
         plan = Plan.read(path)
-        table = [Origin("margin table", plan.meta["table"])] if plan.meta.get("table") else []
+        table = [("margin table", plan.meta["table"], ())] if plan.meta.get("table") else []
         return Artefact("plan", plan.fingerprint, table)
     if {"img", "image"} & set(schema.names):
         load_dataset(path, verify="full")
-        return Artefact("data", origins=_generated(path, meta))
+        return _generated(path, meta)
     return Artefact({"puma.margins": "margin part", "puma.evaluation": "flags"}.get(kind, "table"))
 
 
 def _margins(folder: Path) -> Artefact:
     table = MarginTable.read(folder)
     model = (table.meta.get("model") or {}).get("sha256")
-    return Artefact("margin table", table.fingerprint, [Origin("margin model", model)] if model else [])
+    return Artefact("margin table", table.fingerprint, [("margin model", model, ())] if model else [])
 
 
-def _generated(path: Path, meta: dict[str, Any]) -> list[Origin]:
-    """The diffusion weights that generated images name, which lie in a folder beside them."""
+def _generated(path: Path, meta: dict[str, Any]) -> Artefact:
+    """Images; the diffusion weights that generated ones name lie in a folder beside them."""
     sampler = meta.get("generator")
     weights = sampler.get("weights") if isinstance(sampler, dict) else None
     beside = path.with_suffix(".diffusion") / "model.safetensors"
-    return [Origin("diffusion model", weights, (beside,))] if weights else []
+    return Artefact("data", origins=[("diffusion model", weights, (beside,))] if weights else [])
 
 
 def _weights(path: Path) -> Artefact:
@@ -192,12 +181,11 @@ def _weights(path: Path) -> Artefact:
     if "sha256" in header and "schema" in header:
         load_tensors(path, header["schema"])
         return Artefact("weights", digest)
-    if path.stem != "model" or not config.is_file() or not (expected := read_json(config).get("sha256")):
-        return Artefact("weights", digest, note="it carries no checksum")
-    if digest != expected:
+    expected = read_json(config).get("sha256") if path.stem == "model" and config.is_file() else None
+    if expected and digest != expected:
         why = f"config.json beside it names {str(expected)[:12]}, not {digest[:12]}"
         raise DataError(f"{path} is damaged", why=why)
-    return Artefact("weights", digest)
+    return Artefact("weights", digest, note="" if expected else "it carries no checksum")
 
 
 def _json(path: Path) -> Artefact:
@@ -207,7 +195,7 @@ def _json(path: Path) -> Artefact:
     if kind == "puma.evaluation":
         Evaluation.read(path)
         beside = tuple(path.with_name(f"{name}.safetensors") for name in ("last", "best"))
-        return Artefact("evaluation", origins=[Origin("weights", value["settings"]["model"], beside)])
+        return Artefact("evaluation", origins=[("weights", value["settings"]["model"], beside)])
     if kind == "puma.features":
         settings = value["settings"]
         parts = [f"part-{part:06d}.npy" for part in range(-(-settings["rows"] // settings["part_rows"]))]
@@ -217,8 +205,8 @@ def _json(path: Path) -> Artefact:
         return Artefact("record")
     settings = value.get("settings", {})
     recipe = {key[7:]: setting for key, setting in settings.items() if key.startswith("recipe.")}
-    origins = [Origin("recipe", fingerprint(recipe), (path.with_name("recipe.toml"),))] if recipe else []
+    origins = [("recipe", fingerprint(recipe), (path.with_name("recipe.toml"),))] if recipe else []
     if settings.get("plan"):  # a study keeps the plan of runs/NAME in plans/NAME.parquet
         plan = path.parent.parent.parent / "plans" / f"{path.parent.name}.parquet"
-        origins.append(Origin("plan", settings["plan"], (plan,)))
+        origins.append(("plan", settings["plan"], (plan,)))
     return Artefact("run", origins=origins)

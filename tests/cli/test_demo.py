@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import tomli_w
 from pyautoattack import AutoAttack
 
 from puma.cli.app import main
-from puma.io import toml_text
 from puma.study.runner import work
 from puma.study.spec import StudySpec
 from puma.training.recipe import load_recipe
@@ -32,7 +32,7 @@ def shrink(folder: Path) -> None:
     settings["pool"] |= {"real": "digits:train?subset=100", "test": "digits:test?subset=50", "synthetic": 60}
     settings["pool"]["diffusion"] = {"steps": 20, "warmup": 5, "width": 32, "blocks": 1}
     settings["evaluation"] |= {"subset": 20, "mislabelled": 20}
-    (folder / "demo.toml").write_text(toml_text(StudySpec.parse(settings).model_dump(exclude_none=True)))
+    (folder / "demo.toml").write_text(tomli_w.dumps(StudySpec.parse(settings).model_dump(exclude_none=True)))
 
 
 def demo(out: Path, small: Path, seeds: int) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puma.data.sampler import BatchSampler
+from puma.data.pool import BatchSampler
 from puma.errors import DataError, UsageError
 from puma.rng import permuted, sampled
 

@@ -11,10 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from puma.cli.data import data_app
+from puma.data.checks import contact_sheet, image_hashes, repeated, shared, summarize
 from puma.data.load import load_dataset
 from puma.data.npz import save_source, unpack_npz
 from puma.data.pool import Pool
-from puma.data.summary import contact_sheet, image_hashes, repeated, shared, summarize
 from puma.errors import DataError, UsageError
 
 runner = CliRunner()
@@ -58,15 +58,18 @@ def test_duplicates_are_found_and_only_those(tmp_path: Path) -> None:
 
 
 def test_contact_sheet_shows_the_images_of_each_class() -> None:
-    source = load_dataset("digits")
-    data = contact_sheet(source, per_class=3)
-    sheet = np.asarray(Image.open(io.BytesIO(data)))
-    tile = 8 * (64 // 8)
-    first = sheet[22 : 22 + tile, -(3 * (tile + 4)) - 4 :][:, :tile, 0][4::8, 4::8]
-    zeros = source.read(np.flatnonzero(source.labels == 0))[..., 0]
-    assert (zeros == first).all((1, 2)).any()
-    assert contact_sheet(source, per_class=3) == data
-    assert contact_sheet(source, per_class=3, seed=1) != data
+    white = np.full((6, 4, 4, 3), 255, np.uint8)
+    white[1] = (200, 0, 0)
+    source = load_dataset((white, np.array([0, 1, 0, 2, 2, 2])))
+    data = contact_sheet(source, per_class=2)
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    red = (pixels == (200, 0, 0)).all(-1)
+    rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
+    assert red[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.9  # one image, in the middle row
+    assert abs(rows.mean() / len(pixels) - 0.5) < 0.1
+    assert contact_sheet(source, per_class=2) == data
+    digits = load_dataset("digits")
+    assert contact_sheet(digits, per_class=3) != contact_sheet(digits, per_class=3, seed=1)
 
 
 def test_puma_data_show(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
+import tomli_w
 
 from puma.errors import ResumeError, UsageError
-from puma.io import toml_text
 from puma.study.folder import StudyFolder
 from puma.study.spec import StudySpec
 
@@ -74,7 +74,7 @@ def test_unusable_settings_are_refused_all_at_once(changes: dict[str, Any], word
 def test_settings_survive_toml() -> None:
     grid = [{"strategies": ["none", {"name": "puma", "c": [0.25, 0.5]}], "synthetic": [100], "recipes": ["digits"]}]
     spec = StudySpec.parse(settings(grid=grid, name='a "quoted" <name>'))
-    assert StudySpec.parse(tomllib.loads(toml_text(spec.model_dump(exclude_none=True)))) == spec
+    assert StudySpec.parse(tomllib.loads(tomli_w.dumps(spec.model_dump(exclude_none=True)))) == spec
 
 
 def test_the_packaged_demo_is_a_valid_study() -> None:

@@ -38,8 +38,8 @@ def show(
     Files of generated images are usually sorted by class, sometimes by confidence too: their first rows are no sample.
     Equal images are searched inside each source, between sources, and in the test set.
     """
+    from puma.data.checks import contact_sheet
     from puma.data.load import load_dataset
-    from puma.data.summary import contact_sheet
     from puma.io import prepare_folder, write_bytes
 
     if sheet is not None:
@@ -88,7 +88,7 @@ def unpack(
 
 
 def _print_summary(source: Source) -> None:
-    from puma.data.summary import summarize
+    from puma.data.checks import summarize
 
     facts = summarize(source)
     height, width, channels = source.image_shape
@@ -110,7 +110,7 @@ def _print_summary(source: Source) -> None:
 
 
 def _print_duplicates(sources: list[Source], test: Source | None, *, progress: bool) -> None:
-    from puma.data.summary import Duplicates, image_hashes, repeated, shared
+    from puma.data.checks import Duplicates, image_hashes, repeated, shared
 
     def show_pairs(equal: Duplicates, source: Source, where: str, other: Source) -> None:
         text = f"{len(equal):,} of {len(source):,} images of {source.name} {where}"

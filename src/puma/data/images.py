@@ -1,13 +1,17 @@
-"""Images as PNG, JPEG and the like: decoded one by one to uint8, once each, in memory or in the cache folder."""
+"""Encoded images (PNG, JPEG, ...), in Parquet too: decoded to uint8, once each, in memory or in the cache folder."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import logging
 import math
 import os
 import shutil
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from puma.data.source import Images, ImageShape, Mapped, Options, Pixels, Rows, blocks
-from puma.errors import BusyError, DataError, StorageError
-from puma.io import atomic_path, fingerprint, lock
+from puma.data.checks import check_labels, check_unfolding, chosen_label
+from puma.data.source import Images, ImageShape, Mapped, Options, Pixels, Rows, Source, blocks
+from puma.errors import BusyError, DataError, PumaError, StorageError
+from puma.io import atomic_path, fingerprint, lock, sha256_file
 
 logger = logging.getLogger("puma")
 
@@ -27,23 +34,19 @@ logger = logging.getLogger("puma")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _MODES = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB"}
 _LARGEST_SIDE, _MOST_PIXELS = 4096, 50_000_000
+_IMAGE_COLUMNS = ("img", "image", "images")
+_HELD = 512 << 20
 IN_MEMORY = 1 << 30
 _shared = ContextVar("shared", default=False)
 
 
 def picture_pixels(image: Image.Image, where: str) -> Pixels:
-    """The pixels of a Pillow image as uint8 ``[H, W, C]`` (grey: C = 1). Palettes and bitmaps unfold without loss.
-
-    Raises:
-        DataError: 16-bit, with alpha, CMYK or another mode that would have to be cast.
-    """
-    mode = _MODES.get(image.mode)
+    """The pixels of a Pillow image as uint8 ``[H, W, C]`` (grey: C = 1); `DataError` for a mode that has to be cast."""
+    mode = _MODES.get(image.mode)  # palettes and bitmaps unfold without loss
     if mode is None or "transparency" in image.info:
-        raise DataError(
-            f"{where} has mode {image.mode}{' with transparency' if mode else ''}",
-            why="8-bit grey and RGB are understood; nothing is cast silently",
-            fix="convert it to RGB or L",
-        )
+        why = "8-bit grey and RGB are understood; nothing is cast silently"
+        what = f"{where} has mode {image.mode}{' with transparency' if mode else ''}"
+        raise DataError(what, why=why, fix="convert it to RGB or L")
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -57,8 +60,8 @@ def fitted(pixels: Pixels, options: Options) -> Pixels:
 def decoded(data: bytes | memoryview, where: str, options: Options, expected: ImageShape | None = None) -> Pixels:
     """Decode one image file to uint8 ``[H, W, C]``; its size is compared before any pixel is decoded.
 
-    Refused: unknown or damaged formats, modes that would have to be cast, a side above 4,096 without ``resize``, over
-    50 million pixels, another shape than ``expected``.
+    `DataError` for damage, other formats and modes, over 50 million pixels, a side above 4,096 without ``resize``, and
+    any shape but ``expected``.
     """
     size = options.resize
     try:
@@ -87,10 +90,7 @@ def _other_shape(where: str, shape: tuple[int, ...], expected: tuple[int, ...]) 
 
 
 def resized(images: Pixels, size: int) -> Pixels:
-    """Scale uint8 ``[B, H, W, C]`` to ``size`` x ``size``: a box filter to shrink, bicubic to enlarge.
-
-    The box is the mean, rounded once per axis, where the side shrinks by a whole factor.
-    """
+    """Scale uint8 ``[B, H, W, C]`` to ``size`` x ``size``: a box filter (the mean) to shrink, bicubic to enlarge."""
     count, height, width, channels = images.shape
     if (height, width) == (size, size):
         return images
@@ -103,12 +103,9 @@ def resized(images: Pixels, size: int) -> Pixels:
 
 
 class EncodedImages(Images):
-    """Images that are decoded when they are read.
+    """``count`` images that are decoded when they are read; without ``resize`` all have the shape of the first.
 
-    Args:
-        fetch: row -> the bytes of its image file, and what to call it in messages; picklable.
-        count: how many there are.
-        options: without ``resize`` all have the shape of the first.
+    ``fetch`` (picklable) gives the bytes of a row's image file, and what to call it in messages.
     """
 
     def __init__(self, fetch: Callable[[int], tuple[Any, str]], count: int, options: Options) -> None:
@@ -184,8 +181,7 @@ class _Cached(Images):
         return self._mapped.read(rows)
 
     def _decode(self) -> None:
-        size = math.prod(self.shape)
-        free = shutil.disk_usage(self._path.parent).free
+        size, free = math.prod(self.shape), shutil.disk_usage(self._path.parent).free
         text = f"{self.shape[0]:,} images ({size / 1e9:,.1f} GB)"
         if free < size + (64 << 20):
             why = f"{free / 1e9:,.1f} GB are free in {self._path.parent}"
@@ -194,3 +190,107 @@ class _Cached(Images):
         with atomic_path(self._path) as temporary, temporary.open("wb") as file:
             for block in blocks(self.shape[0], self.shape[1:]):
                 file.write(self._images.read(np.arange(block.start, block.stop)).data)
+
+
+# --- Parquet -------------------------------------------------------------------------------------------------------
+
+
+def load_parquet(path: Path, options: Options) -> Source:
+    """Open one Parquet file in the Hugging Face layout: ``label``, and ``img`` or ``image`` with encoded files.
+
+    The fingerprint is of the footer; ``verify="full"`` compares page checksums and fingerprints every byte.
+    """
+    options.only(path, "label")
+    full = options.verify == "full"
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+            image = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
+            if image is None:
+                fix = "`puma show` says what it is; images are encoded files in a column img or image"
+                raise DataError(f"{path} has no column 'img'", why=f"it has: {', '.join(schema.names)}", fix=fix)
+            class_names = _class_names(schema.metadata or {})
+            whole = (field.name for field in schema if pa.types.is_integer(field.type) and "label" in field.name)
+            label = chosen_label(schema.names, {*whole, *class_names}, options.label, str(path))
+            unfolded = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+            check_unfolding(str(path), path.stat().st_size, max(unfolded, metadata.num_rows * 8))
+            labels = file.read(columns=[label]).column(0).combine_chunks()
+        files = _ColumnBytes(path, image, full)
+    except PumaError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} is not a readable Parquet file", why=str(error)[:200]) from None
+    if not len(labels):
+        raise DataError(f"{path} holds no rows")
+    if labels.null_count or not pa.types.is_integer(labels.type):
+        seen = f"{labels.type}, {labels.null_count} missing"
+        raise DataError(f"{path}: {label} is {seen}", why="labels are class numbers")
+    kind = schema.field(image).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise DataError(f"{path}: {image} is {kind}", why="images are encoded files: binary, or a struct with bytes")
+    names = class_names.get(label) or class_names.get("") or None
+    values = check_labels(labels.to_numpy(zero_copy_only=False), metadata.num_rows, f"{path}: {label}", names)
+    if full:
+        digest = sha256_file(path)
+    else:  # of the footer: sizes, places and statistics of every column chunk
+        with path.open("rb") as raw:
+            raw.seek(-8 - metadata.serialized_size, 2)
+            digest = hashlib.sha256(raw.read()).hexdigest()
+    images = EncodedImages(files, len(values), options)
+    return Source(images, values, name=path.stem, fingerprint=digest, class_names=names)
+
+
+class _ColumnBytes:
+    """The values of a binary column (or of a struct's ``bytes``) by row group; those read last stay, up to 512 MiB."""
+
+    def __init__(self, path: Path, column: str, checksums: bool) -> None:
+        self._settings = (path, column, checksums)
+        self._file = pq.ParquetFile(path, page_checksum_verification=checksums)
+        groups = [self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)]
+        self._ends = np.cumsum(groups, dtype=np.int64)
+        self._groups: OrderedDict[int, pa.Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ColumnBytes, self._settings
+
+    def __call__(self, row: int) -> tuple[Any, str]:
+        """The bytes of a row, and what to call it in messages; `DataError` for a damaged row group or no bytes."""
+        path, column, _ = self._settings
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        group = self._group(number)
+        value, where = group[row - int(self._ends[number]) + len(group)], f"{path}: {column}, row {row:,}"
+        if not value.is_valid:
+            raise DataError(f"{where} holds no bytes")
+        return value.as_buffer(), where
+
+    def _group(self, number: int) -> pa.Array:
+        path, name, _ = self._settings
+        with self._lock:
+            if number not in self._groups:
+                try:
+                    column = self._file.read_row_group(number, columns=[name]).column(0).combine_chunks()
+                except (pa.ArrowException, OSError, ValueError) as error:
+                    raise DataError(f"{path} is damaged in row group {number}", why=str(error)[:200]) from None
+                if len(column) != self._file.metadata.row_group(number).num_rows:
+                    why = f"it holds {len(column):,} rows, not what its footer says"
+                    raise DataError(f"{path} is damaged in row group {number}", why=why)
+                self._groups[number] = column.field("bytes") if pa.types.is_struct(column.type) else column
+                while len(self._groups) > 1 and sum(group.nbytes for group in self._groups.values()) > _HELD:
+                    self._groups.popitem(last=False)
+            self._groups.move_to_end(number)
+            return self._groups[number]
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
+    """Class names by column, from Hugging Face's features; under ``""`` those of the entry ``classes``, if any."""
+    text = metadata.get(b"classes", b"").decode("utf-8", "replace")
+    found = {"": text.split(",")} if text else {}
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        found |= {str(name): list(map(str, kind["names"])) for name, kind in features.items() if "names" in kind}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        pass
+    return {name: tuple(text.strip() for text in texts) for name, texts in found.items()}

@@ -17,11 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from puma.data.checks import check_classes
+from puma.data.checks import check_classes, chosen_split
 from puma.data.formats import is_archive, load_archive, load_digits, load_folder
-from puma.data.images import kept, resized
-from puma.data.sampler import stratified_rows
-from puma.data.source import MapStyle, Options, Source, blocks, converted, joined, option_value, selected
+from puma.data.images import kept, load_parquet, resized
+from puma.data.npz import load_npz
+from puma.data.source import (
+    MapStyle,
+    Options,
+    Source,
+    blocks,
+    converted,
+    joined,
+    option_value,
+    selected,
+    stratified_rows,
+)
 from puma.errors import DataError, UsageError, unknown
 from puma.io import fingerprint
 
@@ -55,13 +65,10 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
 
     Returns:
         A source: ``source[i]`` is ``(uint8 [H, W, C], int)``. Its ``spec`` opens the same source in another process.
+        `UsageError` for an unknown kind, option or value; `DataError` for missing, damaged, hostile or wrong data.
 
     >>> load_dataset("digits?resize=4&channels=3&classes=3,8").image_shape
     (4, 4, 3)
-
-    Raises:
-        UsageError: unknown kind of source, unknown option or value.
-        DataError: missing, damaged or hostile file; wrong dtype, layout or labels; an empty class.
     """
     given = {name: option_value(name, value) for name, value in options.items()}
     if isinstance(spec, (str, Path)):
@@ -153,12 +160,8 @@ def _opened(place: str, options: Options) -> Source:
         near = difflib.get_close_matches(kind.lower(), known, n=1) or difflib.get_close_matches(place, known, n=1)
         raise DataError(f"{place} does not exist", fix=f"did you mean {near[0]!r}?" if near else _KINDS)
     if path.suffix == ".npz":
-        from puma.data.npz import load_npz
-
         return load_npz(path, options)
     if path.suffix in (".parquet", ".pq"):
-        from puma.data.parquet import load_parquet
-
         return load_parquet(path, options)
     if is_archive(path):
         return load_archive(path, options)
@@ -172,7 +175,10 @@ def _prepared(source: Source, options: Options) -> Source:
     """Choose rows first, then convert only what is read. The fingerprint covers the options that change the data."""
     images, labels, names = source.images, source.labels, source.class_names
     if options.classes is not None:
-        numbers = [_class_number(name, names) for name in options.classes]
+        known = {str(number): number for number in range(len(names))} | {name: n for n, name in enumerate(names)}
+        if lacking := [name for name in options.classes if name not in known]:
+            raise unknown("class", lacking[0], names)
+        numbers = [known[name] for name in options.classes]
         if len(set(numbers)) != len(numbers):
             raise UsageError(f"classes={','.join(options.classes)} names a class twice")
         table = np.full(len(names), -1, dtype=np.int64)
@@ -193,19 +199,10 @@ def _prepared(source: Source, options: Options) -> Source:
     key = fingerprint({"of": source.fingerprint, "options": changes}) if changes else source.fingerprint
     images = kept(images, key) if images.slow else images
     if options.channels == 3 and bands == 1:
-        images = converted(images, (*images.shape[1:3], 3), partial(np.repeat, repeats=3, axis=3))
+        images = converted(images, (*images.shape[1:3], 3), partial(np.repeat, repeats=3, axis=3), slow=False)
     elif options.channels not in (None, bands):
-        why = "that would throw away what is there"
-        raise UsageError(f"{source.name} is RGB and does not become greyscale", why=why)
+        raise UsageError(f"{source.name} is RGB and does not become greyscale")
     return Source(images, labels, name=source.name, fingerprint=key, class_names=names, spec=source.spec)
-
-
-def _class_number(text: str, names: tuple[str, ...]) -> int:
-    if text in names:
-        return names.index(text)
-    if text.isdigit() and int(text) < len(names):
-        return int(text)
-    raise unknown("class", text, names)
 
 
 def _absolute(place: str) -> str:
@@ -219,41 +216,38 @@ def _absolute(place: str) -> str:
 # --- data sets by name ---------------------------------------------------------------------------------------------
 
 
-def _cifar(count: int, config: str) -> tuple[str, ...]:
-    return (
-        f"cifar{count}/{config}",
-        f"cifar{count}",
-        *(f"cifar-{count}-{kind}" for kind in ("python.tar.gz", "binary.tar.gz", "binary")),
-    )
+def _places(number: int, config: str) -> str:
+    archives = " ".join(f"cifar-{number}-{kind}" for kind in ("python.tar.gz", "binary.tar.gz", "binary", "python"))
+    return f"cifar{number}/{config} cifar{number} {archives} cifar-{number}-batches-py cifar-{number}-batches-bin"
 
 
 # where each may lie below $PUMA_DATA; its name on the hub, or the published file; its label column where it has two
-_NAMED: dict[str, tuple[tuple[str, ...], str, str | None]] = {
-    "cifar10": ((*_cifar(10, "plain_text"), "cifar-10-batches-py", "cifar-10-batches-bin"), "uoft-cs/cifar10", None),
-    "cifar100": ((*_cifar(100, "cifar100"), "cifar-100-python"), "uoft-cs/cifar100", "fine_label"),
+_NAMED: dict[str, tuple[str, str, str | None]] = {
+    "cifar10": (_places(10, "plain_text"), "uoft-cs/cifar10", None),
+    "cifar100": (_places(100, "cifar100"), "uoft-cs/cifar100", "fine_label"),
     "svhn": (
-        ("svhn/{split}_32x32.mat", "{split}_32x32.mat", "svhn/cropped_digits"),
+        "svhn/{split}_32x32.mat {split}_32x32.mat svhn/cropped_digits",
         "ufldl-stanford/svhn:cropped_digits",
         None,
     ),
-    "imagenet": (("imagenet", "imagenet-1k", "ILSVRC/Data/CLS-LOC"), "ILSVRC/imagenet-1k", None),
-    "edm-cifar10-1m": (("edm-cifar10-1m.npz", "edm_data/cifar10/1m.npz"), "cifar10/1m.npz", None),
-    "edm-cifar100-1m": (("edm-cifar100-1m.npz", "edm_data/cifar100/1m.npz"), "cifar100/1m.npz", None),
+    "imagenet": ("imagenet imagenet-1k ILSVRC/Data/CLS-LOC", "ILSVRC/imagenet-1k", None),
+    "edm-cifar10-1m": ("edm-cifar10-1m.npz edm_data/cifar10/1m.npz", "cifar10/1m.npz", None),
+    "edm-cifar100-1m": ("edm-cifar100-1m.npz edm_data/cifar100/1m.npz", "cifar100/1m.npz", None),
 }
 
 
 def _resolved(place: str, options: Options) -> tuple[str, Options]:
-    """A data set's name replaced by its place and the options it needs; any other place as it is.
+    """A data set's name replaced by its place (on disk, else the hub) and the options it needs; others as they are.
 
-    Looked for below ``$PUMA_DATA``, here and in ``data``, then through ``datasets``, or the error says how. A folder of
-    the name without a training split is just a folder.
+    A folder of the name without a training split is just a folder.
     """
     name, _, rest = place.partition(":")
     name, here = name.lower(), Path(place)
     if name not in _NAMED or (here.exists() and not any(any(here.glob(at)) for at in ("*train*", "*/*train*"))):
         return place, options
     split = _one_split(place, rest, options.split) or "train"
-    files, published, label = _NAMED[name]
+    places, published, label = _NAMED[name]
+    files = places.split()
     options = replace(options, split=split, label=options.label or label)
     roots = [*([Path(os.environ["PUMA_DATA"])] if os.environ.get("PUMA_DATA") else []), Path(), Path("data")]
     for root in roots:
@@ -264,11 +258,9 @@ def _resolved(place: str, options: Options) -> tuple[str, Options]:
                 return str(path), replace(options, split=None) if one_split else options
     searched = ", ".join(str(root.absolute()) for root in roots)
     if published.endswith(".npz"):
-        raise DataError(
-            f"{name} is not on this machine: no {files[0]} in {searched}",
-            why=f"it is published at {_EDM}; `curl -sL {_EDM}/raw/main/{published}` prints its sha256 and size",
-            fix=f"curl -L -o {files[0]} {_EDM}/resolve/main/{published} && export PUMA_DATA=$PWD",
-        )
+        why = f"it is published at {_EDM}; `curl -sL {_EDM}/raw/main/{published}` prints its sha256 and size"
+        fix = f"curl -L -o {files[0]} {_EDM}/resolve/main/{published} && export PUMA_DATA=$PWD"
+        raise DataError(f"{name} is not on this machine: no {files[0]} in {searched}", why=why, fix=fix)
     if importlib.util.find_spec("datasets") is not None:
         return f"hf:{published}", options
     raise _missing(name, f"there is nothing of it in {searched}, and the package datasets is not installed")
@@ -303,12 +295,9 @@ def _expanded(place: str, split: str | None) -> tuple[list[str], str | None]:
     for path in parts:
         match = _OF.match(Path(path).stem)
         splits[match["stem"] if match else Path(path).stem].append(path)
-    if split is None and len(splits) > 1 and not all(_PART.match(Path(path).stem) for path in parts):
-        fix = f'choose one: "{folder}?split={sorted(splits)[-1]}"'
-        raise UsageError(f"{folder} holds {', '.join(sorted(splits))}", fix=fix)
-    if split is not None and split not in splits:
-        raise unknown(f"split of {folder}", split, splits)
-    return splits[split] if split is not None else parts, None
+    if split is None and (len(splits) < 2 or all(_PART.match(Path(path).stem) for path in parts)):
+        return parts, None
+    return splits[chosen_split(folder, split, sorted(splits))], None
 
 
 def _order(place: str) -> list[str | int]:
@@ -335,11 +324,10 @@ def _check_complete(places: list[str]) -> None:
         if len(places) == 1 and (missing or (not total and _next_part(Path(places[0]), last).exists())):
             logger.warning("%s is one part of several; the others are left out", places[0])
         elif missing:
-            raise DataError(
-                f"part {', '.join(map(str, missing[:5]))} of {stem} {'is' if len(missing) == 1 else 'are'} missing",
-                why=f"there are: {', '.join(map(str, sorted(parts)[:8]))}" + (f" of {total}" if total else ""),
-                fix="get the missing part; to leave it out on purpose, name the parts as separate sources of a pool",
-            )
+            what = f"part {', '.join(map(str, missing[:5]))} of {stem} {'is' if len(missing) == 1 else 'are'} missing"
+            why = f"there are: {', '.join(map(str, sorted(parts)[:8]))}" + (f" of {total}" if total else "")
+            fix = "get the missing part; to leave it out on purpose, name the parts as separate sources of a pool"
+            raise DataError(what, why=why, fix=fix)
 
 
 def _next_part(path: Path, number: int) -> Path:
@@ -364,13 +352,9 @@ def _joined(parts: list[Source]) -> Source:
             why = f"{part.class_names}, {names}"
             raise DataError(f"{part.name} has other class names than the other parts", why=why)
         seen[part.fingerprint] = part.name
-    return Source(
-        joined([part.images for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        name=first.name,
-        fingerprint=fingerprint({"parts": [part.fingerprint for part in parts]}),
-        class_names=names,
-    )
+    images, labels = joined([part.images for part in parts]), np.concatenate([part.labels for part in parts])
+    digest = fingerprint({"parts": [part.fingerprint for part in parts]})
+    return Source(images, labels, name=first.name, fingerprint=digest, class_names=names)
 
 
 def _name_of(path: Path) -> str:

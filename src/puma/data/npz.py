@@ -1,8 +1,7 @@
-"""EDM-layout ``.npz`` files: uint8 NHWC ``image``, integer ``label``, perhaps ``classes``; reading and writing.
+"""EDM-layout ``.npz`` files (Wang et al. 2023, arXiv 2302.04638): uint8 NHWC ``image``, integer ``label``, ``classes``.
 
-It is the layout of the 1M-50M sets of Wang et al. 2023 (arXiv 2302.04638). ``np.load(mmap_mode=...)`` ignores the
-mapping for ``.npz``; here the uncompressed member is read in place, so that a file of 154 GB opens in milliseconds.
-Compressed files of up to 256 MiB are read into memory, larger ones are refused with the command that unpacks them.
+An uncompressed ``image`` is read in place (``np.load`` cannot), so that a file of 154 GB opens in milliseconds.
+Compressed ones of up to 256 MiB are read into memory, larger ones are refused with the command that unpacks them.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.data.checks import LABEL_NAMES, check_image_layout, check_labels, chosen_label
+from puma.data.checks import LABEL_NAMES, check_image_layout, check_labels, check_unfolding, chosen_label, chosen_split
 from puma.data.source import Images, Mapped, Options, Pixels, Source, blocks, in_memory
 from puma.errors import DataError, PumaError, UsageError
 from puma.io import atomic_path, fingerprint
@@ -32,15 +31,13 @@ from puma.progress import Progress
 IN_MEMORY = 256 << 20
 _IMAGE_NAMES, _CLASS_NAMES = ("image", "images", "img"), ("classes", "class_names")
 _LONGEST_HEADER, _LARGEST_NAMES = 16_384, 1 << 20
-_BOMB_RATIO, _BOMB_SIZE = 100, 64 << 20
 _MOST_MEMBERS, _LARGEST_DIRECTORY, _LOCAL_HEADER = 1_000, 1 << 20, 30
 _CHUNK = 4 << 20
 _BAD_HEADER = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError, tokenize.TokenError)
 _DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error, ValueError, EOFError, RuntimeError)
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(NamedTuple):
     """An ``.npy`` header; the values begin ``length`` bytes after its first byte and take ``data_size`` bytes."""
 
     shape: tuple[int, ...]
@@ -50,11 +47,7 @@ class _Header:
 
 
 def _read_header(file: IO[bytes], size: int, where: str) -> _Header:
-    """The header at the beginning of ``file``, where header and values take ``size`` bytes.
-
-    Refused: no ``.npy`` array, Fortran order, objects, structures, and headers that claim more or fewer bytes than
-    there are (so that nothing is ever allocated for a lie).
-    """
+    """The header at the beginning of ``file``, where header and values must take ``size`` bytes."""
     start = io.BytesIO(file.read(_LONGEST_HEADER))  # numpy would read a header of any announced length
     try:
         version = np.lib.format.read_magic(start)
@@ -66,11 +59,9 @@ def _read_header(file: IO[bytes], size: int, where: str) -> _Header:
         why = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(f"{where} has an .npy header that cannot be read", why=why) from None
     if dtype.hasobject:
-        raise DataError(
-            f"{where} holds Python objects (pickle)",
-            why="reading them would run code from the file, so PUMA never does",
-            fix="save plain arrays: uint8 images, int64 labels",
-        )
+        why = "reading them would run code from the file, so PUMA never does"
+        fix = "save plain arrays: uint8 images, int64 labels"
+        raise DataError(f"{where} holds Python objects (pickle)", why=why, fix=fix)
     if dtype.kind not in "biufcUS" or dtype.subdtype is not None or not dtype.itemsize or any(n < 0 for n in shape):
         raise DataError(f"{where} is {dtype} of shape {shape}", why="a plain array of numbers is expected")
     header = _Header(shape, dtype, start.tell(), math.prod(shape) * dtype.itemsize)
@@ -87,9 +78,9 @@ def _read_header(file: IO[bytes], size: int, where: str) -> _Header:
 def load_npz(path: Path, options: Options) -> Source:
     """Open an EDM ``.npz``; the images of an uncompressed one stay in the file.
 
-    Without ``image`` and ``label``, ``arr_0`` and ``arr_1`` are taken; with a split ``train_images`` and
-    ``train_labels`` (MedMNIST) or ``x_train`` and ``y_train`` (Keras). The fingerprint is made of the images' shape and
-    the CRC-32 of every byte, as the archive's directory states it; ``verify="full"`` compares them.
+    Also ``arr_0`` and ``arr_1``; with a split ``train_images`` and ``train_labels`` (MedMNIST) or ``x_train`` and
+    ``y_train`` (Keras). The fingerprint is of the images' shape and of the CRC-32 of every byte that the archive's
+    directory states; ``verify="full"`` compares them.
     """
     options.only(path, "split", "label")
     split = options.split
@@ -98,9 +89,9 @@ def load_npz(path: Path, options: Options) -> Source:
         image, truth = _arrays_of(path, named, split, options.label)
         header, label_header = image.header(), truth.header()
         if split is not None and len(header.shape) == 3:
-            header = replace(header, shape=(*header.shape, 1))
+            header = header._replace(shape=(*header.shape, 1))
         if split is not None and label_header.shape == (header.shape[0], 1):
-            label_header = replace(label_header, shape=header.shape[:1])
+            label_header = label_header._replace(shape=header.shape[:1])
         where, where_labels = (f"{path}: {member.info.filename.removesuffix('.npy')}" for member in (image, truth))
         sample = None
         if header.dtype != np.uint8:  # say in which range the values lie
@@ -111,7 +102,11 @@ def load_npz(path: Path, options: Options) -> Source:
         if label_header.shape != header.shape[:1] or label_header.dtype.kind not in "iu":  # before any label is read
             empty = np.broadcast_to(np.zeros((), label_header.dtype), label_header.shape)
             check_labels(empty, header.shape[0], where_labels)
-        class_names = next((names for name in _CLASS_NAMES if (names := _texts(named.get(name)))), None)
+        class_names: tuple[str, ...] | None = None
+        for name in _CLASS_NAMES:
+            if class_names is None and name in named and named[name].info.file_size <= _LARGEST_NAMES:
+                texts = named[name].array()
+                class_names = tuple(map(str, texts)) if texts.dtype.kind == "U" and texts.ndim == 1 else None
         labels = check_labels(truth.array().reshape(label_header.shape), header.shape[0], where_labels, class_names)
         if not image.compressed:
             images: Images = Mapped(path, image.offset + header.length, header.shape)
@@ -230,18 +225,12 @@ def _check_members(members: list[_Member], size: int) -> None:
             fix = "save with np.savez or np.savez_compressed"
             raise DataError(f"{member} is compressed by method {info.compress_type}", fix=fix)
         if names.count(name) > 1:
-            why = "duplicate member names are ambiguous"
-            raise DataError(f"{member.path} holds two members called {name!r}", why=why)
+            raise DataError(f"{member.path} holds two members called {name!r}")
         if not member.compressed and info.compress_size != info.file_size:
             raise zipfile.BadZipFile(f"member {name!r} is stored, yet claims two sizes")
         if member.offset + info.compress_size > limit:
             raise zipfile.BadZipFile(f"member {name!r} overlaps the next one or ends beyond the end of the file")
-        if info.file_size > max(_BOMB_SIZE, _BOMB_RATIO * info.compress_size):
-            raise DataError(
-                f"{member} claims to unfold {info.compress_size:,} bytes into {info.file_size:,}",
-                why=f"more than {_BOMB_RATIO} times: no real images compress like that, so it is refused as a bomb",
-                fix="save it uncompressed (np.savez) where you trust it",
-            )
+        check_unfolding(str(member), info.compress_size, info.file_size)
 
 
 def _arrays_of(
@@ -252,26 +241,18 @@ def _arrays_of(
     pairs |= {name[2:]: (name, f"y_{name[2:]}") for name in members if name.startswith("x_")}
     pairs = {name: pair for name, pair in pairs.items() if pair[1] in members}
     if split is not None or (pairs and not any(name in members for name in _IMAGE_NAMES)):
-        if split not in pairs:
-            text = f"{path} holds {'the splits ' + ', '.join(sorted(pairs)) if pairs else 'one split'}"
-            fix = f'choose one: "{path}?split={sorted(pairs)[-1]}"' if pairs else "leave ?split= out"
-            raise UsageError(text + f", not {split!r}" * (split is not None), fix=fix)
-        return members[pairs[split][0]], members[pairs[split][1]]
-    image = next((name for name in (*_IMAGE_NAMES, "arr_0") if name in members), None)
-    unlabelled = label is None and image != "arr_0" and not any(name in members for name in LABEL_NAMES)
-    if image is None or unlabelled:
+        if not pairs:
+            raise UsageError(f"{path} holds one split, not {split!r}", fix="leave ?split= out")
+        image, truth = pairs[chosen_split(path, split, sorted(pairs))]
+        return members[image], members[truth]
+    found = next((name for name in (*_IMAGE_NAMES, "arr_0") if name in members), None)
+    unlabelled = label is None and found != "arr_0" and not any(name in members for name in LABEL_NAMES)
+    if found is None or unlabelled:
         why = f"it holds: {', '.join(sorted(members)) or 'nothing'}"
         fix = "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)"
-        raise DataError(f"{path} has no member '{'label' if image else 'image'}'", why=why, fix=fix)
-    also = {"arr_1"} if image == "arr_0" else set()
-    return members[image], members[chosen_label(list(members), also, label, str(path))]
-
-
-def _texts(member: _Member | None) -> tuple[str, ...] | None:
-    if member is None or member.info.file_size > _LARGEST_NAMES:
-        return None
-    values = member.array()
-    return tuple(map(str, values)) if values.dtype.kind == "U" and values.ndim == 1 else None
+        raise DataError(f"{path} has no member '{'label' if found else 'image'}'", why=why, fix=fix)
+    also = {"arr_1"} if found == "arr_0" else set()
+    return members[found], members[chosen_label(list(members), also, label, str(path))]
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -285,9 +266,7 @@ def write_npz(
     class_names: Sequence[str] = (),
     comment: dict[str, Any] | None = None,
 ) -> None:
-    """Write image chunks and all labels as an uncompressed EDM ``.npz``, atomically and in constant memory.
-
-    Equal contents give equal bytes: no time of day is written.
+    """Write an uncompressed EDM ``.npz`` atomically and in constant memory; equal contents give equal bytes.
 
     Args:
         path: target.
@@ -302,7 +281,8 @@ def write_npz(
         with archive.open(_entry("image.npy"), "w", force_zip64=True) as member:
             for chunk in chunks:
                 if rows == 0:
-                    member.write(_npy_header((len(labels), *chunk.shape[1:]), chunk.dtype))
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *chunk.shape[1:])}
+                    np.lib.format.write_array_header_1_0(member, header)
                 member.write(np.ascontiguousarray(chunk).data)
                 rows += len(chunk)
         if rows != len(labels):
@@ -312,14 +292,7 @@ def write_npz(
             arrays["classes.npy"] = np.array(class_names)
         for name, array in arrays.items():
             with archive.open(_entry(name), "w", force_zip64=True) as member:
-                member.write(_npy_header(array.shape, array.dtype) + array.tobytes())
-
-
-def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    buffer = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, described)
-    return buffer.getvalue()
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
@@ -337,7 +310,7 @@ def read_comment(path: Path | str) -> dict[str, Any]:
 
 
 def save_source(source: Source, out: Path | str, *, progress: bool = False) -> Path:
-    """Write any source as an uncompressed EDM ``.npz``, in constant memory; errors as of `write_npz`."""
+    """Write any source as an uncompressed EDM ``.npz``, in constant memory."""
     with Progress(f"writing {Path(out).name}", len(source), "images", show=progress) as bar:
 
         def chunks() -> Iterator[Pixels]:
@@ -350,10 +323,9 @@ def save_source(source: Source, out: Path | str, *, progress: bool = False) -> P
 
 
 def unpack_npz(path: Path | str, out: Path | str, *, progress: bool = False) -> Path:
-    """Write the members of a compressed ``.npz`` uncompressed, byte for byte, in constant memory.
+    """Write the members of a compressed ``.npz`` uncompressed, byte for byte, in constant memory; CRC-32s are compared.
 
-    The CRC-32 of every member is compared. Fingerprints, tables and plans of the compressed file stay valid.
-    `UsageError` where nothing in it is compressed, or ``out`` is the file itself.
+    Fingerprints, tables and plans stay valid. `UsageError` where nothing is compressed, or ``out`` is the file itself.
     """
     path, out = Path(path), Path(out)
     with _opened(path) as members:

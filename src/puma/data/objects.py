@@ -30,8 +30,8 @@ _SAMPLED, _TWICE = 256, 16
 def load_object(dataset: Any, options: Options) -> Source:
     """Take ``(images, labels)``, a Hugging Face data set, or a map-style dataset of ``(image, label)``.
 
-    A source made of them has no spec: another process cannot open it. Fingerprints cover the labels and all images of
-    arrays, else 256 images (every one with ``verify="full"``). Items that differ each time they are read are refused.
+    Another process cannot open it: it has no spec. Fingerprints cover the labels and all images of arrays, else 256
+    images (every one with ``verify="full"``). Items that differ each time they are read are refused.
     """
     if isinstance(dataset, Source):
         return dataset
@@ -46,8 +46,7 @@ def load_object(dataset: Any, options: Options) -> Source:
     pair = isinstance(dataset, (tuple, list)) and len(dataset) == 2 and getattr(dataset[0], "ndim", 0) >= 3
     if pair and np.ndim(_plain(dataset[1])) > 0:
         images, rounded = _pixels(dataset[0], "images")
-        if rounded:
-            _warn_rounded("images")
+        _warn_rounded("images", rounded)
         labels = check_labels(_plain(dataset[1]), len(images), "labels")
         digest = hashlib.sha256(repr(images.shape).encode() + images.tobytes() + labels.astype("<i8").tobytes())
         return Source(in_memory(images), labels, name="arrays", fingerprint=digest.hexdigest())
@@ -61,12 +60,7 @@ def load_object(dataset: Any, options: Options) -> Source:
 
 
 def load_hub(name: str, config: str | None, options: Options) -> Source:
-    """Open a data set of the Hugging Face hub (from its cache when offline), or one that ``save_to_disk`` wrote.
-
-    Raises:
-        UsageError: ``datasets`` is not installed, there is no such split, or several label columns.
-        DataError: it cannot be opened, or has no image or label column.
-    """
+    """Open a data set of the Hugging Face hub (from its cache when offline), or one that ``save_to_disk`` wrote."""
     split = options.split or "train"
     where = f"hf:{name}:{split}"
     if not Path(name).exists() and not _hub_answers():
@@ -87,11 +81,9 @@ def load_hub(name: str, config: str | None, options: Options) -> Source:
     except UsageError:
         raise
     except Exception as error:  # whatever the package raises: network, cache, scripts, formats
-        raise DataError(
-            f"{where} cannot be opened",
-            why=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
-            fix="check the name and the split; without network it has to lie in the cache, or name a Parquet file",
-        ) from None
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+        fix = "check the name and the split; without network it has to lie in the cache, or name a Parquet file"
+        raise DataError(f"{where} cannot be opened", why=why, fix=fix) from None
     source = _of_table(table, where, options)
     source.name = f"{Path(name).name}-{split}"
     return source
@@ -104,10 +96,10 @@ def _hub_answers() -> bool:
     if getproxies():
         return True
     try:
-        with socket.create_connection((endpoint.hostname or "", port), 3):
-            return True
+        socket.create_connection((endpoint.hostname or "", port), 3).close()
     except OSError:
         return False
+    return True
 
 
 def _split_of(splits: Any, split: str | None) -> Any:
@@ -152,10 +144,7 @@ def _read_cell(table: Any, column: str, name: str, row: int) -> tuple[bytes, str
 
 
 def _of_items(dataset: MapStyle, options: Options) -> Source:
-    """A dataset of ``(image, label)``: arrays as in `_pixels`, tensors or Pillow images.
-
-    Labels are read from its ``labels`` or ``targets`` where they have its length, else by going through it once.
-    """
+    """A dataset of ``(image, label)``; labels are its ``labels`` or ``targets``, else read by going through it once."""
     called, size = type(dataset).__name__.lower(), len(dataset)
     if not size:
         raise DataError(f"{called} is empty")
@@ -167,17 +156,14 @@ def _of_items(dataset: MapStyle, options: Options) -> Source:
     for row in rows[:: max(1, len(rows) // _TWICE)].tolist():
         (one, label), (two, again) = items[row], items[row]
         if label != again or not np.array_equal(one, two):
-            raise DataError(
-                f"{called}: item {row:,} is another {'image' if label == again else 'label'} each time it is read",
-                why="a random transform; margins belong to fixed images",
-                fix="take the dataset without augmentation: recipes augment by themselves",
-            )
+            what = f"{called}: item {row:,} is another {'image' if label == again else 'label'} each time it is read"
+            fix = "take the dataset without augmentation: recipes augment by themselves"
+            raise DataError(what, why="a random transform; margins belong to fixed images", fix=fix)
     labels = items.labels(rows)
     digest = hashlib.sha256(repr(images.shape).encode() + labels.astype("<i8").tobytes())
     for row in rows:
         digest.update(images.read(np.array([row])).tobytes())
-    if items.rounded:
-        _warn_rounded(called)
+    _warn_rounded(called, items.rounded)
     names = getattr(dataset, "classes", None) or getattr(dataset, "class_names", None)
     named = [str(text) for text in names] if names is not None and len(names) > int(labels.max()) else None
     return Source(images, labels, name=called, fingerprint=digest.hexdigest(), class_names=named)
@@ -261,5 +247,6 @@ def _pixels(values: Any, where: str) -> tuple[Pixels, bool]:
     return np.ascontiguousarray(array), rounded
 
 
-def _warn_rounded(name: str) -> None:
-    logger.warning("%s: float images are rounded to the nearest k/255 (off by up to 1/510)", name)
+def _warn_rounded(name: str, rounded: bool) -> None:
+    if rounded:
+        logger.warning("%s: float images are rounded to the nearest k/255 (off by up to 1/510)", name)

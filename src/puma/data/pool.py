@@ -1,22 +1,23 @@
-"""The pool: the training images in a fixed order, real ones first, then each synthetic source; rows as tensors.
+"""The pool: the training images in a fixed order, real ones first, then each synthetic source; tensors and batches.
 
 torch is imported only where tensors are made: plans are drawn up without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from puma.data.checks import match_classes
 from puma.data.load import as_source
 from puma.data.source import MapStyle, Pixels, Rows, Source, checked_row, joined
 from puma.errors import DataError, UsageError
 from puma.io import fingerprint
+from puma.rng import mixed_key, permuted, sampled
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ _ROLES = ("real", "synthetic")
 
 
 class Pool(Source):
-    """Several sources as one; a row's place never changes, and every artefact is keyed by it. Itself a `Source`.
+    """Several sources as one `Source`; a row's place never changes, and every artefact is keyed by it.
 
     Args:
         sources: real ones first, or a single one; anything that `load_dataset` takes will do.
@@ -55,7 +56,12 @@ class Pool(Source):
         if list(self.roles) != sorted(self.roles, key=_ROLES.index):
             seen = ", ".join(self.roles)
             raise UsageError(f"a real source stands after a synthetic one: {seen}", fix="put the real ones first")
-        self.names = _unique_names(self.sources)
+        self.names: list[str] = []  # as the sources give them, numbered where two are equal
+        for source in self.sources:
+            name, number = source.name, 2
+            while name in self.names:
+                name, number = f"{source.name}-{number}", number + 1
+            self.names.append(name)
         parts = [[source.fingerprint, role, len(source)] for source, role in zip(self.sources, self.roles, strict=True)]
         labels = [source.labels for source in self.sources]
         super().__init__(
@@ -69,7 +75,7 @@ class Pool(Source):
     @cached_property
     def source(self) -> SourceNames:
         """The name of each row's source: a lazy sequence; ``.codes`` is int16 ``[N]``."""
-        return SourceNames(self.names, np.cumsum([len(source) for source in self.sources]))
+        return SourceNames(self.names, [len(source) for source in self.sources])
 
     @cached_property
     def synthetic(self) -> NDArray[np.bool_]:
@@ -90,11 +96,9 @@ class Pool(Source):
             raise DataError(what, fix="plan this pool again, or open the sources and options that were scored")
         planned = str((plan.meta.get("pool") or {}).get("fingerprint"))
         if planned != self.fingerprint:
-            raise DataError(
-                f"the plan was made for another pool ({planned[:12]}) than this one ({self.fingerprint[:12]})",
-                why="the same number of rows, but not the same images, order or roles",
-                fix="score and plan this pool, or train on that one",
-            )
+            what = f"the plan was made for another pool ({planned[:12]}) than this one ({self.fingerprint[:12]})"
+            why = "the same number of rows, but not the same images, order or roles"
+            raise DataError(what, why=why, fix="score and plan this pool, or train on that one")
 
     def __repr__(self) -> str:
         parts = zip(self.names, self.roles, self.sources, strict=True)
@@ -102,21 +106,16 @@ class Pool(Source):
 
 
 class SourceNames(Sequence[str]):
-    """The source's name of each row, without N strings in memory."""
+    """The source's name of each row, without N strings in memory; ``codes`` int16 ``[N]`` are the sources' numbers."""
 
-    def __init__(self, names: Sequence[str], ends: NDArray[np.int64]) -> None:
-        self.names, self._ends = tuple(names), ends
-
-    @cached_property
-    def codes(self) -> NDArray[np.int16]:
-        """int16 ``[N]``: number of the source."""
-        return np.repeat(np.arange(len(self.names), dtype=np.int16), np.diff(self._ends, prepend=0))
+    def __init__(self, names: Sequence[str], rows: Sequence[int]) -> None:
+        self.names, self.codes = tuple(names), np.repeat(np.arange(len(names), dtype=np.int16), rows)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self.codes)
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
-        return self.names[int(np.searchsorted(self._ends, checked_row(index, len(self)), side="right"))]
+        return self.names[int(self.codes[checked_row(index, len(self))])]
 
 
 def _alike(sources: list[Source]) -> tuple[tuple[Source, ...], tuple[str, ...]]:
@@ -126,8 +125,7 @@ def _alike(sources: list[Source]) -> tuple[tuple[Source, ...], tuple[str, ...]]:
         return names == tuple(map(str, range(len(names))))
 
     first = sources[0]
-    names, whose = first.class_names, first.name
-    out = [first]
+    names, whose, out = first.class_names, first.name, [first]
     for other in sources[1:]:
         shapes = ["x".join(map(str, source.image_shape)) for source in (other, first)]
         if shapes[0] != shapes[1]:
@@ -139,24 +137,11 @@ def _alike(sources: list[Source]) -> tuple[tuple[Source, ...], tuple[str, ...]]:
     return tuple(out), names
 
 
-def _unique_names(sources: tuple[Source, ...]) -> tuple[str, ...]:
-    """Names as the sources give them, numbered where two are equal."""
-    names: list[str] = []
-    for source in sources:
-        name, number = source.name, 2
-        while name in names:
-            name, number = f"{source.name}-{number}", number + 1
-        names.append(name)
-    return tuple(names)
-
-
 # --- tensors -------------------------------------------------------------------------------------------------------
 
 
 def to_tensor(images: Pixels | Tensor, device: torch.device | str | None = None) -> Tensor:
-    """Turn uint8 ``[B, H, W, C]`` (0..255) into contiguous float32 ``[B, C, H, W]`` in [0, 1].
-
-    The bytes are moved to ``device`` first and become floats there: a quarter of the traffic.
+    """Turn uint8 ``[B, H, W, C]`` into contiguous float32 ``[B, C, H, W]`` in [0, 1], on ``device``: moved as bytes.
 
     >>> to_tensor(np.full((2, 4, 4, 3), 255, np.uint8)).shape
     torch.Size([2, 3, 4, 4])
@@ -180,16 +165,11 @@ def read_batch(source: Source, rows: Rows, device: torch.device | str | None = N
 
 
 class PlannedDataset:
-    """The kept images of a pool, each with its own eps, for anybody's training loop.
+    """The kept images of a pool, each with its own eps, for anybody's training loop and ``torch``'s ``DataLoader``.
 
-    ``dataset[i]`` is ``(float32 tensor [C, H, W] in [0, 1], label, eps)``; ``dataset.index[i]`` its row in the pool.
-    A ``torch`` ``DataLoader`` takes it as it is (and fetches each batch in one read); its batches have float32 images,
-    int64 labels and float32 eps.
-
-    Args:
-        pool: the pool (or its one source) that the plan was made for; `DataError` for another.
-        plan: which rows are kept, and their eps.
-        transform: applied to each image tensor.
+    ``dataset[i]`` is ``(float32 tensor [C, H, W] in [0, 1], label, eps)``, ``eps`` float32 in batches too, and
+    ``dataset.index[i]`` its row in ``pool``: the pool (or its one source) that ``plan`` was made for, else `DataError`.
+    ``transform`` is applied to each image tensor.
     """
 
     def __init__(self, pool: Source, plan: Plan, transform: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -207,8 +187,102 @@ class PlannedDataset:
     def __getitems__(self, items: Sequence[int]) -> list[tuple[Tensor, int, np.float32]]:
         """Several items in one read; ``DataLoader`` calls this."""
         rows = self.index[[checked_row(item, len(self)) for item in items]]
-        images: Sequence[Tensor] = list(to_tensor(self.pool.read(rows)))
-        if self.transform is not None:
-            images = [self.transform(image) for image in images]
+        images = [self.transform(image) if self.transform else image for image in to_tensor(self.pool.read(rows))]
         eps = self.plan.eps[rows].astype(np.float32, copy=False)  # Python floats would be collated to float64
         return list(zip(images, self.pool.labels[rows].tolist(), eps, strict=True))
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+_REAL, _SYNTHETIC, _ORDER = 1, 2, 3
+
+
+class BatchSampler:
+    """Draw batches with a stated share of synthetic rows from the kept rows of a pool.
+
+    Of each batch ``int(batch_size * synthetic_share)`` rows are synthetic and the rest real, as in Wang et al. 2023
+    (arXiv 2302.04638). Real rows come without replacement: a new seeded permutation for each pass, and a pass may end
+    inside a batch. Batches follow from (seed, step) alone; 50 M rows cost only the list of the kept ones.
+
+    Args:
+        synthetic: bool ``[N]``, the rows of the pool that are synthetic.
+        batch_size: rows of one batch over all ranks.
+        keep: bool ``[N]``, the rows that may be drawn; None is all of them.
+        synthetic_share: in [0, 1]; ignored where the kept rows are all of one kind. None: drawn from all rows alike.
+        seed: another seed is another order.
+        replacement: draw synthetic rows (with share None: any row of a pool that has synthetic ones) with replacement,
+            as in the published code; else by permutations too.
+    """
+
+    def __init__(
+        self,
+        synthetic: ArrayLike,
+        *,
+        batch_size: int,
+        keep: ArrayLike | None = None,
+        synthetic_share: float | None = None,
+        seed: int = 0,
+        replacement: bool = True,
+    ) -> None:
+        made = np.asarray(synthetic, dtype=bool)
+        kept = np.ones(len(made), dtype=bool) if keep is None else np.asarray(keep)
+        if kept.dtype != bool:
+            fix = "mask = np.zeros(len(pool), bool); mask[rows] = True"
+            raise UsageError(f"keep is {kept.dtype}, not a mask", fix=fix)
+        if kept.shape != made.shape:
+            raise DataError(f"the plan has {len(kept):,} rows, the pool {len(made):,}", fix="plan this pool again")
+        if not kept.any():
+            raise DataError("no row is kept: there is nothing to draw batches from")
+        if batch_size < 1:
+            raise UsageError(f"batch size {batch_size} is below 1")
+        if synthetic_share is not None and not 0 <= synthetic_share <= 1:
+            raise UsageError(f"synthetic share {synthetic_share} is not in [0, 1]")
+        both = bool((kept & made).any() and (kept & ~made).any())
+        if synthetic_share is None or not both:
+            drawn_freely = replacement and bool((kept & made).any())
+            self._streams = [_Stream(kept, batch_size, _REAL, seed, drawn_freely)]
+            self.synthetic_per_batch: int | None = None if both else (batch_size if made[kept].all() else 0)
+        else:
+            count = int(batch_size * synthetic_share)
+            self._streams = [
+                _Stream(kept & made, count, _SYNTHETIC, seed, replacement),
+                _Stream(kept & ~made, batch_size - count, _REAL, seed, False),
+            ]
+            self.synthetic_per_batch = count
+        self.batch_size, self.seed = batch_size, seed
+        self.kept = int(kept.sum())
+
+    def indices(self, step: int, rank: int = 0, world: int = 1) -> NDArray[np.int64]:
+        """int64 rows of batch number ``step`` that ``rank`` of ``world`` takes: together what ``world=1`` gives."""
+        if step < 0 or not 0 <= rank < world or world > self.batch_size:
+            raise UsageError(f"no batch for step {step}, rank {rank} of {world}, batch size {self.batch_size}")
+        batch = np.concatenate([stream.rows(step) for stream in self._streams])
+        places = np.arange(rank, self.batch_size, world, dtype=np.int64)
+        return batch[permuted(places, self.batch_size, mixed_key(self.seed, _ORDER, step))]
+
+    def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[NDArray[np.int64]]:
+        """`indices` of steps ``start`` to ``stop``; usable as ``batch_sampler`` of a ``torch`` ``DataLoader``."""
+        for step in range(start, stop):
+            yield self.indices(step, rank, world)
+
+
+class _Stream:
+    """An endless sequence of one kind of rows, ``count`` of them a batch."""
+
+    def __init__(self, chosen: NDArray[np.bool_], count: int, number: int, seed: int, replacement: bool) -> None:
+        rows = np.flatnonzero(chosen)
+        self._rows = rows.astype(np.uint32) if len(chosen) < 2**32 else rows
+        self._count, self._number, self._seed, self._replacement = count, number, seed, replacement
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        size = len(self._rows)
+        if self._replacement:
+            return self._rows[sampled(self._count, size, mixed_key(self._seed, self._number, step))].astype(np.int64)
+        position = np.arange(step * self._count, (step + 1) * self._count, dtype=np.int64)
+        out = np.empty(self._count, dtype=np.int64)
+        passes = position // size
+        for number in np.unique(passes):  # one or two, unless a batch is larger than what is kept
+            of_pass = passes == number
+            key = mixed_key(self._seed, self._number, int(number))
+            out[of_pass] = self._rows[permuted(position[of_pass] % size, size, key)]
+        return out

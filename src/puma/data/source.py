@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import DataError, UsageError, unknown
+from puma.rng import mixed_key, permuted
 
 Rows = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -32,12 +33,9 @@ class MapStyle(Protocol):
 
 
 class Images:
-    """A reader of N images.
+    """A reader of N images of ``shape`` ``(N, H, W, C)``; ``slow`` says that they are worth keeping once they are made.
 
-    Args:
-        shape: ``(N, H, W, C)``.
-        read: what `read` does, where no subclass overrides it; picklable (a function of a module, or a partial of one).
-        slow: whether images are worth keeping once they are made (decoded, scaled).
+    ``read`` is what `read` does where no subclass overrides it: picklable, a function of a module or a partial of one.
     """
 
     def __init__(
@@ -49,8 +47,7 @@ class Images:
 
     def read(self, rows: Rows) -> Pixels:
         """The images at ``rows`` (int64 in ``[0, N)``, any order, repeats allowed): a fresh uint8 ``[B, H, W, C]``."""
-        if self._reader is None:
-            raise NotImplementedError
+        assert self._reader is not None
         return self._reader(rows)
 
 
@@ -108,17 +105,6 @@ class Source:
         return f"<{self.name}: {len(self):,} images {shape}, {self.num_classes} classes, {self.fingerprint[:12]}>"
 
 
-def required_spec(source: Source) -> str:
-    """The text that opens ``source`` in another process; `UsageError` where there is none."""
-    if source.spec is None:
-        raise UsageError(
-            f"{source.name} cannot be opened by another process",
-            why="it was made from a Python object, so no text names it",
-            fix="save it (np.savez(path, image=..., label=...)) and load_dataset that file",
-        )
-    return source.spec
-
-
 # --- options -------------------------------------------------------------------------------------------------------
 
 
@@ -130,10 +116,8 @@ class Options:
         resize: scale every image to this side, in pixels, 1..4096.
         channels: 3 turns greyscale into RGB; 1 only states what is there.
         classes: keep only these classes, by name or number; they are renumbered in this order.
-        subset: keep this many images: stratified and seeded, never a prefix.
-        seed: of the subset.
-        split: which of several splits, where there are some.
-        label: which of several label columns.
+        subset, seed: keep this many images: stratified and seeded, never a prefix.
+        split, label: which of several splits, and of several label columns.
         verify: ``"headers"``, or ``"full"``, which reads every byte once and compares checksums.
     """
 
@@ -155,8 +139,8 @@ class Options:
             raise UsageError(f"subset={self.subset} keeps no image")
         if self.seed and self.subset is None:
             raise UsageError(f"seed={self.seed} is not used", why="it chooses a subset", fix="add subset=5000")
-        if self.classes is not None and (not self.classes or len(set(self.classes)) != len(self.classes)):
-            raise UsageError(f"classes={','.join(self.classes)} is empty or names a class twice")
+        if self.classes == ():
+            raise UsageError("classes= names no class")
         if self.verify not in ("headers", "full"):
             raise unknown("way to verify", self.verify, ("headers", "full"))
 
@@ -183,12 +167,11 @@ def option_value(name: str, value: Any) -> Any:
     if name not in ("resize", "channels", "subset", "seed") or value is None:
         return value
     try:
-        number = int(value)
-    except (TypeError, ValueError, OverflowError):
-        number = None
-    if number is None or (isinstance(value, float) and value != number):
-        raise UsageError(f"{name}={value!r} is not a whole number")
-    return number
+        if not isinstance(value, float) or value.is_integer():
+            return int(value)
+    except (TypeError, ValueError):
+        pass
+    raise UsageError(f"{name}={value!r} is not a whole number")
 
 
 # --- rows ----------------------------------------------------------------------------------------------------------
@@ -204,11 +187,7 @@ def checked_row(index: int, size: int) -> int:
 
 
 def checked_rows(rows: Rows | slice, size: int) -> Rows:
-    """``rows`` as int64 in ``[0, size)``.
-
-    Raises:
-        IndexError: a row beyond either end, a boolean mask of another length, or numbers that are not whole.
-    """
+    """``rows`` as int64 in ``[0, size)``; `IndexError` beyond, for a mask of another length, or no whole numbers."""
     if isinstance(rows, slice):
         return np.arange(*rows.indices(size), dtype=np.int64)
     array = np.asarray(rows)
@@ -235,6 +214,31 @@ def blocks(count: int, image_shape: ImageShape) -> Iterator[slice]:
         yield slice(start, min(start + rows, count))
 
 
+def stratified_rows(labels: NDArray[np.int64], size: int, seed: int) -> NDArray[np.int64]:
+    """``size`` rows with every class in its share, chosen at random inside each class, in ascending order.
+
+    Shares are rounded by largest remainders: each class is within one row of its own. The same rows on every machine.
+
+    >>> stratified_rows(np.array([0, 0, 0, 0, 1, 1]), 3, seed=0).size
+    3
+    """
+    if not 1 <= size <= len(labels):
+        what = f"a subset of {size:,} cannot be taken from {len(labels):,} images"
+        raise UsageError(what, fix=f"choose 1 to {len(labels)}")
+    counts = np.bincount(labels)
+    exact = counts * (size / len(labels))
+    quota = np.floor(exact).astype(np.int64)
+    order = np.argsort(-(exact - quota), kind="stable")
+    quota[order[: size - int(quota.sum())]] += 1
+    by_class = np.argsort(labels, kind="stable")
+    starts = np.cumsum(counts) - counts
+    chosen = [
+        by_class[starts[label] + permuted(np.arange(quota[label]), int(counts[label]), mixed_key(seed, label))]
+        for label in np.flatnonzero(quota).tolist()
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
 # --- readers -------------------------------------------------------------------------------------------------------
 
 
@@ -245,22 +249,17 @@ def in_memory(array: Pixels) -> Images:
 
 def selected(images: Images, rows: Rows) -> Images:
     """Some rows of another reader, in the order of ``rows``."""
-    return Images((len(rows), *images.shape[1:]), partial(_read_selected, images, rows), slow=images.slow)
+    read = partial(_chained, partial(np.take, rows), images.read)
+    return Images((len(rows), *images.shape[1:]), read, slow=images.slow)
 
 
-def _read_selected(images: Images, chosen: Rows, rows: Rows) -> Pixels:
-    return images.read(chosen[rows])
-
-
-def converted(
-    images: Images, image_shape: ImageShape, convert: Callable[[Pixels], Pixels], *, slow: bool = False
-) -> Images:
+def converted(images: Images, image_shape: ImageShape, convert: Callable[[Pixels], Pixels], *, slow: bool) -> Images:
     """Images of another reader passed through a function of uint8 ``[B, H, W, C]`` that gives ``image_shape``."""
-    return Images((images.shape[0], *image_shape), partial(_read_converted, images, convert), slow=slow)
+    return Images((images.shape[0], *image_shape), partial(_chained, images.read, convert), slow=slow)
 
 
-def _read_converted(images: Images, convert: Callable[[Pixels], Pixels], rows: Rows) -> Pixels:
-    return convert(images.read(rows))
+def _chained(first: Callable[[Any], Any], second: Callable[[Any], Pixels], rows: Rows) -> Pixels:
+    return second(first(rows))
 
 
 def joined(parts: Sequence[Images]) -> Images:
@@ -288,9 +287,8 @@ class Mapped(Images):
     """uint8 images ``[N, H, W, C]`` that begin at ``offset`` of a file and are read in place; any thread may read.
 
     Neighbouring rows are read in one piece, with the system's read-ahead, and scattered rows one by one without it. A
-    map (used only where the system has no ``preadv``) would fault in every row anew, drag megabytes along with each row
-    that is not cached, count as resident memory, and end the process where the file has been cut short. Survives
-    pickling: a worker opens the file again.
+    map (used where there is no ``preadv``) would fault in every row anew, drag megabytes along with each, count as
+    resident memory, and end the process where the file has been cut short.
     """
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...], size: int | None = None) -> None:

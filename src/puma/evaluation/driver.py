@@ -26,8 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from puma.data.checks import match_classes
 from puma.data.load import as_source
 from puma.data.pool import read_batch
-from puma.data.sampler import stratified_rows
-from puma.data.source import MapStyle, Source
+from puma.data.source import MapStyle, Source, stratified_rows
 from puma.devices import environment
 from puma.errors import DataError, ModelError, UsageError, integer
 from puma.evaluation.attacks import Attacker, attack_steps, check_autoattack, confirm, explain, full_cost, num_targets

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.data.sampler import stratified_rows
-from puma.data.source import Source
+from puma.data.source import Source, stratified_rows
 from puma.errors import DataError
 from puma.rng import mixed_key, permuted
 

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puma.attacks.pgd import pgd, start_noise
-from puma.data.pool import Pool, to_tensor
-from puma.data.sampler import BatchSampler, stratified_rows
-from puma.data.source import Source
+from puma.data.pool import BatchSampler, Pool, to_tensor
+from puma.data.source import Source, stratified_rows
 from puma.devices import Devices
 from puma.errors import UsageError
 from puma.rng import mixed_key
