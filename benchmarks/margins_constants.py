@@ -10,6 +10,8 @@ images in the modes that use the constant, and for misclassified images (``back`
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,25 @@ from torch import Tensor, nn
 
 import puma
 from puma import attacks
-from puma.attacks import deepfool, halfspace, refine, search
+from puma.attacks import deepfool, halfspace, search
 from puma.data.pool import read_batch
 
 PLAIN = {"overshoot", "tolerance", "growth", "max_stretch", "steeper"}
 SOLVER = {"newton_steps", "iterations", "centering", "to_the_boundary", "gap", "box_slack"}
 STEPS = {"stride", "least_stride", "stride_factors", "secant_factors", "least_gain", "worth_a_step"}
+
+
+@contextmanager
+def constants(**changes: Any) -> Iterator[None]:
+    """Run with other values of the table."""
+    modules = (search, deepfool, halfspace)
+    try:
+        for module in modules:
+            module.TUNED = replace(attacks.TUNED, **changes)
+        yield
+    finally:
+        for module in modules:
+            module.TUNED = attacks.TUNED
 
 
 def scaled(value: Any, factor: float) -> Any:
@@ -78,11 +93,8 @@ def main() -> None:
                 base[mode, kind] = outcome(model, *batch, mode)
             cells = []
             for factor in (0.5, 2.0):
-                for module in (search, refine, deepfool, halfspace):
-                    module.TUNED = replace(tuned, **{field.name: scaled(value, factor)})
-                changed = outcome(model, *batch, mode)
-                for module in (search, refine, deepfool, halfspace):
-                    module.TUNED = tuned
+                with constants(**{field.name: scaled(value, factor)}):
+                    changed = outcome(model, *batch, mode)
                 pairs = list(zip(changed, base[mode, kind], strict=True))
                 margins = "/".join(f"{100 * (new[0] / old[0] - 1):+.1f}" for new, old in pairs)
                 passes = "/".join(f"{100 * (new[1] / old[1] - 1):+.0f}" for new, old in pairs)

@@ -52,21 +52,31 @@ def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[:, :, down : down + 16, right : right + 16]
 
 
-def train(images: Tensor, labels: Tensor, steps: int, seed: int) -> nn.Sequential:
-    """PGD-2 adversarial training at 8/255, SGD, one cosine cycle."""
+def train(
+    images: Tensor,
+    labels: Tensor,
+    steps: int,
+    seed: int,
+    model: nn.Module | None = None,
+    attack_steps: int = 2,
+    rate: float = 0.2,
+) -> nn.Module:
+    """Adversarial training at 8/255 (PGD; 0 attack steps: standard training), SGD, one cosine cycle up to ``rate``."""
     torch.manual_seed(seed)
-    model = robust_cnn().to(memory_format=torch.channels_last)
+    model = (robust_cnn() if model is None else model).to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, total_steps=steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.2)
     generator = torch.Generator().manual_seed(seed)
     began = time.process_time()
     for step in range(steps):
         rows = torch.randint(0, len(images), (128,), generator=generator)
         batch = _augment(images[rows], generator).contiguous(memory_format=torch.channels_last)
-        model.eval()
-        attacked = puma.pgd(model, batch, labels[rows], threat=THREAT, steps=2, step_size=6 / 255, generator=generator)
+        if attack_steps:
+            model.eval()
+            settings = {"threat": THREAT, "steps": attack_steps, "step_size": 6 / 255, "generator": generator}
+            batch = puma.pgd(model, batch, labels[rows], **settings)
         model.train()
-        loss = cross_entropy(model(attacked), labels[rows])
+        loss = cross_entropy(model(batch), labels[rows])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

@@ -202,15 +202,15 @@ def test_steps_reach_their_half_space_inside_the_box(rows, pixels, seed, norm) -
     normal = torch.randn(rows, pixels, generator=generator) * (torch.rand(rows, pixels, generator=generator) < 0.8)
     room = torch.where(normal > 0, 1 - x, x)
     level = (normal.abs() * room).sum(1) * torch.rand(rows, generator=generator) * 0.95
-    length, time = distances(1 - x, x, normal.unsqueeze(1), level.unsqueeze(1), norm)
-    step = displacement(1 - x, x, normal, time.squeeze(1), norm)
+    length, time = distances(x, normal.unsqueeze(1), level.unsqueeze(1), norm)
+    step = displacement(x, normal, time.squeeze(1), norm)
     assert ((x + step >= -1e-6) & (x + step <= 1 + 1e-6)).all()
     reachable = level > 1e-4
     reached = (normal * step).sum(1)
     torch.testing.assert_close(reached[reachable], level[reachable], rtol=2e-3, atol=1e-5)
     size = step.abs().amax(1) if norm == "Linf" else step.norm(dim=1)
     torch.testing.assert_close(size[reachable], length.squeeze(1)[reachable], rtol=1e-3, atol=1e-5)
-    assert torch.isinf(distances(1 - x, x, normal.unsqueeze(1), level.unsqueeze(1) * 0 + 1e6, norm)[0]).all()
+    assert torch.isinf(distances(x, normal.unsqueeze(1), level.unsqueeze(1) * 0 + 1e6, norm)[0]).all()
 
 
 def test_front_door() -> None:

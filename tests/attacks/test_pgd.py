@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puma.attacks.pgd import ascend, ascend_in_proportion, pgd, start_noise
+from puma.attacks.pgd import ascend, pgd, start_noise
 from puma.errors import DataError, UsageError
 from puma.losses import carlini_wagner, cross_entropy
 from puma.models.networks import build_model
@@ -148,12 +148,13 @@ def test_proportional_steps_equal_the_plain_attack_image_by_image(threat):
     noise = start_noise(images.shape, "uniform", threat, torch.Generator().manual_seed(2))
     step = 0.25 * threat.eps
     objective = lambda x, rows: cross_entropy(model(x), labels[rows])  # noqa: E731
-    sorted_, gradients = ascend_in_proportion(objective, images, eps, noise, threat, steps=10, step_size=step)
+    attack = {"steps": 10, "step_size": step, "in_proportion": True}
+    sorted_, gradients = ascend(objective, images, eps, noise, threat, **attack)
     counts = [5, 0, 10, 1, 3, 10, 3] * 3
     # 18 images take the first step, then 15, 15, 9, 9 and 6 five times; multiples of 8, of 21 images at most
     assert gradients == 21 + 16 + 16 + 16 + 16 + 5 * 8
     for i, count in enumerate(counts):
-        alone = ascend(
+        alone, _ = ascend(
             lambda x, rows, i=i: cross_entropy(model(x), labels[i : i + 1]),
             images[i : i + 1],
             eps[i : i + 1],

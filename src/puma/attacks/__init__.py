@@ -41,10 +41,7 @@ class Tuned:
     stride: float = 0.8  # share of the way to the projection. -0.1/0, back -0.7/-1.2; 1.0: -0.1/0, back +0.1/+0.4
     least_stride: float = 0.2  # ends the steps. -0.1/0, p +2/0; +0.2/0, p -3/0
     stride_factors: tuple[float, float] = (1.3, 0.6)  # after gain, loss. (1.15, 0.3): +0.2/0, p -3/0; (1.6, 1): p +7/+1
-    secant_factors: tuple[float, float] = (
-        1.05,
-        0.02,
-    )  # a little beyond. -0.1/0, back -0.1/-0.3; +0.2/0, back +0.1/+0.2
+    secant_factors: tuple[float, float] = (1.05, 0.02)  # beyond it. -0.1/0, back -0.1/-0.3; +0.2/0, back +0.1/+0.2
     least_gain: float = 2e-3  # of the distance that counts as a gain. No effect
     worth_a_step: float = 0.05  # nearer the linearized boundary has to be. 0/0, p +5/+2; +0.1/0, p -3/0
 

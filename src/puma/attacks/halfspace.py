@@ -1,8 +1,9 @@
 """Least-norm steps inside the box [0, 1]: onto a half-space, the nearest of several, and into an intersection.
 
-A linearized class boundary is the half-space ``w . d >= b`` of displacements ``d``. The closed-form steps are exact:
-pixels that reach 0 or 1 stop there and the others go further, instead of clipping afterwards. Only negative margins
-(misclassified images, which have to beat every rival class at once) need `step_into_intersection`.
+A linearized class boundary is the half-space ``w . d >= b`` of displacements ``d`` of an image ``x``. The closed-form
+steps are exact: pixels that reach 0 or 1 stop there and the others go further, instead of clipping afterwards. Only
+negative margins (misclassified images, which have to beat every rival class at once) need `step_into_intersection` and
+its interior-point method.
 """
 
 from __future__ import annotations
@@ -13,77 +14,74 @@ from torch import Tensor
 from puma.attacks import TUNED
 from puma.threat import Norm
 
-UNBOUNDED = 1e30
-"""A time by which every pixel has reached the end of its slack."""
+UNBOUNDED = 1e30  # a time by which every pixel has reached 0 or 1
+TINY = 1e-30
 
 
-def distances(up: Tensor, down: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+def distances(x: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """Return the least norm of a displacement in each half-space, and the time that `displacement` takes to get there.
 
     Args:
-        up: ``[B, D]``, slack to the box above each pixel (1 - x).
-        down: ``[B, D]``, slack below (x).
+        x: ``[B, D]``, the images.
         normals: ``[B, m, D]``.
         offsets: ``[B, m]``, the level ``b`` to reach.
         norm: ``"Linf"`` or ``"L2"``.
 
     Returns:
         The norm ``[B, m]``: 0 where ``b <= 0``, inf where the box keeps the half-space out of reach or the normal is
-        zero. The time ``[B, m]``: every pixel moves from 0 at its own speed (1 in Linf, ``|w|`` in L2) until then.
+        zero. The time ``[B, m]``: every pixel moves from ``x`` at its own speed (1 in Linf, ``|w|`` in L2) until then.
     """
     weight = normals.abs()
-    slack = torch.where(normals > 0, up.unsqueeze(1), down.unsqueeze(1))  # [B, m, D]
-    speed = None if norm == "Linf" else weight
-    time = _times(weight, speed, slack, offsets)
-    step = torch.minimum(time.unsqueeze(-1) if speed is None else time.unsqueeze(-1) * speed, slack)
-    step = torch.where(weight > 0, step, torch.zeros_like(step)) if norm == "L2" else step
-    length = time if norm == "Linf" else step.square().sum(-1).sqrt()
+    slack = torch.where(normals > 0, (1 - x).unsqueeze(1), x.unsqueeze(1))  # [B, m, D], to the box
+    if norm == "Linf":
+        length = time = _times(weight, None, slack, offsets)
+    else:
+        time = _times(weight, weight, slack, offsets)
+        step = torch.minimum(time.unsqueeze(-1) * weight, slack)
+        length = torch.where(weight > 0, step, torch.zeros_like(step)).square().sum(-1).sqrt()
     reach = (weight * slack).sum(-1)
     unreachable = (offsets > 0) & ((reach < offsets) | (reach <= 0))
     return torch.where(unreachable, torch.inf, torch.where(offsets > 0, length, 0.0)), time
 
 
-def displacement(up: Tensor, down: Tensor, normal: Tensor, time: Tensor, norm: Norm) -> Tensor:
-    """Return the displacement ``[B, D]`` along ``normal`` ``[B, D]`` at ``time`` ``[B]``, inside the box."""
+def displacement(x: Tensor, normal: Tensor, time: Tensor, norm: Norm) -> Tensor:
+    """Return the displacement ``[B, D]`` of ``x`` along ``normal`` ``[B, D]`` at ``time`` ``[B]``, inside the box."""
     speed = normal if norm == "L2" else normal.sign()
-    return torch.maximum(torch.minimum(speed * time.unsqueeze(1), up), -down)
+    return torch.maximum(torch.minimum(speed * time.unsqueeze(1), 1 - x), -x)
 
 
 def dual_norm(normals: Tensor, norm: Norm) -> Tensor:
     """Return the norm of normals ``[..., D]`` by which a logit gap is divided to give a distance."""
-    size = normals.abs().sum(-1) if norm == "Linf" else normals.square().sum(-1).sqrt()
-    return size.clamp_min(1e-30)
+    return (normals.abs().sum(-1) if norm == "Linf" else normals.square().sum(-1).sqrt()).clamp_min(TINY)
 
 
-def step_to_nearest(up: Tensor, down: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
+def step_to_nearest(x: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
     """Return the displacement ``[B, D]`` onto the nearest half-space of each row.
 
     Where the box keeps all of them out of reach it goes towards the first as far as the box allows.
     """
-    length, time = distances(up, down, normals, offsets, norm)
-    nearest = torch.where(length.isinf() & (normals.abs().amax(-1) > 0), UNBOUNDED, length).argmin(1, keepdim=True)
-    time = torch.where(length.isinf(), UNBOUNDED, time).gather(1, nearest).squeeze(1)
-    pick = nearest.unsqueeze(-1).expand(-1, -1, up.shape[1])
-    return displacement(up, down, normals.gather(1, pick).squeeze(1), time, norm)
+    length, time = distances(x, normals, offsets, norm)
+    nearest = torch.where(length.isinf() & (normals.abs().amax(-1) > 0), UNBOUNDED, length).argmin(1)
+    rows = torch.arange(len(x), device=x.device)
+    return displacement(x, normals[rows, nearest], torch.where(length.isinf(), UNBOUNDED, time)[rows, nearest], norm)
 
 
-def step_into_intersection(up: Tensor, down: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
+def step_into_intersection(x: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
     """Return a displacement ``[B, D]`` of nearly least norm that lies in all half-spaces ``[B, m, D]`` of its row.
 
     Exact where the farthest half-space's own step satisfies the others. Where the box keeps a half-space out of reach
     the step goes towards it as far as the box allows.
     """
-    single, time = distances(up, down, normals, offsets, norm)
+    single, time = distances(x, normals, offsets, norm)
     blocked = single.isinf() & (normals.abs().amax(-1) > 0)
-    time = torch.where(blocked, UNBOUNDED, time)
     farthest = torch.where(single.isinf(), torch.where(blocked, UNBOUNDED, -1.0), single).argmax(1)
-    rows = torch.arange(len(normals), device=normals.device)
-    step = displacement(up, down, normals[rows, farthest], time[rows, farthest], norm)
+    rows = torch.arange(len(x), device=x.device)
+    time = torch.where(blocked, UNBOUNDED, time)[rows, farthest]
+    step = displacement(x, normals[rows, farthest], time, norm)
     missed = (offsets - _apply(normals, step)) > 1e-6 + 1e-3 * offsets.abs()
     several = (missed.any(1) & ~single.isinf().any(1)).nonzero().squeeze(1)
     if len(several):
-        bound = single[several].amax(1)
-        solved = _interior_point(up[several], down[several], normals[several], offsets[several], bound, norm)
+        solved = _interior_point(x[several], normals[several], offsets[several], single[several].amax(1), norm)
         usable = solved.isfinite().all(1)
         step[several[usable]] = solved[usable]
     return step
@@ -112,27 +110,23 @@ def _times(weight: Tensor, speed: Tensor | None, slack: Tensor, offsets: Tensor)
     return time
 
 
-def _interior_point(up: Tensor, down: Tensor, normals: Tensor, offsets: Tensor, bound: Tensor, norm: Norm) -> Tensor:
-    """Minimize the norm of ``d`` subject to ``W d >= b`` and the box, for the whole batch at once.
+def _interior_point(x: Tensor, normals: Tensor, offsets: Tensor, bound: Tensor, norm: Norm) -> Tensor:
+    """Minimize the norm of ``d`` subject to ``W d >= b`` and the box; ``bound`` ``[B]`` is a lower bound of it.
 
     A linear program in Linf (minimize ``t`` with ``|d_i| <= t``), a quadratic one in L2 (``|d|^2 / 2``), solved by the
-    primal-dual interior-point method of Boyd and Vandenberghe, Convex Optimization, section 11.7: each iteration takes
-    the Newton step (11.54) of the modified optimality conditions (11.53), with 1/t there = ``mu``, a tenth of the mean
-    product of slacks and multipliers (the surrogate gap, 11.59). The problem has as many unknowns as pixels but only m
-    rows in ``W``: each pixel's row of (11.54) is diagonal once the multipliers of the box and of ``|d_i| <= t`` are
-    substituted, so the pixels are eliminated and a system of m (Linf: m + 1) equations is left.
-
-    Args:
-        bound: ``[B]``, a lower bound of the norm: the unit of length inside.
+    primal-dual interior-point method of Boyd and Vandenberghe, Convex Optimization, section 11.7: Newton steps (11.54)
+    for the modified optimality conditions (11.53), with 1/t there = ``mu``, a tenth of the mean product of slacks and
+    multipliers (the surrogate gap, 11.59). Each pixel's row of (11.54) is diagonal once the multipliers of the box and
+    of ``|d_i| <= t`` are substituted, so the pixels are eliminated and a system of m (Linf: m + 1) equations is left.
     """
     linf, count = norm == "Linf", offsets.shape[1]
-    unit = bound.clamp_min(1e-30).unsqueeze(1)
+    unit = bound.clamp_min(TINY).unsqueeze(1)
     size = dual_norm(normals, norm)
     w, b = normals / size.unsqueeze(-1), offsets / size / unit
-    d, t = torch.zeros_like(up), torch.full_like(unit, 2.0)
+    d, t = torch.zeros_like(x), torch.full_like(unit, 2.0)
     s, z = torch.ones_like(b), torch.ones_like(b)  # slacks of W d >= b, and their multipliers
     # The other constraints are limit + sign * d >= 0: the box, and in Linf -t <= d <= t.
-    box = [up / unit + TUNED.box_slack, down / unit + TUNED.box_slack]
+    box = [(1 - x) / unit + TUNED.box_slack, x / unit + TUNED.box_slack]
     signs = (-1, 1, -1, 1) if linf else (-1, 1)
     start = 1.0 / (2 * d.shape[1]) if linf else 1.0
     duals = [start / limit for limit in box] + ([torch.full_like(d, start)] * 2 if linf else [])
@@ -169,24 +163,20 @@ def _interior_point(up: Tensor, down: Tensor, normals: Tensor, offsets: Tensor, 
         ds = missing + _apply(w, dd)
         moves = [sign * dd if j < 2 else dt + sign * dd for j, sign in enumerate(signs)]
         changes = [p - dual - r * move for p, dual, r, move in zip(pulls, duals, ratios, moves, strict=True)]
-        primal = torch.minimum(_stride(s, ds), _shortest_stride(gaps, moves))
-        dual = torch.minimum(_stride(z, dz), _shortest_stride(duals, changes))
+        primal, dual = _stride([s, *gaps], [ds, *moves]), _stride([z, *duals], [dz, *changes])
         if not linf:
             primal = dual = torch.minimum(primal, dual)
         d, s, z = d + primal * dd, s + primal * ds, z + dual * dz
         t = t + primal * dt if linf else t
         duals = [value + dual * change for value, change in zip(duals, changes, strict=True)]
-    return torch.maximum(torch.minimum(d * unit, up), -down)
+    return torch.maximum(torch.minimum(d * unit, 1 - x), -x)
 
 
-def _stride(value: Tensor, change: Tensor) -> Tensor:
-    """Return the largest step ``[B, 1]`` up to 1 that keeps ``value + step * change`` well above 0."""
-    limit = torch.where(change < 0, -value / change, torch.inf).amin(1, keepdim=True)
-    return (TUNED.to_the_boundary * limit).clamp(max=1.0)
-
-
-def _shortest_stride(values: list[Tensor], changes: list[Tensor]) -> Tensor:
-    return torch.stack([_stride(value, change) for value, change in zip(values, changes, strict=True)]).amin(0)
+def _stride(values: list[Tensor], changes: list[Tensor]) -> Tensor:
+    """Return the largest step ``[B, 1]`` up to 1 that keeps all ``value + step * change`` well above 0."""
+    pairs = zip(values, changes, strict=True)
+    limits = [torch.where(change < 0, -value / change, torch.inf).amin(1, keepdim=True) for value, change in pairs]
+    return (TUNED.to_the_boundary * torch.stack(limits).amin(0)).clamp(max=1.0)
 
 
 def _apply(normals: Tensor, step: Tensor) -> Tensor:

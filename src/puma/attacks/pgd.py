@@ -23,14 +23,9 @@ from puma.threat import Norm, ThreatModel
 Loss = Literal["ce", "cw", "kl"]
 Start = Literal["uniform", "gaussian", "none"]
 Rows = Tensor | slice
-_ALL = slice(None)
 _LOG = logging.getLogger("puma")
 _MULTIPLE = 8  # images: batches of ever new sizes would each cost a search for kernels
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ce": cross_entropy,
-    "cw": carlini_wagner,
-    "kl": kl_divergence,
-}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "cw": carlini_wagner, "kl": kl_divergence}
 
 
 def pgd(
@@ -49,28 +44,21 @@ def pgd(
 ) -> Tensor:
     """Perturb ``images`` so that the loss rises, within eps_i of each image and inside [0, 1].
 
-    The model is called in the mode (train or eval) it is in; its parameters, gradients and buffers stay as they are.
-
     Args:
-        model: maps float32 images ``[B, ...]`` in [0, 1] to logits ``[B, K]``. BatchNorm may be in training mode, but
-            nothing random may.
+        model: maps float32 images ``[B, ...]`` in [0, 1] to logits ``[B, K]``. It is called in the mode it is in
+            (BatchNorm may be in training mode, but nothing random may), and stays as it is.
         images: float ``[B, ...]`` in [0, 1]; computed with in float32.
         labels: int ``[B]``.
         threat: norm, and the eps that ``step_size`` belongs to.
         eps: in pixel units: None for the threat model's, one number, or float ``[B]``.
         steps: gradient steps.
-        step_size: in pixel units at ``threat.eps``; an image takes the share ``eps_i / threat.eps`` of it.
-            Default ``2.5 * threat.eps / steps``.
+        step_size: in pixel units; an image takes the share ``eps_i / threat.eps`` of it. Default
+            ``2.5 * threat.eps / steps``.
         loss: ``"ce"``; ``"cw"`` (largest other logit minus the label's); ``"kl"`` (from the clean prediction, TRADES).
-        start: ``"uniform"`` in the Linf box or L2 ball; ``"gaussian"``, 0.001 * N(0, 1) at ``threat.eps``;
-            ``"none"``, at the image.
-        generator: for the start; on the images' device. None draws from a new one with seed 0, so that a call can be
-            repeated.
+        start: as `start_noise`; ``"none"`` is the image.
+        generator: for the start, on the images' device. None draws from a new one with seed 0.
         warn: called with a text if the loss of some images has no gradient at all (saturated or quantized models): the
             attack cannot move them, and says nothing about their robustness.
-
-    Returns:
-        Perturbed images, float32 of the same shape, detached.
 
     Raises:
         DataError: images or labels of the wrong type, shape or range.
@@ -84,7 +72,7 @@ def pgd(
     step = 2.5 * threat.eps / max(steps, 1) if step_size is None else number("step_size", step_size)
     with torch.inference_mode(False), torch.no_grad(), attack_mode(model):
         images, labels = as_batch(images, labels)
-        each_eps = image_eps(images, eps, threat)
+        each_eps = _image_eps(images, eps, threat)
         if not len(images):
             return images
         first = check_first(model, images)
@@ -102,14 +90,11 @@ def pgd(
 
         return ascend(
             lambda x, rows: LOSSES[loss](apply_model(model, x.clone()), target),  # a copy: some models write into it
-            images,
-            each_eps,
-            noise,
-            threat,
+            *(images, each_eps, noise, threat),
             steps=steps,
             step_size=step,
             on_first_gradient=check_gradient,
-        )
+        )[0]
 
 
 @torch.no_grad()
@@ -122,67 +107,41 @@ def ascend(
     *,
     steps: int,
     step_size: float,
+    in_proportion: bool = False,
     on_first_gradient: Callable[[Tensor], None] | None = None,
-) -> Tensor:
+) -> tuple[Tensor, int]:
     """The loop of `pgd`, unchecked: no synchronisation with the host, no branch on data.
 
-    Args:
-        objective: from images and the rows of the batch that they are (a slice of all of them) to a loss per image.
-        images: float ``[B, C, H, W]``.
-        eps: float ``[B]``.
-        noise: of `start_noise`, in units of each image's eps; None starts at the images.
-        threat: norm, and the eps that ``step_size`` belongs to.
-        steps: gradient steps.
-        step_size: in pixel units at ``threat.eps``.
-        on_first_gradient: called with the gradient ``[B, ...]`` at the start.
+    With ``in_proportion`` an image takes ``ceil(steps * eps_i / threat.eps)`` steps of ``step_size`` instead of
+    ``steps`` of its share of it: the way it can travel is the same multiple of its eps. Images are sorted by their
+    number of steps, and each step is computed for those that still take one (rounded up to a multiple of 8, whose
+    gradients are left unused), which asks the host once.
+
+    ``objective`` maps images and the rows of the batch that they are (a slice of all of them) to a loss per image;
+    ``noise`` is of `start_noise`, in units of each image's eps ``[B]``; ``on_first_gradient`` is called with the
+    gradient at the start. Returns the perturbed images, and how many gradients of one image were computed.
     """
+    counts, order = [len(images)] * steps, None
+    if in_proportion:
+        share = eps / threat.eps if threat.eps else torch.zeros_like(eps)
+        wanted = torch.ceil(share * steps - 1e-4).clamp(0, steps)  # 1e-4: a ratio such as 0.3 / 0.1 is not exact
+        order = wanted.argsort(descending=True, stable=True)
+        counts = (wanted[:, None] > torch.arange(steps, device=eps.device)).sum(0).tolist()
+        images, eps, noise = images[order], eps[order], None if noise is None else noise[order]
     ball = _Ball(images, eps, threat)
-    step = step_size * ball.eps / threat.eps if threat.eps else torch.zeros_like(ball.eps)
-    adversarial = ball.start(noise)
-    for done in range(steps):
-        gradient = _gradient(objective, adversarial, _ALL)
-        if done == 0 and on_first_gradient:
-            on_first_gradient(gradient)
-        way = _direction(gradient, threat.norm)
-        adversarial = ball.project_(way.mul_(step).add_(adversarial))
-    return adversarial
-
-
-@torch.no_grad()
-def ascend_in_proportion(
-    objective: Callable[[Tensor, Rows], Tensor],
-    images: Tensor,
-    eps: Tensor,
-    noise: Tensor | None,
-    threat: ThreatModel,
-    *,
-    steps: int,
-    step_size: float,
-) -> tuple[Tensor, int]:
-    """As `ascend`, but an image takes ``ceil(steps * eps_i / threat.eps)`` steps, all of ``step_size``.
-
-    The way an image can travel stays the same multiple of its eps. Images are sorted by their number of steps and
-    each step is computed for those that still take one (their number rounded up to a multiple of 8, whose gradients are
-    left unused), which asks the host once.
-
-    Returns:
-        Perturbed images, and how many gradients of one image were computed (at most ``steps`` times the batch).
-    """
-    share = eps / threat.eps if threat.eps else torch.zeros_like(eps)
-    wanted = torch.ceil(share * steps - 1e-4).clamp(0, steps)  # 1e-4: a ratio such as 0.3 / 0.1 is not exact
-    order = wanted.argsort(descending=True, stable=True)
-    active = (wanted[:, None] > torch.arange(steps, device=eps.device)).sum(0).tolist()
-    ball = _Ball(images[order], eps[order], threat)
-    adversarial = ball.start(None if noise is None else noise[order])
-    if noise is None:
-        adversarial = adversarial.clone()  # it is written to
-    computed = [min(-(-count // _MULTIPLE) * _MULTIPLE, len(images)) for count in active]
-    for count, among in zip(active, computed, strict=True):
+    step = step_size if in_proportion else step_size * ball.eps / threat.eps if threat.eps else 0.0
+    adversarial, computed = ball.start(noise), 0
+    for done, count in enumerate(counts):
         if count == 0:
             break
-        way = _direction(_gradient(objective, adversarial[:among], order[:among]), threat.norm)[:count]
-        adversarial[:count] = ball.project_(way.mul_(step_size).add_(adversarial[:count]))
-    return torch.empty_like(adversarial).index_copy_(0, order, adversarial), sum(computed)
+        among = min(-(-count // _MULTIPLE) * _MULTIPLE, len(images))
+        gradient = _gradient(objective, adversarial[:among], slice(None) if order is None else order[:among])
+        if done == 0 and on_first_gradient:
+            on_first_gradient(gradient)
+        way = _direction(gradient, threat.norm)[:count].mul_(step)
+        adversarial[:count] = ball.project_(way.add_(adversarial[:count]))
+        computed += among
+    return adversarial if order is None else torch.empty_like(adversarial).index_copy_(0, order, adversarial), computed
 
 
 class _Ball:
@@ -195,7 +154,11 @@ class _Ball:
         self._upper = (images + self.eps).clamp_(max=1)
 
     def start(self, noise: Tensor | None) -> Tensor:
-        return self.images if noise is None else self.project_(self.images + noise.to(self.images.dtype) * self.eps)
+        return (
+            self.images.clone()
+            if noise is None
+            else self.project_(self.images + noise.to(self.images.dtype) * self.eps)
+        )
 
     def project_(self, x: Tensor) -> Tensor:
         """``x``, of the first images, overwritten by what is allowed (in L2 by the box first, then by the ball)."""
@@ -211,10 +174,8 @@ def _gradient(objective: Callable[[Tensor, Rows], Tensor], at: Tensor, rows: Row
     at = at.detach().requires_grad_(True)
     with torch.enable_grad(), model_errors(at):
         loss = objective(at, rows).sum()
-        if not loss.requires_grad:  # a constant model
-            return torch.zeros_like(at)
-        gradient: Tensor = torch.autograd.grad(loss, at)[0]
-    return gradient
+        constant = not loss.requires_grad
+        return torch.zeros_like(at) if constant else torch.autograd.grad(loss, at)[0]
 
 
 def start_noise(
@@ -242,12 +203,8 @@ def start_noise(
     return direction * length ** (1 / math.prod(shape[1:]))
 
 
-def image_eps(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) -> Tensor:
-    """Return the eps of every image, float ``[B]``.
-
-    Raises:
-        UsageError: negative, not finite, or of another length than the batch.
-    """
+def _image_eps(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) -> Tensor:
+    """Return the eps of every image, float ``[B]``; a UsageError if negative, not finite or of another length."""
     if eps is not None and not hasattr(eps, "__len__"):
         eps = number("eps", eps)
     try:

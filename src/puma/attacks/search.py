@@ -1,26 +1,30 @@
-"""DeepFool's state and steps: onto the nearest linearized boundary, again and again (arXiv 1511.04599).
+"""The stages of DeepFool's search: steps onto linearized boundaries, rays rotated toward their normal, boundary steps.
 
 `Images` never changes during a search, `Crossings` holds the nearest point found for each image; everything else that
 a stage reads or returns stands in its signature. ``rows`` ``[b]`` are the images a stage works on, ``x`` ``[b, D]``
 their current points. A *level* is the logit difference by which a point lies beyond the boundary: positive where the
 model gives another class than the label or, for a misclassified image, the label itself.
+
+A *ray* is a normal and a time: every pixel moves along the normal at its own speed until it reaches 0 or 1
+(`displacement`), so each point of a ray is the least-norm point of some half-space. At the nearest boundary point the
+ray's normal is the boundary's own (or, in a fold, a mean of those that meet there).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from puma.attacks import TUNED
-from puma.attacks.halfspace import step_into_intersection, step_to_nearest
+from puma.attacks import halfspace as planes
+from puma.attacks.halfspace import TINY, UNBOUNDED, displacement, dual_norm
 from puma.attacks.network import Network
 from puma.margins import Status
 from puma.threat import Norm
-
-Linearized = tuple[slice, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,31 +60,33 @@ class Images:
 
     def move(self, base: Tensor, normals: Tensor, offsets: Tensor, back: bool) -> Tensor:
         """Return the displacement from ``base`` onto the nearest half-space or, ``back``, into all of them."""
-        step = step_into_intersection if back else step_to_nearest
-        return step(1 - base, base, normals, offsets, self.norm)
+        return (planes.step_into_intersection if back else planes.step_to_nearest)(base, normals, offsets, self.norm)
+
+    def classes(self, rows: Tensor, logits: Tensor, rivals: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the classes ``(up, down)`` ``[b, m]`` whose logit difference is to rise."""
+        own = self.labels[rows].unsqueeze(1)
+        rivals = strongest(logits, own, rivals) if isinstance(rivals, int) else rivals
+        own, back = own.expand_as(rivals), self.misclassified[rows].unsqueeze(1)
+        return torch.where(back, own, rivals), torch.where(back, rivals, own)
 
 
 class Crossings:
-    """The nearest point known beyond the boundary of each image.
-
-    Attributes:
-        x: ``[B, D]``, the point; the image itself where none is known.
-        distance, level: ``[B]`` of that point; inf and 0 where none is known.
-        codes: int8 ``[B]`` of `puma.margins.Status`.
-        steps: int64 ``[B]``, linearizations.
-    """
+    """The nearest point known beyond the boundary of each image."""
 
     def __init__(self, images: Images) -> None:
-        self.x = images.x0.clone()
-        self.distance = torch.full_like(images.tolerance, torch.inf)
-        self.level = torch.zeros_like(images.tolerance)
-        self.steps = torch.zeros_like(images.labels)
+        self.x = images.x0.clone()  # [B, D]; the image itself where none is known
+        self.distance = torch.full_like(images.tolerance, torch.inf)  # [B]
+        self.level = torch.zeros_like(images.tolerance)  # [B]
+        self.steps = torch.zeros_like(images.labels)  # int64 [B], linearizations
         status = torch.where(images.misclassified, int(Status.MISCLASSIFIED), int(Status.UNCONVERGED))
         self.codes = torch.where(images.logits0.isfinite().all(1), status, int(Status.NAN)).to(torch.int8)
 
-    def update(self, images: Images, rows: Tensor, x: Tensor, logits: Tensor) -> Tensor:
-        """Keep those of ``x`` that are beyond the boundary and nearer than what was known; return the levels."""
-        level = images.level(rows, logits)
+    def update(self, images: Images, rows: Tensor, x: Tensor, logits: Tensor | None = None) -> Tensor:
+        """Keep those of ``x`` that are beyond the boundary and nearer than what was known; return the levels.
+
+        Without ``logits`` ``[b, K]`` it takes a forward pass.
+        """
+        level = images.level(rows, images.network.logits(x) if logits is None else logits)
         length = images.length(x - images.x0[rows])
         better = (level > images.tolerance[rows]) & (length < self.distance[rows])
         self.x[rows] = torch.where(better.unsqueeze(1), x, self.x[rows])
@@ -88,14 +94,10 @@ class Crossings:
         self.level[rows] = torch.where(better, level, self.level[rows])
         return level
 
-    def evaluate(self, images: Images, rows: Tensor, x: Tensor) -> Tensor:
-        """As `update`, with a forward pass."""
-        return self.update(images, rows, x, images.network.logits(x))
-
 
 def linearize(
     images: Images, crossings: Crossings, rows: Tensor, x: Tensor, rivals: int | Tensor
-) -> Iterator[Linearized]:
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
     """Linearize at ``x`` the boundaries to the ``rivals`` strongest other classes there, or to those of ``[b, m]``.
 
     Yields chunk by chunk the slice of the rows, the levels ``[b]``, ``f_up - f_down`` ``[b, m]``, its gradients
@@ -103,7 +105,7 @@ def linearize(
     """
     for part, logits, gradients in images.network.passes(x):
         at = rows[part]
-        up, down = classes(images, at, logits, rivals if isinstance(rivals, int) else rivals[part])
+        up, down = images.classes(at, logits, rivals if isinstance(rivals, int) else rivals[part])
         difference, normals, usable, status = checked(*gradients(up, down))
         if images.network.bf16:  # what bfloat16 takes for a crossing need not be one
             level = images.level(at, logits)
@@ -114,23 +116,14 @@ def linearize(
         yield part, level, difference, normals, usable
 
 
-def classes(images: Images, rows: Tensor, logits: Tensor, rivals: int | Tensor) -> tuple[Tensor, Tensor]:
-    """Return the classes ``(up, down)`` ``[b, m]`` whose logit difference is to rise."""
-    own = images.labels[rows].unsqueeze(1)
-    rivals = strongest(logits, own, rivals) if isinstance(rivals, int) else rivals
-    own, back = own.expand_as(rivals), images.misclassified[rows].unsqueeze(1)
-    return torch.where(back, own, rivals), torch.where(back, rivals, own)
-
-
 def checked(difference: Tensor, normals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return differences and gradients (0 in rows too large for float32), which rows are usable, else their status."""
     largest = normals.abs().amax((1, 2))  # NaN where there is one
     smallest, most = TUNED.gradients
     finite = (largest < most) & (difference.abs().amax(1) < most)
-    usable = finite & (largest > smallest)
     status = torch.where(finite, int(Status.NO_GRADIENT), int(Status.NAN)).to(torch.int8)
     normals = torch.where(finite.view(-1, 1, 1), normals, 0.0)
-    return torch.where(finite.unsqueeze(1), difference, 0.0), normals, usable, status
+    return torch.where(finite.unsqueeze(1), difference, 0.0), normals, finite & (largest > smallest), status
 
 
 def strongest(logits: Tensor, own: Tensor, count: int) -> Tensor:
@@ -138,14 +131,20 @@ def strongest(logits: Tensor, own: Tensor, count: int) -> Tensor:
     return logits.scatter(1, own, -torch.inf).topk(min(count, logits.shape[1] - 1), dim=1).indices
 
 
+def _level(logits: Tensor, labels: Tensor, misclassified: Tensor) -> Tensor:
+    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    rival = logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1)
+    return torch.where(misclassified, own - rival, rival - own)
+
+
+# --- plain DeepFool (arXiv 1511.04599): onto the nearest linearized boundary, again and again ------------------------
+
+
 def not_crossed(images: Images, crossings: Crossings, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Evaluate the points ``x`` of ``rows``; where a step fell a little short, those a little farther out too.
 
-    DeepFool stretches every step, by 2 % (arXiv 1511.04599, section 2); here it is as far as it has to be, and only
-    then.
-
-    Returns:
-        The points ``[b, D]``, the logits there ``[b, K]``, and which of them (int64) are not beyond the boundary.
+    DeepFool stretches every step, by 2 % (section 2); here it is as far as it has to be, and only then. Returns the
+    points ``[b, D]``, the logits there ``[b, K]``, and which of them (int64) are not beyond the boundary.
     """
     x = x.clone()
     logits, short = _forward(images, crossings, rows, x)
@@ -176,16 +175,10 @@ def _forward(images: Images, crossings: Crossings, rows: Tensor, x: Tensor) -> t
 def deepfool_steps(
     images: Images, crossings: Crossings, rows: Tensor, x: Tensor, rivals: int, back: bool, steps: int
 ) -> None:
-    """Step from ``x`` onto the nearest linearized boundary until it is crossed.
+    """Step from ``x``, not beyond the boundary, onto the nearest linearized boundary until it is crossed.
 
-    Args:
-        images: the images.
-        crossings: updated with every crossing.
-        rows: int64 ``[b]``, images not beyond the boundary at ``x``.
-        x: ``[b, D]``.
-        rivals: classes linearized at each step.
-        back: whether all of these rows are misclassified, or none.
-        steps: linearizations at most, the one at the image included.
+    ``rivals`` are linearized at each step; all of the rows are misclassified (``back``), or none. ``steps`` counts
+    linearizations, the one at the image included.
     """
     for step in range(1, steps):
         if not len(rows):
@@ -202,7 +195,190 @@ def deepfool_steps(
         rows, x = rows[short], x[short]
 
 
-def _level(logits: Tensor, labels: Tensor, misclassified: Tensor) -> Tensor:
-    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    rival = logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1)
-    return torch.where(misclassified, own - rival, rival - own)
+# --- rays ------------------------------------------------------------------------------------------------------------
+
+
+class Ray(NamedTuple):
+    """One ray for each row."""
+
+    normal: Tensor  # [b, D], unit
+    time: Tensor  # [b], of its next point
+    rise: Tensor  # [b], the level difference from the image to the boundary
+    slope: Tensor  # [b], its rate at the point
+
+
+def two_nearest(base: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> tuple[Ray, Ray]:
+    """Return the rays from ``base`` ``[b, D]`` to the two nearest of the half-spaces ``normals . d >= offsets``.
+
+    They are the same where there is only one. A time is `UNBOUNDED` where the box keeps a half-space out of reach.
+    """
+    size = dual_norm(normals, norm)
+    normals = normals / size.unsqueeze(-1)
+    length, time = planes.distances(base, normals, offsets / size, norm)
+    rows, time = torch.arange(len(base), device=base.device), torch.where(length.isinf(), UNBOUNDED, time)
+    nearest = length.topk(min(2, length.shape[1]), dim=1, largest=False).indices[:, [0, -1]].T
+    first, second = (Ray(normals[rows, of], time[rows, of], offsets[rows, of], offsets[rows, of]) for of in nearest)
+    return first, second
+
+
+def locate_crossing(images: Images, crossings: Crossings, rows: Tensor, first: Ray, second: Ray | None) -> Ray:
+    """Evaluate the model where the nearest boundary should be and correct the time by what is found (a secant).
+
+    The ``second`` nearest, if given, is evaluated as well where it may turn out to be the nearer one.
+    """
+
+    def corrected(at: Tensor, ray: Ray) -> Tensor:
+        base = images.x0[at]
+        move = displacement(base, ray.normal, ray.time, images.norm)
+        level = crossings.update(images, at, (base + move).clamp(0, 1))
+        share = ray.rise / (ray.rise - images.overshoot[at] + level).clamp_min(TUNED.least_rise * ray.rise)
+        return ray.time * share.nan_to_num(1.0).clamp(*TUNED.secant)
+
+    normal, rise, time = first.normal.clone(), first.rise.clone(), corrected(rows, first)
+    if second is not None:
+        doubtful = (second.time < TUNED.second_boundary * time) & (second.normal != normal).any(1)
+        other = Ray(*(part[doubtful] for part in second))
+        if len(other.time):
+            corrected_time = corrected(rows[doubtful], other)
+            nearer = corrected_time < time[doubtful]
+            of = doubtful.nonzero().squeeze(1)[nearer]
+            time[of], rise[of], normal[of] = corrected_time[nearer], other.rise[nearer], other.normal[nearer]
+    return Ray(normal, time, rise, rise / time.clamp_min(TINY))
+
+
+def ray_points(images: Images, rows: Tensor, normal: Tensor, time: Tensor) -> Tensor:
+    """Return the points ``[b, D]`` of rays at a time."""
+    base = images.x0[rows]
+    return (base + displacement(base, _speed(images, normal), time, "L2")).clamp(0, 1)
+
+
+def _speed(images: Images, normal: Tensor) -> Tensor:
+    """Return how fast the pixels ``[b, D]`` move: as the normal says, or in Linf nearly all alike.
+
+    Strictly every pixel moves at full speed in Linf. But where the averaged normal is nearly 0 facets pull to either
+    side, and the nearest point is one in between.
+    """
+    if images.norm == "L2":
+        return normal
+    return (normal / (TUNED.full_speed * normal.abs().mean(1, keepdim=True).clamp_min(TINY))).clamp(-1, 1)
+
+
+def rotate(
+    images: Images, crossings: Crossings, rows: Tensor, ray: Ray, shares: Sequence[float], tolerance: float
+) -> Ray:
+    """Rotate the rays toward the boundary's normal, one share after the other (one forward and one backward pass each).
+
+    The same linearization predicts where the rotated ray will cross. Shrinking shares average the normals of facets
+    between which a full rotation would go to and fro. A ray is left alone when the boundary linearized at its point is
+    at most the share ``tolerance`` nearer.
+    """
+    norm, (normals, times, rise, slopes) = images.norm, (part.clone() for part in ray)
+    active = torch.arange(len(rows), device=rows.device)
+    for share in shares:
+        if not len(active):
+            break
+        at = rows[active]
+        x = ray_points(images, at, normals[active], times[active])
+        proceed = torch.zeros_like(active, dtype=torch.bool)
+        for part, level, _, gradient, usable in linearize(images, crossings, at, x, 1):
+            of, usable = active[part], usable & level.isfinite()
+            normal, moved = gradient[:, 0], x[part] - images.x0[at[part]]
+            size, covered = dual_norm(normal, norm), (normal * moved).sum(1)
+            mixed = torch.lerp(normals[of], normal / size.unsqueeze(1), share)
+            mixed = mixed / dual_norm(mixed, norm).unsqueeze(1)
+            goal = covered - level + TUNED.ray_overshoot * images.overshoot[at[part]]
+            time, slope = _meet(images, at[part], mixed, normal, goal, times[of])
+            normals[of] = torch.where(usable.unsqueeze(1), mixed, normals[of])
+            times[of], slopes[of] = torch.where(usable, time, times[of]), torch.where(usable, slope, slopes[of])
+            proceed[part] = usable & (covered < (1 - tolerance) * size * images.length(moved))
+        crossings.steps[at] += 1
+        active = active[proceed]
+    return Ray(normals, times, rise, slopes)
+
+
+def _meet(
+    images: Images, rows: Tensor, ray: Tensor, plane: Tensor, goal: Tensor, before: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return when the rays reach the planes ``plane . d = goal``, and the slope there (Newton's method)."""
+    base, speed = images.x0[rows], _speed(images, ray)
+    climb, (earliest, latest) = plane * speed, TUNED.meet
+    time, slope = before, torch.zeros_like(before)
+    for _ in range(TUNED.ray_newton_steps):
+        step = displacement(base, speed, time, "L2")
+        slope = torch.where((step < 1 - base) & (step > -base), climb, 0.0).sum(1)
+        time = time + torch.where(slope > 0, (goal - (plane * step).sum(1)) / slope.clamp_min(TINY), 0.0)
+        time = torch.maximum(torch.minimum(time, latest * before), earliest * before)
+    return time, slope
+
+
+def trim(images: Images, crossings: Crossings, rows: Tensor, ray: Ray) -> Tensor:
+    """Find where the rays cross, by forward passes: secants once both sides are known, until then along the slope.
+
+    Returns the last point tried for each row, ``[b, D]``.
+    """
+    times, aim = ray.time.clone(), TUNED.ray_overshoot * images.overshoot[rows]
+    low, high = torch.zeros_like(times), torch.full_like(times, torch.inf)
+    below, above = torch.zeros_like(times), torch.zeros_like(times)
+    slopes = torch.maximum(ray.slope, TUNED.least_slope * ray.rise / times.clamp_min(TINY)).clamp_min(TINY)
+    points, (factor, growth, most) = torch.empty_like(ray.normal), TUNED.outward
+    of = torch.arange(len(rows), device=rows.device)
+    for turn in range(TUNED.trims + TUNED.reaches):
+        if not len(of):
+            break
+        time, slope = times[of], slopes[of]
+        x = points[of] = ray_points(images, rows[of], ray.normal[of], time)
+        level = crossings.update(images, rows[of], x)
+        through = level > images.tolerance[rows[of]]
+        high[of], above[of] = torch.where(through, time, high[of]), torch.where(through, level, above[of])
+        low[of], below[of] = torch.where(through, low[of], time), torch.where(through, below[of], level)
+        aim[of] = torch.where(through, aim[of], TUNED.raised_aim * aim[of])  # short again: aim farther
+        goal, one_sided = aim[of], high[of].isinf()
+        share = ((goal - below[of]) / (above[of] - below[of]).clamp_min(TINY)).clamp(*TUNED.bracket)
+        inward = torch.maximum(time - (level - goal) / slope, TUNED.inward * time)
+        outward = torch.minimum(time + factor * growth**turn * (goal - level) / slope, most * time)
+        secant = low[of] + share * (high[of] - low[of])
+        along = torch.where(one_sided, outward, inward)
+        times[of] = torch.where(one_sided | (low[of] == 0), along, secant).nan_to_num(UNBOUNDED)
+        if turn + 1 < TUNED.trims:
+            of = of[(high[of] - times[of]).abs() > TUNED.trim_tolerance * times[of]]
+        else:
+            of = of[crossings.distance[rows[of]].isinf() & level.isfinite()]
+    return points
+
+
+def boundary_steps(images: Images, crossings: Crossings, rows: Tensor, rivals: int, rounds: int, back: bool) -> None:
+    """Move the crossings of ``rows`` along the boundary toward their images; ``back``: all rows are misclassified.
+
+    Each round linearizes the boundary at the point and goes part of the way to the image's projection onto it (for
+    misclassified images, into the half-spaces of all rivals); where that falls short, the secant toward the nearest
+    point known leads back. A row that gains nothing takes shorter strides, and is left alone in the end.
+    """
+    rows = rows[crossings.distance[rows].isfinite()] if rounds else rows[:0]
+    x, strides = crossings.x[rows], torch.full_like(crossings.distance[rows], TUNED.stride)
+    worth = 1 - (0 if back else TUNED.worth_a_step)
+    (factor, constant), (longer, shorter) = TUNED.secant_factors, TUNED.stride_factors
+    for _ in range(rounds):
+        if not len(rows):
+            return
+        before, target = crossings.distance[rows], x.clone()
+        promising = torch.zeros_like(rows, dtype=torch.bool)
+        for part, _, difference, normals, usable in linearize(images, crossings, rows, x, rivals):
+            base = images.x0[rows[part]]
+            offsets = (TUNED.ray_overshoot * images.overshoot[rows[part]]).unsqueeze(1) - difference
+            offsets = offsets + torch.einsum("bmd,bd->bm", normals, x[part] - base)
+            move = images.move(base, normals, offsets, back)
+            target[part] = torch.lerp(x[part], base + move, strides[part].unsqueeze(1)).clamp(0, 1)
+            promising[part] = usable & (images.length(move) < worth * before[part])
+        rows, x, strides, before = (values[promising] for values in (rows, target, strides, before))
+        if not len(rows):
+            return
+        level = crossings.update(images, rows, x)
+        share = (-level / (crossings.level[rows] - level).clamp_min(TINY)).clamp(0, 1)
+        share = torch.where(level > images.tolerance[rows], 0.0, (share * factor + constant).clamp(max=1)).unsqueeze(1)
+        x = x + share * (crossings.x[rows] - x)
+        gained = crossings.distance[rows] < before * (1 - TUNED.least_gain)
+        strides = torch.where(gained, (strides * longer).clamp(max=1), strides * shorter)
+        proceed = strides > TUNED.least_stride
+        rows, x, strides = rows[proceed], x[proceed], strides[proceed]
+    if len(rows):
+        crossings.update(images, rows, x)

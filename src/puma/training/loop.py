@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from puma import losses
-from puma.attacks.pgd import Rows, ascend, ascend_in_proportion
+from puma.attacks.pgd import Rows, ascend
 from puma.checkpoints import load_state, pack, require_savable, save_state, unpack
 from puma.data.checks import match_classes
 from puma.data.pool import Pool, to_tensor
@@ -319,10 +319,12 @@ class Training:
                     return losses.cross_entropy(logits, batch.labels[rows])
                 return losses.kl_divergence(logits, reference[rows])
 
-            attack = ascend if recipe.attack_schedule == "fixed" else ascend_in_proportion
-            given = objective, batch.images, batch.eps, batch.noise, self.job.threat
-            result = attack(*given, steps=recipe.attack_steps, step_size=self.step_size)
-        adversarial, gradients = result if isinstance(result, tuple) else (result, recipe.attack_steps * len(batch))
+            adversarial, gradients = ascend(
+                *(objective, batch.images, batch.eps, batch.noise, self.job.threat),
+                steps=recipe.attack_steps,
+                step_size=self.step_size,
+                in_proportion=recipe.attack_schedule != "fixed",
+            )
         self.gradients += gradients
         return adversarial
 
