@@ -87,7 +87,6 @@ class Stream(IntEnum):
     STEP = 1
     LATENT = 2
     LABEL = 3
-    SUBSET = 4
 
 
 def counter_generator(seed: int, stream: Stream, *counter: int) -> np.random.Generator:

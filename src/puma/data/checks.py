@@ -312,7 +312,8 @@ def contact_sheet(source: Source, per_class: int = 10, seed: int = 0) -> bytes:
         places = permuted(np.arange(min(per_class, len(rows))), len(rows), mixed_key(seed, number))
         sheet[line, :height, : len(places), :width] = source.read(rows[places]).swapaxes(0, 1)
     picture = sheet.reshape(len(classes) * (height + 1), per_class * (width + 1), channels)
-    figure = Figure(figsize=(2 + 0.7 * per_class, 0.5 + 0.7 * len(classes)), layout="constrained")
+    cell = max(0.7, max(height, width) / 100)  # inches, at 100 pixels an inch
+    figure = Figure(figsize=(2 + cell * per_class, 0.5 + cell * len(classes)), layout="constrained", dpi=100)
     axes = figure.add_subplot(xticks=[], yticks=(np.arange(len(classes)) + 0.5) * (height + 1))
     axes.imshow(np.repeat(picture, 3 // channels, axis=2), interpolation="nearest")
     texts = [f"{source.class_names[number][:24]}  {(source.labels == number).sum():,}" for number in classes]
