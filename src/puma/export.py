@@ -6,7 +6,7 @@ import copy
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -245,18 +245,13 @@ def _model_info(evaluation: Evaluation, paper: Paper, dataset: str, model: nn.Mo
         architecture = re.sub(f"^{ours}", theirs, architecture)
     robust = f"{100 * evaluation.robust_accuracy:.2f}"
     return {
-        "link": paper.link,
-        "name": paper.name,
-        "authors": paper.authors,
-        "additional_data": paper.additional_data,
+        **{key: value for key, value in asdict(paper).items() if key != "licence" and value is not None},
         "number_forward_passes": 1,
         "dataset": dataset,
-        "venue": paper.venue,
         "architecture": architecture,
         "eps": format_eps(evaluation.threat.eps, evaluation.threat.norm),
         "clean_acc": f"{100 * evaluation.clean_accuracy:.2f}",
         "reported": robust,
         "autoattack_acc": robust,
-        **({"footnote": paper.footnote} if paper.footnote else {}),
         "unreliable": False,
     }
