@@ -160,3 +160,16 @@ def test_a_missing_package_is_named(monkeypatch, spec: str, fix: str) -> None:
     with pytest.raises(UsageError, match="is not installed") as caught:
         resolve_model(spec)
     assert caught.value.fix == fix
+
+
+@pytest.mark.parametrize("name", ["torchvision", "timm"])
+def test_a_package_that_does_not_fit_this_torch_is_named(monkeypatch, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in (name, f"{name}.models"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(UsageError, match=f"{name} cannot be imported") as caught:
+        resolve_model(f"{name}:resnet18")
+    assert "nms does not exist" in caught.value.why
+    assert caught.value.fix == "pip install --upgrade torch torchvision"

@@ -129,10 +129,16 @@ def _load_hub(name: str, weights: str | Path | None) -> nn.Module:
 def _package(name: str, requirement: str = "") -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except (
+        ImportError,
+        RuntimeError,
+        OSError,
+    ) as error:  # RuntimeError: a torchvision that was built for another torch
         top = name.partition(".")[0]
-        fix = f'pip install "{requirement}"' if requirement else f"pip install {top}"
-        raise UsageError(f"{top} is not installed", why=str(error), fix=fix) from None
+        what, fix = f"{top} is not installed", f'pip install "{requirement}"' if requirement else f"pip install {top}"
+        if not isinstance(error, ImportError):
+            what, fix = f"{top} cannot be imported", "pip install --upgrade torch torchvision"
+        raise UsageError(what, why=_first_line(error), fix=fix) from None
 
 
 def _first_line(error: Exception) -> str:
