@@ -25,7 +25,7 @@ def make_figure() -> Figure:
 
 def hostile_report(**values: Any) -> Report:
     """Hostile text in every place that takes text."""
-    more = {f"a rather long column {i}": "number" for i in range(8)}
+    more = {f"a rather long column {i}": "number" for i in range(7)} | {HOSTILE: "number"}
     rows = [
         ["b, with comma", 0.51, *range(8)],
         ["a", Estimate(0.09, 0.08, 0.1, 3), *range(8)],
@@ -35,11 +35,11 @@ def hostile_report(**values: Any) -> Report:
     report = Report("run.html.j2", HOSTILE)
     report.pictures["training"] = Picture(make_figure(), HOSTILE)
     report.tables["evaluation"] = Table({"name": "text", "robust": "number"} | more, rows)
-    report.tables["training"] = Table({HOSTILE: "text"}, [])
     settings = {HOSTILE: {HOSTILE: [HOSTILE], "fingerprint": "0123456789abcdef" * 4, "image": np.float32(1)}}
     report.values = {
         "finished": True,
         "steps": 1,
+        "best": None,
         "evaluation": ("last", {"attack": HOSTILE, "clean_accuracy": 0.9, "attacked_accuracy": 0.5, "n_test": 9}),
         "weaker": [HOSTILE],
         "settings": settings,

@@ -78,8 +78,8 @@ def test_command_writes_page_and_exports_and_prints_where(folder, tmp_path):
     printed = result.output.split()
     assert result.output.startswith("puma with 24 % fewer images: clean +")
     assert str(tmp_path / "p.html") in printed
-    assert str(tmp_path / "files" / "controls.tex") in printed
-    assert (tmp_path / "files" / "controls.csv").is_file()
+    assert str(tmp_path / "files" / "settings.tex") in printed
+    assert (tmp_path / "files" / "settings.csv").is_file()
     assert not (folder / "report.html").exists()
 
 

@@ -50,7 +50,7 @@ def two_recipes(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 def test_the_report_pairs_each_row_with_its_own_plan_and_run(two_recipes: StudyFolder) -> None:
     data = StudyData(two_recipes.path)
     found = [
-        (data.plan(run.key).meta["params"]["c"], data.run_folder(run.key).name)  # type: ignore[union-attr]
+        (data.plan(run.key).meta["params"]["c"], data.names[run.key])  # type: ignore[union-attr]
         for run in data.runs
     ]
     assert found == [

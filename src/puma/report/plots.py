@@ -1,4 +1,4 @@
-"""Figures of the report pages, each from plain values; call them inside `puma.plots.figure_style`."""
+"""Figures of the pages of studies and runs, each from plain values; call them inside `puma.plots.figure_style`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from puma.margins import STATUS_NAMES, MarginTable
-from puma.plots import BLUE, INK, MUTED, RED, mark, new_figure, plot_eps, plot_margins, unit
-from puma.threat import Norm, ThreatModel
+from puma.plots import BLUE, INK, MUTED, RED, mark, new_figure, plot_margins
+from puma.threat import ThreatModel
 from puma.tradeoff import Estimate, Frontier
 
 Curve = tuple[str, Sequence[float], Sequence[Estimate]]
@@ -64,7 +64,7 @@ def tradeoff_figure(points: Sequence[Point], controls: Sequence[Frontier], robus
     plot_tradeoff(axes, points, controls, robust_name)
     places = np.array([[100 * p.robust.value, 100 * p.clean.value] for p in points]).reshape(-1, 2)
     colours = [INK if mark(p.strategy).colour == MUTED else mark(p.strategy).colour for p in points]
-    place_labels(axes, places, [p.label for p in points], colours)
+    _place_labels(axes, places, [p.label for p in points], colours)
     return figure
 
 
@@ -90,18 +90,6 @@ def curves_figure(panels: Mapping[str, Sequence[Curve]], xlabel: str, log: bool 
     return figure
 
 
-def dots_figure(rows: Sequence[tuple[str, str, Estimate]], xlabel: str) -> Figure:
-    """One line per (strategy, label, share) with its interval, in percent."""
-    figure, (axes,) = new_figure(5.0, 0.8 + 0.24 * max(len(rows), 1))
-    for place, (strategy, _, share) in enumerate(rows):
-        _draw(axes, strategy, share, place)
-    axes.set_yticks(range(len(rows)), [label for _, label, _ in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel(f"{xlabel}, %")
-    return figure
-
-
 def margin_figure(table: MarginTable, threat: ThreatModel | None = None) -> Figure:
     """Histogram of the margins of each kind of image, stacked by status."""
     kinds = image_kinds(table)
@@ -115,41 +103,6 @@ def margin_figure(table: MarginTable, threat: ThreatModel | None = None) -> Figu
     return figure
 
 
-def eps_figure(epsilons: Mapping[str, tuple[str, NDArray[np.float32]]], norm: Norm) -> Figure:
-    """A histogram of the eps of kept images for each label -> (strategy, float32 ``[kept]``)."""
-    rows = -(-len(epsilons) // 2)
-    figure, panels = new_figure(5.0, 0.6 + 1.3 * rows, rows=rows, columns=2, sharex=True, sharey=True)
-    for axes, (label, (strategy, values)) in zip(panels, epsilons.items(), strict=False):
-        plot_eps(values, norm, axes, mark(strategy).colour)
-        axes.set(title=label, xlabel="", ylabel="")
-    for axes in panels[len(epsilons) :]:
-        axes.set_visible(False)
-    figure.supxlabel(f"eps of kept images ({unit(norm)[1]}); dashed: mean", fontsize=9)
-    figure.supylabel("% of kept images", fontsize=9)
-    return figure
-
-
-def training_figure(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], best: Mapping[str, float]) -> Figure:
-    """One panel per quantity over the step, one line per label -> (steps, values); a dot marks the best checkpoint."""
-    figure, axes_list = new_figure(5.0, 0.9 + 1.5 * len(panels), rows=len(panels), sharex=True)
-    few = max(map(len, panels.values()), default=0) <= 2
-    for axes, (title, lines) in zip(axes_list, panels.items(), strict=True):
-        for place, (label, (steps, values)) in enumerate(lines.items()):
-            look = mark(label.split()[0])
-            colour, style = ((BLUE, RED)[place], "-") if few else (look.colour, look.line)
-            axes.plot(steps, values, color=colour, linestyle=style, label=label)
-            if label in best and len(steps):
-                axes.plot(best[label], np.interp(best[label], steps, values), "o", color=colour, zorder=4)
-        axes.set_title(title)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        if few and len(lines) > 1:
-            axes.legend(loc="best")
-    axes_list[-1].set_xlabel("step")
-    if not few:
-        figure.legend(*axes_list[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
-
-
 def image_kinds(table: MarginTable) -> dict[str, NDArray[np.bool_]]:
     """Rows of the real and of the synthetic images, or of all where there is one kind only."""
     if not table.synthetic.any() or table.synthetic.all():
@@ -157,7 +110,23 @@ def image_kinds(table: MarginTable) -> dict[str, NDArray[np.bool_]]:
     return {"real": ~table.synthetic, "synthetic": table.synthetic}
 
 
-def _draw(axes: Axes, strategy: str, x: Estimate | float, y: Estimate | float) -> None:
+def training_figure(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], best: int | None) -> Figure:
+    """One panel per quantity, at most two lines each: label -> (steps, values); a dotted line is the best step."""
+    figure, axes_list = new_figure(5.0, 0.9 + 1.5 * len(panels), rows=len(panels), sharex=True)
+    for axes, (title, lines) in zip(axes_list, panels.items(), strict=True):
+        for colour, (label, (steps, values)) in zip((BLUE, RED), lines.items(), strict=False):
+            axes.plot(steps, values, color=colour, label=label)
+        if best is not None:
+            axes.axvline(best, color=MUTED, linewidth=0.9, linestyle=":")
+        axes.set_title(title)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        if len(lines) > 1:
+            axes.legend(loc="best")
+    axes_list[-1].set_xlabel("step")
+    return figure
+
+
+def _draw(axes: Axes, strategy: str, x: Estimate | float, y: Estimate) -> None:
     """A marker with error bars where a coordinate is an estimate; estimates are drawn in percent."""
     look, at, bars = mark(strategy), list[float](), list[list[list[float]] | None]()
     for value in (x, y):
@@ -182,7 +151,7 @@ def _legend(axes: Axes, strategies: Sequence[str], lines: Sequence[str], columns
     axes.get_figure().legend(handles, strategies, **place, **options)  # type: ignore[union-attr]
 
 
-def place_labels(
+def _place_labels(
     axes: Axes, points: NDArray[np.float64], labels: Sequence[str], colours: Sequence[str], size: float = 7.5
 ) -> None:
     """Write labels beside points ``[N, 2]`` (data coordinates), each where it covers least of the others; "" is none.
@@ -210,13 +179,12 @@ def place_labels(
         width, height = extent.width + 2, extent.height + 1
         candidates: list[tuple[float, int, Bbox, tuple[float, float]]] = []
         for radius, angle in itertools.product((7, 12, 18, 26, 36, 48), np.radians(np.arange(0, 360, 30))):
-            middle = (
-                x + np.cos(angle) * (radius * scale + width / 2),
-                y + np.sin(angle) * (radius * scale + height / 2),
+            away = np.array(
+                [np.cos(angle) * (radius * scale + width / 2), np.sin(angle) * (radius * scale + height / 2)]
             )
-            box = Bbox.from_bounds(middle[0] - width / 2, middle[1] - height / 2, width, height)
+            box = Bbox.from_bounds(x + away[0] - width / 2, y + away[1] - height / 2, width, height)
             cost = width * height - overlap(box, frame) + sum(overlap(box, other) for other in taken)
-            candidates.append((1000 * cost + radius, len(candidates), box, middle))
+            candidates.append((1000 * cost + radius, len(candidates), box, (x + away[0], y + away[1])))
         cost, _, box, middle = min(candidates)
         taken.append(box)
         text.set_position(tuple(axes.transData.inverted().transform(middle)))

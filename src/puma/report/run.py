@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,7 @@ from puma.report.page import Kind, Picture, Report, Table
 from puma.report.plots import training_figure
 from puma.tradeoff import Estimate
 
-STEP = "step"
-Columns = Mapping[str, NDArray[np.float64]]
-
-# panel -> columns, with their names where the panel shows one run
+# panel -> columns of metrics.csv, with their names in the panel
 _PANELS: dict[str, dict[str, str]] = {
     "training loss": {"loss": "loss"},
     "accuracy on training batches, %": {"clean_accuracy": "clean", "adversarial_accuracy": "under the training attack"},
@@ -35,7 +31,6 @@ def run_report(folder: Path) -> Report:
     Raises:
         DataError: its files are broken.
     """
-    columns = read_curves(folder / "metrics.csv")
     evaluations: list[tuple[str, dict[str, Any]]] = []
     for checkpoint, place in (("last", folder), ("best", folder / "best")):
         paths = sorted(place.glob("evaluation*.json"), key=lambda path: path.stem)
@@ -55,10 +50,13 @@ def run_report(folder: Path) -> Report:
 
     settings = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     others = {name: value for name, value in settings.get("settings", {}).items() if not name.startswith("recipe.")}
-    report = Report("run.html.j2", f"Run {folder.resolve().name}")
+    report, columns = Report("run.html.j2", f"Run {folder.resolve().name}"), read_curves(folder / "metrics.csv")
+    steps = columns.get("step", np.array([]))
+    best = best_step(columns)
     report.values = {
         "finished": (folder / "last.safetensors").is_file(),
-        "steps": int(columns[STEP][-1]) if len(columns.get(STEP, ())) else 0,
+        "steps": int(steps[-1]) if len(steps) else 0,
+        "best": best,
         "evaluation": evaluations[0] if evaluations else None,
         "weaker": sorted({str(found.get("attack")) for _, found in evaluations} - {"standard", "clean"}),
         "settings": {
@@ -68,9 +66,10 @@ def run_report(folder: Path) -> Report:
             **{f"Evaluation of the {where} checkpoint ({attack_of(found)})": found for where, found in evaluations},
         },
     }
-    curves = {folder.resolve().name: columns}
-    if picture := training_picture(curves):
-        report.pictures["training"], report.tables["training"] = picture, training_table(curves)
+    if len(steps):
+        with figure_style():
+            figure = training_figure(_panels(columns), best)
+        report.pictures["training"] = Picture(figure, f"Training curves over {steps[-1]:.0f} steps.")
     if evaluations:
         rows = []
         for checkpoint, found in evaluations:
@@ -83,68 +82,30 @@ def run_report(folder: Path) -> Report:
     return report
 
 
-def read_curves(path: Path | str) -> dict[str, NDArray[np.float64]]:
+def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
     """The columns of a ``metrics.csv`` as float64 ``[rows]``, NaN for none; cut-off lines are left out."""
-    with Path(path).open(newline="", errors="replace") as file:
-        rows = list(csv.DictReader(file))
-    names = [name for name in (rows[0] if rows else {}) if name]
-    columns = {name: _numbers([row.get(name) for row in rows]) for name in names}
-    complete = np.isfinite(columns[STEP]) if STEP in columns else np.zeros(len(rows), dtype=bool)
+    with path.open(newline="", errors="replace") as file:
+        frame = pd.DataFrame(list(csv.DictReader(file)), dtype=object)
+    numbers = {str(name): pd.to_numeric(frame[name], errors="coerce") for name in frame.columns if name}
+    columns = {name: np.asarray(column, np.float64) for name, column in numbers.items()}
+    complete = np.isfinite(columns["step"]) if "step" in columns else np.zeros(len(frame), dtype=bool)
     return {name: column[complete] for name, column in columns.items()}
 
 
-def _numbers(cells: list[str | None]) -> NDArray[np.float64]:
-    return np.asarray(pd.to_numeric(pd.Series(cells, dtype=object), errors="coerce"), np.float64)
-
-
-def best_step(columns: Columns) -> int | None:
+def best_step(columns: dict[str, NDArray[np.float64]]) -> int | None:
     """The step of the best checkpoint: highest robust accuracy on validation images, the later of equals."""
-    robust = columns.get("validation_robust")
-    if robust is None or not np.isfinite(robust).any():
+    robust = columns.get("validation_robust", np.array([]))
+    if not np.isfinite(robust).any():
         return None
-    return int(columns[STEP][np.flatnonzero(robust == np.nanmax(robust))[-1]])
+    return int(columns["step"][np.flatnonzero(robust == np.nanmax(robust))[-1]])
 
 
-def training_picture(runs: Mapping[str, Columns]) -> Picture | None:
-    """Training curves of one run or several; None where there is no step."""
-    runs = {label: columns for label, columns in runs.items() if len(columns.get(STEP, ()))}
-    if not runs:
-        return None
-    alone, panels = len(runs) == 1, dict[str, dict[str, tuple[Any, Any]]]()
+def _panels(columns: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """The curves of each panel that has any: label -> (steps, values)."""
+    panels: dict[str, dict[str, tuple[Any, Any]]] = {}
     for title, names in _PANELS.items():
-        for column, words in names.items():
-            if not alone and column == "learning_rate":
-                continue  # the recipe's, the same for all
-            for label, columns in runs.items():
-                values = columns.get(column, np.array([])) * (100.0 if title.endswith("%") else 1.0)
-                known = np.isfinite(values)
-                if known.any():
-                    panel = panels.setdefault(title if alone or words in title else f"{words}: {title}", {})
-                    panel[words if alone else label] = columns[STEP][known], values[known]
-    best = {label: step for label, columns in runs.items() if (step := best_step(columns)) is not None}
-    if alone:
-        best = dict.fromkeys(("clean", "under PGD"), next(iter(best.values()))) if best else {}
-    with figure_style():
-        figure = training_figure(panels, best)
-    alt = "; ".join(f"{label}: {columns[STEP][-1]:.0f} steps" for label, columns in runs.items())
-    return Picture(figure, f"Training curves. {alt}.")
-
-
-def training_table(runs: Mapping[str, Columns]) -> Table:
-    """Where training ended."""
-
-    def last(column: NDArray[np.float64]) -> float | None:
-        known = column[np.isfinite(column)]
-        return float(known[-1]) if len(known) else None
-
-    rows = []
-    for label, columns in runs.items():
-        loss, robust = (columns.get(name, np.array([])) for name in ("loss", "validation_robust"))
-        best = best_step(columns)
-        at_best = float(np.nanmax(robust)) if best is not None else None
-        rows.append([label, best, int(columns[STEP][-1]), last(loss), at_best, last(robust)])
-    kinds: dict[str, Kind] = {
-        "run": "text", "best step": "number", "last step": "number", "loss, last": "number",
-        "validation robust, best": "percent", "validation robust, last": "percent",
-    }  # fmt: skip
-    return Table(kinds, rows)
+        for column, label in names.items():
+            values = columns.get(column, np.array([])) * (100.0 if title.endswith("%") else 1.0)
+            if (known := np.isfinite(values)).any():
+                panels.setdefault(title, {})[label] = columns["step"][known], values[known]
+    return panels

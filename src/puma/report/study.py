@@ -10,42 +10,25 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 
-from puma import __version__
+from puma import __version__, tradeoff
 from puma.errors import DataError
-from puma.io import read_toml, sha256_file
+from puma.io import read_toml
 from puma.margins import STATUS_NAMES, MarginTable
 from puma.plan import Plan
 from puma.plots import figure_style, new_axes, unit
 from puma.report import plots
 from puma.report.page import ImageRow, Kind, Picture, Report, Table, rounded
-from puma.report.run import Columns, read_curves, run_report, training_picture, training_table
-from puma.report.study_data import ATTACKS, StudyData, side, verdict
-from puma.tradeoff import (
-    BASELINE,
-    CONTROLS,
-    Comparison,
-    Estimate,
-    Frontier,
-    Needed,
-    Setting,
-    mean_interval,
-    random_images_needed,
-    redundant,
-    wilson_interval,
-)
-from puma.tradeoff.compare import RANDOM
+from puma.report.run import run_report
+from puma.report.study_data import ATTACKS, StudyData, verdict
+from puma.tradeoff import BASELINE, CONTROLS, Comparison, Estimate, Frontier, Gap, Needed, Setting
 
 logger = logging.getLogger("puma")
 NAMED = (BASELINE, "random", "difficult", "easy", "puma", "puma-plus")
-"""Strategies that are named beside their points in the picture, and whose training is shown."""
+"""Strategies that are named beside their points in the picture."""
 
-FROM_LARGE_FILES = ("training", "margins", "eps", "overlap")
+FROM_LARGE_FILES = ("margins", "eps")
 """Tables of a study that need more of it than its small files."""
-
-Plans = Mapping[Setting, Plan]  # of each setting at its first seed, as far as it is there
-_THUMBNAILS, _MOST_CLASSES = 12, 10
 
 
 def make_report(folder: Path | str) -> Report:
@@ -94,7 +77,7 @@ def study_report(folder: Path | str) -> Report:
     report = Report("study.html.j2", f"{data.name}: accuracy against robustness")
     plans = {setting: data.plan(run.key) for setting, run in data.first_runs.items()}
     known = {setting: plan for setting in data.labels if (plan := plans.get(setting)) is not None}
-    report.values = {"data": data, "verdict": verdict(data), "attack": ATTACKS[data.column], "redundant": []}
+    report.values = {"data": data, "verdict": verdict(data), "attack": ATTACKS[data.column]}
     report.values["seeds"] = max((len(entry.seeds) for entry in data.entries), default=0)
     report.values["images_resampled"] = any(np.isfinite(entry.clean.image_error) for entry in data.entries)
     if data.entries:
@@ -102,13 +85,12 @@ def study_report(folder: Path | str) -> Report:
         _add_comparison(report, data)
         _add_curves(report, data)
     _add_mislabelled(report, data)
-    _add_training(report, data)
     if data.table is not None:
-        _add_margins(report, data, data.table)
+        _add_margins(report, data.table, data)
     if known:
-        _add_plans(report, data, known)
+        _add_eps(report, data, known)
     _add_images(report, data, known)
-    _add_repeat(report, data, known)
+    _add_repeat(report, data)
     report.values["problems"] = data.problems
     return report
 
@@ -136,9 +118,8 @@ def plot_study(folder: Path | str, ax: Axes | None = None) -> Axes:
     axes, (points, controls) = ax or new_axes(), _points(data)
     plots.plot_tradeoff(axes, points, controls, _axis_name(data))
     for point in points:
-        if point.label:
-            at = 100 * point.robust.value, 100 * point.clean.value
-            axes.annotate(point.label, at, (5, 3), textcoords="offset points", fontsize=7.5)
+        at = 100 * point.robust.value, 100 * point.clean.value
+        axes.annotate(point.label, at, (5, 3), textcoords="offset points", fontsize=7.5)
     return axes
 
 
@@ -147,8 +128,7 @@ def _points(data: StudyData) -> tuple[list[plots.Point], list[Frontier]]:
     points = []
     for entry in [*data.shown, *(entry for entry in data.entries if entry.setting.strategy in CONTROLS)]:
         strategy, params = entry.setting.strategy, json.loads(entry.setting.params)
-        name = data.labels[entry.setting].removesuffix(f" {100 * entry.setting.prune_fraction:g} %")
-        label = name if strategy in NAMED or entry is data.subject else ""
+        label = data.name_of(entry.setting) if strategy in NAMED or entry is data.subject else ""
         if strategy in CONTROLS and params:
             label = f"{'×' if strategy == 'uniform-eps' else 'β '}{next(iter(params.values())):g}"
         points.append(plots.Point(strategy, label, data.accuracy(entry, "robust"), data.accuracy(entry, "clean")))
@@ -164,9 +144,9 @@ def _axis_name(data: StudyData) -> str:
 
 
 def _add_comparison(report: Report, data: StudyData) -> None:
-    """The main table, every setting, gaps to the controls."""
+    """The main table, and the table of every setting."""
     name, subject = data.robust_name, data.subject
-    report.values["strong"] = data.labels[subject.setting] if subject else None
+    report.values["strong"] = data.name_of(subject.setting) if subject else None
     factor, words = unit(data.threat.norm) if data.threat else (1.0, "pixel units")
     columns: dict[str, Kind] = {
         "strategy": "text", "images": "number", f"mean eps ({words})": "number", "clean": "percent", name: "percent",
@@ -179,49 +159,35 @@ def _add_comparison(report: Report, data: StudyData) -> None:
         if data.standard:
             strict = data.strict(entry.setting)
             accuracies.append(data.standard.accuracy(strict, "robust") if strict else None)
-        changes = [entry.clean_difference, entry.robust_difference]
-        eps = rounded(entry.mean_eps * factor)
-        return [data.labels[entry.setting], round(entry.kept), eps, *accuracies, *changes, _gap_cell(data, entry)]
+        changes = [entry.clean_difference, entry.robust_difference, gap_cell(entry, entry.clean_gap)]
+        return [round(entry.kept), rounded(entry.mean_eps * factor), *accuracies, *changes]
 
-    def gap_of(entry: Comparison) -> float:
-        return -1.0 if entry.clean_gap.estimate is None else entry.clean_gap.estimate.value
+    def gap_cell(entry: Comparison, gap: Gap) -> Estimate | str | None:
+        """A gap where every seed could be compared: a mean over some is subject to selection bias."""
+        if entry.setting.is_control or not data.controls:
+            return None
+        if gap.estimate is None:
+            return "not comparable"
+        return gap.estimate if gap.seeds == gap.of else f"{gap.of - gap.seeds} of {gap.of} seeds not comparable"
 
-    shown = sorted(data.shown, key=lambda e: (e.setting.strategy != BASELINE, e is not subject, -gap_of(e)))
-    report.tables["strategies"] = Table(columns, [cells(entry) for entry in shown])
+    def order(entry: Comparison) -> tuple[bool, bool, float]:
+        gap = -1.0 if entry.clean_gap.estimate is None else entry.clean_gap.estimate.value
+        return entry.setting.strategy != BASELINE, entry is not subject, -gap
 
+    shown = [[data.name_of(entry.setting), *cells(entry)] for entry in sorted(data.shown, key=order)]
+    report.tables["strategies"] = Table(columns, shown)
     more: dict[str, Kind] = {
-        "seeds": "number", "clean, best checkpoint": "percent", f"{name}, best checkpoint": "percent",
-        "attack cost (million passes)": "number", "steps": "number",
+        f"{name} against free controls": "points", "seeds": "number", "clean, best checkpoint": "percent",
+        f"{name}, best checkpoint": "percent", "attack cost (million passes)": "number",
     }  # fmt: skip
     rows = []
     for entry in data.entries:
         best = data.at_best.get(entry.setting)
         at_best = [best.clean.value, best.robust.value if best.robust else None] if best else [None, None]
         cost = None if np.isnan(entry.attack_cost) else rounded(entry.attack_cost / 1e6)
-        rows.append([*cells(entry), len(entry.seeds), *at_best, cost, int(data.first_runs[entry.setting].steps)])
+        own = [gap_cell(entry, entry.robust_gap), len(entry.seeds), *at_best, cost]
+        rows.append([data.labels[entry.setting], *cells(entry), *own])
     report.tables["settings"] = Table(columns | more, rows)
-
-    if data.controls:
-        columns = {
-            "strategy": "text", f"clean at equal {name}": "points", "against the free controls": "text",
-            f"{name} at equal clean": "points", "seeds compared": "text", "why not all": "text",
-        }  # fmt: skip
-        rows = []
-        for entry in sorted((e for e in data.entries if not e.setting.is_control), key=gap_of, reverse=True):
-            gap, label = entry.clean_gap, data.labels[entry.setting]
-            seeds = f"{gap.seeds} of {gap.of}"
-            rows.append([label, gap.estimate, side(gap), entry.robust_gap.estimate, seeds, gap.note or None])
-        report.tables["controls"] = Table(columns, rows)
-
-
-def _gap_cell(data: StudyData, entry: Comparison) -> Estimate | str | None:
-    """A gap where every seed could be compared: a mean over some is subject to selection bias."""
-    gap = entry.clean_gap
-    if entry.setting.is_control or not data.controls:
-        return None
-    if gap.estimate is None:
-        return "not comparable"
-    return gap.estimate if gap.seeds == gap.of else f"{gap.of - gap.seeds} of {gap.of} seeds not comparable"
 
 
 def _add_curves(report: Report, data: StudyData) -> None:
@@ -247,14 +213,10 @@ def _add_curves(report: Report, data: StudyData) -> None:
     curves = [sorted(group, key=lambda e: e.kept) for group in families(everywhere, lambda entry: entry.setting)]
     if curves:
         report.pictures["images"] = _curves(data, curves, lambda entry: entry.kept, "images trained on", log=True)
-    strategies = {group[0].setting.strategy for group in curves} - set(RANDOM)
+    strategies = {group[0].setting.strategy for group in curves} - {"random", BASELINE}
     rows = [row for group in pools for row in data.rows_of(group) if row[data.column] is not None]
-    if needed := random_images_needed(rows, sorted(strategies), robust=data.column):
+    if needed := tradeoff.random_images_needed(rows, sorted(strategies), robust=data.column):
         report.tables["images-needed"] = _needed(data, needed)
-    for entry in everywhere:
-        losses = entry.clean_difference, entry.robust_difference
-        if entry.setting.strategy == "random" and all(redundant(loss) for loss in losses):
-            report.values["redundant"].append(f"On {entry.group.pool}, `{data.labels[entry.setting]}`")
 
 
 def _curves(
@@ -270,13 +232,9 @@ def _curves(
             (group[-1].setting.strategy, [at(e) for e in group], [data.accuracy(e, axis) for e in group])
             for group in groups
         ]
-    parts = []
-    for strategy, x, y in panels[_axis_name(data)]:
-        ends = (f"{100 * y[end].value:.1f} % at {x[end]:g}" for end in (0, -1))
-        parts.append(f"{strategy}: {', '.join(ends)}")
     with figure_style():
         figure = plots.curves_figure(panels, xlabel, log)
-    return Picture(figure, f"Curves of {' and '.join(panels)}. {data.robust_name}: {'; '.join(parts)}.")
+    return Picture(figure, f"Curves of {' and '.join(panels)} over {xlabel}; the numbers are in the tables.")
 
 
 def _needed(data: StudyData, needed: Sequence[Needed]) -> Table:
@@ -300,127 +258,74 @@ def _add_mislabelled(report: Report, data: StudyData) -> None:
     sample, shares, rows = data.settings.get("evaluation", {}).get("mislabelled", 2000), data.mislabelled(), []
     for setting, label in data.labels.items():
         if setting in shares and setting in data.first_runs:
-            share = mean_interval(shares[setting])
+            share = tradeoff.mean_interval(shares[setting])
             if share.seeds == 1:
                 images = int(min(sample, data.first_runs[setting].kept))
-                share = Estimate(share.value, *wilson_interval(share.value, images), 1)
-            rows.append((setting.strategy, label, share))
+                share = Estimate(share.value, *tradeoff.wilson_interval(share.value, images), 1)
+            rows.append([label, share.seeds, share])
     if rows:
-        with figure_style():
-            figure = plots.dots_figure(rows, "training images mislabelled by the attack")
-        alt = "; ".join(f"{label} {100 * share.value:.1f} %" for _, label, share in rows)
-        report.pictures["mislabelled"] = Picture(figure, f"Mislabelled shares: {alt}.")
         columns: dict[str, Kind] = {"strategy": "text", "seeds": "number", "mislabelled": "percent"}
-        report.tables["mislabelled"] = Table(columns, [[label, share.seeds, share] for _, label, share in rows])
+        report.tables["mislabelled"] = Table(columns, rows)
 
 
-def _add_training(report: Report, data: StudyData) -> None:
-    """Training curves of the main strategies at their first seed."""
-    curves: dict[str, Columns] = {}
-    fractions = (0, data.subject.setting.prune_fraction if data.subject else 0)
-    for setting, run in sorted(data.first_runs.items(), key=lambda item: item[0].strategy):
-        folder = data.run_folder(run.key) if setting.strategy in NAMED and setting.prune_fraction in fractions else None
-        if folder and (folder / "metrics.csv").is_file():
-            curves[data.labels[setting]] = read_curves(folder / "metrics.csv")
-    if picture := training_picture(curves):
-        report.pictures["training"], report.tables["training"] = picture, training_table(curves)
-
-
-def _add_margins(report: Report, data: StudyData, table: MarginTable) -> None:
-    """Margins of the pool by status and by class."""
-    factor, words = unit(table.norm)
-    finite, rows = np.isfinite(table.margin), []
+def _add_margins(report: Report, table: MarginTable, data: StudyData) -> None:
+    """Margins of the pool by status."""
+    (factor, words), rows = unit(table.norm), []
     for kind, of_kind in plots.image_kinds(table).items():
         for code, status in enumerate(STATUS_NAMES):
-            of_status = of_kind & (table.status == code)
-            if count := int(of_status.sum()):
-                margins = table.margin[of_status & finite] * factor
-                median = rounded(np.median(margins)) if len(margins) else None
-                rows.append([kind, status, count, count / max(int(of_kind.sum()), 1), median])
+            margins = table.margin[of_kind & (table.status == code)]
+            if len(margins):
+                finite = margins[np.isfinite(margins)] * factor
+                median = rounded(np.median(finite)) if len(finite) else None
+                rows.append([kind, status, len(margins), len(margins) / int(of_kind.sum()), median])
     with figure_style():
         figure = plots.margin_figure(table, data.threat)
     report.pictures["margins"] = Picture(figure, f"Histogram of the margins of {len(table):,} images.")
     columns: dict[str, Kind] = {"images": "text", "status": "text", "count": "number", "share": "percent"}
     report.tables["margins"] = Table(columns | {f"median margin ({words})": "number"}, rows)
-    names = data.pool.class_names if data.pool else [str(code) for code in range(table.num_classes)]
-    rows = []
-    for code, name in enumerate(names):
-        margins = table.margin[(table.label == code) & finite] * factor
-        if len(margins):
-            quantiles = [rounded(value) for value in np.quantile(margins, (0.05, 0.5, 0.95))]
-            rows.append([name, len(margins), float(np.mean(margins < 0)), *quantiles])
-    columns = {"class": "text", "images": "number", "misclassified": "percent", "5 % lie below": "number"}
-    report.tables["margins-by-class"] = Table(columns | {"median": "number", "5 % lie above": "number"}, rows)
 
 
-def _add_plans(report: Report, data: StudyData, plans: Plans) -> None:
-    """Eps of the kept images, and how far strategies remove the same ones."""
-    norm = next(iter(plans.values())).threat.norm
-    factor, words = unit(norm)
-    eps = {data.labels[setting]: (setting.strategy, plan.eps[plan.keep]) for setting, plan in plans.items()}
-    varied = {label: entry for label, entry in eps.items() if len(np.unique(entry[1])) > 1}
-    if varied:
-        with figure_style():
-            figure = plots.eps_figure(varied, norm)
-        means = "; ".join(f"{label} mean {values.mean() * factor:.3g}" for label, (_, values) in varied.items())
-        report.pictures["eps"] = Picture(figure, f"Histograms of eps over kept images, {words}: {means}.")
-    kinds = plots.image_kinds(data.table) if data.table is not None else {}
-    rows = []
+def _add_eps(report: Report, data: StudyData, plans: Mapping[Setting, Plan]) -> None:
+    """Eps of the kept images of each setting's first plan."""
+    factor, words = unit(next(iter(plans.values())).threat.norm)
+    kinds, rows = plots.image_kinds(data.table) if data.table is not None else {}, []
     for setting, plan in plans.items():
-        kept, full = plan.eps[plan.keep], plan.threat.eps
-        at_full = float(np.mean(kept >= full * (1 - 1e-6))) if len(kept) else 0.0
-        clean = float(np.mean(kept == 0)) if len(kept) else 0.0
+        kept = plan.eps[plan.keep]
+        full, clean = (float(np.mean(which)) for which in (kept >= plan.threat.eps * (1 - 1e-6), kept == 0))
         parts = [plan.eps[plan.keep & of_kind] for of_kind in kinds.values()]
-        means_by_kind = [rounded(part.mean() * factor) if len(part) else None for part in parts]
-        shares = [at_full, max(1 - at_full - clean, 0.0), clean]
-        rows.append([data.labels[setting], plan.kept, rounded(plan.mean_eps * factor), *means_by_kind, *shares])
+        means = [rounded(part.mean() * factor) if len(part) else None for part in parts]
+        shares = [full, max(1 - full - clean, 0.0), clean]
+        rows.append([data.labels[setting], plan.kept, rounded(plan.mean_eps * factor), *means, *shares])
     columns: dict[str, Kind] = {"strategy": "text", "images": "number", f"mean eps ({words})": "number"}
     columns |= {f"mean on {kind}": "number" for kind in kinds}
     columns |= {"at full eps": "percent", "lowered": "percent", "trained clean (eps 0)": "percent"}
     report.tables["eps"] = Table(columns, rows)
-    removed = {data.labels[setting]: ~plan.keep for setting, plan in plans.items() if not plan.keep.all()}
-    if len(removed) > 1:
-        rows = [[label, *((a & b).sum() / a.sum() for b in removed.values())] for label, a in removed.items()]
-        columns = {"removed by": "text"}
-        report.tables["overlap"] = Table(columns | dict.fromkeys(removed, "percent"), rows)
 
 
-def _add_images(report: Report, data: StudyData, plans: Plans) -> None:
-    """Thumbnails: easiest and hardest of each class, what the subject removes and keeps, synthetic beside real."""
+def _add_images(report: Report, data: StudyData, plans: Mapping[Setting, Plan]) -> None:
+    """A few thumbnails from both ends of the margins, of what the subject removes and keeps; quality of the images."""
     pool, table = data.pool, data.table
-    extremes, removed, beside = list[ImageRow](), list[ImageRow](), list[ImageRow]()
-    report.values |= {"extremes": extremes, "removed": removed, "beside": beside}
+    gallery: list[ImageRow] = report.values.setdefault("gallery", [])
     if rows := quality_rows(data.quality()):
         columns: dict[str, Kind] = {"measure": "text", "synthetic images": "number"}
         report.tables["synthetic-quality"] = Table(columns | {"real test images in their place": "number"}, rows)
     if pool is None or table is None:
         return
-    names, finite, (factor, _) = pool.class_names, np.isfinite(table.margin), unit(table.norm)
-    classes = np.unique(np.linspace(0, len(names) - 1, _MOST_CLASSES).round().astype(int))
-
-    def by_margin(which: NDArray[np.bool_]) -> NDArray[np.int64]:
-        rows = np.flatnonzero(which & finite)
-        return rows[np.argsort(table.margin[rows], kind="stable")]
-
-    def row(label: str, rows: NDArray[np.int64]) -> ImageRow:
-        return ImageRow(label, list(pool.read(rows)), [f"{m * factor:+.3g}" for m in table.margin[rows]])
-
-    for code in classes:
-        order = by_margin(table.label == code)
-        extremes.append(row(f"{names[code]}: highest margin", order[::-1][:_THUMBNAILS]))
-        extremes.append(row(f"{names[code]}: lowest margin", order[:_THUMBNAILS]))
+    order = np.argsort(table.margin, kind="stable")
+    order = order[np.isfinite(table.margin[order])]
+    groups = {"lowest margin": order[:_THUMBNAILS], "highest margin": order[::-1][:_THUMBNAILS]}
     plan = plans.get(data.subject.setting) if data.subject else None
     if plan is not None and data.subject and not plan.keep.all():
         for words, which in (("removed", ~plan.keep), ("kept", plan.keep & table.synthetic)):
-            order = by_margin(which)
-            places = np.linspace(0, len(order) - 1, min(2 * _THUMBNAILS, len(order))).round().astype(int)
-            removed.append(row(f"{data.labels[data.subject.setting]}: {words}", order[places]))
-    if pool.synthetic.any() and not pool.synthetic.all():
-        for code in classes:
-            for words, kind in (("real", ~pool.synthetic), ("synthetic", pool.synthetic)):
-                chosen = np.flatnonzero(kind & (pool.labels == code))[:_THUMBNAILS]
-                beside.append(ImageRow(f"{names[code]}: {words}", list(pool.read(chosen))))
+            mine = order[which[order]]
+            places = np.linspace(0, len(mine) - 1, min(_THUMBNAILS, len(mine))).round().astype(int)
+            groups[f"{words} by {data.name_of(data.subject.setting)}"] = mine[places]
+    for label, chosen in groups.items():
+        notes = [f"{margin * unit(table.norm)[0]:+.3g}" for margin in table.margin[chosen]]
+        gallery.append(ImageRow(label, list(pool.read(chosen)), notes))
 
+
+_THUMBNAILS = 20
 
 # measure: its words, its path in quality.json, and that of what real test images score in their place
 _MEASURES = (
@@ -428,10 +333,8 @@ _MEASURES = (
     ("usefulness: accuracy on real test images of a classifier trained on these",
      "synthetic_trained_accuracy", "real_accuracy"),
     ("mean distance to the nearest training image", "neighbor.synthetic_to_train.mean", "neighbor.test_to_train.mean"),
-    ("least distance to a training image", "neighbor.synthetic_to_train.least", "neighbor.test_to_train.least"),
     ("copies: share nearer to a training image than all but 1 % of test images", "neighbor.copies", ""),
     ("coverage of the real images, mean over classes", "coverage.synthetic", "coverage.test"),
-    ("Frechet distance to the training images", "frechet.synthetic", "frechet.test"),
 )  # fmt: skip
 
 
@@ -453,14 +356,14 @@ def quality_rows(quality: Mapping[str, Any]) -> list[list[Any]]:
     return [row for row in rows if row[1] is not None]
 
 
-def _add_repeat(report: Report, data: StudyData, plans: Plans) -> None:
-    """Commands, settings, fingerprints and machines."""
+def _add_repeat(report: Report, data: StudyData) -> None:
+    """Commands, settings, recipes and machines."""
     names = ("commit", "puma", "host", "threads", "torch", "numpy")
     recorded = {
         name: list(dict.fromkeys(str(record[name]) for record in data.records.values() if record.get(name)))
         for name in names
     }
-    commits, versions = recorded["commit"], recorded["puma"]
+    commits, versions = recorded.pop("commit"), recorded["puma"]
     if len(commits) == 1 and not commits[0].endswith("-dirty"):
         checkout = f"git checkout {commits[0]}"
     elif commits:
@@ -470,30 +373,12 @@ def _add_repeat(report: Report, data: StudyData, plans: Plans) -> None:
         checkout = f"# the commit that ran was not recorded; {ran}"
     seen = {name: recorded[name] for name in ("torch", "numpy")}
     pins = "".join(f"{name}=={found[0].partition('+')[0]} " for name, found in seen.items() if len(found) == 1)
-    report.values["commands"] = (
-        f"{checkout}\npip install {pins}.\npuma study run study.toml --out repeated/\npuma report repeated/"
-    )
-    report.values["toml"] = (data.folder / "study.toml").read_text() if data.settings else ""
-    recipes = report.values["recipes"] = {}
-    for run in data.runs:
-        places = [data.folder / "recipes" / f"{Path(run.group.recipe).stem}.toml"]
-        places += [folder / "recipe.toml"] if (folder := data.run_folder(run.key)) else []
-        file = next((file for file in places if file.is_file()), None)
-        if file and run.group.recipe not in recipes:
-            recipes[run.group.recipe] = read_toml(file)
-    files = [data.folder / name for name in ("study.toml", "results.parquet")]
-    prints = [(file.name, sha256_file(file)) for file in files if file.is_file()]
-    if data.table is not None:
-        prints += [("pool", data.table.meta["pool"]["fingerprint"]), ("margin table", data.table.fingerprint)]
-        model = data.table.meta.get("model")
-        several = (model.get("cross_fitted") or model.get("ensemble")) if isinstance(model, Mapping) else None
-        for count, member in enumerate(several or [model], 1):
-            sha256 = member.get("sha256") if isinstance(member, Mapping) else member
-            prints += [(f"weights of margin model {count}", str(sha256))] if sha256 else []
-    prints += [(f"plan: {data.labels[setting]}", plan.fingerprint) for setting, plan in plans.items()]
-    heads: dict[str, Kind] = {"artefact": "text", "SHA-256": "text"}
-    report.tables["fingerprints"] = Table(heads, [[name, f"`{value}`"] for name, value in prints])
     seconds = [float(record["seconds"]) for record in data.records.values() if "seconds" in record]
     hours = {"tasks": len(seconds), "hours, summed over tasks": f"{sum(seconds) / 3600:.2g}"}
-    machine = {name: recorded[name] for name in ("host", "threads", "torch", "numpy", "puma") if recorded[name]}
-    report.values["ran"] = machine | hours if seconds else {}
+    run = "puma study run study.toml --out repeated/\npuma report repeated/"
+    report.values |= {
+        "commands": f"{checkout}\npip install {pins}.\n{run}",
+        "toml": (data.folder / "study.toml").read_text() if data.settings else "",
+        "recipes": {path.stem: read_toml(path) for path in sorted((data.folder / "recipes").glob("*.toml"))},
+        "ran": {name: found for name, found in recorded.items() if found} | hours if seconds else {},
+    }

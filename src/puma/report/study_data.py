@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from puma import tradeoff
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.errors import DataError, PumaError
@@ -21,29 +22,8 @@ from puma.plan import Plan
 from puma.report.page import show
 from puma.strategies import regime
 from puma.threat import ThreatModel
-from puma.tradeoff import (
-    BASELINE,
-    CONTROLS,
-    Comparison,
-    Estimate,
-    Flags,
-    Gap,
-    Group,
-    RunKey,
-    Setting,
-    compare,
-    read_runs,
-    redundant,
-    wilson_interval,
-)
-from puma.tradeoff.results import (
-    FLAGS_FILE,
-    MISLABELLED_FILE,
-    RESULTS_FILE,
-    read_flags,
-    read_mislabelled,
-    read_results,
-)
+from puma.tradeoff import BASELINE, CONTROLS, Comparison, Estimate, Flags, Group, RunKey, Setting
+from puma.tradeoff import results as tables
 
 T = TypeVar("T")
 DRAWS = 500
@@ -71,7 +51,7 @@ class StudyData:
 
     def __init__(self, folder: Path | str, column: str = "") -> None:
         self.folder, self.problems = Path(folder), list[str]()
-        self.rows = read_results(self.folder / RESULTS_FILE)
+        self.rows = tables.read_results(self.folder / tables.RESULTS_FILE)
         self.column = column or max(ATTACKS, key=lambda name: sum(row[name] is not None for row in self.rows))
         self.robust_name = "robust" if self.column == "robust_accuracy" else f"under {ATTACKS[self.column]}"
         self.settings: dict[str, Any] = self._read("settings", read_toml, "study.toml") or {}
@@ -82,12 +62,12 @@ class StudyData:
         records = {path.stem: self._read(f"record {path.stem}", read_json, f"done/{path.name}") for path in paths}
         self.records = {name: record for name, record in records.items() if isinstance(record, dict)}
 
-        self.runs = read_runs(self.rows, self.column)
+        self.runs = tradeoff.read_runs(self.rows, self.column)
         self.labels = _labels(list(dict.fromkeys(run.setting for run in self.runs)))
         self.flags = self._flags()
         self.comparisons: dict[Group, list[Comparison]] = {}
         attacked = [row for row in self.rows if row[self.column] is not None]
-        for entry in compare(attacked, self.flags, robust=self.column, draws=DRAWS):
+        for entry in tradeoff.compare(attacked, self.flags, robust=self.column, draws=DRAWS):
             self.comparisons.setdefault(entry.group, []).append(entry)
 
         checkpoint = "last" if any(row["checkpoint"] == "last" for row in self.rows) else "best"
@@ -114,8 +94,7 @@ class StudyData:
 
     def rows_of(self, group: Group) -> list[dict[str, Any]]:
         """The rows of a group."""
-        names = ("study", "pool", "recipe", "checkpoint")
-        return [row for row in self.rows if all(row[name] == getattr(group, name) for name in names)]
+        return [row for row in self.rows if all(row[name] == value for name, value in asdict(group).items())]
 
     def entry(self, strategy: str, prune_fraction: float | None = None) -> Comparison | None:
         """A setting of the main group by its strategy; of several, the one with fewest parameters of its own."""
@@ -133,7 +112,7 @@ class StudyData:
             raise DataError(f"{entry.setting.label} was not attacked")
         low, high = estimate.low, estimate.high
         if (low is None or high is None) and estimate.seeds == 1:
-            low, high = wilson_interval(estimate.value, self.n_test)
+            low, high = tradeoff.wilson_interval(estimate.value, self.n_test)
         if low is None or high is None:
             return estimate
         return replace(estimate, low=max(low, 0.0), high=min(high, 1.0))
@@ -165,7 +144,7 @@ class StudyData:
             numbers["ratio"] = none.robust.value / none.clean.value
         return numbers
 
-    @property
+    @cached_property
     def smaller_eps(self) -> Comparison | None:
         """All data with a smaller uniform eps that is better than `none` in both accuracies on average, if one is."""
         for entry in self.entries:
@@ -176,23 +155,22 @@ class StudyData:
                 return entry
         return None
 
+    def name_of(self, setting: Setting) -> str:
+        """Its label without the prune fraction, for where that is the same for all."""
+        return self.labels[setting].removesuffix(f" {100 * setting.prune_fraction:g} %")
+
     @cached_property
-    def _run_names(self) -> dict[RunKey, str]:
+    def names(self) -> dict[RunKey, str]:
         """Name of each finished run, which its record, plan and folder share."""
         names: dict[RunKey, str] = {}
         for name, record in self.records.items():
-            for run in self._try(f"record {name}", partial(read_runs, record.get("rows") or [])) or []:
+            for run in self._try(f"record {name}", partial(tradeoff.read_runs, record.get("rows") or [])) or []:
                 names[run.key] = name
         return names
 
     def plan(self, key: RunKey) -> Plan | None:
         """The plan of a run."""
-        return self._read("plan", Plan.read, f"plans/{self._run_names.get(key)}.parquet")
-
-    def run_folder(self, key: RunKey) -> Path | None:
-        """The folder of a run."""
-        folder = self.folder / "runs" / self._run_names.get(key, "")
-        return folder if key in self._run_names and folder.is_dir() else None
+        return self._read("plan", Plan.read, f"plans/{self.names.get(key)}.parquet")
 
     @cached_property
     def table(self) -> MarginTable | None:
@@ -210,10 +188,8 @@ class StudyData:
         generated = [str(self.folder / "synthetic" / "images.npz")] if synthetic else []
         specs = generated if isinstance(synthetic, int) else [str(spec) for spec in synthetic]
         pool = Pool([load_dataset(spec) for spec in (str(settings["real"]), *specs)])
-        expected = self.table.meta["pool"]["fingerprint"] if self.table is not None else pool.fingerprint
-        if pool.fingerprint != expected:
-            found, scored = pool.fingerprint[:12], expected[:12]
-            raise DataError(f"the images at hand ({found}) are not those that were scored ({scored})")
+        if self.table is not None and pool.fingerprint != self.table.meta["pool"]["fingerprint"]:
+            raise DataError("the images at hand are not those that were scored")
         return pool
 
     def quality(self) -> dict[str, Any]:
@@ -224,7 +200,7 @@ class StudyData:
     def mislabelled(self) -> dict[Setting, list[float]]:
         """Shares mislabelled by the attack, over the seeds, of the settings of the main group's pool and recipe."""
         shares: dict[Setting, list[float]] = {}
-        for row in self._read("mislabelled shares", read_mislabelled, MISLABELLED_FILE) or []:
+        for row in self._read("mislabelled shares", tables.read_mislabelled, tables.MISLABELLED_FILE) or []:
             if (row["pool"], row["recipe"]) == (self.main.pool, self.main.recipe):
                 setting = Setting(row["strategy"], row["params"], row["prune_fraction"])
                 shares.setdefault(setting, []).append(row["by_attack"])
@@ -237,18 +213,19 @@ class StudyData:
         """
         attacks = {"robust_accuracy": "standard", "apgd_accuracy": "apgd-ce"}
         attack = attacks.get(self.column) or self.settings.get("evaluation", {}).get("screen")
-        stored = self._read("flags", partial(read_flags, attack=attack), FLAGS_FILE) or {}
+        stored = self._read("flags", partial(tables.read_flags, attack=attack), tables.FLAGS_FILE) or {}
         found: dict[RunKey, Flags] = {}
         attacked = [run for run in self.runs if np.isfinite(run.robust)]
         for run in attacked:
-            if run.key in stored:
-                flags, _ = stored[run.key]
-                means = [float(np.nanmean(np.asarray(values))) for values in (flags.clean, flags.robust)]
-                if np.allclose(means, (run.clean, run.robust), rtol=0, atol=1e-9):
-                    found[run.key] = flags
-                else:
-                    what = f"flags of {run.setting.strategy}, seed {run.seed}"
-                    self.problems.append(f"{what}: they do not give the accuracies in the results")
+            if run.key not in stored:
+                continue
+            flags, _ = stored[run.key]
+            means = [float(np.nanmean(np.asarray(values))) for values in (flags.clean, flags.robust)]
+            if np.allclose(means, (run.clean, run.robust), rtol=0, atol=1e-9):
+                found[run.key] = flags
+            else:
+                what = f"flags of {run.setting.strategy}, seed {run.seed}"
+                self.problems.append(f"{what}: they do not give the accuracies in the results")
         incomplete = {run.group for run in attacked if run.key not in found}
         return {key: flags for key, flags in found.items() if key[0] not in incomplete}
 
@@ -284,9 +261,8 @@ def _labels(settings: Sequence[Setting]) -> dict[Setting, str]:
 class Verdict:
     """Sentences about a study, names of strategies between backticks.
 
-    ``paper``: the strategy against training on everything at full eps. ``controls``: against the free controls.
-    ``data``: what can be said about training on less data. ``regime``: the numbers that say whether the comparison
-    means anything. ``warnings``: what must be known before a number is quoted.
+    ``paper`` compares with training on everything at full eps, ``controls`` with the free controls, ``data`` says what
+    holds of training on less data, ``regime`` whether the comparison means anything, ``warnings`` what to know first.
     """
 
     paper: str
@@ -320,31 +296,21 @@ def verdict(study: StudyData | Path | str) -> Verdict:
         return Verdict("No run of this study is finished yet.")
     if not data.entries:
         return Verdict("No run was attacked, so there is no trade-off to show.")
-    subject, regime, warnings = data.subject, _regime(data), tuple(_warnings(data))
+    subject, rest = data.subject, (_regime(data), tuple(_warnings(data)))
     if subject is None:
-        nothing = "Only `none` and the free controls are finished: no strategy to compare yet."
-        return Verdict(nothing, "", "", regime, warnings)
+        return Verdict("Only `none` and the free controls are finished: no strategy to compare yet.", "", "", *rest)
     strict = data.strict(subject.setting)
     if not data.standard or not strict:
-        return Verdict(_paper(data, subject), _controls(data, subject), _less_data(data, subject), regime, warnings)
+        return Verdict(_paper(data, subject), _controls(data, subject), _less_data(data, subject), *rest)
     # AutoAttack standard leads where it was run; controls that only have the screen are compared under it
     complete = strict.clean_gap.estimate is not None and strict.clean_gap.seeds == strict.clean_gap.of
     controls = _controls(data.standard, strict) if complete else _controls(data, subject)
     screen = f"All runs under a screen, {ATTACKS[data.column]}, which is weaker than AutoAttack:"
     screened = f"{screen} {_paper(data, subject)} {_less_data(data, subject)}"
-    return Verdict(_paper(data.standard, strict), controls, screened, regime, warnings)
+    return Verdict(_paper(data.standard, strict), controls, screened, *rest)
 
 
-def side(gap: Gap) -> str:
-    """A gap in words: on which side of the free controls its interval lies."""
-    if gap.estimate is None:
-        return "not comparable"
-    if gap.estimate.low is None or gap.estimate.high is None:
-        return "no interval"
-    return "above" if gap.estimate.low > 0 else "below" if gap.estimate.high < 0 else "no difference shown"
-
-
-def points(estimate: Estimate | None, of: str = "") -> str:
+def points(estimate: Estimate | None, of: str) -> str:
     """A difference in percentage points with its interval.
 
     >>> points(Estimate(0.041, 0.032, 0.050, 5), "clean"), points(None, "clean")
@@ -352,7 +318,7 @@ def points(estimate: Estimate | None, of: str = "") -> str:
     """
     if estimate is None:
         return f"{of}: not known"
-    value = f"{of} {show(estimate.value, 'points')} points".strip()
+    value = f"{of} {show(estimate.value, 'points')} points"
     if estimate.low is None or estimate.high is None:
         return value
     return f"{value} [{show(estimate.low, 'points')}, {show(estimate.high, 'points')}]"
@@ -365,9 +331,11 @@ def _both(data: StudyData, entry: Comparison) -> str:
 
 def _paper(data: StudyData, subject: Comparison) -> str:
     """The paper's comparison."""
-    fewer = 1 - subject.kept / data.pool_size(subject.group)
+    fewer, name = 1 - subject.kept / data.pool_size(subject.group), data.name_of(subject.setting)
     images = f"{100 * fewer:.0f} % fewer images" if fewer > 0.005 else "all images"
-    start = f"`{data.labels[subject.setting]}` with {images}:"
+    several = name != data.labels[subject.setting]
+    share = f" at prune fraction {100 * subject.setting.prune_fraction:g} %," if several else ""
+    start = f"`{name}`{share} with {images}:"
     if subject.clean_difference is None or subject.robust_difference is None:
         clean, attacked = (show(data.accuracy(subject, axis).value, "percent") for axis in ("clean", "robust"))
         return f"{start} clean {clean} %, {data.robust_name} {attacked} %; `{BASELINE}` is not finished yet."
@@ -375,15 +343,18 @@ def _paper(data: StudyData, subject: Comparison) -> str:
 
 
 def _controls(data: StudyData, subject: Comparison) -> str:
-    """The free controls."""
+    """The free controls, and on which side of them the interval lies."""
     gap, controls = subject.clean_gap, "the free controls (all data with a smaller eps or another TRADES beta)"
     if not data.controls:
-        return f"{controls[0].upper()}{controls[1:]} were not run."
+        return f"T{controls[1:]} were not run."
     if gap.estimate is None:
         return f"Against {controls}: {gap.note}."
+    low, high = gap.estimate.low, gap.estimate.high
+    side = "above" if (low or 0) > 0 else "below" if (high or 0) < 0 else "no difference shown"
     some = "" if gap.seeds == gap.of else f", {gap.seeds} of {gap.of} seeds"
     equal = "robustness" if data.column == "robust_accuracy" else f"accuracy {data.robust_name}"
-    return f"Against {controls}: {points(gap.estimate, 'clean')} at equal {equal}, {side(gap)}{some}."
+    side = "no interval" if low is None else side
+    return f"Against {controls}: {points(gap.estimate, 'clean')} at equal {equal}, {side}{some}."
 
 
 def _less_data(data: StudyData, subject: Comparison) -> str:
@@ -396,15 +367,15 @@ def _less_data(data: StudyData, subject: Comparison) -> str:
         return "Less data: `random` at the same share was not run, so nothing can be said about a saving."
     losses = [random.clean_difference, random.robust_difference]
     loss = f"Less data: random pruning of the same share: {_both(data, random)}"
-    if all(redundant(change) for change in losses):
+    if all(tradeoff.redundant(change) for change in losses):
         return f"{loss}, next to nothing. The pool is redundant: no saving of data can be shown on it."
     if all(change is not None and change.high is not None and change.high >= 0 for change in losses):
         return f"{loss}. That is no loss that could be shown, so no saving of data can be claimed here."
     pair = [(entry.setting.strategy, entry.setting.params, fraction) for entry in (random, subject)]
     rows = [r for r in data.rows_of(subject.group) if (r["strategy"], r["params"], r["prune_fraction"]) in pair]
-    against = compare(rows, data.flags, robust=data.column, baseline="random", draws=DRAWS)
+    against = tradeoff.compare(rows, data.flags, robust=data.column, baseline="random", draws=DRAWS)
     mine = next(entry for entry in against if entry.setting == subject.setting)
-    return f"{loss}. `{data.labels[subject.setting]}` against it, at equally many images: {_both(data, mine)}."
+    return f"{loss}. `{data.name_of(subject.setting)}` against it, at equally many images: {_both(data, mine)}."
 
 
 def _regime(data: StudyData) -> str:
@@ -422,20 +393,18 @@ def _regime(data: StudyData) -> str:
 
 
 def _warnings(data: StudyData) -> list[str]:
-    warnings = []
+    warnings, smaller = [], data.smaller_eps
     if data.column != "robust_accuracy" and not data.standard:
         attack = ATTACKS[data.column]
         warnings.append(f"AutoAttack standard was not run: accuracy under {attack} is a screen, not robust accuracy.")
-    if data.smaller_eps:
-        scale = json.loads(data.smaller_eps.setting.params)["scale"]
-        start = f"All data with uniform eps × {scale:g} beats `{BASELINE}` in both accuracies"
-        robust = data.smaller_eps.robust_difference
+    if smaller:
+        scale, robust = json.loads(smaller.setting.params)["scale"], smaller.robust_difference
+        text = f"All data with uniform eps × {scale:g} beats `{BASELINE}` in both accuracies"
         if robust is not None and robust.low is not None and robust.low <= 0:
-            small = f"{start}, if only on average ({_both(data, data.smaller_eps)})"
-            warnings.append(f"{small}: a strategy has to be compared with it, too.")
+            text += f", if only on average ({_both(data, smaller)}): a strategy has to be compared with it, too."
         else:
-            few = "the comparison with `none` says little about a strategy"
-            warnings.append(f"{start}: this eps is too large for the data, and {few}.")
+            text += ": this eps is too large for the data, and the comparison with `none` says little about a strategy."
+        warnings.append(text)
     if all(len(entry.seeds) == 1 for entry in data.entries):
         luck = "intervals show the choice of test images only; a difference may be luck of the seed."
         warnings.append(f"One seed: {luck}")
