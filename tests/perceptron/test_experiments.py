@@ -19,8 +19,6 @@ from puma.perceptron.experiments import Grid
 from puma.perceptron.task import Strategy
 from puma.report.perceptron import (
     Results,
-    compare_collapse,
-    compare_theory,
     excess,
     measure_gaps,
     rows_of,
@@ -51,18 +49,6 @@ def test_the_page_and_the_pictures_are_whole_and_repeat(results: Results, tmp_pa
     ]
     assert sorted(pictures.values()) == sorted(inside)
     assert all("fill: #ffffff" in picture for picture in inside)
-
-
-def test_theory_is_compared_with_its_own_points(results: Results) -> None:
-    table = compare_theory(results)
-    assert set(table["strategy"]) == set(experiments.LEARNING.strategies)
-    assert set(table["alpha"]) == {2, 20}
-    point = rows_of(table, strategy="easy", alpha=20).iloc[0]
-    found = rows_of(results.tables["learning"], strategy="easy", alpha=20, keep=0.4)["clean_error"]
-    curve = rows_of(results.curves["learning"], strategy="easy", alpha=20, keep=0.4)["clean_error"]
-    assert point["clean_error"] == pytest.approx(float(curve.iloc[0] - found.mean()))
-    assert point["clean_error_se"] == pytest.approx(found.std(ddof=1) / np.sqrt(2))
-    assert [row["eps"] for row in compare_collapse(results)] == [0.3]
 
 
 def test_gaps_are_measured_to_each_seeds_own_frontier() -> None:

@@ -1,8 +1,7 @@
-"""From a results table to gaps, differences and images needed, on studies with a known answer."""
+"""From a results table to gaps and differences, on studies with a known answer."""
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -15,12 +14,9 @@ from puma.tradeoff import (
     Estimate,
     Flags,
     Frontier,
-    Setting,
     compare,
     gap,
-    images_needed,
     mean_interval,
-    random_images_needed,
     read_runs,
     redundant,
     resample,
@@ -201,37 +197,6 @@ def _linear_gap(points: np.ndarray) -> np.ndarray:
     clean, robust = points[:, 0], points[:, 1]
     share = (robust[:, 2] - robust[:, 0]) / (robust[:, 1] - robust[:, 0])
     return clean[:, 2] - (clean[:, 0] + share * (clean[:, 1] - clean[:, 0]))
-
-
-def test_images_needed_on_a_known_curve() -> None:
-    sizes = np.array([100, 1_000, 10_000])
-    assert images_needed(sizes, [0.5, 0.7, 0.9], 0.6)[0] == pytest.approx(10**2.5)
-    assert images_needed(sizes, [0.5, 0.7, 0.9], 0.7)[0] == pytest.approx(1_000)
-    assert images_needed(sizes, [0.5, 0.7, 0.9], 0.5)[0] == 100
-    assert images_needed(sizes, [0.5, 0.7, 0.7], 0.7)[0] == pytest.approx(1_000)  # the smallest that reaches it
-    # non-monotone: 0.7 at 300 and 0.6 at 1,000 are pooled to 0.65 at both
-    assert images_needed([100, 300, 1_000, 3_000], [0.5, 0.7, 0.6, 0.8], 0.65)[0] == pytest.approx(300)
-    assert images_needed([100, 100, 1_000], [0.4, 0.6, 0.7], 0.5)[0] == pytest.approx(100)
-    for target, word in ((0.91, "more than 10000"), (0.49, "fewer than 100"), (math.nan, "no accuracy")):
-        number, note = images_needed(sizes, [0.5, 0.7, 0.9], target)
-        assert math.isnan(number)
-        assert word in note
-    assert "at least 2 sizes" in images_needed([100, 100], [0.5, 0.6], 0.5)[1]
-
-
-def test_random_images_needed_over_pools() -> None:
-    rows = []
-    for seed in range(3):
-        for size, accuracy in ((100, 0.5), (1_000, 0.7), (10_000, 0.9)):
-            rows.append(row("none", seed, accuracy - 0.3, accuracy, pool=f"pool-{size}", kept=size))
-        rows.append(row("puma", seed, 0.7, 0.8, pool="pool-1000", kept=700, params=json.dumps({"c": 0.5})))
-    clean, robust = random_images_needed(rows, ["puma"])
-    assert clean.images is not None
-    assert clean.images.value == pytest.approx(10**3.5)
-    assert clean.kept == 700
-    assert clean.setting == Setting("puma", '{"c": 0.5}', 0.0)
-    assert robust.images is None
-    assert "3 of 3 seeds: more than 10000" in robust.note
 
 
 def test_redundant_pool_needs_proof() -> None:

@@ -1,8 +1,7 @@
 """Self-contained pages and their parts: tables, pictures, thumbnails; written as HTML, as files of each part, as PDF.
 
-A page is one file, makes no request, and is the same bytes every time. Every value is escaped by Jinja2's autoescape.
-Figures are SVG images on white inside the file, so that they read in any theme and cannot run anything; the content
-security policy forbids every request and every script but our own.
+A page is one file and the same bytes every time. Jinja2 escapes every value; figures are SVG images on white, which
+cannot run anything; the content security policy forbids all requests, and all scripts but our own.
 """
 
 from __future__ import annotations
@@ -48,12 +47,8 @@ _A4 = (8.27, 11.69)
 class Table:
     """Rows under named columns; columns that are None in every row are left out.
 
-    A cell is text, a number, an `Estimate` (a value with its interval) or None. Fractions stay fractions in CSV; the
-    page and LaTeX show them in percent.
-
-    Args:
-        columns: head -> kind.
-        rows: one cell per column.
+    ``columns`` is head -> kind. A cell is text, a number, an `Estimate` (a value with its interval) or None. Fractions
+    stay fractions in CSV; the page and LaTeX show them in percent.
 
     >>> table = Table({"strategy": "text", "clean": "percent"}, [["puma", Estimate(0.853, 0.845, 0.861, 3)]])
     >>> table.heads, table.shown
@@ -146,11 +141,7 @@ def show(cell: Any, kind: Kind = "number") -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure for a page, with a text (``alt``) for somebody who cannot see it: what it shows, the main numbers.
-
-    Raises:
-        UsageError: no alt text.
-    """
+    """A figure for a page, with a text for somebody who cannot see it; `UsageError` without one."""
 
     figure: Figure
     alt: str
@@ -167,27 +158,12 @@ class Picture:
     @property
     def uri(self) -> str:
         """The figure as a ``data:`` address."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode()).decode()
+        return _uri("image/svg+xml", self.svg.encode())
 
     @property
     def width(self) -> int:
         """Widest that it is shown, in CSS pixels."""
         return round(float(self.figure.get_figwidth()) * 144)
-
-
-@dataclass(frozen=True)
-class ImageRow:
-    """A labelled row of thumbnails: uint8 images ``[H, W]`` or ``[H, W, C]`` and, if wanted, a note under each."""
-
-    label: str
-    images: Sequence[NDArray[np.uint8]]
-    notes: Sequence[str] = ()
-
-    @property
-    def tiles(self) -> list[tuple[str, str]]:
-        """Address and note of every image."""
-        notes = [*self.notes, *[""] * (len(self.images) - len(self.notes))]
-        return [(png_uri(image), note) for image, note in zip(self.images, notes, strict=True)]
 
 
 def png_uri(image: NDArray[np.uint8]) -> str:
@@ -204,15 +180,16 @@ def png_uri(image: NDArray[np.uint8]) -> str:
         raise UsageError(what, why="it has to be uint8 [H, W], [H, W, 1] or [H, W, 3]")
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _uri("image/png", buffer.getvalue())
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 @dataclass
 class Report:
-    """What a page shows, before it is HTML, files or a PDF: pictures and tables by the names of their exported files.
-
-    ``values`` is everything else that the template uses.
-    """
+    """What a page shows: pictures and tables by the names of their exported files, and what else its template uses."""
 
     template: str
     title: str
@@ -226,21 +203,15 @@ class Report:
         return _environment().get_template(self.template).render(values) + "\n"
 
     def write(self, path: Path | str) -> Path:
-        """Write the page and return its path.
-
-        Raises:
-            StorageError: the folder cannot be written, or the disk is full.
-        """
+        """Write the page and return its path; `StorageError` if that cannot be."""
         write_text(path, self.html())
         return Path(path)
 
 
 @cache
 def _environment() -> Environment:
-    loader = PackageLoader("puma.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    options: Any = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=PackageLoader("puma.report"), **options)
     script = files("puma.report").joinpath("templates/page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals.update(version=__version__, script=Markup(script), script_digest=digest)
@@ -270,10 +241,9 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
 
 
 def export(report: Report, formats: Sequence[str], folder: Path | str) -> list[Path]:
-    """Write every figure (``svg``, ``pdf``) or table (``csv``, ``latex``) of a report into ``folder``.
+    """Write every figure (``svg``, ``pdf``) or table (``csv``, ``latex``) of a report into ``folder``; return them.
 
-    Equal reports give equal bytes. CSV holds full precision and fractions; LaTeX the numbers as the page shows them, in
-    a ``tabular`` that needs the package booktabs. Returns the files, in order.
+    Equal reports give equal bytes. CSV holds full precision and fractions, LaTeX the numbers as the page shows them.
 
     Raises:
         UsageError: an unknown format.
@@ -282,19 +252,24 @@ def export(report: Report, formats: Sequence[str], folder: Path | str) -> list[P
     check_formats(formats)
     folder, written = prepare_folder(folder), []
     for kind in dict.fromkeys(formats):
-        for name, picture in report.pictures.items() if kind in ("svg", "pdf") else ():
-            written.append(folder / f"{name}.{kind}")
-            if kind == "svg":
-                write_text(written[-1], picture.svg)
-            else:
-                buffer = io.BytesIO()
-                with figure_style():
-                    picture.figure.savefig(buffer, format="pdf", metadata={"CreationDate": None})
-                write_bytes(written[-1], buffer.getvalue())
-        for name, table in report.tables.items() if kind in ("csv", "latex") else ():
-            written.append(folder / f"{name}.{'csv' if kind == 'csv' else 'tex'}")
-            write_text(written[-1], table.csv() if kind == "csv" else table.latex())
+        contents: dict[str, bytes] = {}
+        if kind in ("csv", "latex"):
+            for name, table in report.tables.items():
+                contents[name] = (table.csv() if kind == "csv" else table.latex()).encode()
+        else:
+            for name, picture in report.pictures.items():
+                contents[name] = picture.svg.encode() if kind == "svg" else _rendered(picture.figure, "pdf")
+        for name, content in contents.items():
+            written.append(folder / f"{name}.{'tex' if kind == 'latex' else kind}")
+            write_bytes(written[-1], content)
     return written
+
+
+def _rendered(figure: Figure, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with figure_style():
+        figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None, **options)
+    return buffer.getvalue()
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -320,9 +295,7 @@ def write_summary(report: Report, path: Path | str) -> Path:
             lines = textwrap.wrap(text.replace("`", ""), round(900 / size))
             first.text(0.08, top, "\n".join(lines), fontsize=size, va="top", weight="bold" if size == 12 else "normal")
             top -= (len(lines) * size * 1.25 + 7) / (72 * _A4[1])
-        buffer = io.BytesIO()
-        report.pictures["tradeoff"].figure.savefig(buffer, format="png", dpi=300)
-        image = imread(io.BytesIO(buffer.getvalue()))
+        image = imread(io.BytesIO(_rendered(report.pictures["tradeoff"].figure, "png", dpi=300)))
         height = min(0.84 * _A4[0] / _A4[1] * image.shape[0] / image.shape[1], top - 0.03)
         axes = first.add_axes((0.08, top - height, 0.84, height))
         axes.imshow(image)

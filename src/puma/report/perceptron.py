@@ -19,14 +19,15 @@ from matplotlib.ticker import PercentFormatter
 
 from puma.io import write_text
 from puma.perceptron import collapse_fraction, mislabelled_share, mislabelled_share_after_pruning
-from puma.perceptron.experiments import COLLAPSE, LEARNING, NONROBUST, PROBE, TRADEOFF, UNIFORM_EPS, Experiment
+from puma.perceptron.experiments import COLLAPSE, LEARNING, PROBE, TRADEOFF, UNIFORM_EPS, Experiment
 from puma.plots import BLUE, GREEN, INK, MUTED, RED, SKY, figure_style, mark, new_figure
 from puma.report.page import Kind, Picture, Report, Table
-from puma.tradeoff import Frontier
+from puma.report.study_data import points
+from puma.tradeoff import Estimate, Frontier
 
 METRICS = {"clean_error": "clean error", "robust_error": "robust error"}
-ABUNDANT = 20.0
-"""Examples per dimension in the figures that show one data amount."""
+ABUNDANT, KEPT, SUBJECT = 20.0, 0.6, "puma(0.5)"
+"""Examples per dimension in the figures that show one data amount; what the verdict is about."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,10 +71,10 @@ def write_page(results: Results, out: Path | str, pictures: Path | str | None = 
     tables, curves = results.tables, results.curves
     with figure_style():
         figures = {
+            "tradeoff": _tradeoff_figure(rows_of(tables["tradeoff"], alpha=ABUNDANT), curves["tradeoff"]),
             "mislabelling": _mislabelling_figure(),
             "ends": _ends_figure(tables["ends"], tables["tradeoff"]),
             "collapse": _collapse_figure(tables["collapse"], curves["collapse"], tables["ends"]),
-            "tradeoff": _tradeoff_figure(rows_of(tables["tradeoff"], alpha=ABUNDANT), curves["tradeoff"]),
             "learning": _learning_figure(tables["learning"], curves["learning"]),
         }
     report = Report("perceptron.html.j2", "PUMA on a linear task", tables=_tables(results))
@@ -83,7 +84,7 @@ def write_page(results: Results, out: Path | str, pictures: Path | str | None = 
         return report.pictures[name], caption
 
     settings = {name: {k: v for k, v in vars(one).items() if k != "name"} for name, one in results.experiments.items()}
-    report.values = {"figure": figure, "experiments": settings}
+    report.values = {"figure": figure, "experiments": settings, "verdict": _verdict(tables), "strong": SUBJECT}
     page = report.html()
     for name, picture in report.pictures.items():
         write_text(Path(pictures or out) / f"perceptron-{name}.svg", picture.svg)
@@ -96,36 +97,6 @@ def rows_of(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
     for name, value in values.items():
         table = table[table[name] == value]
     return table
-
-
-def compare_theory(results: Results) -> pd.DataFrame:
-    """Theory minus simulation where both exist on the learning grid, in units of 1.
-
-    Each row holds ``strategy, alpha, reliable``, and of both errors the difference and the simulation's standard error
-    (``clean_error, clean_error_se``, ...).
-    """
-    keys = ["strategy", "alpha", "keep", "eps"]
-    errors = results.tables[LEARNING.name].groupby(keys)[list(METRICS)]
-    simulated = errors.mean().add_suffix("_simulated").join(errors.sem().add_suffix("_se"))
-    table = results.curves[LEARNING.name].join(simulated, on=keys, how="inner")
-    for metric in METRICS:
-        table[metric] -= table[f"{metric}_simulated"]
-    return table[["strategy", "alpha", "reliable", *(name for m in METRICS for name in (m, f"{m}_se"))]]
-
-
-def compare_collapse(results: Results) -> list[dict[str, float]]:
-    """For each eps: the collapse law, and the kept shares where theory and simulation collapse.
-
-    ``simulated`` and ``predicted`` are the largest kept share at which at least half of the seeds, and the limit at
-    this data amount, end at ``w = 0``; 0 where none does. Both are on the experiment's grid of kept shares.
-    """
-    simulated, curve, rows = rows_of(results.tables[COLLAPSE.name], strategy="easy"), results.curves[COLLAPSE.name], []
-    for eps in sorted(set(simulated["eps"])):
-        share = rows_of(simulated, eps=eps).groupby("keep")["collapsed"].mean()
-        predicted = curve[(curve["eps"] == eps) & curve["collapsed"] & curve["keep"].isin(share.index)]["keep"]
-        ends = {"predicted": max(predicted, default=0.0), "simulated": max(share.index[share >= 0.5], default=0.0)}
-        rows.append({"eps": eps, "law": float(collapse_fraction(eps)), **ends})
-    return rows
 
 
 def excess(table: pd.DataFrame) -> pd.DataFrame:
@@ -158,28 +129,47 @@ def measure_gaps(table: pd.DataFrame) -> pd.DataFrame:
     return means.assign(gap_se=groups["gap"].sem().where(means["gap"].notna())).reset_index()
 
 
+def _verdict(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """What the simulations show, in sentences with numbers; intervals are two standard errors."""
+    runs = rows_of(tables[TRADEOFF.name], alpha=ABUNDANT)
+    keep = min(set(runs[runs["strategy"] == SUBJECT]["keep"]), key=lambda share: abs(share - KEPT))
+    mine = rows_of(excess(runs), strategy=SUBJECT, keep=keep)
+    clean, robust = (-100 * mine[name].mean() for name in ("clean_excess", "robust_excess"))
+    gap = next(row for row in _cells(runs) if row[:2] == [SUBJECT, keep])[-1]
+    free = "not comparable" if gap is None else f"{points(gap, 'clean')} at equal robustness"
+    learned = rows_of(tables["ends"], alpha=ABUNDANT)
+    least = min(learned["keep"])
+    ends = [100 * rows_of(learned, strategy=name, keep=least)["robust_error"].mean() for name in ("easy", SUBJECT)]
+    return [
+        f"`{SUBJECT}` on {100 * (1 - keep):.0f} % fewer examples: clean {clean:+.1f} and robust accuracy {robust:+.1f} "
+        "points against training on everything at full eps.",
+        f"Against the free control (all data with a smaller uniform eps): {free}.",
+        f"Where only the easiest are pruned, down to {100 * least:.0f} % (task without a trade-off), robust error is "
+        f"{ends[0]:.0f} %; with the smaller eps on low margins it is {ends[1]:.0f} %.",
+    ]
+
+
 def _tables(results: Results) -> dict[str, Table]:
-    percent: dict[str, Kind] = dict.fromkeys(("kept", "clean accuracy", "robust accuracy"), "percent")
-    gap: dict[str, Kind] = {"strategy": "text", **percent, "gap": "points", "standard error": "points"}
-    law = ("law, unlimited data", "predicted at this data amount", "in simulation")
-    errors: dict[str, Kind] = dict.fromkeys(("clean", "its standard error", "robust", "standard error"), "points")
-    theory = compare_theory(results)
-    theory["certain"] = np.where(theory.pop("reliable"), "yes", "no")
-    gaps = [[a, *row] for a, runs in results.tables[TRADEOFF.name].groupby("alpha") for row in _cells(runs)]
-    collapse = [list(row.values()) for row in compare_collapse(results)]
+    gap: dict[str, Kind] = {"strategy": "text", "kept": "percent", "clean accuracy": "percent"}
+    gap |= {"robust accuracy": "percent", "clean against free control": "points"}
+    tradeoff = results.tables[TRADEOFF.name]
+    every = [[a, *row] for a, runs in tradeoff.groupby("alpha") for row in _cells(runs)]
+    main = [row for row in _cells(rows_of(tradeoff, alpha=ABUNDANT)) if row[1] in (KEPT, 1.0)]
     return {
-        "collapse": Table({"eps": "number", **dict.fromkeys(law, "percent")}, collapse),
-        "gaps": Table({"alpha": "number", **gap}, gaps),
-        "nonrobust": Table(gap, _cells(results.tables[NONROBUST.name])),
-        "theory": Table(
-            {"strategy": "text", "alpha": "number", **errors, "reliable": "text"}, theory.to_numpy().tolist()
-        ),
+        "strategies": Table(gap, main),
+        "gaps": Table({"examples per dimension": "number", **gap}, every),
+        "nonrobust": Table(gap, _cells(results.tables["nonrobust"])),
     }
 
 
-def _cells(runs: pd.DataFrame) -> list[list[object]]:
-    """Rows of `measure_gaps`; None where not comparable."""
-    return [[None if cell != cell else cell for cell in row] for row in measure_gaps(runs).to_numpy().tolist()]
+def _cells(runs: pd.DataFrame) -> list[list[Any]]:
+    """Rows of `measure_gaps` with the gap as an estimate of two standard errors, None where not comparable."""
+    cells = []
+    for strategy, keep, clean, robust, gap, error in measure_gaps(runs).itertuples(index=False):
+        half = 2 * np.nan_to_num(error)
+        found = None if np.isnan(gap) else Estimate(gap, gap - half, gap + half, runs["seed"].nunique())
+        cells.append([strategy, keep, clean, robust, found])
+    return cells
 
 
 def _learning_figure(simulated: pd.DataFrame, theory: pd.DataFrame) -> Figure:
@@ -189,8 +179,7 @@ def _learning_figure(simulated: pd.DataFrame, theory: pd.DataFrame) -> Figure:
         for strategy in LEARNING.strategies:
             _line(axes, rows_of(theory, strategy=strategy), "alpha", metric, mark(_base(strategy)).colour)
             _points(axes, rows_of(simulated, strategy=strategy), "alpha", metric, strategy)
-        axes.set(xscale="log", xlabel="data before pruning, examples per dimension", ylabel=f"{name} (lower is better)")
-        axes.set(title=name.capitalize())
+        axes.set(xscale="log", xlabel="data before pruning, examples per dimension", title=name.capitalize())
         ticks = sorted(set(simulated["alpha"]))
         axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
         axes.minorticks_off()
@@ -274,33 +263,23 @@ def _ends_figure(isotropic: pd.DataFrame, anisotropic: pd.DataFrame) -> Figure:
 
 
 def _tradeoff_figure(table: pd.DataFrame, theory: pd.DataFrame) -> Figure:
-    """Left: accuracies against each other, with the frontier. Right: the gap of each strategy to it."""
-    figure, (left, right) = new_figure(9.4, 4.8, columns=2)
+    """Accuracies against each other, with the frontier of the free control."""
+    figure, (axes,) = new_figure(5.0, 4.0)
     means = 1 - table[_is_control(table)].groupby("strategy")[list(METRICS)].mean()
     means = means.sort_values("clean_error")
     look: dict[str, Any] = {"color": INK, "mfc": "none", "ms": 5, "label": "all data, smaller uniform eps"}
-    left.plot(means["robust_error"], means["clean_error"], "-o", **look)
+    axes.plot(means["robust_error"], means["clean_error"], "-o", **look)
     curve = 1 - theory.sort_values("robust_error")[list(METRICS)]
-    left.plot(curve["robust_error"], curve["clean_error"], color=GREEN, lw=1, ls="--", label="the same, theory")
-    gaps = measure_gaps(table).sort_values(["strategy", "keep"], ascending=[True, False])
-    for gap in gaps.to_dict("records"):
+    axes.plot(curve["robust_error"], curve["clean_error"], color=GREEN, lw=1, ls="--", label="the same, theory")
+    for gap in measure_gaps(table).sort_values(["strategy", "keep"], ascending=[True, False]).to_dict("records"):
         base = _base(gap["strategy"])
         if gap["clean"] > 0.55:  # a collapsed student would hide the rest
-            label = None if base in left.get_legend_handles_labels()[1] else base
+            label = None if base in axes.get_legend_handles_labels()[1] else base
             look = mark(base).dot | {"ms": 5 + 5 * (gap["keep"] - 0.4)}
-            left.plot(gap["robust"], gap["clean"], ls="", label=label, **look)
-    left.set(xlabel="robust accuracy", ylabel="clean accuracy", title="Trade-off (larger marker: more data kept)")
-    left.legend(loc="lower left", fontsize=7.5)
-    _percent(left, x=True)
-    shown = gaps[gaps["gap"].notna()].iloc[::-1].to_dict("records")
-    for place, gap in enumerate(shown):
-        bar = 200 * np.nan_to_num(gap["gap_se"])
-        right.errorbar(100 * gap["gap"], place, xerr=bar, ls="", ms=5, lw=1, **mark(_base(gap["strategy"])).dot)
-    right.axvline(0, color=INK, lw=1)
-    names = [f"{gap['strategy']}, {gap['keep']:.0%} kept" for gap in shown]
-    right.set_yticks(range(len(names)), names, fontsize=7)
-    right.set(xlabel="points of clean accuracy above the frontier\nat equal robust accuracy (bars: 2 standard errors)")
-    right.set_title("Gap to the free control")
+            axes.plot(gap["robust"], gap["clean"], ls="", label=label, **look)
+    axes.set(xlabel="robust accuracy →", ylabel="clean accuracy →", title="Larger marker: more data kept")
+    axes.legend(loc="lower left", fontsize=7.5)
+    _percent(axes, x=True)
     return figure
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from puma import __version__, tradeoff
@@ -18,10 +19,10 @@ from puma.margins import STATUS_NAMES, MarginTable
 from puma.plan import Plan
 from puma.plots import figure_style, new_axes, unit
 from puma.report import plots
-from puma.report.page import ImageRow, Kind, Picture, Report, Table, rounded
+from puma.report.page import Kind, Picture, Report, Table, png_uri, rounded
 from puma.report.run import run_report
 from puma.report.study_data import ATTACKS, StudyData, verdict
-from puma.tradeoff import BASELINE, CONTROLS, Comparison, Estimate, Frontier, Gap, Needed, Setting
+from puma.tradeoff import BASELINE, CONTROLS, Comparison, Estimate, Frontier, Gap, Setting
 
 logger = logging.getLogger("puma")
 NAMED = (BASELINE, "random", "difficult", "easy", "puma", "puma-plus")
@@ -213,10 +214,6 @@ def _add_curves(report: Report, data: StudyData) -> None:
     curves = [sorted(group, key=lambda e: e.kept) for group in families(everywhere, lambda entry: entry.setting)]
     if curves:
         report.pictures["images"] = _curves(data, curves, lambda entry: entry.kept, "images trained on", log=True)
-    strategies = {group[0].setting.strategy for group in curves} - {"random", BASELINE}
-    rows = [row for group in pools for row in data.rows_of(group) if row[data.column] is not None]
-    if needed := tradeoff.random_images_needed(rows, sorted(strategies), robust=data.column):
-        report.tables["images-needed"] = _needed(data, needed)
 
 
 def _curves(
@@ -235,22 +232,6 @@ def _curves(
     with figure_style():
         figure = plots.curves_figure(panels, xlabel, log)
     return Picture(figure, f"Curves of {' and '.join(panels)} over {xlabel}; the numbers are in the tables.")
-
-
-def _needed(data: StudyData, needed: Sequence[Needed]) -> Table:
-    pairs: dict[tuple[str, int], dict[str, Needed]] = {}
-    for need in needed:
-        pairs.setdefault((data.labels[need.setting], data.pool_size(need.group)), {})[need.axis] = need
-    rows = []
-    for (label, pool), pair in sorted(pairs.items()):
-        bounds = {axis: need.note.partition(": beyond")[0].partition(": before")[0] for axis, need in pair.items()}
-        found = [need.images or bounds[axis] for axis, need in sorted(pair.items())]
-        rows.append([label, pool, round(pair["clean"].kept), *found])
-    columns: dict[str, Kind] = {
-        "strategy": "text", "images in the pool": "number", "images trained on": "number",
-        "random images for its clean accuracy": "number", "random images for its robust accuracy": "number",
-    }  # fmt: skip
-    return Table(columns, rows)
 
 
 def _add_mislabelled(report: Report, data: StudyData) -> None:
@@ -305,7 +286,7 @@ def _add_eps(report: Report, data: StudyData, plans: Mapping[Setting, Plan]) -> 
 def _add_images(report: Report, data: StudyData, plans: Mapping[Setting, Plan]) -> None:
     """A few thumbnails from both ends of the margins, of what the subject removes and keeps; quality of the images."""
     pool, table = data.pool, data.table
-    gallery: list[ImageRow] = report.values.setdefault("gallery", [])
+    gallery: list[tuple[str, list[tuple[str, str]]]] = report.values.setdefault("gallery", [])
     if rows := quality_rows(data.quality()):
         columns: dict[str, Kind] = {"measure": "text", "synthetic images": "number"}
         report.tables["synthetic-quality"] = Table(columns | {"real test images in their place": "number"}, rows)
@@ -321,38 +302,34 @@ def _add_images(report: Report, data: StudyData, plans: Mapping[Setting, Plan]) 
             places = np.linspace(0, len(mine) - 1, min(_THUMBNAILS, len(mine))).round().astype(int)
             groups[f"{words} by {data.name_of(data.subject.setting)}"] = mine[places]
     for label, chosen in groups.items():
-        notes = [f"{margin * unit(table.norm)[0]:+.3g}" for margin in table.margin[chosen]]
-        gallery.append(ImageRow(label, list(pool.read(chosen)), notes))
+        notes = (f"{margin * unit(table.norm)[0]:+.3g}" for margin in table.margin[chosen])
+        gallery.append((label, list(zip(map(png_uri, pool.read(chosen)), notes, strict=True))))
 
 
 _THUMBNAILS = 20
 
-# measure: its words, its path in quality.json, and that of what real test images score in their place
-_MEASURES = (
-    ("label kept: accuracy of a classifier trained on real images", "label_agreement", "real_accuracy"),
-    ("usefulness: accuracy on real test images of a classifier trained on these",
-     "synthetic_trained_accuracy", "real_accuracy"),
-    ("mean distance to the nearest training image", "neighbor.synthetic_to_train.mean", "neighbor.test_to_train.mean"),
-    ("copies: share nearer to a training image than all but 1 % of test images", "neighbor.copies", ""),
-    ("coverage of the real images, mean over classes", "coverage.synthetic", "coverage.test"),
-)  # fmt: skip
+# measure of `puma.generation.quality` -> its path in quality.json, and that of what real test images score
+_MEASURES = {
+    "label kept: accuracy of a classifier trained on real images": ("label_agreement", "real_accuracy"),
+    "usefulness: accuracy on real test images of a classifier trained on these": (
+        "synthetic_trained_accuracy", "real_accuracy",
+    ),
+    "mean distance to the nearest training image": ("neighbor.synthetic_to_train.mean", "neighbor.test_to_train.mean"),
+    "copies: share nearer to a training image than all but 1 % of test images": ("neighbor.copies", ""),
+    "coverage of the real images, mean over classes": ("coverage.synthetic", "coverage.test"),
+}  # fmt: skip
 
 
 def quality_rows(quality: Mapping[str, Any]) -> list[list[Any]]:
-    """Measures of `puma.generation.quality` that are known: words, of the synthetic images, of real test images.
+    """Measures that are known: words, of the synthetic images, of real test images; the mean of those by class."""
 
-    >>> quality_rows({"label_agreement": 0.99, "real_accuracy": 0.98})
-    [['label kept: accuracy of a classifier trained on real images', 0.99, 0.98]]
-    """
+    flat: dict[Any, Any] = dict(pd.json_normalize(dict(quality)).iloc[0]) if quality else {}
 
     def measure(path: str) -> float | None:
-        value: Any = quality
-        for name in path.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        numbers = [v for v in (value.values() if isinstance(value, Mapping) else [value]) if isinstance(v, int | float)]
-        return float(sum(numbers)) / len(numbers) if numbers else None  # the mean where there is one for each class
+        found = pd.Series({name: values for name, values in flat.items() if f"{name}.".startswith(f"{path}.")})
+        return float(found.mean()) if len(found) else None
 
-    rows = [[words, measure(one), measure(two)] for words, one, two in _MEASURES]
+    rows = [[words, *map(measure, paths)] for words, paths in _MEASURES.items()]
     return [row for row in rows if row[1] is not None]
 
 

@@ -6,12 +6,8 @@
 from puma.tradeoff.compare import Comparison as Comparison
 from puma.tradeoff.compare import Frontier as Frontier
 from puma.tradeoff.compare import Gap as Gap
-from puma.tradeoff.compare import Needed as Needed
 from puma.tradeoff.compare import compare as compare
-from puma.tradeoff.compare import frontiers as frontiers
 from puma.tradeoff.compare import gap as gap
-from puma.tradeoff.compare import images_needed as images_needed
-from puma.tradeoff.compare import random_images_needed as random_images_needed
 from puma.tradeoff.compare import redundant as redundant
 from puma.tradeoff.compare import why_not as why_not
 from puma.tradeoff.intervals import Estimate as Estimate
@@ -25,6 +21,4 @@ from puma.tradeoff.results import Group as Group
 from puma.tradeoff.results import RunKey as RunKey
 from puma.tradeoff.results import RunResult as RunResult
 from puma.tradeoff.results import Setting as Setting
-from puma.tradeoff.results import by_group as by_group
-from puma.tradeoff.results import by_setting as by_setting
 from puma.tradeoff.results import read_runs as read_runs

@@ -1,8 +1,7 @@
 """Intervals: of one accuracy (Wilson), and of a mean over seeds whose runs share their test images (Student's t).
 
-Wilson's formula is written out (``scipy.stats.binomtest`` gives the same numbers, but takes 0.5 s to import and whole
-hits only). ``scipy.stats.bootstrap`` resamples one statistic at a time; here one resample of the test images has to
-serve all runs and both accuracies, so it is drawn here as multinomial weights.
+Not scipy's: ``scipy.stats`` takes 0.5 s to import, ``binomtest`` whole hits only, and ``bootstrap`` resamples one
+statistic at a time, where one resample of the test images has to serve all runs and both accuracies.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ DRAWS = 1_000
 class Estimate:
     """A mean over seeds and its 95 % interval; no ends where there is none (one seed, no per-image flags).
 
-    Of the two standard errors the first is from the spread over seeds (NaN with one seed), the second from the choice
-    of test images (NaN without per-image flags).
+    ``seed_error`` and ``image_error`` are standard errors: of the seeds, of the choice of test images; NaN if unknown.
     """
 
     value: float
@@ -46,9 +44,6 @@ class Estimate:
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
     """Wilson's score interval of a share in [0, 1] seen in ``n`` independent images (JASA 22, 1927), inside [0, 1].
 
-    >>> tuple(round(end, 3) for end in wilson_interval(0.5, 100))
-    (0.404, 0.596)
-
     Raises:
         UsageError: ``share`` outside [0, 1], or ``n`` below 1.
     """
@@ -65,14 +60,12 @@ def mean_interval(values: ArrayLike, resampled: ArrayLike | None = None) -> Esti
 
     Seeds share their test images, so their spread does not show how much the images matter. The part of the variance
     under resamples that all seeds have in common is added (two-way random effects); each part has its own Student's t,
-    and the half-widths add in quadrature. Coverage in simulation: docs/statistics.md.
+    and the half-widths add in quadrature. Coverage in simulation: docs/statistics.md. With one seed the interval shows
+    the images only, or is None without resamples.
 
     Args:
         values: one per seed, finite ``[S]``.
         resampled: ``[B, S]``, the same under B resamples of the images; NaN where it could not be computed.
-
-    Returns:
-        The estimate; with one seed its interval shows the images only, or is None where there are no resamples.
 
     >>> print(mean_interval([0.50, 0.52, 0.54]))
     0.520 [0.470, 0.570]
@@ -85,7 +78,7 @@ def mean_interval(values: ArrayLike, resampled: ArrayLike | None = None) -> Esti
         raise UsageError("a mean over seeds needs at least one value")
     seeds = len(sample)
     between = float(sample.var(ddof=1)) / seeds if seeds > 1 else math.nan
-    images, draws = (math.nan, 0) if resampled is None else _shared_variance(np.asarray(resampled, dtype=np.float64))
+    images, draws = _shared_variance(np.asarray(resampled, np.float64)) if resampled is not None else (math.nan, 0)
     value, errors = float(sample.mean()), (math.sqrt(between), math.sqrt(images))
     freedom = [count - 1 if count > 1 else math.nan for count in (seeds, draws)]
     halves = [float(special.stdtrit(df, (1 + LEVEL) / 2)) * error for df, error in zip(freedom, errors, strict=True)]
@@ -119,8 +112,7 @@ class Resampled:
 def resample(flags: Mapping[RunKey, Flags], draws: int = DRAWS, seed: int = 0) -> dict[RunKey, Resampled]:
     """Accuracies of every run under ``draws`` bootstrap resamples of the test images.
 
-    The images of a resample are the same for all runs and for both accuracies, so that differences between runs keep
-    what their images have in common.
+    All runs and both accuracies share the images of a resample, so that differences keep what these have in common.
 
     Raises:
         DataError: the runs were not evaluated on equally many images.

@@ -1,16 +1,13 @@
 """The tables of a study, and its runs in groups and settings. Written by `puma.study`, read by reports.
 
-| file | one row per | holds |
-|---|---|---|
-| ``results.parquet`` | run and checkpoint | accuracies, eps, images kept, cost |
-| ``flags.parquet`` | run, checkpoint and attack | which test images are right, clean and attacked |
-| ``mislabelled.parquet`` | run | shares of perturbed training images that a reference model gives another class |
-
-All three name their runs by the same columns, carry a checksum on every page and say what wrote them.
+``results.parquet`` has a row for each run and checkpoint, ``flags.parquet`` one for each attack on them,
+``mislabelled.parquet`` one for each run. All name their runs by the same columns, carry a checksum on every page and
+say what wrote them.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -71,11 +68,7 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """A short name for tables and pictures.
-
-        >>> Setting("puma", '{"c": 0.5}', 0.3).label
-        'puma c=0.5 30%'
-        """
+        """A short name for tables and pictures, such as ``puma c=0.5 30%``."""
         values = json.loads(self.params)
         params = [f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in sorted(values.items())]
         share = [f"{100 * self.prune_fraction:.4g}%"] if self.prune_fraction else []
@@ -87,8 +80,7 @@ class Setting:
         return self.strategy in (*CONTROLS, BASELINE)
 
 
-RunKey = tuple[Group, Setting, int]
-"""Group, setting and seed: names one run."""
+RunKey = tuple[Group, Setting, int]  # and the seed
 
 
 @dataclass(frozen=True)
@@ -100,11 +92,9 @@ class RunResult:
     seed: int
     clean: float
     robust: float
-    n_test: float = math.nan
     kept: float = math.nan
     mean_eps: float = math.nan
     attack_cost: float = math.nan
-    steps: float = math.nan
 
     @property
     def key(self) -> RunKey:
@@ -116,25 +106,21 @@ class RunResult:
 class Flags:
     """Which test images a model classifies correctly, one entry per image of the test set in its order.
 
-    Args:
-        clean: ``[N]``, 1 where right, 0 where wrong, NaN where the image was not evaluated.
-        robust: ``[N]``, the same under attack; NaN outside the subset that was attacked.
+    ``clean`` ``[N]`` is 1 where right, 0 where wrong, NaN where not evaluated; ``robust`` ``[N]`` the same under
+    attack, NaN outside the subset that was attacked.
     """
 
     clean: ArrayLike
     robust: ArrayLike
 
 
-AttackedFlags = tuple[Flags, str]
-"""Flags, and the attack that gave the robust ones."""
+AttackedFlags = tuple[Flags, str]  # and the attack that gave the robust ones
 
 
 def read_runs(results: Results, robust: str = "robust_accuracy") -> list[RunResult]:
-    """The runs of a results table; the columns ``strategy, seed, clean_accuracy`` are required.
+    """The runs of a results table, whose robust accuracy stands in the column ``robust``, one of `ROBUST`.
 
-    Args:
-        results: the table; a column that is absent counts as null.
-        robust: which column holds the robust accuracy, one of `ROBUST`.
+    The columns ``strategy, seed, clean_accuracy`` are required; another one that is absent counts as null.
 
     Raises:
         UsageError: ``robust`` is another column.
@@ -147,31 +133,24 @@ def read_runs(results: Results, robust: str = "robust_accuracy") -> list[RunResu
         for column in ("strategy", "seed", "clean_accuracy"):
             if row.get(column) is None:
                 raise DataError(f"the results lack {column!r}", fix="give a table with the columns of results.parquet")
-        run = _run(row, robust)
+        parsed = row.get("params") or "{}"
+        params = json.dumps(dict(parsed) if isinstance(parsed, Mapping) else json.loads(str(parsed)), sort_keys=True)
+        study, pool, recipe, checkpoint = (
+            str(row.get(name) or "") for name in ("study", "pool", "recipe", "checkpoint")
+        )
+        group = Group(study, pool, recipe, checkpoint or "last")
+        names = ("prune_fraction", "clean_accuracy", robust, "kept", "mean_eps", "attack_cost")
+        share, *facts = (math.nan if row.get(name) is None else float(row[name]) for name in names)
+        setting = Setting(str(row["strategy"]), params, 0.0 if math.isnan(share) else share)
+        run = RunResult(group, setting, int(row["seed"]), *facts)
         for name, value in (("clean_accuracy", run.clean), (robust, run.robust)):
             if not (math.isnan(value) or 0 <= value <= 1):
                 raise DataError(f"{name} {value!r} of {run.setting.label} is not in [0, 1]")
         if run.key in runs:
-            what = f"the results hold {run.setting.label}, seed {run.seed}, twice"
-            raise DataError(what, fix="compare one study at a time")
+            twice = f"the results hold {setting.label}, seed {run.seed}, twice"
+            raise DataError(twice, fix="compare one study at a time")
         runs[run.key] = run
     return list(runs.values())
-
-
-def by_group(runs: Iterable[RunResult]) -> dict[Group, list[RunResult]]:
-    """Runs that may be compared with each other, in the order of the table."""
-    groups: dict[Group, list[RunResult]] = {}
-    for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    return groups
-
-
-def by_setting(runs: Iterable[RunResult]) -> dict[Setting, dict[int, RunResult]]:
-    """The runs of one group by setting, then by seed."""
-    settings: dict[Setting, dict[int, RunResult]] = {}
-    for run in runs:
-        settings.setdefault(run.setting, {})[run.seed] = run
-    return settings
 
 
 def read_results(path: Path | str) -> list[dict[str, Any]]:
@@ -182,14 +161,15 @@ def read_results(path: Path | str) -> list[dict[str, Any]]:
             twice.
     """
     if not Path(path).is_file():
-        how = "`puma study run` makes it; `puma study status` shows how far it is"
-        raise DataError(f"{path} does not exist", fix=how)
+        raise DataError(
+            f"{path} does not exist", fix="`puma study run` makes it, `puma study status` says how far it is"
+        )
     rows = _read(path, RESULTS)
-    for row in rows:
-        for name in RESULTS.names:
-            if row[name] is None and name not in _NULLABLE:
-                what = f"{path} has an empty {name} for {row['strategy']!r}"
-                raise DataError(what, fix="`puma study run` writes it anew")
+    for row, name in itertools.product(rows, set(RESULTS.names) - _NULLABLE):
+        if row[name] is None:
+            raise DataError(
+                f"{path} has an empty {name} for {row['strategy']!r}", fix="`puma study run` writes it anew"
+            )
     for column in ROBUST:
         read_runs(rows, column)
     return rows
@@ -207,9 +187,7 @@ def read_mislabelled(path: Path | str) -> list[dict[str, Any]]:
 def read_flags(path: Path | str, attack: str | None = None) -> dict[RunKey, AttackedFlags]:
     """Flags of ``flags.parquet`` by run.
 
-    Args:
-        path: the file.
-        attack: only the flags under this attack; None takes AutoAttack standard where a run has it, else what it has.
+    ``attack``: only the flags under this attack; None takes AutoAttack standard where a run has it, else what it has.
 
     Raises:
         DataError: missing, not Parquet, columns missing.
@@ -226,16 +204,13 @@ def read_flags(path: Path | str, attack: str | None = None) -> dict[RunKey, Atta
 
 def write_flags(path: Path | str, flags: Iterable[tuple[RunKey, AttackedFlags]], origin: Mapping[str, Any]) -> None:
     """Write ``flags.parquet``: one row for each run and attack."""
-
-    def nullable(values: ArrayLike) -> list[bool | None]:
-        return [None if np.isnan(value) else bool(value) for value in np.asarray(values, np.float64)]
-
-    rows = [
-        asdict(group)
-        | asdict(setting)
-        | {"seed": seed, "attack": attack, "clean": nullable(images.clean), "robust": nullable(images.robust)}
-        for (group, setting, seed), (images, attack) in flags
-    ]
+    rows = []
+    for (group, setting, seed), (images, attack) in flags:
+        row = asdict(group) | asdict(setting) | {"seed": seed, "attack": attack}
+        for name in ("clean", "robust"):
+            values = np.asarray(getattr(images, name), np.float64)
+            row[name] = [None if np.isnan(value) else bool(value) for value in values]
+        rows.append(row)
     write_table(path, FLAGS, rows, origin)
 
 
@@ -283,17 +258,3 @@ def _rows(results: Results) -> list[Mapping[str, Any]]:
     if isinstance(results, Mapping):
         return [dict(zip(results, row, strict=True)) for row in zip(*results.values(), strict=True)]
     return list(results)
-
-
-def _run(row: Mapping[str, Any], robust: str) -> RunResult:
-    def number(name: str, missing: float = math.nan) -> float:
-        value = row.get(name)
-        return missing if value is None else float(value)
-
-    params = row.get("params") or "{}"
-    parsed = dict(params) if isinstance(params, Mapping) else json.loads(str(params))
-    setting = Setting(str(row["strategy"]), json.dumps(parsed, sort_keys=True), number("prune_fraction", 0.0))
-    study, pool, recipe = (str(row.get(name) or "") for name in ("study", "pool", "recipe"))
-    group = Group(study, pool, recipe, str(row.get("checkpoint") or "last"))
-    facts = [number(name) for name in ("n_test", "kept", "mean_eps", "attack_cost", "steps")]
-    return RunResult(group, setting, int(row["seed"]), number("clean_accuracy"), number(robust), *facts)
