@@ -1,7 +1,6 @@
-"""Matplotlib style of every figure of PUMA, one marker per strategy, and plots of single artefacts from plain arrays.
+"""Matplotlib style of every figure of PUMA, on white; one marker per strategy; plots of single artefacts from arrays.
 
 Reports make figures with `new_figure` inside `figure_style`, never through pyplot: no global state, safe in servers.
-The ground is white, so that they read in any theme.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ BLUE, SKY, GREEN, ORANGE = "#0072b2", "#3a9bd9", "#00845f", "#c27c00"
 RED, PURPLE, GREY, BROWN = "#d55e00", "#b0578d", "#737b85", "#7a5230"
 
 STATUS_COLOURS = {"crossed": BLUE, "misclassified": RED, "estimated": GREEN}
-CYCLE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BROWN, GREY)
-"""Colours for series that are not strategies, in the order to use them."""
+CYCLE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BROWN, GREY)  # of series that are not strategies
 
 
 @dataclass(frozen=True)
@@ -40,48 +38,30 @@ class Mark:
     line: str = "-"
 
     @property
-    def face(self) -> str:
-        """Fill of the marker."""
-        return PAPER if self.hollow else self.colour
-
-    @property
     def dot(self) -> dict[str, Any]:
         """Keywords of `Axes.plot` for its marker."""
-        return {"marker": self.marker, "color": self.colour, "markerfacecolor": self.face}
+        face = PAPER if self.hollow else self.colour
+        return {"marker": self.marker, "color": self.colour, "markerfacecolor": face}
 
 
 MARKS = {
-    "none": Mark(INK, "o"),
-    "puma": Mark(RED, "D"),
-    "puma-plus": Mark(PURPLE, "P"),
-    "soft-easy": Mark(GREEN, "^"),
-    "easy": Mark(BLUE, "s"),
-    "difficult": Mark(SKY, "v", line="--"),
-    "random": Mark(GREY, "X", line=":"),
-    "ccs": Mark(GREEN, "p", line="--"),
-    "el2n-adv": Mark(ORANGE, ">", line="--"),
-    "robust-failure": Mark(ORANGE, "<", line=":"),
-    "dynamic-uncertainty": Mark(ORANGE, "h", line="-."),
-    "input-gradient": Mark(BROWN, "d"),
-    "dedup": Mark(BROWN, "*", line="--"),
-    "uniform-eps": Mark(INK, "o", hollow=True, line="--"),
-    "trades-beta": Mark(MUTED, "s", hollow=True, line=":"),
-    "cap-only": Mark(RED, "^", hollow=True, line="--"),
-    "random-cap": Mark(RED, "v", hollow=True, line=":"),
-    "puma-shuffled": Mark(RED, "D", hollow=True, line="-."),
+    "none": Mark(INK, "o"), "puma": Mark(RED, "D"), "puma-plus": Mark(PURPLE, "P"), "soft-easy": Mark(GREEN, "^"),
+    "easy": Mark(BLUE, "s"), "difficult": Mark(SKY, "v", line="--"), "random": Mark(GREY, "X", line=":"),
+    "ccs": Mark(GREEN, "p", line="--"), "el2n-adv": Mark(ORANGE, ">", line="--"), "dedup": Mark(BROWN, "*", line="--"),
+    "robust-failure": Mark(ORANGE, "<", line=":"), "dynamic-uncertainty": Mark(ORANGE, "h", line="-."),
+    "input-gradient": Mark(BROWN, "d"), "uniform-eps": Mark(INK, "o", hollow=True, line="--"),
+    "trades-beta": Mark(MUTED, "s", hollow=True, line=":"), "cap-only": Mark(RED, "^", hollow=True, line="--"),
+    "random-cap": Mark(RED, "v", hollow=True, line=":"), "puma-shuffled": Mark(RED, "D", hollow=True, line="-."),
     "easy-matched": Mark(BLUE, "s", hollow=True, line="--"),
-}
+}  # fmt: skip
 
 
 def mark(strategy: str) -> Mark:
     """Fixed look of a strategy; an unknown strategy gets one derived from its name, the same every time."""
-    if strategy in MARKS:
-        return MARKS[strategy]
     code = zlib.crc32(strategy.encode())
-    return Mark(CYCLE[code % len(CYCLE)], "osD^v<>pPXh*"[code // 8 % 12])
+    return MARKS.get(strategy) or Mark(CYCLE[code % len(CYCLE)], "osD^v<>pPXh*"[code // 8 % 12])
 
 
-_UNTOUCHED = {"backend", "backend_fallback", "interactive"}
 _RC: Any = {
     "font.family": ["DejaVu Sans"], "font.size": 9, "text.parse_math": False, "axes.prop_cycle": cycler(color=CYCLE),
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 9,
@@ -98,8 +78,8 @@ _RC: Any = {
 def figure_style() -> Iterator[None]:
     """Use PUMA's matplotlib settings for everything drawn or saved inside, whatever the user's own are."""
     with rc_context():
-        defaults: Any = {name: rcParamsDefault[name] for name in rcParamsDefault if name not in _UNTOUCHED}
-        rcParams.update(defaults | _RC)
+        ours = set(rcParamsDefault) - {"backend", "backend_fallback", "interactive"}
+        rcParams.update({name: rcParamsDefault[name] for name in sorted(ours)} | _RC)
         yield
 
 
@@ -111,8 +91,7 @@ def new_figure(
     Five inches keep 8-point text readable when the page is 400 pixels wide.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, **options)
-    return figure, list(grid.ravel())
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **options).ravel())
 
 
 def svg_text(figure: Figure) -> str:
@@ -125,22 +104,21 @@ def svg_text(figure: Figure) -> str:
 
 
 def unit(norm: str) -> tuple[float, str]:
-    """Factor and words in which margins and eps are shown: 1/255 in Linf, plain pixel units in L2."""
+    """Factor and words in which margins and eps are shown: 1/255 in Linf, pixel units in L2."""
     return (255.0, f"{norm}, in 1/255") if norm == "Linf" else (1.0, norm)
 
 
 def plot_margins(
     margins: Mapping[str, NDArray[np.float32]], norm: str, eps: float | None = None, axes: Axes | None = None
 ) -> Axes:
-    """Plot a histogram of margins stacked by status, in percent of the images; dashed lines are 0 and eps.
+    """Plot a histogram of margins (status -> pixel units) stacked by status, in percent; dashed lines are 0 and eps.
 
-    ``margins`` is status -> margins in pixel units; those that are not finite are left out. Returns the axes, by
-    default of a new pyplot figure.
+    Those that are not finite are left out. Returns the axes, by default of a new pyplot figure.
     """
     axes, (factor, words) = axes or new_axes(), unit(norm)
     finite = {name: factor * values[np.isfinite(values)] for name, values in margins.items()}
-    together = np.concatenate([*finite.values(), np.zeros(1)])
-    low, high = np.quantile(together, [0.001, 0.999])  # the outermost thousandth is counted in the end bins
+    # the outermost thousandth is counted in the end bins
+    low, high = np.quantile(np.concatenate([*finite.values(), np.zeros(1)]), [0.001, 0.999])
     edges = np.linspace(min(low, 0.0), max(high, low + 1.0), 61)
     base, total = np.zeros(60), max(sum(map(len, margins.values())), 1)
     for number, (name, values) in enumerate(finite.items()):
@@ -152,23 +130,18 @@ def plot_margins(
     axes.axvline(0, color=INK, linewidth=0.9, linestyle="--")
     if eps is not None:
         axes.axvline(eps * factor, color=MUTED, linewidth=0.9, linestyle="--")
-        axes.annotate("eps", (eps * factor, 1), (3, -2), xycoords=("data", "axes fraction"),
-                      textcoords="offset points", va="top", fontsize=7.5, color=MUTED)  # fmt: skip
-    axes.set(xlabel=f"margin ({words}); higher is easier", ylabel="% of images")
-    axes.set_ylim(bottom=0)
+        axes.text(eps * factor, 0.98, " eps", transform=axes.get_xaxis_transform(), va="top", size=7.5, color=MUTED)
+    axes.set(xlabel=f"margin ({words}); higher is easier", ylabel="% of images", ylim=(0, None))
     axes.legend(loc="best")
     return axes
 
 
-def plot_eps(eps: NDArray[np.float32], norm: str, axes: Axes | None = None, colour: str = BLUE) -> Axes:
-    """Plot a histogram of the eps of kept images (float32 ``[kept]``), in percent of them; dashed: the mean.
-
-    Returns the axes, by default of a new pyplot figure.
-    """
+def plot_eps(eps: NDArray[np.float32], norm: str, axes: Axes | None = None) -> Axes:
+    """Plot a histogram of the eps of kept images ``[kept]``, in percent; dashed: the mean. Returns axes as above."""
     axes, (factor, words) = axes or new_axes(), unit(norm)
     edges = np.linspace(0, factor * float(eps.max(initial=0)) * 1.0001 or 1.0, 41)
     shares = 100 * np.histogram(eps * factor, edges)[0] / max(len(eps), 1)
-    axes.stairs(shares, edges, fill=True, color=colour, alpha=0.85)
+    axes.stairs(shares, edges, fill=True, color=BLUE, alpha=0.85)
     if len(eps):
         axes.axvline(float(eps.mean()) * factor, color=INK, linewidth=0.9, linestyle="--")
     axes.set(xlabel=f"eps of kept images ({words})", ylabel="% of kept images")
