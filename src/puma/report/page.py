@@ -139,6 +139,20 @@ def show(cell: Any, kind: Kind = "number") -> str:
     return f"{hundredfold(value)} [{hundredfold(cell.low)}, {hundredfold(cell.high)}]"
 
 
+def points(estimate: Estimate | None, of: str) -> str:
+    """A difference in percentage points with its interval.
+
+    >>> points(Estimate(0.041, 0.032, 0.050, 5), "clean"), points(None, "clean")
+    ('clean +4.1 points [+3.2, +5.0]', 'clean: not known')
+    """
+    if estimate is None:
+        return f"{of}: not known"
+    value = f"{of} {show(estimate.value, 'points')} points"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{show(estimate.low, 'points')}, {show(estimate.high, 'points')}]"
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure for a page, with a text for somebody who cannot see it; `UsageError` without one."""

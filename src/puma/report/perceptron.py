@@ -21,8 +21,7 @@ from puma.io import write_text
 from puma.perceptron import collapse_fraction, mislabelled_share, mislabelled_share_after_pruning
 from puma.perceptron.experiments import COLLAPSE, LEARNING, PROBE, TRADEOFF, UNIFORM_EPS, Experiment
 from puma.plots import BLUE, GREEN, INK, MUTED, RED, SKY, figure_style, mark, new_figure
-from puma.report.page import Kind, Picture, Report, Table
-from puma.report.study_data import points
+from puma.report.page import Kind, Picture, Report, Table, points
 from puma.tradeoff import Estimate, Frontier
 
 METRICS = {"clean_error": "clean error", "robust_error": "robust error"}

@@ -19,21 +19,17 @@ from puma.errors import DataError, PumaError
 from puma.io import read_json, read_toml
 from puma.margins import MarginTable
 from puma.plan import Plan
-from puma.report.page import show
+from puma.report.page import points, show
 from puma.strategies import regime
 from puma.threat import ThreatModel
 from puma.tradeoff import BASELINE, CONTROLS, Comparison, Estimate, Flags, Group, RunKey, Setting
 from puma.tradeoff import results as tables
 
 T = TypeVar("T")
-DRAWS = 500
-"""Bootstrap resamples of the test images."""
-
+DRAWS = 500  # bootstrap resamples of the test images
+PUBLISHED = "CIFAR-10 at 8/255 with a WRN-28-10: about 8 %, 30 % and 0.7"  # the regime of published results
 ATTACKS = {"robust_accuracy": "AutoAttack standard", "pgd_accuracy": "CE + CW PGD", "apgd_accuracy": "APGD-CE"}
 """Accuracy column -> attack behind it; only AutoAttack standard gives a robust accuracy, the others are screens."""
-
-PUBLISHED = "CIFAR-10 at 8/255 with a WRN-28-10: about 8 %, 30 % and 0.7"
-"""The regime of published results, for comparison."""
 
 
 class StudyData:
@@ -98,8 +94,8 @@ class StudyData:
 
     def entry(self, strategy: str, prune_fraction: float | None = None) -> Comparison | None:
         """A setting of the main group by its strategy; of several, the one with fewest parameters of its own."""
-        found = [e for e in self.entries if e.setting.strategy == strategy]
-        found = [e for e in found if prune_fraction in (None, e.setting.prune_fraction)]
+        kin = (e for e in self.entries if e.setting.strategy == strategy)
+        found = [e for e in kin if prune_fraction in (None, e.setting.prune_fraction)]
         return min(found, key=lambda entry: len(entry.setting.params), default=None)
 
     def accuracy(self, entry: Comparison, axis: str) -> Estimate:
@@ -147,11 +143,10 @@ class StudyData:
     @cached_property
     def smaller_eps(self) -> Comparison | None:
         """All data with a smaller uniform eps that is better than `none` in both accuracies on average, if one is."""
-        for entry in self.entries:
-            scale = json.loads(entry.setting.params).get("scale", 1.0)
+        for entry in (entry for entry in self.entries if entry.setting.strategy == "uniform-eps"):
             changes = (entry.clean_difference, entry.robust_difference)
             better = all(change is not None and change.value > 0 for change in changes)
-            if entry.setting.strategy == "uniform-eps" and scale < 1 and better:
+            if better and json.loads(entry.setting.params).get("scale", 1.0) < 1:
                 return entry
         return None
 
@@ -180,15 +175,16 @@ class StudyData:
     @cached_property
     def pool(self) -> Pool | None:
         """The images of the pool, if they are at hand and are those of the margin table."""
-        return self._try("images", self._load_pool) if "pool" in self.settings and self.table is not None else None
+        return self._try("images", partial(self._load_pool, self.settings["pool"])) if "pool" in self.settings else None
 
-    def _load_pool(self) -> Pool:
-        settings = self.settings["pool"]
+    def _load_pool(self, settings: dict[str, Any]) -> Pool | None:
+        if self.table is None:
+            return None
         synthetic = settings.get("synthetic", 0)
         generated = [str(self.folder / "synthetic" / "images.npz")] if synthetic else []
         specs = generated if isinstance(synthetic, int) else [str(spec) for spec in synthetic]
         pool = Pool([load_dataset(spec) for spec in (str(settings["real"]), *specs)])
-        if self.table is not None and pool.fingerprint != self.table.meta["pool"]["fingerprint"]:
+        if pool.fingerprint != self.table.meta["pool"]["fingerprint"]:
             raise DataError("the images at hand are not those that were scored")
         return pool
 
@@ -278,7 +274,7 @@ class Verdict:
 
     @property
     def sentences(self) -> list[str]:
-        """All of it, in order of importance."""
+        """All of it, the most important first."""
         return [text for text in (self.headline, self.data, self.regime, *self.warnings) if text]
 
     def __str__(self) -> str:
@@ -310,20 +306,6 @@ def verdict(study: StudyData | Path | str) -> Verdict:
     return Verdict(_paper(data.standard, strict), controls, screened, *rest)
 
 
-def points(estimate: Estimate | None, of: str) -> str:
-    """A difference in percentage points with its interval.
-
-    >>> points(Estimate(0.041, 0.032, 0.050, 5), "clean"), points(None, "clean")
-    ('clean +4.1 points [+3.2, +5.0]', 'clean: not known')
-    """
-    if estimate is None:
-        return f"{of}: not known"
-    value = f"{of} {show(estimate.value, 'points')} points"
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{show(estimate.low, 'points')}, {show(estimate.high, 'points')}]"
-
-
 def _both(data: StudyData, entry: Comparison) -> str:
     """The two differences of a setting to the baseline."""
     return f"{points(entry.clean_difference, 'clean')} and {points(entry.robust_difference, data.robust_name)}"
@@ -350,10 +332,10 @@ def _controls(data: StudyData, subject: Comparison) -> str:
     if gap.estimate is None:
         return f"Against {controls}: {gap.note}."
     low, high = gap.estimate.low, gap.estimate.high
-    side = "above" if (low or 0) > 0 else "below" if (high or 0) < 0 else "no difference shown"
+    sides = {"no interval": low is None, "above": (low or 0) > 0, "below": (high or 0) < 0, "no difference shown": True}
+    side = next(word for word, holds in sides.items() if holds)
     some = "" if gap.seeds == gap.of else f", {gap.seeds} of {gap.of} seeds"
     equal = "robustness" if data.column == "robust_accuracy" else f"accuracy {data.robust_name}"
-    side = "no interval" if low is None else side
     return f"Against {controls}: {points(gap.estimate, 'clean')} at equal {equal}, {side}{some}."
 
 
@@ -406,6 +388,6 @@ def _warnings(data: StudyData) -> list[str]:
             text += ": this eps is too large for the data, and the comparison with `none` says little about a strategy."
         warnings.append(text)
     if all(len(entry.seeds) == 1 for entry in data.entries):
-        luck = "intervals show the choice of test images only; a difference may be luck of the seed."
-        warnings.append(f"One seed: {luck}")
+        luck = "a difference may be luck of the seed"
+        warnings.append(f"One seed: intervals show the choice of test images only; {luck}.")
     return warnings
