@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean
-from time import perf_counter
 
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
@@ -17,7 +16,7 @@ from puma.scoring.score import ScoringSettings
 from puma.scoring.snapshots import SnapshotSettings
 from puma.study.folder import StudyFolder
 from puma.study.stages import SNAPSHOTS, load_pool, new_network, study_tasks
-from puma.training.loop import prepare, train
+from puma.training.loop import prepare
 from puma.training.recipe import Recipe, load_recipe
 
 KINDS = {
@@ -29,7 +28,6 @@ KINDS = {
     "attack": "attacks",
     "mislabelled": "mislabelled perturbations",
 }
-_PATIENCE_S = 3.0  # steps that take longer are estimated from forward passes
 
 
 @dataclass(frozen=True)
@@ -73,20 +71,10 @@ def _measured(study: StudyFolder, groups: dict[str, list[float | None]]) -> tupl
     pool = Pool([real]) if to_make else load_pool(study, None)
     network, devices = new_network(study, pool, 0), Devices(recipe.precision, "auto")
     cost = prepare(network, pool, spec.threat_model, None, recipe, 0, 0, devices).estimate()
-    seconds, step = dict.fromkeys(KINDS, 0.0), cost.step_seconds
-    network = network.to(device)
+    seconds, network = dict.fromkeys(KINDS, 0.0), network.to(device)
     if not unknown:
         return seconds, cost.memory
-    if step < _PATIENCE_S:
-        took = []
-        for steps in (2, 6):
-            began, few = perf_counter(), recipe.replace(steps=steps, snapshots=0)
-            network = train(
-                network, pool, threat=spec.threat_model, recipe=few, validation=0, ignore_estimate=True
-            ).model.to(device)
-            took.append(perf_counter() - began)
-        step = max((took[1] - took[0]) / 4, step / 10)
-    training, settings = step * recipe.steps, spec.evaluation
+    training, settings = cost.step_seconds * recipe.steps, spec.evaluation
     scale = fmean(_draws(load_recipe(run.recipe)) for run in spec.runs()) / _draws(recipe)
     if "synthetic" in unknown and to_make:
         config = diffusion_config(real.image_shape, **spec.pool.diffusion)
@@ -96,13 +84,12 @@ def _measured(study: StudyFolder, groups: dict[str, list[float | None]]) -> tupl
         scored = (len(pool) + to_make) / estimate([network], pool, scoring).images_per_s
         seconds["margins"] = spec.margins.folds * spec.margins.models * (training + scored)
     if "scores" in unknown:
-        snapshots = SnapshotSettings(spec.threat_model, batch_size=256)
-        speed = estimate([network] * SNAPSHOTS, pool, snapshots).images_per_s
-        seconds["scores"] = (len(pool) + to_make) / speed
+        scored_by = [network] * SNAPSHOTS, pool, SnapshotSettings(spec.threat_model, batch_size=256)
+        seconds["scores"] = (len(pool) + to_make) / estimate(*scored_by).images_per_s
     attack = estimate_cost(network, test, attack=settings.attack, subset=settings.subset).seconds
-    screen, evaluated = settings.screen, attack
-    if screen is not None:
-        evaluated = estimate_cost(network, test, attack=screen, subset=settings.screen_subset).seconds
+    evaluated = attack
+    if settings.screen is not None:
+        evaluated = estimate_cost(network, test, attack=settings.screen, subset=settings.screen_subset).seconds
     count = len(settings.checkpoints)
     seconds |= {"reference": training, "run": scale * training + count * evaluated, "attack": count * attack}
     seconds["mislabelled"] = training * settings.mislabelled / _draws(recipe)

@@ -1,18 +1,7 @@
 """A study's folder: which file lies where, what has been finished, and the tables of results.
 
-```
-study.toml             the settings
-recipes/NAME.toml      each recipe as it was when the study began to use it
-synthetic/             images.npz and quality.json, where the study makes its own images
-margin-model-0/ ...    runs of the margin models (one, or one per fold)
-margins/               the margin table
-scores/  features/     what some strategies need besides, from the margin model's run
-reference/             the run of the reference model for mislabelled perturbations
-plans/RUN.parquet      runs/RUN/
-pools/nSIZE/           margin models and margins of a smaller pool
-done/TASK.json         the result of each finished task, and how long it took
-results.parquet        report.html
-```
+docs/studies.md lists its files. ``done/TASK.json`` is the result of each finished task, and how long it took;
+``recipes/`` holds each recipe as it was when the study began to use it.
 """
 
 from __future__ import annotations
@@ -56,9 +45,7 @@ class StudyFolder:
 
     @classmethod
     def create(cls, spec: StudySpec, path: Path | str, *, write: bool = True) -> StudyFolder:
-        """Begin a study in ``path``, or go on with the one there; runs may have been added or removed since.
-
-        ``write=False`` only checks.
+        """Begin a study in ``path``, or go on with the one there, with other runs perhaps; ``write=False`` only checks.
 
         Raises:
             ResumeError: the folder holds a study with other shared settings or recipes; both values are named.
@@ -141,19 +128,16 @@ class StudyFolder:
 
     def result(self, task: str) -> dict[str, Any] | None:
         """What a finished task gave (``seconds``, where and by which code, and its own keys); None if not finished."""
-        path = self._done_file(task)
+        path = self.path / "done" / f"{task}.json"
         return dict(read_json(path)) if path.exists() else None
 
     def finish(self, task: str, result: dict[str, Any]) -> None:
         """Record that a task is finished."""
-        write_json(self._done_file(task), result, checksum=True)
+        write_json(self.path / "done" / f"{task}.json", result, checksum=True)
 
     def forget(self, task: str) -> None:
         """Delete the record of a finished task, so that it is done again."""
-        self._done_file(task).unlink(missing_ok=True)
-
-    def _done_file(self, task: str) -> Path:
-        return self.path / "done" / f"{task}.json"
+        (self.path / "done" / f"{task}.json").unlink(missing_ok=True)
 
     def row(self, run: RunSpec, checkpoint: int = 0) -> dict[str, Any]:
         """The row of a finished run (its first checkpoint unless said otherwise), with its later attack if any."""
@@ -167,25 +151,16 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude={"name", "source"})
 
 
-# --- results -------------------------------------------------------------------------------------------------------
-
-_RUN = ("pool", "strategy", "params", "prune_fraction", "seed", "recipe")
-
-
 def collect(study: StudyFolder) -> list[dict[str, Any]]:
     """The rows of all finished runs, in the order of the study."""
-    rows = []
-    for run in study.spec.runs():
-        if (result := study.result(run.key)) is not None:
-            rows += [study.row(run, place) for place in range(len(result["rows"]))]
-    return rows
+    results = ((run, study.result(run.key)) for run in study.spec.runs())
+    return [study.row(run, place) for run, result in results if result for place in range(len(result["rows"]))]
 
 
 def write_results(study: StudyFolder) -> Path:
     """Write ``results.parquet``, ``mislabelled.parquet`` and ``flags.parquet`` from the finished runs.
 
-    These three, ``study.toml``, ``recipes/`` and ``done/`` are the small files: all that a study needs to go on
-    elsewhere, and all that its report needs.
+    With ``study.toml``, ``recipes/`` and ``done/`` these are all that a study needs to go on elsewhere.
     """
     origin = {"puma": __version__, "study": study.spec.name, "fingerprints": study.fingerprints}
     tables.write_table(study.path / tables.RESULTS_FILE, tables.RESULTS, collect(study), origin)
@@ -195,8 +170,8 @@ def write_results(study: StudyFolder) -> Path:
             continue
         mislabelled = study.result(f"mislabelled-{run.key}") or {}
         if "by_attack" in mislabelled:  # records of before schema 2 lack it
-            found = {name: mislabelled[name] for name in ("share", "by_attack")}
-            shares.append({name: result["rows"][0][name] for name in _RUN} | found)
+            row = result["rows"][0] | mislabelled
+            shares.append({name: row[name] for name in tables.MISLABELLED.names})
         keys = {run_row.group.checkpoint: run_row.key for run_row in read_runs(result["rows"])}
         for entry in [*result.get("flags", []), *(study.result(f"attack-{run.key}") or {}).get("flags", [])]:
             clean, attacked, robust = (_bits(entry, name) for name in ("clean_correct", "attacked", "robust"))

@@ -1,7 +1,7 @@
 """Working through the tasks of a study: in one process, in several, or on Ray; and how far it is.
 
-Any number of processes may share a study's folder. A task reads what earlier tasks left there. It is held by a lock
-while it runs; a process that dies in any way gives up its lock, and another one goes on from its last checkpoint.
+Any number of processes may share a study's folder: a task is held by a lock while it runs, and goes on from its last
+checkpoint in another process if this one dies.
 """
 
 from __future__ import annotations
@@ -38,11 +38,7 @@ _WAIT_S = 0.5
 
 
 class Budget:
-    """Time until which work may go on, in seconds since the epoch, a clock that all machines share; None for ever.
-
-    >>> Budget(0.0).spent, Budget().spent
-    (True, False)
-    """
+    """Time until which work may go on, in seconds since the epoch, a clock that all machines share; None for ever."""
 
     def __init__(self, until: float | None = None) -> None:
         self.until = until
@@ -50,7 +46,7 @@ class Budget:
 
     @classmethod
     def of(cls, seconds: float | None) -> Budget:
-        """A budget of so many seconds from now; None for no end."""
+        """So many seconds from now; None for no end."""
         return cls(None if seconds is None else time.time() + seconds)
 
     @property
@@ -62,14 +58,21 @@ class Budget:
     def held(self) -> Iterator[None]:
         """Stop the work inside when the time is over, and go on behind it; for the main thread only.
 
-        All engines keep what they have finished at SIGTERM and end with SystemExit, which ends here if this was the
-        reason.
+        All engines keep what they have finished at SIGTERM and end with SystemExit.
         """
         if self.until is None:
             yield
             return
-        before = signal.signal(signal.SIGTERM, _terminated)
-        timer = threading.Timer(max(self.until - time.time(), 0), self._stop)
+
+        def terminated(number: int, frame: object) -> None:
+            raise SystemExit(128 + number)
+
+        def stop() -> None:
+            self._stopped = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        before = signal.signal(signal.SIGTERM, terminated)
+        timer = threading.Timer(max(self.until - time.time(), 0), stop)
         timer.daemon = True
         timer.start()
         try:
@@ -81,25 +84,14 @@ class Budget:
             timer.cancel()
             signal.signal(signal.SIGTERM, before)
 
-    def _stop(self) -> None:
-        self._stopped = True
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _terminated(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
-
 
 def work(
     study: StudyFolder, *, worker: int = 0, num_workers: int = 1, budget: Budget | None = None, show: bool = False
 ) -> bool:
-    """Run what is left of a study in this process and return when all of it is finished, by whomever.
+    """Run what is left of a study in this process until all of it is finished, by whomever; False if time ran out.
 
-    Its folder may be shared with other processes. With ``num_workers`` > 1 this is worker ``worker`` of so many, which
-    takes only every ``num_workers``-th task: for folders whose locks do not reach from machine to machine.
-
-    Returns:
-        True if the study is finished, False if the time budget ended it.
+    With ``num_workers`` > 1 this is worker ``worker`` of so many, which takes only every ``num_workers``-th task: for
+    shared folders whose locks do not reach from machine to machine.
     """
     tasks = study_tasks(study)
     forget_lost(study, tasks)
@@ -115,13 +107,10 @@ def work(
 
 
 def run_study(study: StudyFolder, workers: Workers, *, budget: Budget | None = None, show: bool = False) -> bool:
-    """Run what is left of a study in processes of this machine or on a Ray cluster; see `puma.tasks.run_tasks`.
+    """Run what is left of a study in processes of this machine or on a Ray cluster; False if time ran out.
 
     A task that is run again goes on from its last checkpoint; one that another process holds is waited for. On a
     cluster the folder has to be the same path on every machine (or `StorageError`).
-
-    Returns:
-        True if the study is finished, False if the time budget ended it.
     """
     tasks, lines = study_tasks(study), dict[int, str]()
     forget_lost(study, tasks)
@@ -133,9 +122,8 @@ def run_study(study: StudyFolder, workers: Workers, *, budget: Budget | None = N
             lines[number] = line
             bar.update(status.done(), status.summary(), list(lines.values()))
 
-        local = workers.ray is None
-        run = partial(_run_named, str(study.path.absolute()), budget.until if budget else None, local)
-        where = replace(workers, on_line=refresh) if local else workers
+        run = partial(_run_named, str(study.path.absolute()), budget.until if budget else None, workers.ray is None)
+        where = replace(workers, on_line=refresh) if workers.ray is None else workers
         for _, done in run_tasks(run, left, where, needs={task.name: task.needs for task in tasks}):
             finished &= done
             bar.update(status.done(), status.summary())
@@ -194,12 +182,12 @@ def run_task(study: StudyFolder, task: Task, show: bool) -> dict[str, Any]:
 @cache
 def commit(package: Path = Path(__file__).parents[1]) -> str | None:
     """The commit of the checkout that a package runs from, with ``-dirty`` if files differ from it; None elsewhere."""
-    checkout = package.parents[1]
-    if package.parent.name != "src" or not (checkout / ".git").exists():
+    if package.parent.name != "src" or not (package.parents[1] / ".git").exists():
         return None  # installed; a repository that only holds the environment is not ours
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    options: dict[str, Any] = {"cwd": package.parents[1], "capture_output": True, "text": True, "timeout": 10}
     try:
-        described = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=10, check=True)
+        described = subprocess.run(command, **options, check=True)
     except (OSError, subprocess.SubprocessError):
         return None  # no git, or it does not trust the folder: not worth a study
     return described.stdout.strip() or None
@@ -233,10 +221,7 @@ class StudyStatus:
         return int(self.total * weights / sum(task.weight for task in self.tasks))
 
     def eta(self) -> float | None:
-        """Seconds left with ``jobs`` processes, from the tasks finished so far; None before the first.
-
-        The pace is the median over units of work. What runs now is taken to need a tenth of its time at least: never 0.
-        """
+        """Seconds left with ``jobs`` processes, from the median pace so far; None before the first task."""
         finished = self.finished()
         known = [task for task in self.tasks if finished.get(task.name, {}).get("seconds", 0) > 0.01]
         paces = sorted((finished[task.name]["seconds"] / task.weight, task.weight) for task in known)
@@ -251,20 +236,17 @@ class StudyStatus:
         """Finished tasks and time left, in a few words."""
         eta, left = self.eta(), "ETA after the first task"
         if eta is not None:
-            size, unit = next((size, unit) for size, unit in _UNITS if eta > 1.5 * size or size == 1)
-            left = f"ETA {eta / size:.{int(size == 3600)}f} {unit}"
+            left = "ETA " + (
+                f"{eta / 3600:.1f} h" if eta > 5400 else f"{eta / 60:.0f} min" if eta > 90 else f"{eta:.0f} s"
+            )
         return f"{len(self.finished())} of {len(self.tasks)} tasks, {left}"
-
-
-_UNITS = ((3600, "h"), (60, "min"), (1, "s"))
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a study's grid: a task that runs share, or a strategy over its seeds.
+    """One line of a study's grid: a task that runs share, or a strategy with mean accuracies over its finished seeds.
 
-    ``states`` maps seeds (None for a shared task) to ``finished``, ``evaluating`` (trained, attacks left), ``running``
-    or ``waiting``. ``clean`` and ``robust`` are mean accuracies over the finished seeds, the latter of `strongest`.
+    ``states``: seed (None for a shared task) -> ``finished``, ``evaluating`` (trained), ``running`` or ``waiting``.
     """
 
     label: str
@@ -283,24 +265,22 @@ def grid(study: StudyFolder) -> list[Line]:
         return "running" if lock_holder(study.path / "done", f".{task}.lock") is not None else "waiting"
 
     states = {task.name: state(task.name) for task in study_tasks(study)}
-    runs = study.spec.runs()
-    names = {run: [f"{prefix}{run.key}" for prefix in ("", "attack-", "mislabelled-")] for run in runs}
-    of_runs = set(itertools.chain(*names.values()))
+    of_runs, settings = set[str](), dict[RunSpec, dict[int | None, str]]()
+    for run in study.spec.runs():
+        names = [f"{prefix}{run.key}" for prefix in ("", "attack-", "mislabelled-")]
+        own = [states[name] for name in names if name in states]
+        of_runs |= set(names)
+        seeds = settings.setdefault(replace(run, seed=0), {})
+        seeds[run.seed] = "evaluating" if own[0] == "finished" and set(own) != {"finished"} else own[0]
     lines = [Line(name, {None: state}) for name, state in states.items() if name not in of_runs]
-    several_recipes = len({run.recipe for run in runs}) > 1
-    settings: dict[RunSpec, list[RunSpec]] = {}
-    for run in runs:
-        settings.setdefault(replace(run, seed=0), []).append(run)
-    for first, group in settings.items():
-        seeds: dict[int | None, str] = {}
-        for run in group:
-            own = [states[name] for name in names[run] if name in states]
-            seeds[run.seed] = "evaluating" if own[0] == "finished" and set(own) != {"finished"} else own[0]
+    several_recipes = len({run.recipe for run in settings}) > 1
+    for first, seeds in settings.items():
         label = [first.label]
         label += [f"prune {first.prune_fraction:g}"] if first.prune_fraction else []
         label += [] if first.synthetic is None else [f"{first.synthetic:,} synthetic"]
         label += [Path(first.recipe).stem] if several_recipes else []
-        rows = [study.row(run) for run in group if run.key in finished]
+        runs = [replace(first, seed=seed) for seed in seeds if seed is not None]
+        rows = [study.row(run) for run in runs if run.key in finished]
         clean, robust = _mean([row["clean_accuracy"] for row in rows]), _mean(strongest(rows))
         lines.append(Line(", ".join(label), seeds, clean, robust))
     return lines
@@ -320,16 +300,16 @@ def eps_warnings(study: StudyFolder) -> list[str]:
     finished = [run for run in study.spec.runs() if study.result(run.key) is not None]
     full = {(run.synthetic, run.recipe, run.seed): run for run in finished if run.strategy == "none"}
     smaller: dict[tuple[Any, ...], list[tuple[RunSpec, RunSpec]]] = {}
-    for run in finished:
-        scale = dict(run.params).get("scale", 0.5)
-        twin = full.get((run.synthetic, run.recipe, run.seed))
-        if run.strategy == "uniform-eps" and scale < 1 and twin is not None:
+    for run in (run for run in finished if run.strategy == "uniform-eps"):
+        scale, twin = dict(run.params).get("scale", 0.5), full.get((run.synthetic, run.recipe, run.seed))
+        if scale < 1 and twin is not None:
             smaller.setdefault((run.synthetic, run.recipe, scale), []).append((twin, run))
     for (_, _, scale), pairs in smaller.items():
-        rows = [[study.row(run) for run in pair] for pair in pairs]
-        clean = _mean([own["clean_accuracy"] - none["clean_accuracy"] for none, own in rows]) or 0
-        attacked = strongest([row for pair in rows for row in pair])
-        robust = _mean([own - none for none, own in zip(attacked[::2], attacked[1::2], strict=True)]) or 0
+        rows = [study.row(run) for pair in pairs for run in pair]
+        accuracies = [float(row["clean_accuracy"]) for row in rows], strongest(rows)
+        clean, robust = (
+            _mean([own - none for none, own in zip(a[::2], a[1::2], strict=True)]) or 0 for a in accuracies
+        )
         if clean > 0 and robust > 0:
             warnings.append(
                 f"eps is too large for these labels to say anything about PUMA: {scale:g} eps on all data is better "
@@ -338,6 +318,5 @@ def eps_warnings(study: StudyFolder) -> list[str]:
     return warnings
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -25,11 +25,9 @@ class _Settings(BaseModel):
 
 
 class PoolSettings(_Settings):
-    """Where the images come from.
+    """Where the images come from: ``real`` and ``test`` name sources; test images are never trained on.
 
-    ``real`` and ``test`` name sources; test images are never trained on nor used to choose a checkpoint. ``synthetic``
-    is how many images to generate with our own diffusion model (``diffusion`` differs from its preset), or a list of
-    sources.
+    ``synthetic`` is a list of sources, or how many images our own diffusion model makes (``diffusion``: its settings).
     """
 
     real: str
@@ -48,8 +46,8 @@ class NetworkSettings(_Settings):
 class MarginSettings(_Settings):
     """How margins are measured: DeepFool's ``mode``, and ``models`` margin models per fold, whose margins are averaged.
 
-    ``folds`` K > 1 cross-fits: a real image is scored by models that did not train on it, a synthetic one by all. With
-    1 every margin model trains on the whole pool. ``seed`` is that of the margin models; runs use other ones.
+    ``folds`` K > 1: a real image is scored by models that did not train on it, a synthetic one by all. 1: every margin
+    model trains on the whole pool. ``seed`` is the margin models'.
     """
 
     mode: Mode = "refined"
@@ -59,11 +57,10 @@ class MarginSettings(_Settings):
 
 
 class EvaluationSettings(_Settings):
-    """How models are evaluated.
+    """How models are evaluated: by ``attack``, on a stratified ``subset`` of so many test images.
 
-    ``subset`` attacks only a stratified subset of so many test images. ``screen`` is a weaker attack for every run
-    (ce-cw-20) on ``screen_subset`` images; ``attack`` is then a task of its own, for the grids with ``standard =
-    true``. ``mislabelled`` kept training images are perturbed and classified by a reference model (0: none).
+    ``screen`` is a weaker attack for every run (ce-cw-20) on ``screen_subset`` images; ``attack`` is then run for grids
+    with ``standard = true``. ``mislabelled`` kept training images are perturbed for a reference model (0: none).
     """
 
     attack: str = "standard"
@@ -78,8 +75,7 @@ class Grid(_Settings):
     """A block of runs: every combination of its lists.
 
     ``strategies`` are names, or tables such as ``{name = "puma", c = [0.25, 0.5]}``. ``recipes`` replace the study's.
-    ``standard``: with ``evaluation.screen``, whether ``evaluation.attack`` is run as well. ``synthetic`` are pool
-    sizes: stratified subsets of so many synthetic images, each with its own margin model.
+    ``synthetic`` are pool sizes: stratified subsets of so many synthetic images, each with its own margin model.
     """
 
     strategies: list[str | dict[str, Any]]
@@ -109,7 +105,7 @@ class StudySpec(_Settings):
 
     @classmethod
     def read(cls, path: Path | str) -> StudySpec:
-        """Read and check a study file; see `parse` for what is refused."""
+        """Read and check a study file, see `parse`."""
         return cls.parse(read_toml(path), str(path))
 
     @classmethod
@@ -124,7 +120,7 @@ class StudySpec(_Settings):
         _ = spec.threat_model
         for run in spec.runs():
             rule = get_strategy(run.strategy)
-            made = {name: None for name in rule.parameters if name == "features"}  # the study makes those itself
+            made = {"features": None} if "features" in rule.parameters else {}  # the study makes those itself
             rule.resolve(made | dict(run.params))
         spec._refuse_equal_names(origin)
         return spec
@@ -155,32 +151,22 @@ class StudySpec(_Settings):
 
         With ``attacked`` only those that ``evaluation.attack`` is run on, beside the screening attack.
         """
-        grids = [grid for grid in self.grid if grid.standard or not attacked]
-        return list(
-            dict.fromkeys(run for grid in grids for run in sorted(self._expand(grid), key=lambda run: run.seed))
-        )
+        grids = [self._expand(grid) for grid in self.grid if grid.standard or not attacked]
+        return list(dict.fromkeys(run for runs in grids for run in sorted(runs, key=lambda run: run.seed)))
 
     def only(self, pattern: str) -> StudySpec:
         """The same study with only the runs whose names match a pattern (``puma-p40-*``), or `UsageError`.
 
         What the runs share, such as margin models, does not depend on which runs there are: neither do their results.
         """
-        names = {run.key: run for run in self.runs()}
-        chosen = [names[name] for name in fnmatch.filter(names, pattern)]
-        if not chosen:
+        names, attacked, grid = {run.key: run for run in self.runs()}, set(self.runs(attacked=True)), []
+        for run in (names[name] for name in fnmatch.filter(names, pattern)):
+            strategy: dict[str, Any] = {"name": run.strategy, **dict(run.params)}
+            sizes = None if run.synthetic is None else [run.synthetic]
+            lists: dict[str, Any] = {"prune_fractions": [run.prune_fraction], "seeds": [run.seed], "synthetic": sizes}
+            grid.append(Grid(strategies=[strategy], recipes=[run.recipe], standard=run in attacked, **lists))
+        if not grid:
             raise unknown("run", pattern, list(names))
-        attacked = set(self.runs(attacked=True))
-        grid = [
-            Grid(
-                strategies=[{"name": run.strategy, **dict(run.params)}],
-                prune_fractions=[run.prune_fraction],
-                seeds=[run.seed],
-                recipes=[run.recipe],
-                synthetic=None if run.synthetic is None else [run.synthetic],
-                standard=run in attacked,
-            )
-            for run in chosen
-        ]
         return self.model_copy(update={"grid": grid})
 
     def _expand(self, grid: Grid) -> Iterator[RunSpec]:

@@ -1,7 +1,6 @@
 """The tasks of a study: synthetic images, margins, other scores, the reference model, runs, attacks.
 
-Each reads what earlier ones left in the study's folder and returns what is recorded in ``done/``. What an engine had
-finished before a stop it finds again by itself. Any process that sees the folder can run one.
+Each reads what earlier ones left in the study's folder, and returns what is recorded in ``done/``.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ SNAPSHOTS = 10
 class Task:
     """One task: its name (also in ``done/``), the label shown, the tasks it needs, and a rough share of the time.
 
-    ``work`` takes ``show`` (progress) and returns what is recorded; ``leaves`` is the file or folder that later tasks
-    read, None where they read only what is recorded.
+    ``work`` takes ``show`` (progress) and returns what is recorded; ``leaves`` is what later tasks read besides.
     """
 
     name: str
@@ -134,15 +132,14 @@ def score_snapshots(study: StudyFolder, synthetic: int | None, show: bool) -> di
 
 def train_reference(study: StudyFolder, show: bool) -> dict[str, Any]:
     """Train the reference model for mislabelled perturbations: the study's recipe on everything, with its own seed."""
-    pool = load_pool(study, None)
-    everything = np.ones(len(pool), dtype=bool)
-    _train_full(study, pool, everything, study.path / "reference", _REFERENCE_SEED, "reference model", show)
+    pool, out = load_pool(study, None), study.path / "reference"
+    _train_full(study, pool, np.ones(len(pool), dtype=bool), out, _REFERENCE_SEED, "reference model", show)
     return {}
 
 
 def run_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
     """Make the plan of a run, train on it, and evaluate it: ``rows`` and ``flags``, one entry per checkpoint."""
-    threat, settings = study.spec.threat_model, study.spec.evaluation
+    threat = study.spec.threat_model
     pool, folder, params = load_pool(study, spec.synthetic), study.pool_folder(spec.synthetic), dict(spec.params)
     table = MarginTable.read(folder / "margins")
     if spec.needs_snapshots:
@@ -153,7 +150,7 @@ def run_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
     plan.write(study.plan_file(spec))
     network, out = new_network(study, pool, spec.seed), study.run_folder(spec)
     run = train(network, pool, threat=threat, plan=plan, recipe=spec.recipe, out=out, seed=spec.seed, progress=show)
-    screened = settings.screen is not None
+    screened = study.spec.evaluation.screen is not None
     results = _evaluate(study, spec, run, show, screen=screened)
     facts = {
         "study": study.spec.name,
@@ -170,19 +167,11 @@ def run_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
         "attack_cost": 2.0 * load_recipe(spec.recipe).attack_steps * run.meta["draws"] * run.meta["attack_cost"],
         "steps": run.meta["steps"],
     }
-    rows = [
-        facts
-        | {
-            "checkpoint": checkpoint,
-            "clean_accuracy": result.clean_accuracy,
-            "robust_accuracy": result.robust_accuracy,
-            "apgd_accuracy": result.apgd_accuracy,
-            "pgd_accuracy": result.attacked_accuracy if screened else None,
-            "n_test": 0 if screened else result.n_test,
-            "n_pgd": result.n_test if screened else 0,
-        }
-        for checkpoint, result in results.items()
-    ]
+    rows = []
+    for checkpoint, result in results.items():
+        row = facts | {"checkpoint": checkpoint, "pgd_accuracy": result.attacked_accuracy if screened else None}
+        row |= {name: getattr(result, name) for name in ("clean_accuracy", "robust_accuracy", "apgd_accuracy")}
+        rows.append(row | {"n_test": 0 if screened else result.n_test, "n_pgd": result.n_test if screened else 0})
     return {"rows": rows, "flags": [_flags(name, result) for name, result in results.items()]}
 
 
@@ -190,29 +179,18 @@ def attack_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
     """Run ``evaluation.attack`` on a finished run that was only given the screening attack."""
     results = _evaluate(study, spec, Run.read(study.run_folder(spec)), show)
     names = ("robust_accuracy", "apgd_accuracy", "n_test")
-    accuracies = [
-        {"checkpoint": checkpoint} | {name: getattr(result, name) for name in names}
-        for checkpoint, result in results.items()
+    rows = [
+        {"checkpoint": place} | {name: getattr(result, name) for name in names} for place, result in results.items()
     ]
-    return {"accuracies": accuracies, "flags": [_flags(name, result) for name, result in results.items()]}
+    return {"accuracies": rows, "flags": [_flags(place, result) for place, result in results.items()]}
 
 
 def mislabelled_of(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
     """Shares of a run's kept training images whose perturbation the reference model gives another class."""
-    shares = mislabelled_shares(
-        _on_device(load_model(study.run_folder(spec))),
-        _on_device(load_model(study.path / "reference")),
-        load_pool(study, spec.synthetic),
-        Plan.read(study.plan_file(spec)),
-        study.spec.threat_model,
-        sample=study.spec.evaluation.mislabelled,
-        seed=spec.seed,
-        progress=show,
-    )
-    return shares._asdict()
-
-
-# --- what several tasks share --------------------------------------------------------------------------------------
+    model, reference = (_on_device(load_model(path)) for path in (study.run_folder(spec), study.path / "reference"))
+    pool, plan = load_pool(study, spec.synthetic), Plan.read(study.plan_file(spec))
+    options: dict[str, Any] = {"sample": study.spec.evaluation.mislabelled, "seed": spec.seed, "progress": show}
+    return mislabelled_shares(model, reference, pool, plan, study.spec.threat_model, **options)._asdict()
 
 
 def _open(spec: str | Path | list[str], **options: Any) -> Source:
@@ -246,11 +224,8 @@ def split_folds(pool: Pool, folds: int) -> NDArray[np.int64]:
 def average(tables: list[MarginTable], scores: NDArray[np.bool_], kind: str) -> MarginTable:
     """One table from those of K margin models: each image takes the mean margin of the models that score it.
 
-    Args:
-        tables: one per margin model, of the same pool.
-        scores: bool ``[K, N]``, which models score which image; at least one each. An image that one of them could not
-            measure takes the first one's row as it is.
-        kind: ``"cross_fitted"`` or ``"ensemble"``, the name under which ``meta["model"]`` lists all K models.
+    ``scores``: bool ``[K, N]``, which models score which image; at least one each. An image that one of them could not
+    measure takes the first one's row as it is. ``kind``: the name under which ``meta["model"]`` lists all K models.
     """
     stacked = np.stack([table.margin for table in tables])
     first, rows = scores.argmax(axis=0), np.arange(scores.shape[1])
@@ -295,21 +270,19 @@ def _evaluate(
     study: StudyFolder, spec: RunSpec, run: Run, show: bool, *, screen: bool = False
 ) -> dict[str, Evaluation]:
     settings, threat, test = study.spec.evaluation, study.spec.threat_model, _open(study.spec.pool.test)
-    attack, subset = settings.attack, settings.subset
-    if screen:
-        attack, subset = str(settings.screen), settings.screen_subset
+    attack, subset = (settings.screen, settings.screen_subset) if screen else (settings.attack, settings.subset)
     results: dict[str, Evaluation] = {}
     for checkpoint in settings.checkpoints:
         model = _on_device(run.model if checkpoint == "last" else run.best)
         if resolve_device("auto").type == "cpu":
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster there
         out = study.run_folder(spec) / ("" if checkpoint == "last" else checkpoint)
-        results[checkpoint] = evaluate(model, test, threat, out=out, attack=attack, subset=subset, progress=show)
+        results[checkpoint] = evaluate(model, test, threat, out=out, attack=str(attack), subset=subset, progress=show)
     return results
 
 
 def _flags(checkpoint: str, result: Evaluation) -> dict[str, Any]:
     """Flags of every test image as text, one bit each: intervals need them, and the run's folder may stay elsewhere."""
-    columns = ("clean_correct", "attacked", "robust")
-    bits = {name: np.packbits(getattr(result, name)).tobytes().hex() for name in columns}
+    names = ("clean_correct", "attacked", "robust")
+    bits = {name: np.packbits(getattr(result, name)).tobytes().hex() for name in names}
     return {"checkpoint": checkpoint, "attack": result.attack, "images": result.n_clean, **bits}
