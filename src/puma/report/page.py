@@ -181,11 +181,7 @@ class Picture:
 
 
 def png_uri(image: NDArray[np.uint8]) -> str:
-    """An image as a ``data:`` address, lossless.
-
-    Raises:
-        UsageError: not uint8 ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]``.
-    """
+    """An image, uint8 ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]`` or a UsageError, as a ``data:`` address, lossless."""
     image = np.asarray(image)
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[:, :, 0]
@@ -258,10 +254,7 @@ def export(report: Report, formats: Sequence[str], folder: Path | str) -> list[P
     """Write every figure (``svg``, ``pdf``) or table (``csv``, ``latex``) of a report into ``folder``; return them.
 
     Equal reports give equal bytes. CSV holds full precision and fractions, LaTeX the numbers as the page shows them.
-
-    Raises:
-        UsageError: an unknown format.
-        StorageError: the folder cannot be written.
+    An unknown format is a UsageError, before anything is written.
     """
     check_formats(formats)
     folder, written = prepare_folder(folder), []
@@ -294,12 +287,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def write_summary(report: Report, path: Path | str) -> Path:
-    """Write a PDF of two pages: the verdict with the picture, and the table.
-
-    Raises:
-        UsageError: the report is not that of a study with attacked runs.
-        StorageError: the file cannot be written.
-    """
+    """Write a PDF of two pages: the verdict with the picture, and the table; `UsageError` if there are none."""
     if "tradeoff" not in report.pictures:
         raise UsageError("only a study with attacked runs has a summary", fix="leave --pdf away, or use --export pdf")
     headline, *others = report.values["verdict"].sentences

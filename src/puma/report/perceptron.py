@@ -43,12 +43,8 @@ def run_experiments(
 ) -> Results:
     """Simulate the experiments (`experiments.DEFAULT` or `FULL`) and compute their theory.
 
-    ``out`` gets a sub-folder per experiment; finished shards in it are reused. ``workers`` are processes, ``progress``
-    is shown on stderr.
-
-    Raises:
-        ResumeError: ``out`` holds experiments of another size.
-        StorageError: ``out`` cannot be written.
+    ``out`` gets a sub-folder per experiment; finished shards in it are reused (`ResumeError` if of another size).
+    ``workers`` are processes, ``progress`` is shown on stderr.
     """
     by_name = {one.name: one for one in experiments}
     tables = {name: one.run(Path(out) / name, workers=workers, progress=progress) for name, one in by_name.items()}

@@ -26,11 +26,7 @@ _PANELS: dict[str, dict[str, str]] = {
 
 
 def run_report(folder: Path) -> Report:
-    """The report of a run; of an unfinished one, as far as it is.
-
-    Raises:
-        DataError: its files are broken.
-    """
+    """The report of a run; of an unfinished one, as far as it is. `DataError` if its files are broken."""
     evaluations: list[tuple[str, dict[str, Any]]] = []
     for checkpoint, place in (("last", folder), ("best", folder / "best")):
         paths = sorted(place.glob("evaluation*.json"), key=lambda path: path.stem)

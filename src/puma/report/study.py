@@ -25,19 +25,12 @@ from puma.report.study_data import ATTACKS, StudyData, verdict
 from puma.tradeoff import BASELINE, CONTROLS, Comparison, Estimate, Frontier, Gap, Setting
 
 logger = logging.getLogger("puma")
-NAMED = (BASELINE, "random", "difficult", "easy", "puma", "puma-plus")
-"""Strategies that are named beside their points in the picture."""
-
-FROM_LARGE_FILES = ("margins", "eps")
-"""Tables of a study that need more of it than its small files."""
+NAMED = (BASELINE, "random", "difficult", "easy", "puma", "puma-plus")  # beside their points in the picture
+FROM_LARGE_FILES = ("margins", "eps")  # tables that need more of a study than its small files
 
 
 def make_report(folder: Path | str) -> Report:
-    """The report of a study or run folder.
-
-    Raises:
-        DataError: it is neither, or what lies in it is broken.
-    """
+    """The report of a study or run folder; `DataError` if it is neither, or broken."""
     folder = Path(folder)
     if (folder / "results.parquet").is_file():
         return study_report(folder)
@@ -52,11 +45,8 @@ def write_report(folder: Path | str, out: Path | str | None = None, report: Repo
     """Write the page of a study or run folder, by default as ``report.html`` in it, and return its path.
 
     That default does not replace a page made from more: a study that was moved with its small files alone would lose
-    what can no longer be drawn. ``report`` is the folder's report, where it is already made.
-
-    Raises:
-        DataError: it is neither a study nor a run, or what lies in it is broken.
-        StorageError: the page cannot be written.
+    what can no longer be drawn. ``report`` is the folder's report, where it is already made. Errors: `make_report`'s,
+    and `StorageError` if the page cannot be written.
     """
     report, page = report or make_report(folder), Path(folder) / "report.html"
     before = page.read_text(errors="replace") if out is None and "verdict" in report.values and page.is_file() else ""
@@ -69,11 +59,7 @@ def write_report(folder: Path | str, out: Path | str | None = None, report: Repo
 
 
 def study_report(folder: Path | str) -> Report:
-    """The report of a study's folder.
-
-    Raises:
-        DataError: there is no ``results.parquet``, or it is broken.
-    """
+    """The report of a study's folder; `DataError` without a readable ``results.parquet``."""
     data = StudyData(folder)
     report = Report("study.html.j2", f"{data.name}: accuracy against robustness")
     plans = {setting: data.plan(run.key) for setting, run in data.first_runs.items()}
@@ -110,11 +96,7 @@ def tradeoff_picture(data: StudyData) -> Picture:
 
 
 def plot_study(folder: Path | str, ax: Axes | None = None) -> Axes:
-    """Plot clean against robust accuracy of every setting, with the lines of the free controls; return the axes.
-
-    Raises:
-        DataError: there is no ``results.parquet``, or it is broken.
-    """
+    """Plot `tradeoff_picture` into ``ax``, by default a new pyplot figure; return the axes."""
     data = StudyData(folder)
     axes, (points, controls) = ax or new_axes(), _points(data)
     plots.plot_tradeoff(axes, points, controls, _axis_name(data))

@@ -282,11 +282,7 @@ class Verdict:
 
 
 def verdict(study: StudyData | Path | str) -> Verdict:
-    """The verdict on a study's folder, from its ``results.parquet`` and what lies beside it.
-
-    Raises:
-        DataError: there is no ``results.parquet``, or it is broken.
-    """
+    """The verdict on a study's folder; `DataError` without a readable ``results.parquet``."""
     data = study if isinstance(study, StudyData) else StudyData(Path(study))
     if not data.rows:
         return Verdict("No run of this study is finished yet.")
