@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from puma.cli.app import app
 from puma.perceptron import experiments
-from puma.perceptron.experiments import Grid
 from puma.perceptron.task import Strategy
 from puma.report.perceptron import (
     Results,
@@ -114,10 +113,7 @@ def test_the_command_asks_for_the_right_experiments_and_says_where(
 def test_every_standing_experiment_can_be_computed() -> None:
     for experiment in (*experiments.DEFAULT, *experiments.FULL):
         assert [Strategy.parse(text) for text in experiment.strategies]
-        grid = Grid(
-            experiment.task, experiment.strategies, experiment.keeps, experiment.dimension, experiment.probe, 1e-5
-        )
-        grid.check(experiment.alphas, experiment.eps, range(experiment.seeds))
+        experiment.check()
     assert [one.name for one in experiments.DEFAULT] == [one.name for one in experiments.FULL]
 
 

@@ -1,21 +1,17 @@
 """Closed forms of the linear task: errors of a student, and how many examples an attack mislabels.
 
-``x ~ N(0, I_d)``, a unit teacher ``w*`` and the label ``y = sign(w*.x)``. The student is a unit vector ``w`` with
-overlap ``R = w.w* = cos(theta)``. Only two directions matter: ``u = w*.x`` and ``v = w.x`` are standard normals with
-correlation ``R``. By symmetry take ``y = 1``: then ``s = |u|`` is half-normal and the student's signed margin is
-``y v = R s + sqrt(1 - R^2) z`` with an independent standard normal ``z``.
+``x ~ N(0, I_d)``, a unit teacher ``w*`` and the label ``y = sign(w*.x)``; the student is a unit vector ``w`` of overlap
+``R = w.w* = cos(theta)``. ``u = w*.x`` and ``v = w.x`` are standard normals with correlation ``R``: ``s = |u|`` is
+half-normal, and the student's signed margin is ``y v = R s + sqrt(1 - R^2) z`` with a standard normal ``z``.
 
-The attacker moves ``x`` by at most ``eps`` in L2; against a linear student this lowers ``y v`` by exactly ``eps``. All
-errors are probabilities in [0, 1] and decrease in ``R``: **the isotropic task has no accuracy-robustness trade-off**.
-For ``x ~ N(0, S)`` and weights of any length put ``R = w'S w* / (|w|_S |w*|_S)`` and ``eps |w| / |w|_S`` in place of
-``R`` and ``eps``, where ``|w|_S^2 = w'S w``.
+An L2 attack with ``eps`` lowers ``y v`` by exactly ``eps``. All errors are probabilities in [0, 1] and decrease in
+``R``: **the isotropic task has no accuracy-robustness trade-off**. For ``x ~ N(0, S)`` and weights of any length put
+``R = w'S w* / (|w|_S |w*|_S)`` and ``eps |w| / |w|_S`` in their place, where ``|w|_S^2 = w'S w``. Where the attack
+crosses the teacher's boundary, ``s < eps``, adversarial training keeps a wrong label. A probe (the margin model) is a
+unit vector ``w0`` at ``probe_angle`` from the teacher; ``v0 = w0.x`` has correlation ``cos(probe_angle)`` with ``u``.
 
-Adversarial training keeps the label while it moves ``x``; where the move crosses the teacher's boundary, ``s < eps``,
-the label is wrong for the point that is trained on. A probe (the margin model of the real method) is a unit vector
-``w0`` at ``probe_angle`` from the teacher; ``v0 = w0.x`` has correlation ``cos(probe_angle)`` with ``u``.
-
-``phi``, ``Phi``: standard normal density and distribution function. ``T(h, a)``: Owen's function,
-``(1/2 pi) * int_0^a exp(-h^2 (1 + x^2) / 2) / (1 + x^2) dx``. Values out of their range raise `UsageError`.
+``phi``, ``Phi``: standard normal density and distribution function; ``T(h, a)``: Owen's function. Arguments broadcast;
+values out of their range raise `UsageError`.
 """
 
 from __future__ import annotations
@@ -42,8 +38,6 @@ _leggauss = cache(np.polynomial.legendre.leggauss)
 def clean_error(R: ArrayLike) -> Array:
     """Probability that the student's label differs from the teacher's: ``arccos(R) / pi``, for ``R`` in [-1, 1].
 
-    The hyperplanes of ``w`` and ``w*`` cut their plane into four wedges; they disagree in two of angle ``theta``.
-
     >>> clean_error([1.0, 0.0, -1.0]).tolist()
     [0.0, 0.5, 1.0]
     """
@@ -51,21 +45,15 @@ def clean_error(R: ArrayLike) -> Array:
 
 
 def robust_error(R: ArrayLike, eps: ArrayLike, definition: Literal["fixed", "moved"] = "fixed") -> Array:
-    """Probability that an attack with ``eps`` succeeds.
+    """Probability that an L2 attack with ``eps`` (not negative) on a student of overlap ``R`` succeeds.
 
     ``"fixed"``: the label stays that of the clean ``x``, as in adversarial training and AutoAttack. The attack succeeds
     iff ``y v < eps``; ``y v`` is skew-normal with shape ``k = R / sqrt(1 - R^2)``, so the error is
     ``Phi(eps) - 2 T(eps, k)``. What is left at ``R = 1`` is `mislabelled_share`.
 
-    ``"moved"``: the label moves with ``x``: some point of the ball is labelled differently by student and teacher. They
-    agree in the cones ``u, v > 0`` and ``u, v < 0``, so the error is ``1 - 2 P(u > eps, v > eps)``, which is
-    ``1 - 2 Phi(-eps) + 4 T(eps, tan(theta / 2))``. It tends to `mislabelled_share` as ``theta`` falls to 0, but is 0
-    at ``theta = 0``, where no point is labelled differently: useless for ranking.
-
-    Args:
-        R: overlap in [-1, 1].
-        eps: of the L2 attack, not negative; broadcasts against ``R``.
-        definition: ``"fixed"`` or ``"moved"``.
+    ``"moved"``: the label moves with ``x``: some point of the ball is labelled differently by student and teacher,
+    ``1 - 2 P(u > eps, v > eps) = 1 - 2 Phi(-eps) + 4 T(eps, tan(theta / 2))``. It tends to `mislabelled_share` as
+    ``theta`` falls to 0, but is 0 at ``theta = 0``: useless for ranking.
 
     >>> robust_error(1.0, [0.1, 0.3, 0.5]).round(3).tolist()
     [0.08, 0.236, 0.383]
@@ -83,16 +71,11 @@ def robust_error(R: ArrayLike, eps: ArrayLike, definition: Literal["fixed", "mov
 def capped_robust_error(R: ArrayLike, eps: ArrayLike, c: ArrayLike) -> Array:
     """Robust error when each example is attacked with ``min(eps, c s)``, ``s`` its distance to the teacher.
 
-    With ``c < 1`` no attack crosses the teacher's boundary ("label-consistent"). Against the full attack this spares
-    the triangle ``{c s < y v < eps}``. With ``s = R y v + sqrt(1 - R^2) t`` and ``t`` independent of ``y v``, it is
-    ``0 < y v < eps``, ``-k y v < t < q y v`` with ``k = R / sqrt(1 - R^2)``, ``q = (1/c - R) / sqrt(1 - R^2)``: two
-    wedges (`wedge`), so the error is ``robust_error - 2 [wedge(eps, q) + wedge(eps, k) - (Phi(eps) - 1/2)]``.
-    ``c = 0`` gives the clean error, ``c = inf`` the fixed robust error.
-
-    Args:
-        R: overlap in [-1, 1].
-        eps: largest eps of the attack, not negative.
-        c: share of the distance ``s`` that the attack may go, not negative. All three broadcast.
+    With ``c < 1`` no attack crosses the teacher's boundary ("label-consistent"); ``c = 0`` gives the clean error,
+    ``c = inf`` the fixed robust error. The cap spares the triangle ``{c s < y v < eps}``: with
+    ``s = R y v + sqrt(1 - R^2) t`` and ``t`` independent of ``y v``, it is ``0 < y v < eps``, ``-k y v < t < q y v``
+    with ``k = R / sqrt(1 - R^2)``, ``q = (1/c - R) / sqrt(1 - R^2)``. So the error is
+    ``robust_error - 2 [wedge(eps, q) + wedge(eps, k) - (Phi(eps) - 1/2)]``.
 
     >>> capped_robust_error(0.98, 0.3, [0.0, 0.5, np.inf]).round(4).tolist()
     [0.0638, 0.1212, 0.2405]
@@ -119,16 +102,10 @@ def mislabelled_share_after_pruning(
 ) -> Array:
     """Share of the *kept* examples that the attack mislabels, when the probe's margins ``|v0|`` decide who is kept.
 
-    With a perfect probe pruning the high end gives ``min(1, p / keep)`` and pruning the low end
-    ``max(0, (p - (1 - keep)) / keep)``, where ``p`` is `mislabelled_share`. With a probe at an angle the kept slab is
-    ``|v0| < tau``, ``2 Phi(tau) - 1 = keep`` (``|v0| > tau`` for the low end); the mean of ``P(|u| < eps | v0)`` over
-    it keeps its digits as ``keep`` falls to 0.
-
-    Args:
-        eps: of the L2 attack, not negative.
-        keep: kept share in [0, 1]; 0 gives the limit.
-        end: the end that is pruned: ``"high"`` (the easy examples) or ``"low"`` (the difficult ones).
-        probe_angle: radians in [0, pi]. All but ``end`` broadcast.
+    ``end`` is pruned: ``"high"`` (the easy examples) or ``"low"`` (the difficult ones). With a perfect probe that gives
+    ``min(1, p / keep)`` and ``max(0, (p - (1 - keep)) / keep)``, where ``p`` is `mislabelled_share`. With a probe at an
+    angle (radians in [0, pi]) the kept slab is ``|v0| < tau``, ``2 Phi(tau) - 1 = keep`` (``|v0| > tau`` for the low
+    end); the mean of ``P(|u| < eps | v0)`` over it keeps its digits as ``keep`` falls to 0.
 
     >>> mislabelled_share_after_pruning(0.3, 0.4, probe_angle=np.radians([0, 10, 20, 40])).round(3).tolist()
     [0.59, 0.575, 0.491, 0.339]
@@ -151,8 +128,7 @@ def mislabelled_share_after_pruning(
         high = np.sqrt(low**2 + 80)  # exp(-40) of the density at low
     rho, sine = np.abs(np.cos(angle)), np.sin(angle)
 
-    def inside(eps: Array, v0: Array, rho: Array, sine: Array) -> Array:
-        """``P(|u| < eps | v0)``: given ``v0``, ``u`` is normal with mean ``rho v0`` and deviation ``sine``."""
+    def inside(eps: Array, v0: Array, rho: Array, sine: Array) -> Array:  # P(|u| < eps | v0), u ~ N(rho v0, sine^2)
         return np.asarray(ndtr(divide(eps - rho * v0, sine)) - ndtr(divide(-eps - rho * v0, sine)))
 
     # P(|u| < eps | v0) falls around v0 = eps / rho, over a width of sine / rho
@@ -168,15 +144,10 @@ def mislabelled_share_after_pruning(
 def residual_mislabelled_mass(c: ArrayLike, probe_angle: ArrayLike, eps: ArrayLike = np.inf) -> Array:
     """Share of examples that the *capped* attack ``min(eps, c max(m, 0))`` still mislabels, ``m = y v0``.
 
-    It crosses the teacher iff ``s < c m``. For ``eps = inf`` that is a wedge, ``cos a < c cos(a - t)`` for ``x``
-    at angle ``a`` from the teacher, of measure ``arctan2(c sin t, 1 - c cos t) / pi``: close to the probe's clean error
-    times ``c / (1 - c)`` for a good probe and ``c < 1``; a coin flip, ``1/2 - t / 2 pi``, at ``c = 1``. A finite
-    ``eps`` asks for ``s < eps`` too: ``2 [Phi(eps) - 1/2 - wedge(eps, q)]`` with ``q = (1/c - cos t) / sin t``.
-
-    Args:
-        c: the cap's factor, not negative.
-        probe_angle: ``t``, radians in [0, pi].
-        eps: of the attack before the cap. All broadcast.
+    It crosses the teacher iff ``s < c m``. With ``t = probe_angle`` and ``eps = inf`` that is the wedge
+    ``cos a < c cos(a - t)`` of angles ``a`` from the teacher, of measure ``arctan2(c sin t, 1 - c cos t) / pi``: close
+    to the probe's clean error times ``c / (1 - c)`` for a good probe and ``c < 1``; ``1/2 - t / 2 pi`` at ``c = 1``. A
+    finite ``eps`` asks for ``s < eps`` too: ``2 [Phi(eps) - 1/2 - wedge(eps, q)]``, ``q = (1/c - cos t) / sin t``.
 
     >>> residual_mislabelled_mass([0.25, 0.5, 1.0], np.radians(10)).round(4).tolist()
     [0.0183, 0.0539, 0.4722]
@@ -192,16 +163,13 @@ def residual_mislabelled_mass(c: ArrayLike, probe_angle: ArrayLike, eps: ArrayLi
 
 
 def collapse_fraction(eps: ArrayLike) -> Array:
-    """The kept share below which adversarial training on easy-pruned data collapses to ``w = 0``.
+    """The kept share below which adversarial training on easy-pruned data collapses to ``w = 0``; 1 from sqrt(2/pi) on.
 
     ``w = 0`` minimises the adversarial loss iff ``|mean(y x)| <= mean(eps_i)`` (see `fit`). With a perfect probe and
-    unlimited data ``mean(y x)`` is the mean of a half-normal cut at ``tau``,
-    ``sqrt(2/pi) (1 - exp(-tau^2/2)) / keep`` with ``keep = erf(tau / sqrt 2)``; where it equals ``eps`` lies the
-    critical share, close to ``2 mislabelled_share(eps)``. With ``n`` examples in ``d`` dimensions the condition is
+    unlimited data ``mean(y x)`` is the mean of a half-normal cut at ``tau``, ``sqrt(2/pi) (1 - exp(-tau^2/2)) / keep``
+    with ``keep = erf(tau / sqrt 2)``; where it equals ``eps`` lies the critical share, close to
+    ``2 mislabelled_share(eps)``. With ``n`` examples in ``d`` dimensions the condition is
     ``sqrt(mean^2 + d / (keep n)) <= eps``: exact collapse needs ``keep n / d > 1 / eps^2``.
-
-    Args:
-        eps: of the L2 attack, not negative, any shape. From ``sqrt(2/pi)`` on, training collapses on all data: 1.
 
     >>> collapse_fraction([0.0, 0.1, 0.3, 0.5, 1.0]).round(3).tolist()
     [0.0, 0.159, 0.464, 0.732, 1.0]
@@ -216,16 +184,15 @@ def collapse_fraction(eps: ArrayLike) -> Array:
 
 
 def bridge(margin: ArrayLike, eps: float, keep_fraction: float) -> dict[str, float]:
-    """Theory of the linear task for pruning a real margin table; `puma plan --explain` prints it.
+    """Theory of the linear two-class student for pruning a real margin table: a compass, no law.
 
-    The theory of a *linear two-class student* applied to a network: a compass, no law. The kept rows are taken to be
-    the ``keep_fraction`` of lowest margins, without quotas per class. The formulas are this project's, read off the
-    closed forms and grids of the docs page "perceptron".
+    The share ``f = keep_fraction`` of lowest margins is kept, without quotas. The formulas are this project's, read off
+    the closed forms and grids of the docs page "perceptron". `DataError` if no row has a margin.
 
     Args:
         margin: float ``[N]``, signed, in the threat model's norm; NaN rows are left out, -inf is misclassified.
-        eps: of the threat model, in the same units as the margin.
-        keep_fraction: kept share ``f`` in (0, 1].
+        eps: of the threat model, in the same units.
+        keep_fraction: the kept share, in (0, 1].
 
     Returns:
         ``rows`` with a margin and ``kept`` ones; ``misclassified`` (``err``), the share with a margin below 0;
@@ -241,10 +208,6 @@ def bridge(margin: ArrayLike, eps: float, keep_fraction: float) -> dict[str, flo
     (0.2, 0.4, 0.545)
     >>> facts["collapse_margin_uncapped"] < 0 < facts["collapse_margin"]
     True
-
-    Raises:
-        DataError: no row has a margin.
-        UsageError: ``eps`` negative, or ``keep_fraction`` outside (0, 1].
     """
     eps = float(within("eps", eps, 0, np.finfo(float).max))
     keep = float(within("keep_fraction", keep_fraction, 0, 1))
@@ -254,18 +217,14 @@ def bridge(margin: ArrayLike, eps: float, keep_fraction: float) -> dict[str, flo
     margins = np.sort(margins[~np.isnan(margins)])
     if not len(margins):
         raise DataError("no row has a margin", fix="score the pool again, or look at its statuses with `puma show`")
-    rows = len(margins)
-    kept = max(1, math.floor(keep * rows + 0.5))
-    err = float(np.mean(margins < 0))
-    below = float(np.mean((margins > 0) & (margins < eps)))
-    c = automatic_c(err, below, keep)
-    finite = margins[np.isfinite(margins)]
-    lowest = float(finite[0]) if len(finite) else 0.0
-    lower = np.where(np.isfinite(margins[:kept]), margins[:kept], np.sign(margins[:kept]) * abs(lowest))
-    mean_margin = float(lower.mean())
-    mean_eps = float(np.minimum(eps, c * np.maximum(margins[:kept], 0)).mean())
+    kept = max(1, math.floor(keep * len(margins) + 0.5))
+    err, below = float(np.mean(margins < 0)), float(np.mean((margins > 0) & (margins < eps)))
+    c, lower = automatic_c(err, below, keep), margins[:kept]
+    lowest = float(next(iter(margins[np.isfinite(margins)]), 0.0))
+    mean_margin = float(np.where(np.isfinite(lower), lower, np.sign(lower) * abs(lowest)).mean())
+    mean_eps = float(np.minimum(eps, c * np.maximum(lower, 0)).mean())
     return {
-        "rows": rows,
+        "rows": len(margins),
         "kept": kept,
         "misclassified": err,
         "below_eps": below,
@@ -284,8 +243,7 @@ def bridge(margin: ArrayLike, eps: float, keep_fraction: float) -> dict[str, flo
 def wedge(h: ArrayLike, slope: ArrayLike) -> Array:
     """``P(0 < a < h, b < slope * a)`` of two independent standard normals ``a, b``, for ``h >= 0``.
 
-    It is ``int_0^h phi(a) Phi(slope * a) da``, from ``int_-inf^h phi(a) Phi(k a) da = Phi(h)/2 - T(h, k)`` (half the
-    skew-normal distribution function) and its value ``1/4 - arctan(k)/2pi`` at 0.
+    Half the skew-normal distribution function, ``Phi(h)/2 - T(h, k)``, less its value ``1/4 - arctan(k)/2pi`` at 0.
     """
     h, slope = np.asarray(h, np.float64), np.asarray(slope, np.float64)
     return np.asarray(ndtr(h) / 2 - 0.25 - owens_t(h, slope) + np.arctan(slope) / (2 * np.pi))
@@ -309,8 +267,7 @@ def divide(top: ArrayLike, bottom: ArrayLike) -> Array:
 def panels(breaks: ArrayLike, count: int) -> tuple[Array, Array]:
     """A Gauss-Legendre rule of ``count`` nodes between each two neighbors of ``breaks`` ``[..., K]``.
 
-    Returns:
-        Nodes and weights, both ``[..., (K - 1) * count]``; panels of no width have weight 0.
+    Nodes and weights are ``[..., (K - 1) * count]``; panels of no width have weight 0.
     """
     breaks = np.asarray(breaks, np.float64)
     low, width = breaks[..., :-1, None], np.diff(breaks)[..., None]

@@ -20,7 +20,6 @@ import numpy as np
 
 from puma.errors import CheckError, UsageError
 from puma.io import Shards, read_json, write_text
-from puma.perceptron.closed_forms import Array
 from puma.perceptron.task import NAMES, WHOLE, Strategy, Task, fit
 from puma.perceptron.theory import predict
 from puma.progress import Progress
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "puma.perceptron/2"
 Probe = float | Literal["self", "clean"]
-TrainingSet = tuple[float, float, int]
-"""Data amount, eps and seed."""
+TrainingSet = tuple[float, float, int]  # data amount, eps and seed
 UNIFORM_EPS = tuple(f"uniform-eps({factor:g})" for factor in (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875))
 """The free control: all data at a smaller uniform eps. Together with ``none`` it traces the frontier."""
 PROBE = math.radians(20)
@@ -40,42 +38,104 @@ PROBE = math.radians(20)
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Settings that all training sets of a simulation share; as in `simulate`."""
+class Experiment:
+    """A grid of students, with the name of its folder and the question that it answers; fields as in `simulate`."""
 
-    task: str = "isotropic"
-    strategies: tuple[str, ...] = NAMES
-    keeps: tuple[float, ...] = (0.4, 0.6, 0.8)
+    name: str
+    question: str
+    strategies: tuple[str, ...]
+    alphas: tuple[float, ...]
+    keeps: tuple[float, ...]
+    eps: tuple[float, ...] = (0.3,)
+    seeds: int | tuple[int, ...] = 4
     dimension: int = 200
-    probe: Probe = "self"
+    task: str = "isotropic"
+    probe: Probe = PROBE
     l2: float = 1e-5
 
-    def check(self, alphas: Sequence[float], eps: Sequence[float], seeds: Sequence[int]) -> None:
-        """Refuse a grid that cannot be computed, before anything is."""
+    @property
+    def training_sets(self) -> list[TrainingSet]:
+        """Every data amount with every eps and seed."""
+        seeds = range(self.seeds) if isinstance(self.seeds, int) else self.seeds
+        return list(itertools.product(map(float, self.alphas), map(float, self.eps), map(int, seeds)))
+
+    def check(self) -> None:
+        """Refuse a grid that cannot be computed (`UsageError`), before anything is."""
         Task.named(self.task, self.dimension)
-        for name, values in {"strategies": self.strategies, "keeps": self.keeps, "alphas": alphas, "eps": eps}.items():
-            if not len(values):
-                raise UsageError(f"{name} is empty")
+        sets, probe, named = self.training_sets, self.probe, isinstance(self.probe, str)
         for holds, what, why in (
-            (seeds and min(seeds) >= 0, f"seeds are {list(seeds)}", "one or more are needed, none negative"),
+            (self.strategies and self.keeps and sets, "the grid is empty", "it needs one value of each argument"),
+            (all(seed >= 0 for *_, seed in sets), f"seeds are {self.seeds}", "none may be negative"),
             (all(0 < keep <= 1 for keep in self.keeps), f"keeps are {self.keeps}", "kept shares lie in (0, 1]"),
             (
-                all(math.inf > a * self.dimension >= 2 for a in alphas),
-                f"alphas are {alphas}",
-                "each needs two examples",
+                all(math.inf > a * self.dimension >= 2 for a, *_ in sets),
+                f"alphas are {self.alphas}",
+                "too few examples",
             ),
-            (all(math.inf > value >= 0 for value in eps), f"eps are {eps}", "they are finite and not negative"),
+            (all(math.inf > e >= 0 for _, e, _ in sets), f"eps are {self.eps}", "they are finite and not negative"),
             (math.inf > self.l2 > 0, f"l2 is {self.l2}", "separable data have no optimum without a positive penalty"),
+            (not named or probe in ("self", "clean"), f"probe {probe!r}", 'it is "self", "clean" or an angle'),
+            (named or self.task == "isotropic", f"probe {probe!r}", "an angle is for the isotropic task only"),
+            (named or 0 <= float(probe) <= math.pi, f"probe {probe!r}", "an angle lies in [0, pi] radians"),
         ):
             if not holds:
-                raise UsageError(what, why=why)
-        if isinstance(self.probe, str):
-            if self.probe not in ("self", "clean"):
-                raise UsageError(f"unknown probe {self.probe!r}", fix='use "self", "clean" or an angle in radians')
-        elif self.task != "isotropic":
-            raise UsageError("a probe of given angle is for the isotropic task only", fix='use probe="self"')
-        elif not 0 <= self.probe <= math.pi:
-            raise UsageError(f"probe angle {self.probe} is not in [0, pi] radians")
+                raise UsageError(f"cannot simulate: {what}", why=why)
+
+    def run(self, out: Path | str | None = None, workers: int = 1, progress: bool = False) -> pd.DataFrame:
+        """Simulate the grid; with ``out`` finished shards are kept and reused."""
+        import pandas as pd
+
+        parameters = [Strategy.parse(text).parameters for text in self.strategies]
+        self.check()
+        if workers < 1:
+            raise UsageError(f"workers is {workers}", fix="use 1 or more")
+        shared = {name: getattr(self, name) for name in ("task", "strategies", "keeps", "dimension", "probe", "l2")}
+        settings = shared | {"parameters": parameters}
+        shards = None if out is None else Shards(Path(out) / "shards", settings, suffix=".json", schema=SCHEMA)
+        with nullcontext() if shards is None else shards.held():
+            table = pd.DataFrame(self._train_all(shards, workers, progress)).astype({"overlap": float})
+            if out is not None:
+                write_text(Path(out) / "simulation.csv", table.to_csv(index=False))
+        return table
+
+    def _train_all(self, shards: Shards | None, workers: int, progress: bool) -> list[dict[str, Any]]:
+        """The rows of all training sets, in order; finished shards are read, new ones written."""
+        keys = {one: "alpha-{!r}_eps-{!r}_seed-{}".format(*one) for one in self.training_sets}
+        missing = set(keys.values() if shards is None else shards.missing(keys.values()))
+        students: dict[TrainingSet, list[dict[str, Any]]] = {
+            one: read_json(shards.path(key)) for one, key in keys.items() if shards is not None and key not in missing
+        }
+        # the largest first, so that no worker is left with one at the end
+        left = sorted((one for one in keys if one not in students), key=lambda one: -one[0])
+        pool = Workers(count=workers, threads=1)
+        with Progress(f"perceptron, {self.task}", len(keys), "sets", show=progress, done=len(students)) as bar:
+            for one, rows in run_tasks(partial(train_students, self), left, pool):
+                students[one] = rows
+                if shards is not None:
+                    with shards.writing(keys[one]) as temporary:
+                        temporary.write_text(json.dumps(rows))
+                bar.advance()
+        return [row for one in keys for row in students[one]]
+
+    def cost(self, out: Path) -> tuple[int, int, float]:
+        """Training sets, those finished in ``out``, and seconds of the rest: the smallest is timed, others by size."""
+        sets, finished = self.training_sets, len(list((out / self.name / "shards").glob("*.json")))
+        smallest, began = min(sets), perf_counter()
+        train_students(self, smallest)
+        whole = (perf_counter() - began) / smallest[0] * sum(alpha for alpha, *_ in sets)
+        return len(sets), finished, whole * max(0, len(sets) - finished) / len(sets)
+
+    def theory(
+        self, strategies: Sequence[str], alphas: Sequence[float], keeps: Sequence[float], *, workers: int = 1
+    ) -> pd.DataFrame:
+        """The predictions at all its eps, on axes of your own; a point whose saddle was not found is left out."""
+        import pandas as pd
+
+        axes = itertools.product(strategies, map(float, alphas), map(float, keeps), self.eps)
+        whole = {text for text in strategies if Strategy.parse(text).name in WHOLE}
+        grid = list(dict.fromkeys((text, alpha, 1.0 if text in whole else keep, e) for text, alpha, keep, e in axes))
+        rows = dict(run_tasks(partial(_predicted, self), grid, Workers(count=workers, threads=1)))
+        return pd.DataFrame([row for point in grid if (row := rows[point])])
 
 
 def simulate(
@@ -96,8 +156,7 @@ def simulate(
     """Train a student for every strategy, kept share, data amount, eps and seed.
 
     One seed is one stream of examples and one probe, shared by all strategies; more data of a seed begin with the
-    fewer. Students are solved to optimality (`fit`), attacked at the test with the training's ``eps``, and their errors
-    are computed from the closed forms: there is no test set and no noise but that of the training data.
+    fewer. Students are solved to optimality (`fit`) and attacked at the test with the training's ``eps``.
 
     Args:
         task: ``"isotropic"`` or ``"anisotropic"`` (`Task`).
@@ -108,8 +167,7 @@ def simulate(
         seeds: how many (0, 1, ...), or which.
         dimension: ``d``.
         probe: whose margins decide. ``"self"``: a student adversarially trained on the same data; ``"clean"``: one
-            trained there without attack; a number: a probe at that angle (radians) from the teacher, independent of the
-            data (isotropic task only).
+            trained there without attack; a number: one at that angle (radians) from the teacher, on the isotropic task.
         l2: penalty of every student.
         out: folder for finished shards and ``simulation.csv``; the same call resumes from what is there.
         workers: processes of one thread each; 1 computes in this one.
@@ -127,35 +185,25 @@ def simulate(
 
     Raises:
         UsageError: an unknown name or a value out of its range.
-        ResumeError: ``out`` holds another grid.
-        BusyError: ``out`` is being written by another process.
+        ResumeError: ``out`` holds another grid, or is being written (`BusyError`).
         StorageError: ``out`` cannot be written.
     """
-    import pandas as pd
-
-    numbers = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    parameters = [Strategy.parse(text).parameters for text in strategies]
-    grid = Grid(task, tuple(strategies), tuple(map(float, keeps)), dimension, probe, float(l2))
-    grid.check(alphas, eps, numbers)
-    if workers < 1:
-        raise UsageError(f"workers is {workers}", fix="use 1 or more")
-    sets = [(float(alpha), float(value), seed) for alpha, value, seed in itertools.product(alphas, eps, numbers)]
-    settings = asdict(grid) | {"parameters": parameters}
-    shards = None if out is None else Shards(Path(out) / "shards", settings, suffix=".json", schema=SCHEMA)
-    with nullcontext() if shards is None else shards.held():
-        rows = _train_all(grid, sets, shards, workers, progress)
-        table = pd.DataFrame(rows).astype({"overlap": float})
-        if out is not None:
-            write_text(Path(out) / "simulation.csv", table.to_csv(index=False))
-    return table
+    which = seeds if isinstance(seeds, int) else tuple(seeds)
+    axes = tuple(strategies), tuple(alphas), tuple(map(float, keeps)), tuple(eps), which
+    return Experiment("", "", *axes, dimension, task, probe, float(l2)).run(out, workers, progress)
 
 
-def train_students(grid: Grid, training_set: TrainingSet) -> list[dict[str, Any]]:
+def train_students(grid: Experiment, training_set: TrainingSet) -> list[dict[str, Any]]:
     """The rows of a simulation's table for one training set."""
     alpha, eps, seed = training_set
     task = Task.named(grid.task, grid.dimension)
     rows = task.sample(round(alpha * grid.dimension), np.random.default_rng([seed, 0]))
-    probe = _probe(grid, task, rows, eps, seed)
+    if isinstance(grid.probe, str):
+        probe = fit(rows, eps if grid.probe == "self" else 0.0, grid.l2)
+    else:
+        side = np.random.default_rng([seed, 2]).standard_normal(grid.dimension)
+        side -= (side @ task.teacher) * task.teacher
+        probe = math.cos(grid.probe) * task.teacher + math.sin(grid.probe) * side / np.linalg.norm(side)
     length = float(np.linalg.norm(probe))
     margin = rows @ probe / length if length > 0 else np.zeros(len(rows))
     distance = rows @ task.teacher / float(np.linalg.norm(task.teacher))  # to the teacher, never negative
@@ -166,8 +214,7 @@ def train_students(grid: Grid, training_set: TrainingSet) -> list[dict[str, Any]
             chosen, eps_i = strategy.select(margin, eps, keep, np.random.default_rng([seed, 1]))
             kept = rows[chosen]
             weights = fit(kept, eps_i, grid.l2)
-            size = float(np.linalg.norm(weights))
-            overlap = task.overlap(weights)
+            size, overlap = float(np.linalg.norm(weights)), task.overlap(weights)
             toward = weights @ task.teacher / (size * np.linalg.norm(task.teacher)) if size > 0 else 0.0
             table.append(
                 {
@@ -192,80 +239,6 @@ def train_students(grid: Grid, training_set: TrainingSet) -> list[dict[str, Any]
     return table
 
 
-def _probe(grid: Grid, task: Task, rows: Array, eps: float, seed: int) -> Array:
-    if isinstance(grid.probe, str):
-        return fit(rows, eps if grid.probe == "self" else 0.0, grid.l2)
-    side = np.random.default_rng([seed, 2]).standard_normal(grid.dimension)
-    side -= (side @ task.teacher) * task.teacher
-    weights = math.cos(grid.probe) * task.teacher + math.sin(grid.probe) * side / np.linalg.norm(side)
-    return np.asarray(weights, dtype=np.float64)
-
-
-def _train_all(
-    grid: Grid, sets: list[TrainingSet], shards: Shards | None, workers: int, progress: bool
-) -> list[dict[str, Any]]:
-    """The rows of all training sets, in order; finished shards are read, new ones written."""
-    keys = {one: "alpha-{!r}_eps-{!r}_seed-{}".format(*one) for one in sets}
-    students: dict[TrainingSet, list[dict[str, Any]]] = {}
-    if shards is not None:
-        missing = set(shards.missing(keys.values()))
-        finished = [one for one in sets if keys[one] not in missing]
-        students = {one: read_json(shards.path(keys[one])) for one in finished}
-    # the largest first, so that no worker is left with one at the end
-    left = sorted((one for one in sets if one not in students), key=lambda one: -one[0])
-    pool = Workers(count=workers, threads=1)
-    with Progress(f"perceptron, {grid.task}", len(sets), "sets", show=progress, done=len(students)) as bar:
-        for one, rows in run_tasks(partial(train_students, grid), left, pool):
-            students[one] = rows
-            if shards is not None:
-                with shards.writing(keys[one]) as temporary:
-                    temporary.write_text(json.dumps(rows))
-            bar.advance()
-    return [row for one in sets for row in students[one]]
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One grid of `simulate`, with the name of its folder and the question that it answers."""
-
-    name: str
-    question: str
-    strategies: tuple[str, ...]
-    alphas: tuple[float, ...]
-    keeps: tuple[float, ...]
-    eps: tuple[float, ...]
-    seeds: int
-    dimension: int
-    task: str = "isotropic"
-    probe: Probe = PROBE
-
-    def run(self, out: Path | str | None = None, workers: int = 1, progress: bool = False) -> pd.DataFrame:
-        """Simulate the grid; with ``out`` finished shards are kept and reused."""
-        settings = {name: value for name, value in asdict(self).items() if name not in ("name", "question")}
-        return simulate(**settings, out=out, workers=workers, progress=progress)
-
-    def cost(self, out: Path) -> tuple[int, int, float]:
-        """Training sets, those finished in ``out``, and seconds of the rest: the smallest is timed, others by size."""
-        grid = Grid(self.task, self.strategies, self.keeps, self.dimension, self.probe)
-        count, finished = len(self.eps) * self.seeds, len(list((out / self.name / "shards").glob("*.json")))
-        sets, began = len(self.alphas) * count, perf_counter()
-        train_students(grid, (min(self.alphas), self.eps[0], 0))
-        whole = (perf_counter() - began) / min(self.alphas) * sum(self.alphas) * count
-        return sets, finished, whole * max(0, sets - finished) / sets
-
-    def theory(
-        self, strategies: Sequence[str], alphas: Sequence[float], keeps: Sequence[float], *, workers: int = 1
-    ) -> pd.DataFrame:
-        """The predictions at all its eps, on axes of your own; a point whose saddle was not found is left out."""
-        import pandas as pd
-
-        axes = itertools.product(strategies, map(float, alphas), map(float, keeps), self.eps)
-        whole = {text for text in strategies if Strategy.parse(text).name in WHOLE}
-        grid = list(dict.fromkeys((text, alpha, 1.0 if text in whole else keep, e) for text, alpha, keep, e in axes))
-        rows = dict(run_tasks(partial(_predicted, self), grid, Workers(count=workers, threads=1)))
-        return pd.DataFrame([row for point in grid if (row := rows[point])])
-
-
 def _predicted(experiment: Experiment, point: tuple[str, float, float, float]) -> dict[str, Any]:
     strategy, alpha, keep, eps = point
     angle = experiment.probe if not isinstance(experiment.probe, str) else 0.0
@@ -283,9 +256,6 @@ LEARNING = Experiment(
     strategies=("none", "random", "difficult", "easy", "puma(0.5)"),
     alphas=(1, 2, 3, 5, 8, 12, 20),
     keeps=(0.6,),
-    eps=(0.3,),
-    seeds=4,
-    dimension=200,
 )
 COLLAPSE = Experiment(
     "collapse",
@@ -294,7 +264,6 @@ COLLAPSE = Experiment(
     alphas=(60,),
     keeps=(0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 1.0),
     eps=(0.3, 0.4, 0.5),
-    seeds=4,
     dimension=100,
     probe=0.0,
 )
@@ -304,8 +273,6 @@ ENDS = Experiment(
     strategies=("none", "random", "difficult", "easy", "puma(0.5)", "puma-plus"),
     alphas=(2, 5, 20),
     keeps=(0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-    eps=(0.3,),
-    seeds=4,
     dimension=100,
     probe="self",
 )
@@ -319,8 +286,6 @@ TRADEOFF = Experiment(
     alphas=(2, 5, 20),
     keeps=(0.4, 0.6, 0.8),
     eps=(0.25,),
-    seeds=4,
-    dimension=200,
     task="anisotropic",
     probe="self",
 )  # fmt: skip

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,16 +41,12 @@ TASKS: dict[str, tuple[Block, ...]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """``x ~ N(0, S)`` with diagonal ``S`` constant on blocks, and ``y = sign(w*.x)``.
+    """``x ~ N(0, S)`` in ``dimension`` coordinates with diagonal ``S`` constant on blocks, and ``y = sign(w*.x)``.
 
     ``isotropic``: one block, ``S = I``. It has no accuracy-robustness trade-off and can only show harm.
     ``anisotropic``: few strong coordinates, and many weak ones that carry part of the label. An L2 attack reaches the
-    weak ones first, so a robust student has to give up their share of the label: a trade-off, as images have it.
-    Inside a block the Gaussian has no preferred direction, so the teacher may lie on one coordinate of each.
-
-    Args:
-        blocks: of the coordinates, in order.
-        dimension: number of coordinates ``d``.
+    weak ones first, so a robust student has to give up their share of the label: a trade-off, as images have it. The
+    teacher lies on one coordinate of each block, inside which the Gaussian has no preferred direction.
 
     >>> task = Task.named("anisotropic", dimension=100)
     >>> task.scale[[0, 5]].tolist(), round(float(task.teacher @ (task.scale**2 * task.teacher)), 12)
@@ -61,7 +58,7 @@ class Task:
 
     @classmethod
     def named(cls, name: str, dimension: int) -> Task:
-        """The task called ``name`` (``"isotropic"`` or ``"anisotropic"``) in ``dimension`` coordinates."""
+        """The task called ``name``, ``"isotropic"`` or ``"anisotropic"``."""
         if name not in TASKS:
             raise unknown("task", name, TASKS)
         if dimension < 20:
@@ -83,9 +80,8 @@ class Task:
     def teacher(self) -> Array:
         """Weights of the teacher ``[d]``, with ``w*'S w* = 1``; its L2 margin is ``|w*.x| / |w*|``."""
         weights = np.zeros(self.dimension)
-        starts = np.cumsum([0, *self.sizes[:-1]])
-        for start, block in zip(starts, self.blocks, strict=True):
-            weights[start] = np.sqrt(block.signal) / block.scale
+        firsts = np.cumsum([0, *self.sizes[:-1]])
+        weights[firsts] = [np.sqrt(block.signal) / block.scale for block in self.blocks]
         return weights
 
     def sample(self, rows: int, rng: np.random.Generator) -> Array:
@@ -96,9 +92,7 @@ class Task:
     def overlap(self, weights: Array) -> float:
         """Correlation of student and teacher outputs, in [-1, 1]; NaN for a student of no length."""
         length = float(np.linalg.norm(self.scale * weights))
-        if length == 0:
-            return float("nan")
-        return float(np.clip(weights @ (self.scale**2 * self.teacher) / length, -1, 1))
+        return float(np.clip(weights @ (self.scale**2 * self.teacher) / length, -1, 1)) if length else math.nan
 
     def errors(self, weights: Array, eps: float, c: float = 0.5) -> dict[str, float]:
         """Exact ``clean_error``, ``robust_error`` (label fixed) and ``consistent_error`` (attack ``min(eps, c s)``).
@@ -127,10 +121,7 @@ class Task:
 class Strategy:
     """A strategy with its parameters: names, rules and defaults of `puma.strategies`, without classes and sources.
 
-    ``none``: all rows, full eps. ``random``: a random share. ``difficult`` / ``easy``: the lowest / highest margins go.
-    ``puma(c)``: the highest margins go, ``eps_i = min(eps, c max(m_i, 0))``. ``puma-plus(c, max_misclassified)``: first
-    the most negative rows beyond that share of the kept set go, then the highest margins; ``c`` may be ``auto``.
-    ``cap-only(c)``: puma's eps on all rows. ``uniform-eps(scale)``: all rows at ``scale`` times eps.
+    ``puma(c)``, ``puma-plus(c, max_misclassified)`` (``c`` may be ``auto``), ``cap-only(c)``, ``uniform-eps(scale)``.
 
     >>> Strategy.parse("puma-plus(0.5)")
     Strategy(name='puma-plus', parameters=(0.5, 0.2))
@@ -142,24 +133,24 @@ class Strategy:
     @classmethod
     def parse(cls, text: str) -> Strategy:
         """Read ``name`` or ``name(parameter, ...)``; what is left out takes its default."""
-        match = re.fullmatch(r"\s*([a-z-]+)\s*(?:\((.*)\))?\s*", text)
-        name = match[1] if match else text
-        if name not in NAMES:
-            raise unknown("strategy", name, NAMES)
-        given = [part.strip() for part in (match[2] or "").split(",")] if match and match[2] else []
-        defaults = tuple(value for value in STRATEGIES[name].parameters.values() if value is not None)
-        if len(given) > len(defaults):
-            raise UsageError(f"strategy {text!r} has too many parameters", fix=f"{name} takes {len(defaults)}")
-        values = tuple(_number(part, text) for part in given) + defaults[len(given) :]
-        if "auto" in values[1:] or (values[:1] == ("auto",) and name != "puma-plus"):
-            raise UsageError(f"strategy {text!r}: 'auto' is only for the c of puma-plus")
-        return cls(name, values)
+        match = re.fullmatch(r"\s*([a-z-]+)\s*(?:\((.+)\))?\s*", text)
+        if match is None or match[1] not in NAMES:
+            raise unknown("strategy", match[1] if match else text, NAMES)
+        defaults = [value for value in STRATEGIES[match[1]].parameters.values() if value is not None]
+        given = [part.strip() for part in match[2].split(",")] if match[2] else []
+        try:
+            values = [one if part == one == "auto" else float(part) for part, one in zip(given, defaults, strict=False)]
+            sound = len(given) <= len(defaults) and all(v == "auto" or 0 <= v < math.inf for v in values)
+        except ValueError:
+            sound = False
+        if not sound:
+            why = f"{match[1]} takes {len(defaults)}, numbers that are not negative, or auto for the c of puma-plus"
+            raise UsageError(f"strategy {text!r} has parameters that cannot be used", why=why)
+        return cls(match[1], (*values, *defaults[len(given) :]))
 
     def cap(self, misclassified: float, below_eps: float, keep: float) -> float:
         """The factor ``c`` of the cap, from three shares (margin below 0, from 0 to eps, kept); inf without a cap."""
-        if self.name not in ("puma", "puma-plus", "cap-only"):
-            return float("inf")
-        c = self.parameters[0]
+        c = self.parameters[0] if self.name in ("puma", "puma-plus", "cap-only") else math.inf
         return automatic_c(misclassified, below_eps, keep) if isinstance(c, str) else c
 
     def select(
@@ -184,112 +175,107 @@ class Strategy:
         return np.full_like(margin, eps) if np.isinf(c) else np.minimum(eps, c * np.maximum(margin, 0))
 
 
-def _number(part: str, text: str) -> float | str:
-    if part == "auto":
-        return part
-    try:
-        value = float(part)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise UsageError(f"strategy {text!r}: cannot use the parameter {part!r}", fix="write a number, 0 or more")
-    return value
-
-
 def fit(inputs: ArrayLike, eps: ArrayLike, l2: float = 1e-5) -> Array:
-    """Minimise the adversarial logistic loss of a linear student.
+    """Minimise the adversarial logistic loss of a linear student; weights ``[d]``, exactly 0 where training collapses.
 
-    The loss is ``mean_i softplus(-(a_i.w - eps_i |w|)) + l2 |w|^2 / 2`` with ``a_i = y_i x_i``: against a linear
-    student the inner maximum over ``|delta| <= eps_i`` is exactly ``-eps_i |w|``. It is convex, and smooth but at
-    ``w = 0``. There the subgradients are ``-mean(a_i) / 2`` plus the ball of size ``mean(eps_i) / 2``, so **w = 0
-    is the optimum iff |mean(a_i)| <= mean(eps_i)**: adversarial training has collapsed. Otherwise the loss falls along
-    ``mean(a_i)``, and Newton's method with a line search runs on the smooth side until the gradient vanishes.
-
-    Args:
-        inputs: label times input, ``[n, d]``.
-        eps: of the L2 attack, not negative: one number, or one per row ``[n]``.
-        l2: weight of the penalty, positive (separable data have no optimum without it).
-
-    Returns:
-        Weights ``[d]``, float64; exactly 0 where training collapses.
+    The loss is ``mean_i softplus(-(a_i.w - eps_i |w|)) + l2 |w|^2 / 2`` with ``a_i = y_i x_i``, the rows of ``inputs``
+    ``[n, d]``, and ``eps`` one number or one per row: against a linear student the inner maximum over
+    ``|delta| <= eps_i`` is exactly ``-eps_i |w|``. It is convex, and smooth but at ``w = 0``. There the subgradients
+    are ``-mean(a_i) / 2`` plus the ball of size ``mean(eps_i) / 2``, so **w = 0 is the optimum iff
+    |mean(a_i)| <= mean(eps_i)**: adversarial training has collapsed. Otherwise the loss falls along ``mean(a_i)``, and
+    Newton's method with a line search runs on the smooth side until the gradient vanishes.
 
     >>> fit([[1.0, 0.0], [0.0, 1.0]], eps=0.8)
     array([0., 0.])
 
     Raises:
         DataError: no rows, or values that are not finite.
-        UsageError: shapes that do not fit, a negative ``eps``, ``l2 <= 0``.
+        UsageError: shapes that do not fit, a negative ``eps``, ``l2 <= 0`` (separable data have no optimum without it).
         CheckError: no convergence.
     """
-    rows = np.ascontiguousarray(inputs, dtype=np.float64)
+    rows, eps_i = np.ascontiguousarray(inputs, dtype=np.float64), np.asarray(eps, dtype=np.float64)
     if rows.ndim != 2 or rows.size == 0 or not np.isfinite(rows).all():
         raise DataError(f"inputs of shape {rows.shape} are not finite rows [n, d] of label times input")
-    eps_i = np.asarray(eps, dtype=np.float64)
     if eps_i.shape not in ((), (len(rows),)):
         raise UsageError(f"eps has shape {eps_i.shape} for {len(rows)} rows", fix="give one number or one per row")
     if not ((eps_i >= 0) & (eps_i < np.inf)).all():
         raise UsageError("eps has to be finite and not negative")
     if not (math.isfinite(l2) and l2 > 0):
         raise UsageError(f"l2 is {l2!r}", why="separable data have no optimum without a positive penalty")
-    eps_i = np.full(len(rows), eps_i)
-    mean = rows.mean(axis=0)
+    eps_i, mean = np.full(len(rows), eps_i), rows.mean(axis=0)
     length = float(np.linalg.norm(mean))
     if length <= eps_i.mean():
         return np.zeros(rows.shape[1])
-    point = min(
-        (_Point.at(size * mean / length, rows, eps_i, l2) for size in (1.0, 0.1, 0.01)), key=lambda at: at.value
-    )
+    loss = _Loss(rows, eps_i, l2)
+    point = min((loss.at(size * mean / length) for size in (1.0, 0.1, 0.01)), key=lambda at: at.value)
     for _ in range(_STEPS):
-        gradient, hessian = point.derivatives(rows, eps_i, l2)
+        gradient, hessian = loss.derivatives(point)
         step = _newton(hessian, gradient)
-        decrement = float(-gradient @ step)
-        if np.linalg.norm(gradient) <= _TOLERANCE or decrement <= 1e-26:
+        decrement, norm = float(-gradient @ step), np.linalg.norm(gradient)
+        if norm <= _TOLERANCE or decrement <= 1e-26:
             return point.weights
-        moved = _line_search(point, step, decrement, rows, eps_i, l2)
+        moved = loss.line_search(point, step, decrement)
         if moved is None:  # rounding is all that is left to gain
-            if np.linalg.norm(gradient) <= 1e-7:
+            if norm <= 1e-7:
                 return point.weights
             break
         point = moved
-    raise CheckError(
-        f"the perceptron did not converge in {_STEPS} steps",
-        why=f"the gradient's norm is {np.linalg.norm(gradient):.1e}",
-        fix="raise l2",
-    )
+    why = f"the gradient's norm is {norm:.1e}"
+    raise CheckError(f"the perceptron did not converge in {_STEPS} steps", why=why, fix="raise l2")
 
 
-@dataclass(frozen=True)
-class _Point:
-    """Weights, the margins of the attacked rows and the loss there."""
+class _Point(NamedTuple):
+    """Weights, their length, the margins of the attacked rows and the loss there."""
 
     weights: Array
     length: float
     margins: Array
     value: float
 
-    @classmethod
-    def at(cls, weights: Array, rows: Array, eps_i: Array, l2: float) -> _Point:
-        length = float(np.linalg.norm(weights))
-        margins = rows @ weights - eps_i * length
-        value = float(np.logaddexp(0, -margins).mean()) + l2 * length**2 / 2
-        return cls(weights, length, margins, value)
 
-    def derivatives(self, rows: Array, eps_i: Array, l2: float) -> tuple[Array, Array]:
+class _Loss(NamedTuple):
+    """The adversarial logistic loss of a training set."""
+
+    rows: Array
+    eps: Array
+    l2: float
+
+    def at(self, weights: Array, margins: Array | None = None) -> _Point:
+        length = float(np.linalg.norm(weights))
+        margins = self.rows @ weights - self.eps * length if margins is None else margins
+        value = float(np.logaddexp(0, -margins).mean()) + self.l2 * length**2 / 2
+        return _Point(weights, length, margins, value)
+
+    def derivatives(self, point: _Point) -> tuple[Array, Array]:
         """Gradient ``[d]`` and Hessian ``[d, d]`` of the loss away from 0."""
-        n, unit = len(rows), self.weights / self.length
-        pull = expit(-self.margins)  # minus the loss's derivative, in (0, 1)
-        spread = float(pull @ eps_i) / n
-        gradient = -(rows.T @ pull) / n + spread * unit + l2 * self.weights
+        rows, eps, n, unit = self.rows, self.eps, len(self.rows), point.weights / point.length
+        pull = expit(-point.margins)  # minus the loss's derivative, in (0, 1)
+        spread = float(pull @ eps) / n
+        gradient = -(rows.T @ pull) / n + spread * unit + self.l2 * point.weights
         bend = np.sqrt(pull * (1 - pull) / n)
         scaled = rows * bend[:, None]
         # sum_i bend_i^2 (a_i - eps_i unit)(a_i - eps_i unit)', multiplied out so that rows are scaled only once
         hessian = scaled.T @ scaled
-        cross = scaled.T @ (bend * eps_i)
-        square = float((bend * eps_i) @ (bend * eps_i))
+        cross = scaled.T @ (bend * eps)
+        square = float((bend * eps) @ (bend * eps))
         hessian -= np.outer(cross, unit) + np.outer(unit, cross)
-        hessian += (square - spread / self.length) * np.outer(unit, unit)
-        hessian[np.diag_indices_from(hessian)] += spread / self.length + l2
+        hessian += (square - spread / point.length) * np.outer(unit, unit)
+        hessian[np.diag_indices_from(hessian)] += spread / point.length + self.l2
         return gradient, hessian
+
+    def line_search(self, point: _Point, step: Array, decrement: float) -> _Point | None:
+        """Halve the step until the loss falls enough; None if it cannot fall any more."""
+        along = self.rows @ step
+        for halvings in range(60):
+            size = 0.5**halvings
+            weights = point.weights + size * step
+            length = float(np.linalg.norm(weights))
+            if length > 0:
+                moved = self.at(weights, point.margins + self.eps * point.length + size * along - self.eps * length)
+                flat = decrement < 1e-13 and moved.value <= point.value + 1e-15 * math.fabs(point.value) + 1e-18
+                if moved.value <= point.value - 1e-4 * size * decrement or flat:  # flat to rounding: trust Newton
+                    return moved
+        return None
 
 
 def _newton(hessian: Array, gradient: Array) -> Array:
@@ -300,21 +286,3 @@ def _newton(hessian: Array, gradient: Array) -> Array:
         except LinAlgError:
             shift = max(10 * shift, 1e-14 * float(np.trace(hessian)))
     raise CheckError("the perceptron's Hessian is not positive definite", fix="raise l2")
-
-
-def _line_search(point: _Point, step: Array, decrement: float, rows: Array, eps_i: Array, l2: float) -> _Point | None:
-    """Halve the step until the loss falls enough; None if it cannot fall any more."""
-    along = rows @ step
-    size = 1.0
-    for _ in range(60):
-        weights = point.weights + size * step
-        length = float(np.linalg.norm(weights))
-        if length > 0:
-            margins = point.margins + eps_i * point.length + size * along - eps_i * length
-            value = float(np.logaddexp(0, -margins).mean()) + l2 * length**2 / 2
-            if value <= point.value - 1e-4 * size * decrement:
-                return _Point(weights, length, margins, value)
-            if decrement < 1e-13 and value <= point.value + 1e-15 * math.fabs(point.value) + 1e-18:
-                return _Point(weights, length, margins, value)  # the loss is flat to rounding: trust Newton
-        size /= 2
-    return None

@@ -1,31 +1,29 @@
 """Learning curves without simulation: the high-dimensional limit by Gordon's comparison theorem.
 
 Let ``n, d`` grow with ``n / d = alpha`` fixed. The convex Gaussian min-max theorem (Thrampoulidis, Oymak and Hassibi
-2015; for adversarial training Javanmard and Soltanolkotabi 2020, arXiv 2010.11213, and Taheri et al., arXiv
-2010.13275) replaces the ``n x d`` Gaussian matrix of the loss by two vectors. Split the weights into the part that
-margins and labels depend on (along the probe, ``b_p``, and orthogonal to it in the plane of the teacher, ``b_o``) and
-the rest, of length ``r``. A kept row's attacked margin is then distributed as
+2015; for adversarial training Javanmard and Soltanolkotabi 2020, arXiv 2010.11213, and Taheri et al., arXiv 2010.13275)
+replaces the Gaussian matrix of the loss by two vectors. The weights are split into the part that margins and labels
+depend on (along the probe, ``b_p``, and orthogonal to it in the plane of the teacher, ``b_o``) and the rest, of length
+``r``. A kept row's attacked margin is then distributed as
 
     ``q = b_p m + b_o o + r G - eps(m) N``,   ``N^2 = b_p^2 + b_o^2 + r^2``,   ``G ~ N(0, 1)``,
 
-and fitting moves the margins of the training rows away from it by at most ``h = r / sqrt(alpha)`` in the root mean
-square, ``alpha`` counting kept rows. So the optimal loss is
+and fitting moves the training rows' margins from it by at most ``h = r / sqrt(alpha)`` in the root mean square,
+``alpha`` counting kept rows. So the optimal loss is
 
     ``min_{b, r}  max_{g > 0}  E[ min_z softplus(-z) + (z - q)^2 / 2g ] - h^2 / 2g  +  l2 N^2 / 2``,
 
-a convex problem in a handful of numbers; its minimiser gives the student's overlap with the teacher, and the closed
-forms give its errors. With blocks of coordinates of deviation ``s_k`` and share ``d_k``, each block
-has its own ``a_k`` along the teacher and ``r_k``: ``h = sum_k s_k r_k sqrt(d_k / alpha)`` and the variances add up.
+convex in a handful of numbers; its minimiser gives the student's overlap with the teacher, and the closed forms its
+errors. With blocks of coordinates of deviation ``s_k`` and share ``d_k``, each block has its own ``a_k`` along the
+teacher and ``r_k``: ``h = sum_k s_k r_k sqrt(d_k / alpha)`` and the variances add up.
 
-How far to trust it: at ``d = 200`` the mean over seeds lies within 0.3 points of it (tests/perceptron), but near the
-collapse and with very little data, which are marked. Its quadrature resolves margins of about 0.02, so that students
-better than 1 % clean error under a cap may be off by 0.2 points.
+At ``d = 200`` the mean over seeds lies within 0.3 points of it (tests/perceptron), but near the collapse and with very
+little data, which are marked. Students better than 1 % clean error under a cap may be off by 0.2 points (quadrature).
 
-The training set of a strategy with unlimited data is a quadrature rule over margins (`Population`). A probe at angle
-``t`` from the teacher sees the signed margin ``m = y w0.x``. With ``o`` the output along the direction in the plane of
-probe and teacher that is orthogonal to the probe, the teacher's margin is ``s = cos(t) m + sin(t) o``, and the label's
-sign makes ``s > 0``: ``(m, o)`` are independent standard normals given ``s > 0``. The margin is skew-normal with
-density ``2 phi(m) Phi(m / tan t)``. Every strategy keeps an interval of ``m`` and sets eps from it.
+With unlimited data the training set is a quadrature over the probe's margins ``m = y w0.x`` (`Population`), of which
+every strategy keeps an interval. With ``o`` the output orthogonal to the probe in its plane with the teacher, at angle
+``t``, ``(m, o)`` are independent standard normals given ``s = cos(t) m + sin(t) o > 0``: the margin is skew-normal with
+density ``2 phi(m) Phi(m / tan t)``.
 """
 
 from __future__ import annotations
@@ -43,23 +41,18 @@ from puma.perceptron.task import WHOLE, Strategy, Task
 
 _REACH, _MARGIN_NODES = 8.0, 12
 _NOISE_REACH, _NOISE_NODES = 7.5, 48
-SMALLEST_ANGLE = 1e-3
-"""Radians; better probes are computed as this one or as perfect ones."""
-NO_MARGINS = ("none", "random", "uniform-eps")
-"""Strategies whose rows do not depend on margins: any probe will do, also one trained on the same data."""
+SMALLEST_ANGLE = 1e-3  # radians; better probes are computed as this one or as perfect ones
+NO_MARGINS = ("none", "random", "uniform-eps")  # for these any probe will do, also one trained on the same data
 
 
 @dataclass(frozen=True)
 class Population:
-    """The kept rows of a strategy with unlimited data: nodes ``margin [M]`` of a quadrature, and eps at each.
+    """The kept rows of a strategy with unlimited data, as the nodes of a quadrature."""
 
-    ``weight`` is without the factor ``P(s > 0 | m)``; with it the weights sum to 1. ``angle`` 0 is a perfect probe.
-    """
-
-    angle: float
-    margin: Array
-    weight: Array
-    eps: Array
+    angle: float  # of the probe; 0 is a perfect one
+    margin: Array  # [M]
+    weight: Array  # [M], without the factor P(s > 0 | m); with it they sum to 1
+    eps: Array  # [M]
     keep: float
 
     @classmethod
@@ -72,7 +65,10 @@ class Population:
         err = angle / np.pi
         cap = strategy.cap(err, _distribution(eps, angle) - err, keep)
         low, high = _interval(strategy, keep, angle, err)
-        nodes, weights = panels(_breaks(low, high, angle, eps / cap if cap > 0 else 0.0), _MARGIN_NODES)
+        # panels end where eps has its knees, and where the misclassified rows end (a width of tan(angle))
+        ends = [side * size * abs(np.tan(angle)) for side in (-1, 1) for size in (0.4, 1, 2.5, 8)]
+        ends += [low, high, 0.0, eps / cap if cap > 0 else 0.0, 1.0, 3.0]
+        nodes, weights = panels(np.unique(np.clip(ends, low, high)), _MARGIN_NODES)
         share = 1.0 if strategy.name == "random" else keep
         weights = weights * 2 * np.exp(-(nodes**2) / 2) / np.sqrt(2 * np.pi) / share
         return cls(angle, nodes, weights, strategy.eps_of(nodes, eps, cap), keep)
@@ -115,30 +111,19 @@ def _quantile(share: float, angle: float) -> float:
 
 def _interval(strategy: Strategy, keep: float, angle: float, err: float) -> tuple[float, float]:
     """Lowest and highest kept margin."""
-    start = 0.0
-    if strategy.name == "difficult":
-        start = 1 - keep
-    elif strategy.name == "puma-plus":
+    start = 1 - keep if strategy.name == "difficult" else 0.0
+    if strategy.name == "puma-plus":
         start = min(1 - keep, max(0.0, err - float(strategy.parameters[1]) * keep))
-    elif strategy.name == "random":
-        return _quantile(0, angle), _quantile(1, angle)
-    return _quantile(start, angle), _quantile(start + keep, angle)
-
-
-def _breaks(low: float, high: float, angle: float, knee: float) -> Array:
-    """Panel ends: where eps has its knees, and where the misclassified rows end (a width of ``tan(angle)``)."""
-    width = abs(np.tan(angle))
-    points = [low, high, 0.0, knee, *(side * size * width for side in (-1, 1) for size in (0.4, 1, 2.5, 8)), 1.0, 3.0]
-    return np.unique(np.clip(points, low, high))
+    stop = 1 if strategy.name == "random" else start + keep
+    return _quantile(start, angle), _quantile(stop, angle)
 
 
 @dataclass(frozen=True)
 class Prediction:
     """A student in the limit; fields as the columns of a simulation's table.
 
-    ``reliable`` is False near the collapse, where ``mean_margin`` is within a tenth of ``mean_eps``: there the optimum
-    is flat, and simulations at finite ``d`` scatter over both sides. False too below 1.5 kept examples per dimension,
-    where at ``d = 200`` simulations were found up to a point better.
+    ``reliable`` is False near the collapse, where ``mean_margin`` is within a tenth of ``mean_eps``, the optimum flat
+    and simulations on both sides; and below 1.5 kept examples per dimension.
     """
 
     clean_error: float
@@ -168,8 +153,8 @@ def predict(
 ) -> Prediction:
     """The student of `simulate` in the limit of many dimensions, for a probe that is independent of the data.
 
-    Arguments as in `simulate`; ``angle`` is the probe's, in radians. On the ``"anisotropic"`` task only strategies that
-    use no margins can be computed (`UsageError`); `CheckError` where the saddle point was not found.
+    Arguments as in `simulate`; ``angle`` is the probe's, in radians. On the ``"anisotropic"`` task only `NO_MARGINS`
+    can be computed (`UsageError`); `CheckError` where the saddle point was not found.
 
     >>> student = predict("none", alpha=10, eps=0.3)
     >>> round(student.clean_error, 3), round(student.robust_error, 3)
@@ -179,19 +164,14 @@ def predict(
     if not (alpha > 0 and eps >= 0 and 0 < keep <= 1 and 0 <= angle <= math.pi / 2 and l2 > 0):
         raise UsageError(f"no prediction for alpha {alpha}, eps {eps}, keep {keep}, angle {angle}, l2 {l2}")
     if task != "isotropic" and rule.name not in NO_MARGINS:
-        why = "its probe is trained on the same data"
-        raise UsageError(f"no prediction for {rule.name!r} on the {task} task", why=why)
-    population = Population.of(rule, eps, keep, angle)
-    shape = Task.named(task, 1000)
+        what = f"no prediction for {rule.name!r} on the {task} task"
+        raise UsageError(what, why="its probe is trained on the same data")
+    population, shape = Population.of(rule, eps, keep, angle), Task.named(task, 1000)
     saddle = SaddlePoint(population, shape, alpha * population.keep, l2)
     mean_margin, mean_eps = saddle.mean_margin(), population.mean_eps
     reliable = alpha * population.keep >= 1.5 and not 0.9 < mean_margin / max(mean_eps, 1e-300) < 1.1
-    if mean_margin <= mean_eps:
-        errors, overlap, length = shape.errors_at(math.nan, math.nan, eps), math.nan, 0.0
-    else:
-        weights = saddle.solve()
-        overlap, stretch, length = saddle.summary(weights)
-        errors = shape.errors_at(overlap, stretch, eps)
+    overlap, stretch, length = (math.nan, math.nan, 0.0) if mean_margin <= mean_eps else saddle.summary(saddle.solve())
+    errors = shape.errors_at(overlap, stretch, eps)
     return Prediction(
         **errors, overlap=overlap, length=length, mean_eps=mean_eps, mean_margin=mean_margin, reliable=reliable
     )
@@ -209,9 +189,8 @@ class SaddlePoint:
         self.share = np.array([block.share for block in task.blocks])
         self.signal = np.sqrt([block.signal for block in task.blocks])
         self.planar = population.angle > 0
-        noise, weight = panels(np.linspace(-_NOISE_REACH, _NOISE_REACH, 5), _NOISE_NODES // 4)
-        self.noise = noise
-        self.weight = population.weight[:, None] * (weight * np.exp(-(noise**2) / 2) / np.sqrt(2 * np.pi))
+        self.noise, weight = panels(np.linspace(-_NOISE_REACH, _NOISE_REACH, 5), _NOISE_NODES // 4)
+        self.weight = population.weight[:, None] * (weight * np.exp(-(self.noise**2) / 2) / np.sqrt(2 * np.pi))
         self.log_g = 0.0  # the last inner maximum starts the next search
 
     def mean_margin(self) -> float:
@@ -234,8 +213,7 @@ class SaddlePoint:
     def summary(self, weights: Array) -> tuple[float, float, float]:
         """Overlap with the teacher, ``|w| / |w|_S`` and ``|w|``."""
         along, across, noise, length, _ = self.outputs(weights)
-        size = math.hypot(along, across, noise)
-        angle = self.population.angle
+        size, angle = math.hypot(along, across, noise), self.population.angle
         return (along * math.cos(angle) + across * math.sin(angle)) / size, length / size, length
 
     def solve(self) -> Array:
@@ -247,8 +225,7 @@ class SaddlePoint:
         along, across = self.population.mean_margin
         noise = self.scale * np.sqrt(self.share / self.alpha)
         signal = np.array([along, across]) if self.planar else self.scale * self.signal * along
-        start = 3.0 * np.concatenate([signal, noise])
-        count = len(signal)
+        start, count = 3.0 * np.concatenate([signal, noise]), len(signal)
 
         def objective(point: Array) -> tuple[float, Array]:
             weights = np.concatenate([point[:count], np.exp(point[count:])])
@@ -270,21 +247,17 @@ class SaddlePoint:
     def loss(self, weights: Array) -> tuple[float, Array]:
         """The loss after the inner maximum over ``g``, and its gradient (by the envelope theorem ``g`` is constant)."""
         along, across, noise, length, h = self.outputs(weights)
-        margin, spread = self.population.margin[:, None], math.hypot(across, noise)
-        q = along * margin - self.population.eps[:, None] * length + spread * self.noise
-        weight = self.weight
+        margin, eps, spread = self.population.margin[:, None], self.population.eps[:, None], math.hypot(across, noise)
+        q, weight = along * margin - eps * length + spread * self.noise, self.weight
         if self.planar:
             cot = 1 / math.tan(self.population.angle)
             inside = (cot * margin * spread + across * self.noise) / noise
             weight = weight * ndtr(inside)  # P(s > 0 | m, q)
         gap, rate = self._inner(q, weight, h)  # rate = 1 / g
-        pull = expit(-q - gap)
-        envelope = np.logaddexp(0, -q - gap) + gap**2 * rate / 2
+        envelope, force = np.logaddexp(0, -q - gap) + gap**2 * rate / 2, weight * expit(-q - gap)
         value = float(np.sum(weight * envelope)) - h**2 * rate / 2 + self.l2 * length**2 / 2
-        force = weight * pull
-        by_along = -float(np.sum(force * margin))
-        by_spread = -float(np.sum(force * self.noise))
-        by_length = float(np.sum(force * self.population.eps[:, None])) + self.l2 * length
+        by_along, by_spread = -float(np.sum(force * margin)), -float(np.sum(force * self.noise))
+        by_length = float(np.sum(force * eps)) + self.l2 * length
         by_across, by_noise = by_spread * across / spread, by_spread * noise / spread
         if self.planar:
             edge = self.weight * np.exp(-(inside**2) / 2) / np.sqrt(2 * np.pi) * envelope
