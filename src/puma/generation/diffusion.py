@@ -66,12 +66,8 @@ class Diffusion:
 
     def save(self, folder: Path | str) -> None:
         """Write ``model.safetensors`` into ``folder``, atomically, with the configuration and a checksum inside."""
-        meta = {
-            "config": self.config.model_dump(mode="json"),
-            "image_shape": list(self.image_shape),
-            "class_names": list(self.class_names),
-            "made_from": self.made_from,
-        }
+        meta = {"config": self.config.model_dump(mode="json"), "image_shape": list(self.image_shape)}
+        meta |= {"class_names": list(self.class_names), "made_from": self.made_from}
         save_tensors(self.denoiser.state_dict(), Path(folder) / "model.safetensors", SCHEMA, meta)
 
     @classmethod
@@ -120,21 +116,13 @@ def train_diffusion(
     """Train (or finish training, or just load) the diffusion model of ``folder`` on ``real``.
 
     ``folder`` receives ``model.safetensors``, and every ``checkpoint_every`` steps a checkpoint, which changes nothing
-    in the result; ``seed`` decides initial weights and every batch.
-
-    Raises:
-        ResumeError: the folder holds a model of other data or settings.
-        CheckError: the loss became infinite or NaN.
+    in the result; ``seed`` decides initial weights and every batch. `ResumeError` if the folder holds a model of other
+    data or settings, `CheckError` if the loss became infinite or NaN.
     """
     folder, device = Path(folder), torch.device(device)
-    settings = {
-        "config": config.model_dump(mode="json"),
-        "fingerprint": real.fingerprint,
-        "rows": len(real),
-        "seed": seed,
-    }
-    machine = environment(device)
-    checkpoints = folder / "checkpoints"
+    made_from = {"fingerprint": real.fingerprint, "rows": len(real), "seed": seed}
+    settings = {"config": config.model_dump(mode="json"), **made_from}
+    machine, checkpoints = environment(device), folder / "checkpoints"
     with lock(folder):
         claim_folder(folder, settings, environment=machine, schema=SCHEMA)
         if (folder / "model.safetensors").exists():
@@ -154,8 +142,7 @@ def train_diffusion(
                     tensors = pack(training.denoiser, training.ema.model, training.optimizer)
                     save_state(checkpoints, training.step, tensors, {})
                 bar.advance(note=f"loss {value:.3f}")
-        made_from = {**settings, "source": real.name, **machine}
-        del made_from["config"]
+        made_from |= {"source": real.name, **machine}
         denoiser = cast(Denoiser, training.ema.model)
         model = Diffusion(denoiser, config, real.image_shape, tuple(real.class_names), made_from)
         model.save(folder)
@@ -218,11 +205,8 @@ class _Training:
                 torch.autograd.backward(value)
                 total += float(value.detach())
         if not np.isfinite(total):
-            raise CheckError(
-                f"the diffusion loss is {total} at step {step}",
-                why="training diverged; nothing of this step was kept",
-                fix="lower learning_rate, or lengthen warmup",
-            )
+            why, fix = "training diverged; nothing of this step was kept", "lower learning_rate, or lengthen warmup"
+            raise CheckError(f"the diffusion loss is {total} at step {step}", why=why, fix=fix)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.denoiser, ramped_decay(config.ema, step))
@@ -244,26 +228,15 @@ def learning_rate(config: DiffusionConfig, step: int) -> float:
     return config.learning_rate * warm * 0.5 * (1 + float(np.cos(np.pi * step / config.steps)))
 
 
-# --- augmentation --------------------------------------------------------------------------------------------------
-
-
 def augment(
     images: Tensor, generator: torch.Generator, *, shift: float = 0.0, flip: float = 0.0, warp: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Change some images and describe the change (Karras et al. 2022, section 5); borders are repeated.
+    """Change some images [B, C, H, W] and describe the change (Karras et al. 2022, section 5); borders are repeated.
 
-    Without the vector a generator trained on shifted images samples shifted images; sampling under the zero vector
-    gives images like the untouched ones.
-
-    Args:
-        images: float [B, C, H, W].
-        generator: source of all randomness.
-        shift: probability of a shift by whole pixels, up to 1/8 of the size each way; blurs nothing.
-        flip: probability of exchanging left and right.
-        warp: probabilities of scaling, of rotating and of a fractional shift, each on its own (bilinear).
-
-    Returns:
-        The images, and the augmentation vectors: float32 [B, AUGMENT_DIM], zero where nothing was done.
+    Returns the images and the augmentation vectors, float32 [B, AUGMENT_DIM], zero where nothing was done: sampling
+    under the zero vector gives images like the untouched ones. Probabilities: ``shift`` by whole pixels, up to 1/8 of
+    the size each way (blurs nothing); ``flip``, left and right; ``warp`` of scaling, of rotating and of a fractional
+    shift, each on its own (bilinear).
     """
     applied = torch.zeros(len(images), AUGMENT_DIM, device=images.device)
     if flip > 0:

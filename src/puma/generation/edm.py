@@ -17,7 +17,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 class Coefficients(NamedTuple):
-    """The four factors of the preconditioning, each of the shape of sigma (table 1, column "Ours")."""
+    """D(x) = c_skip * x + c_out * F(c_in * x, c_noise): unit variance in and out (table 1, "Ours"; appendix B.6)."""
 
     c_skip: Tensor
     c_out: Tensor
@@ -26,7 +26,7 @@ class Coefficients(NamedTuple):
 
 
 def coefficients(sigma: Tensor, sigma_data: float) -> Coefficients:
-    """Preconditioning D(x) = c_skip * x + c_out * F(c_in * x, c_noise): unit variance in and out (appendix B.6)."""
+    """The four factors of the preconditioning, each of the shape of sigma."""
     total = sigma**2 + sigma_data**2
     return Coefficients(sigma_data**2 / total, sigma * sigma_data / total.sqrt(), 1 / total.sqrt(), sigma.log() / 4)
 
@@ -62,13 +62,8 @@ def loss(
 ) -> Tensor:
     """Weighted squared error of each denoised image, mean over its pixels; float32 [B] (equation 8).
 
-    Args:
-        denoiser: the network with its preconditioning.
-        images: clean images in [-1, 1], [B, C, H, W].
-        labels: int64 [B]; ``num_classes`` where the label is dropped.
-        sigma: noise levels [B].
-        noise: standard normal, of the shape of ``images``.
-        augment: the augmentation each image went through, [B, A], or None.
+    ``images`` [B, C, H, W] are clean, ``noise`` is standard normal of their shape; ``labels`` int64 [B] are
+    ``num_classes`` where dropped; ``augment`` [B, A] is the augmentation each image went through.
     """
     denoised: Tensor = denoiser(images + _wide(sigma) * noise, sigma, labels, augment)
     error: Tensor = ((denoised - images) ** 2).flatten(1).mean(1)
@@ -91,15 +86,8 @@ def schedule(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho:
 def sample(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Tensor:
     """Solve the probability-flow ODE from pure noise to images by Heun's method (algorithm 1).
 
-    The state is float64, as in the authors' code; the denoiser may compute in anything.
-
-    Args:
-        denoise: the denoiser, already bound to its labels and guidance.
-        noise: standard normal [B, C, H, W], one per image.
-        sigmas: decreasing noise levels ending in 0, as from `schedule`.
-
-    Returns:
-        Images around [-1, 1], not clipped, float64 [B, C, H, W].
+    From standard normal ``noise`` [B, C, H, W] and the noise levels of `schedule` to images around [-1, 1], not
+    clipped, float64 as in the authors' code; the denoiser, bound to its labels, may compute in anything.
     """
 
     def slope(state: Tensor, sigma: float) -> Tensor:
@@ -118,13 +106,10 @@ def sample(denoise: Denoise, noise: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def guided(denoiser: Denoiser, labels: Tensor, no_label: int, guidance: float = 1.0) -> Denoise:
-    """Bind labels to a denoiser, with classifier-free guidance (Ho & Salimans, arXiv 2207.12598).
+    """Bind labels int64 [B] to a denoiser, with classifier-free guidance (Ho & Salimans, arXiv 2207.12598).
 
-    Args:
-        denoiser: trained with label dropout if guidance is not 1.
-        labels: int64 [B].
-        no_label: the label that means "none" (``num_classes``).
-        guidance: 1 is the plain conditional model; above 1 gives better agreement with the label and less variety.
+    ``no_label`` means "none" (``num_classes``). Guidance 1 is the plain conditional model; above 1 gives better
+    agreement with the label and less variety, of a denoiser that was trained with label dropout.
     """
     absent = torch.full_like(labels, no_label)
 

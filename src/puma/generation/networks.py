@@ -26,27 +26,13 @@ Settings = TypeVar("Settings", bound=BaseModel)
 class DiffusionConfig(BaseModel):
     """A diffusion model and its training; images are in [-1, 1] and noise levels in that unit.
 
-    Args:
-        network: ``"mlp"`` up to 16 pixels, ``"unet"`` from 16.
-        width: units of the MLP, or channels of the UNet's first level.
-        blocks: residual blocks, of the UNet per level.
-        multipliers: UNet only: channels of each level, in widths; every level after the first halves the image.
-        attention: UNet only: heights in pixels of the levels with self-attention.
-        dropout: inside the blocks.
-        steps: optimiser steps.
-        batch_size: images per step.
-        learning_rate: of Adam, at its peak.
-        warmup: steps of linear warm-up; afterwards half a cosine down to zero.
-        ema: decay of the weights' moving average, which is the model that samples.
-        sigma_data: standard deviation of the pixels, in [-1, 1].
-        noise_mean: mean of ln(sigma) in training.
-        noise_std: standard deviation of ln(sigma) in training.
-        label_dropout: share of images shown without their label; above 0 allows guidance.
-        shift: probability of a whole-pixel shift of a training image; this and the next two do not leak.
-        flip: probability of exchanging left and right.
-        warp: probability of scaling, of rotating and of shifting with interpolation.
-        precision: of the network; the rest is float32 and the sampler's state float64.
-        compile: compile the network on a GPU (ignored on a CPU).
+    ``width`` is that of the MLP, or the channels of the UNet's first level; ``multipliers`` (channels of each level, in
+    widths; every level after the first halves the image) and ``attention`` (heights in pixels of the levels with
+    self-attention) are the UNet's. The learning rate is Adam's at its peak, after ``warmup`` steps; then half a cosine
+    down to zero. ``ema`` is the decay of the weights that sample. ``noise_mean`` and ``noise_std`` are of ln(sigma).
+    ``label_dropout`` is the share of images shown without their label: above 0 allows guidance. ``shift`` (whole
+    pixels), ``flip`` and ``warp`` (scaling, rotating, fractional shift) are probabilities of `augment`. ``compile`` is
+    ignored on a CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,11 +78,9 @@ def diffusion_config(image_shape: tuple[int, int, int], preset: str | None = Non
     """The preset of that name, or the one for images (H, W, C), with some of its settings changed."""
     largest = max(image_shape[:2])
     if preset is None and largest > 64:
-        raise UsageError(
-            f"no preset for images of {image_shape[0]}x{image_shape[1]} pixels",
-            why="our diffusion models are for 8 to 64 pixels",
-            fix="load the images with resize=32, or use a diffusers pipeline of your own",
-        )
+        what = f"no preset for images of {image_shape[0]}x{image_shape[1]} pixels"
+        fix = "load the images with resize=32, or use a diffusers pipeline of your own"
+        raise UsageError(what, why="our diffusion models are for 8 to 64 pixels", fix=fix)
     name = preset or ("digits" if largest <= 16 else "small-32")
     if name not in PRESETS:
         raise unknown("diffusion preset", name, PRESETS)
@@ -120,7 +104,7 @@ class _ResidualMLP(nn.Module):
     def __init__(self, config: DiffusionConfig, shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
         size, width = math.prod(shape), config.width
-        frequencies = torch.exp(torch.linspace(math.log(0.5), math.log(50.0), 32))
+        frequencies = torch.linspace(math.log(0.5), math.log(50.0), 32).exp()
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.noise_in = nn.Linear(64, width)
         self.label = nn.Embedding(num_classes + 1, width)
@@ -221,11 +205,12 @@ def check_network(config: DiffusionConfig, shape: tuple[int, int, int]) -> None:
         return
     halvings = len(config.multipliers) - 1
     if shape[1] % 2**halvings or shape[2] % 2**halvings:
-        raise UsageError(
+        why = f"its levels halve them {halvings} times: sizes must be divisible by {2**halvings}"
+        what, fix = (
             f"images of {shape[1]}x{shape[2]} pixels do not fit the UNet",
-            why=f"its levels halve them {halvings} times: sizes must be divisible by {2**halvings}",
-            fix="load them with resize=, or give fewer multipliers",
+            "give fewer multipliers, or resize them",
         )
+        raise UsageError(what, why=why, fix=fix)
     import_diffusers("UNet2DModel")
 
 
@@ -236,19 +221,13 @@ def import_diffusers(name: str) -> Any:
 
         return getattr(diffusers, name)
     except ImportError:
-        raise UsageError(
-            "diffusers is not installed",
-            why="the UNet for images above 16 pixels and pretrained pipelines come from it",
-            fix="pip install 'puma-robust[diffusers]'",
-        ) from None
+        why, fix = "UNets and pretrained pipelines come from it", "pip install 'puma-robust[diffusers]'"
+        raise UsageError("diffusers is not installed", why=why, fix=fix) from None
     except RuntimeError as error:
         if "torchvision" not in str(error):
             raise
-        raise UsageError(
-            "diffusers cannot be imported beside the installed torchvision",
-            why=str(error).splitlines()[-1],
-            fix="uninstall torchvision, or install the one that matches this torch",
-        ) from None
+        what, fix = "diffusers cannot be imported beside the installed torchvision", "install the one of this torch"
+        raise UsageError(what, why=str(error).splitlines()[-1], fix=f"uninstall torchvision, or {fix}") from None
 
 
 def _zero_init(layer: nn.Linear | nn.Conv2d) -> Any:

@@ -43,9 +43,7 @@ def measure(
     """Measure ``synthetic`` images of a generator trained on ``train``; ``test`` are real images it never saw.
 
     Args:
-        train: real images that the generator was trained on.
-        test: real images of the same classes and shape.
-        synthetic: generated images; their label is the condition they were sampled for.
+        train, test, synthetic: images of the same shape and classes.
         features: uint8 [N, H, W, C] -> float [N, F], for the classifiers, coverage and Frechet distance; None takes
             the pixels themselves, or their 64 principal components where there are more than 256.
         features_name: what to call them in the result.
@@ -53,8 +51,7 @@ def measure(
         seed: of the subsets.
 
     Returns:
-        A JSON-able dict. Accuracies and shares in [0, 1]; distances are Euclidean, pixels in [0, 1].
-
+        JSON. Accuracies and shares in [0, 1]; distances are Euclidean, pixels in [0, 1].
         ``label_agreement``: accuracy of a classifier trained on ``train`` on the synthetic images (higher is better;
         ``real_accuracy`` is the same classifier's on ``test``). ``synthetic_trained_accuracy``: the other way round.
         ``neighbor``: distances to the nearest training image; a mean below that of ``test`` hints at memorising, and
@@ -65,14 +62,13 @@ def measure(
         DataError: sources of different shape or number of classes, or too few images to say anything.
     """
     check_comparable(train, test, synthetic)
-    sources = {"train": train, "test": test, "synthetic": synthetic}
-    rows = {role: _rows(source, limit, seed) for role, source in sources.items()}
-    if features is None:
-        features, features_name = _pixel_features(train.read(rows["train"]))
     sets, described = [], {}
-    for role, source in sources.items():
-        images = source.read(rows[role])
-        sets.append(_Set(source, _flat(images), features(images), source.labels[rows[role]]))
+    for role, source in (("train", train), ("test", test), ("synthetic", synthetic)):
+        rows = stratified_rows(source.labels, limit, seed) if len(source) > limit else np.arange(len(source))
+        images = source.read(rows)
+        if features is None:
+            features, features_name = _pixel_features(images)
+        sets.append(_Set(source, _flat(images), features(images), source.labels[rows]))
         sizes = {"rows": len(source), "used": len(images)}
         described[role] = {"name": source.name, "fingerprint": source.fingerprint, **sizes}
     return {
@@ -127,10 +123,9 @@ def coverage(real: Floats, fake: Floats, k: int = _NEIGHBORS) -> float:
 
 
 def frechet_distance(first: Floats, second: Floats) -> float:
-    """Frechet distance between normal distributions fitted to two sets of features [N, F] (arXiv 1706.08500).
+    """``|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))`` of two sets of features [N, F] (arXiv 1706.08500).
 
-    ``|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))``: 0 for equal moments, and biased upwards by about F / N: compare
-    only at equal numbers of points.
+    0 for equal moments, and biased upwards by about F / N: compare only at equal numbers of points.
     """
     gap = first.mean(0) - second.mean(0)
     one, two = (np.atleast_2d(np.cov(points, rowvar=False)) for points in (first, second))
@@ -143,10 +138,6 @@ def frechet_distance(first: Floats, second: Floats) -> float:
 
 def _flat(images: NDArray[np.uint8]) -> Floats:
     return images.reshape(len(images), -1) / 255.0
-
-
-def _rows(source: Source, limit: int, seed: int) -> NDArray[np.int64]:
-    return stratified_rows(source.labels, limit, seed) if len(source) > limit else np.arange(len(source))
 
 
 def _pixel_features(images: NDArray[np.uint8]) -> tuple[Features, str]:
@@ -227,9 +218,5 @@ def _some(one: _Set, size: int) -> NDArray[np.int64]:
 
 
 def _spread(distances: Floats) -> dict[str, float]:
-    return {
-        "mean": float(distances.mean()),
-        "median": float(np.median(distances)),
-        "q05": float(np.quantile(distances, 0.05)),
-        "least": float(distances.min()),
-    }
+    measures = {"mean": np.mean, "median": np.median, "q05": lambda points: np.quantile(points, 0.05), "least": np.min}
+    return {name: float(measure(distances)) for name, measure in measures.items()}

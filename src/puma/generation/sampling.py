@@ -32,8 +32,10 @@ from puma.progress import Progress
 from puma.rng import Stream, counter_generator, image_noise, torch_seed
 
 SCHEMA = "puma.generated/3"
+_AWAY = "give another output path, or move that file away"
 Labels = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
+Shares = NDArray[np.float64] | None  # class shares [num_classes]; None is balanced
 
 
 class SamplerConfig(BaseModel):
@@ -53,26 +55,18 @@ class SamplerConfig(BaseModel):
 
 @dataclass(frozen=True, repr=False)
 class Sampler:
-    """A function from image numbers and labels to pixels, and what decides them.
+    """A function from image numbers and labels to pixels, and what decides them."""
 
-    Args:
-        sample: ``(indices int64 [B], labels int64 [B]) -> uint8 [B, H, W, C]``; image k must not depend on its batch.
-        identity: JSON of everything that decides the pixels: weights, seed, settings.
-        image_shape: (H, W, C).
-        class_names: one name per label.
-    """
-
-    sample: Callable[[Labels, Labels], Pixels]
-    identity: dict[str, Any]
-    image_shape: tuple[int, int, int]
+    sample: Callable[[Labels, Labels], Pixels]  # from int64 [B] each; image k must not depend on its batch
+    identity: dict[str, Any]  # JSON of everything that decides the pixels: weights, seed, settings
+    image_shape: tuple[int, int, int]  # (H, W, C)
     class_names: tuple[str, ...]
 
 
 def diffusion_sampler(model: Diffusion, seed: int = 0, config: SamplerConfig | None = None) -> Sampler:
     """Our diffusion model as a sampler: image k of a seed has its own noise.
 
-    Another batch size or order gives image k again up to the network's rounding, which depends on the batch: in float32
-    within 1e-3 in [-1, 1], a small part of a grey level.
+    In another batch it differs by the network's rounding: in float32 within 1e-3 in [-1, 1], less than a grey level.
     """
     settings, device = config or SamplerConfig(), next(model.denoiser.parameters()).device
     _check_sampler(settings, model.config.label_dropout)
@@ -114,16 +108,13 @@ def generate(
     Args:
         real: source of uint8 images with labels, every class present.
         count: how many images to sample, at least 1.
-        out: target ``NAME.npz``; a folder ``NAME.diffusion`` beside it keeps the model.
+        out: target ``NAME.npz``, which is returned (`generate_from`); ``NAME.diffusion`` beside it keeps the model.
         config: network and training; None takes the preset for the image size.
         sampler: sampler settings; None for 18 deterministic Heun steps and balanced classes.
         seed: decides weights, batches and images.
         device: where to compute.
         checkpoint_every: training steps between checkpoints.
         progress: show bars.
-
-    Returns:
-        The path written, see `generate_from`.
 
     Raises:
         UsageError: a setting that cannot be used.
@@ -138,8 +129,8 @@ def generate(
     if out.exists() and not (folder / "model.safetensors").exists():  # said before the model is trained a second time
         fix = "restore that folder, or give another output path"
         raise ResumeError(f"{out} is there, but not the model in {folder} that it was sampled from", fix=fix)
-    settings: dict[str, Any] = {"seed": seed, "device": device, "checkpoint_every": checkpoint_every}
-    model = train_diffusion(real, folder, config=config, progress=progress, **settings)
+    options: dict[str, Any] = {"device": device, "checkpoint_every": checkpoint_every, "progress": progress}
+    model = train_diffusion(real, folder, config=config, seed=seed, **options)
     shares = np.bincount(real.labels, minlength=real.num_classes) / len(real) if sampler.labels == "real" else None
     return generate_from(model, count, out=out, config=sampler, shares=shares, seed=seed, progress=progress)
 
@@ -150,7 +141,7 @@ def generate_from(
     *,
     out: Path | str,
     config: SamplerConfig | None = None,
-    shares: NDArray[np.float64] | None = None,
+    shares: Shares = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Path:
@@ -159,16 +150,13 @@ def generate_from(
     Args:
         sampler: a trained `Diffusion` (`Diffusion.load`), or a sampler such as `pipeline_sampler`'s with its own seed.
         count: how many images to sample, at least 1.
-        out: target ``NAME.npz``.
+        out: target ``NAME.npz`` in the EDM layout, which is returned: ``image`` uint8 [N, H, W, C] and ``label`` int64
+            [N], the condition. Beside it ``NAME.npz.sha256``, and ``NAME.diffusion/generated.json``, which says how the
+            images were made (the zip's comment does too).
         config: sampler settings; of a sampler that is not ours only batch and shard sizes.
         shares: class shares [num_classes], which ``labels="real"`` needs; else classes are balanced.
         seed: of a `Diffusion`, and of random labels.
         progress: show a bar.
-
-    Returns:
-        The path written, in the EDM layout: ``image`` uint8 [N, H, W, C] and ``label`` int64 [N], the label being the
-        condition the image was sampled for. Beside it ``NAME.npz.sha256``, and ``NAME.diffusion/generated.json``, which
-        says how the images were made (the zip's comment does too).
     """
     config, out = config or SamplerConfig(), _checked_target(out, count)
     if config.labels == "real" and shares is None:
@@ -177,19 +165,16 @@ def generate_from(
     if isinstance(sampler, Diffusion):
         made_from = {"config": sampler.config.model_dump(mode="json"), **sampler.made_from}
         sampler = diffusion_sampler(sampler, seed, config)
-    settings = {
-        "generator": sampler.identity,
-        "batch_size": config.batch_size,
-        "labels": "balanced" if shares is None else {"seed": seed, "shares": shares.tolist()},
-    }
+    labelled = "balanced" if shares is None else {"seed": seed, "shares": shares.tolist()}
+    settings = {"generator": sampler.identity, "batch_size": config.batch_size, "labels": labelled}
     folder, checksum = out.with_suffix(".diffusion"), out.with_name(f"{out.name}.sha256")
     with lock(folder):
         if not _complete(out, checksum, settings, count):
             shards = Shards(folder / "shards", settings, suffix=".npz", schema=SCHEMA)
             paths = _sample_shards(sampler, count, shards, config, shares, seed, progress)
             checksum.unlink(missing_ok=True)  # of a smaller file that this one replaces
-            images = (_member(path, "image") for path in paths)
-            labels = np.concatenate([_member(path, "label") for path in paths])
+            images = (np.load(path, allow_pickle=False)["image"] for path in paths)
+            labels = np.concatenate([np.load(path, allow_pickle=False)["label"] for path in paths])
             names = sampler.class_names  # left out where they only count: then any reader of the layout can read it
             names = () if names == tuple(map(str, range(len(names)))) else names
             comment = {"schema": SCHEMA, **settings, "count": count, "model": made_from}
@@ -202,13 +187,10 @@ def generate_from(
     return out
 
 
-def condition_labels(
-    indices: Labels, num_classes: int, *, seed: int = 0, shares: NDArray[np.float64] | None = None
-) -> Labels:
+def condition_labels(indices: Labels, num_classes: int, *, seed: int = 0, shares: Shares = None) -> Labels:
     """Labels that images ``indices`` are sampled for; int64, of the shape of ``indices``.
 
-    Balanced and interleaved (0, 1, 2, ..., 0, 1, ...) without ``shares``; else random with those class shares. Image
-    k's label does not depend on how many images are asked for.
+    Interleaved (0, 1, 2, ..., 0, 1, ...) without ``shares``; else image by image at random, with those class shares.
 
     >>> condition_labels(np.arange(5), 3)
     array([0, 1, 2, 0, 1])
@@ -243,13 +225,10 @@ def estimate_cost(
 
 def sampling_seconds(sampler: Sampler, count: int, batch_size: int) -> float:
     """Estimated time of sampling ``count`` images: that of a few, or of a batch where these are quick."""
-    seconds, few = 0.0, np.arange(0)
     for size in (4, batch_size):
-        few = np.arange(min(count, size), dtype=np.int64)
-        started = time.perf_counter()
+        few, started = np.arange(min(count, size), dtype=np.int64), time.perf_counter()
         sampler.sample(few, condition_labels(few, len(sampler.class_names)))
-        seconds = time.perf_counter() - started
-        if seconds > 0.5:
+        if (seconds := time.perf_counter() - started) > 0.5:
             break
     return seconds * count / len(few)
 
@@ -259,8 +238,8 @@ def _check_sampler(config: SamplerConfig, label_dropout: float) -> None:
     if config.sigma_min >= config.sigma_max:
         raise UsageError(f"sigma_min {config.sigma_min:g} is not below sigma_max {config.sigma_max:g}")
     if config.guidance != 1 and label_dropout == 0:
-        what = f"guidance {config.guidance:g} needs a model that was also trained without labels"
-        raise UsageError(what, why="its label_dropout is 0", fix="train one with label_dropout=0.1")
+        what, fix = "needs a model that was also trained without labels", "train one with label_dropout=0.1"
+        raise UsageError(f"guidance {config.guidance:g} {what}", why="its label_dropout is 0", fix=fix)
 
 
 def _check_trainable(real: Source, config: DiffusionConfig) -> None:
@@ -269,11 +248,12 @@ def _check_trainable(real: Source, config: DiffusionConfig) -> None:
     check_network(config, (channels, height, width))
     empty = np.flatnonzero(np.bincount(real.labels, minlength=real.num_classes) == 0).tolist()
     if empty or not len(real.labels):
-        raise DataError(
-            f"{real.name} has no images of class {', '.join(map(str, empty)) or '(any)'}",
-            why="a class-conditional model cannot be trained on a class without images",
-            fix="choose a subset that has every class, or renumber the labels",
+        what = f"{real.name} has no images of class {', '.join(map(str, empty)) or '(any)'}"
+        why, fix = (
+            "every class needs some to be learned",
+            "choose a subset that has every class, or renumber the labels",
         )
+        raise DataError(what, why=why, fix=fix)
 
 
 def _checked_target(out: Path | str, count: int) -> Path:
@@ -283,7 +263,7 @@ def _checked_target(out: Path | str, count: int) -> Path:
     if out.suffix != ".npz":
         raise UsageError(f"generated images are written as .npz, not {out.name}", fix="end its name in .npz")
     if out.exists() and read_comment(out).get("schema") != SCHEMA:
-        raise ResumeError(f"{out} exists and is not ours", fix="give another output path, or move that file away")
+        raise ResumeError(f"{out} exists and is not ours", fix=_AWAY)
     return out
 
 
@@ -291,10 +271,10 @@ def _complete(out: Path, checksum: Path, settings: dict[str, Any], count: int) -
     """Whether ``out`` is there already, complete and whole."""
     if not out.exists():
         return False
-    comment, fix = read_comment(out), "give another output path, or move that file away"
-    require_same_settings(out, {name: comment.get(name) for name in settings}, settings, fix=fix)
+    comment = read_comment(out)
+    require_same_settings(out, {name: comment.get(name) for name in settings}, settings, fix=_AWAY)
     if comment["count"] > count:
-        raise ResumeError(f"{out} holds {comment['count']:,} images, more than the {count:,} asked for", fix=fix)
+        raise ResumeError(f"{out} holds {comment['count']:,} images, more than the {count:,} asked for", fix=_AWAY)
     complete = bool(comment["count"] == count)
     if complete and checksum.exists() and checksum.read_text().split()[:1] != [sha256_file(out)]:
         fix = "delete both and run the same command again"
@@ -303,13 +283,7 @@ def _complete(out: Path, checksum: Path, settings: dict[str, Any], count: int) -
 
 
 def _sample_shards(
-    sampler: Sampler,
-    count: int,
-    shards: Shards,
-    config: SamplerConfig,
-    shares: NDArray[np.float64] | None,
-    seed: int,
-    progress: bool,
+    sampler: Sampler, count: int, shards: Shards, config: SamplerConfig, shares: Shares, seed: int, progress: bool
 ) -> list[Path]:
     """Images 0 .. count - 1 as shards, in order; batches never cross one, so its bytes depend on the settings only."""
     rows = {f"{span.start:012d}-{span.stop:012d}": span for span in spans(count, config.shard_rows)}
@@ -331,22 +305,8 @@ def _sample_shards(
     return [shards.path(key) for key in rows]
 
 
-def _member(path: Path, name: str) -> NDArray[Any]:
-    with np.load(path, allow_pickle=False) as arrays:
-        array: NDArray[Any] = arrays[name]
-    return array
-
-
-# --- diffusers pipelines (an extra) --------------------------------------------------------------------------------
-
-
 def load_pipeline(name: str, device: torch.device | str = "cpu") -> Any:
-    """Open a diffusers pipeline: a local folder, or a name on the hub; safetensors only, never pickles.
-
-    Raises:
-        UsageError: diffusers is not installed or cannot be imported.
-        ModelError: there is no such pipeline, or its weights are not safetensors.
-    """
+    """Open a diffusers pipeline, a local folder or a name on the hub; `ModelError` if there is none of safetensors."""
     pipelines = import_diffusers("DiffusionPipeline")
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
         raise ModelError(f"cannot open the pipeline {name!r}", why="there is no such folder")
@@ -368,9 +328,7 @@ def pipeline_sampler(
     size: int | None = None,
     options: dict[str, Any] | None = None,
 ) -> Sampler:
-    """A diffusers pipeline as a sampler: every image has its own generator, whatever the batch.
-
-    One image is sampled at once, so that a pipeline that does not work fails before the work.
+    """A diffusers pipeline as a sampler: every image has its own generator, whatever the batch. One is sampled at once.
 
     Args:
         pipeline: its call takes ``class_labels`` (as `DiTPipeline`) or ``prompt`` (as `StableDiffusionPipeline`).
@@ -390,11 +348,9 @@ def pipeline_sampler(
     parameters = inspect.signature(type(pipeline).__call__).parameters
     argument = next((name for name in ("class_labels", "prompt") if name in parameters), "")
     if not argument:
-        raise UsageError(
-            f"{kind} samples without labels",
-            why="its call takes neither class_labels nor prompt, so its images have no known class",
-            fix="use a class-conditional or text-to-image pipeline",
-        )
+        why = "its call takes neither class_labels nor prompt, so its images have no known class"
+        fix = "use a class-conditional or text-to-image pipeline"
+        raise UsageError(f"{kind} samples without labels", why=why, fix=fix)
     if unknown := sorted(set(options) - set(parameters)):
         raise UsageError(f"{kind} takes no option {', '.join(unknown)}", fix=f"it takes: {', '.join(parameters)}")
     if len(ids) != len(class_names) or not ids:
