@@ -183,8 +183,7 @@ class _Training:
         generator = torch.Generator(device).manual_seed(torch_seed(self.seed, Stream.STEP, step, 1))
         images, labels = self._batch()
         dropped = torch.rand(len(labels), generator=generator, device=device) < config.label_dropout
-        labels = torch.where(dropped, self.real.num_classes, labels)
-        applied = None
+        labels, applied = torch.where(dropped, self.real.num_classes, labels), None
         if config.augments:
             images, applied = augment(images, generator, shift=config.shift, flip=config.flip, warp=config.warp)
         sigma = sample_sigma(len(images), config.noise_mean, config.noise_std, generator)
@@ -238,52 +237,39 @@ def augment(
     the size each way (blurs nothing); ``flip``, left and right; ``warp`` of scaling, of rotating and of a fractional
     shift, each on its own (bilinear).
     """
-    applied = torch.zeros(len(images), AUGMENT_DIM, device=images.device)
+    count, device = len(images), images.device
+    applied = torch.zeros(count, AUGMENT_DIM, device=device)
+
+    def chosen(probability: float) -> Tensor:
+        return torch.rand(count, generator=generator, device=generator.device) < probability
+
     if flip > 0:
-        mirrored = _bernoulli(len(images), flip, generator)
+        mirrored = chosen(flip)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         applied[:, 0] = mirrored.float()
     if shift > 0:
-        images, applied[:, 1:3] = _shift(images, shift, generator)
+        moved, sources = chosen(shift), []
+        for column, length in enumerate(images.shape[2:], start=1):
+            reach = max(1, round(_SHIFT * length))
+            by = torch.randint(-reach, reach + 1, (count,), generator=generator, device=device) * moved
+            sources.append((torch.arange(length, device=device) + by[:, None]).clamp(0, length - 1))
+            applied[:, column] = by / reach
+        each, rows, columns = torch.arange(count, device=device)[:, None, None], *sources
+        images = images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if warp > 0:
-        images, applied[:, 3:] = _warp(images, warp, generator)
+        moved, scaled, rotated = (chosen(warp).float() for _ in range(3))
+        shift_y, shift_x, scale = (
+            which * torch.randn(count, generator=generator, device=device) * deviation
+            for which, deviation in ((moved, _SHIFT), (moved, _SHIFT), (scaled, _SCALE))
+        )
+        angle = rotated * _ANGLE * (2 * torch.rand(count, generator=generator, device=device) - 1)
+        applied[:, 3:] = torch.stack([shift_y, shift_x, scale, angle.sin(), 1 - angle.cos()], dim=1)
+        zoom, aspect = torch.exp2(-scale), images.shape[2] / images.shape[3]
+        matrix = [
+            torch.stack([zoom * angle.cos(), -zoom * angle.sin() * aspect, -2 * shift_x], dim=1),
+            torch.stack([zoom * angle.sin() / aspect, zoom * angle.cos(), -2 * shift_y], dim=1),
+        ]
+        grid = functional.affine_grid(torch.stack(matrix, dim=1), list(images.shape), align_corners=False)
+        warped = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        images = torch.where((applied[:, 3:] != 0).any(1)[:, None, None, None], warped, images)
     return images, applied
-
-
-def _shift(images: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    count, _, *size = images.shape
-    moved = _bernoulli(count, probability, generator)
-    sources, applied = [], []
-    for length in size:
-        reach = max(1, round(_SHIFT * length))
-        by = torch.randint(-reach, reach + 1, (count,), generator=generator, device=images.device) * moved
-        sources.append((torch.arange(length, device=images.device) + by[:, None]).clamp(0, length - 1))
-        applied.append(by / reach)
-    rows, columns = sources
-    each = torch.arange(count, device=images.device)[:, None, None]
-    shifted = images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    return shifted, torch.stack(applied, dim=1)
-
-
-def _warp(images: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    count, device = len(images), images.device
-    moved, scaled, rotated = (_bernoulli(count, probability, generator).float() for _ in range(3))
-    shift_y, shift_x, scale = (
-        chosen * torch.randn(count, generator=generator, device=device) * deviation
-        for chosen, deviation in ((moved, _SHIFT), (moved, _SHIFT), (scaled, _SCALE))
-    )
-    angle = rotated * _ANGLE * (2 * torch.rand(count, generator=generator, device=device) - 1)
-    applied = torch.stack([shift_y, shift_x, scale, angle.sin(), 1 - angle.cos()], dim=1)
-    zoom, aspect = torch.exp2(-scale), images.shape[2] / images.shape[3]
-    rows = [
-        torch.stack([zoom * angle.cos(), -zoom * angle.sin() * aspect, -2 * shift_x], dim=1),
-        torch.stack([zoom * angle.sin() / aspect, zoom * angle.cos(), -2 * shift_y], dim=1),
-    ]
-    grid = functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
-    warped = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    changed = (applied != 0).any(1)
-    return torch.where(changed[:, None, None, None], warped, images), applied
-
-
-def _bernoulli(count: int, probability: float, generator: torch.Generator) -> Tensor:
-    return torch.rand(count, generator=generator, device=generator.device) < probability

@@ -191,18 +191,12 @@ class _DiffusersUNet(nn.Module):
 
 
 def build_network(config: DiffusionConfig, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """The network of a configuration for images [C, H, W]; weights from torch's global generator."""
-    check_network(config, shape)
+    """The network of a configuration for images [C, H, W], with weights from torch's global generator.
+
+    `UsageError` for images whose sides the UNet's levels cannot halve, or a UNet without diffusers.
+    """
     if config.network == "mlp":
         return _ResidualMLP(config, shape, num_classes)
-    network = _DiffusersUNet(config, shape, num_classes)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def check_network(config: DiffusionConfig, shape: tuple[int, int, int]) -> None:
-    """Refuse images [C, H, W] whose sides the UNet's levels cannot halve, or a UNet without diffusers."""
-    if config.network != "unet":
-        return
     halvings = len(config.multipliers) - 1
     if shape[1] % 2**halvings or shape[2] % 2**halvings:
         why = f"its levels halve them {halvings} times: sizes must be divisible by {2**halvings}"
@@ -211,7 +205,8 @@ def check_network(config: DiffusionConfig, shape: tuple[int, int, int]) -> None:
             "give fewer multipliers, or resize them",
         )
         raise UsageError(what, why=why, fix=fix)
-    import_diffusers("UNet2DModel")
+    network = _DiffusersUNet(config, shape, num_classes)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def import_diffusers(name: str) -> Any:

@@ -6,7 +6,7 @@ comes with its value for real test images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,10 +24,13 @@ _PIXEL_DIMENSIONS, _COMPONENTS = 256, 64  # beyond so many pixels, principal com
 
 
 class _Set(NamedTuple):
-    source: Source
     pixels: Floats  # [N, D] in [0, 1]
     features: Floats  # [N, F]
     labels: NDArray[np.int64]
+
+    def some(self, size: int) -> NDArray[np.int64]:
+        """``size`` rows by class, never a prefix: files of generated images come sorted by class and confidence."""
+        return stratified_rows(self.labels, size, seed=0)
 
 
 def measure(
@@ -68,18 +71,25 @@ def measure(
         images = source.read(rows)
         if features is None:
             features, features_name = _pixel_features(images)
-        sets.append(_Set(source, _flat(images), features(images), source.labels[rows]))
+        sets.append(_Set(_flat(images), features(images), source.labels[rows]))
         sizes = {"rows": len(source), "used": len(images)}
         described[role] = {"name": source.name, "fingerprint": source.fingerprint, **sizes}
+    fitted, unseen, made = sets
+    size = min(len(unseen.labels), len(made.labels))
+    frechet = {
+        role: frechet_distance(fitted.features, one.features[one.some(size)])
+        for role, one in (("synthetic", made), ("test", unseen))
+    }
     return {
         "schema": SCHEMA,
         "sources": described,
         "seed": seed,
         "features": features_name,
-        **_accuracies(*sets),
-        "neighbor": _neighbors(*sets),
-        "coverage": _coverages(*sets),
-        "frechet": _frechet(*sets),
+        **_accuracies(fitted, unseen, made, train.class_names),
+        "neighbor": _neighbors(fitted, unseen, made),
+        "coverage": _coverages(fitted, unseen, made, train.class_names),
+        "frechet": frechet
+        | {"dimensions": fitted.features.shape[1], "rows": {"train": len(fitted.features), "other": size}},
     }
 
 
@@ -153,7 +163,7 @@ def _pixel_features(images: NDArray[np.uint8]) -> tuple[Features, str]:
     return lambda pixels: np.asarray(fitted.transform(_flat(pixels))), name
 
 
-def _accuracies(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
+def _accuracies(train: _Set, test: _Set, synthetic: _Set, names: Sequence[str]) -> dict[str, Any]:
     from sklearn.svm import SVC
 
     of_real = SVC(C=10.0).fit(train.features, train.labels)
@@ -161,7 +171,7 @@ def _accuracies(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
     agrees = of_real.predict(synthetic.features) == synthetic.labels
     by_class = {
         name: float(agrees[rows].mean()) if (rows := synthetic.labels == label).any() else None
-        for label, name in enumerate(synthetic.source.class_names)
+        for label, name in enumerate(names)
     }
     return {
         "classifier": "scikit-learn SVC, RBF kernel, C=10, gamma scale",
@@ -177,7 +187,7 @@ def _neighbors(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
     ours, theirs = nearest(synthetic.pixels, train.pixels), nearest(test.pixels, train.pixels)
     # Train and test as references of equal size: a generator of the true distribution is near both alike.
     size = min(len(train.labels), len(test.labels))
-    to_train, to_test = (nearest(synthetic.pixels, one.pixels[_some(one, size)]) for one in (train, test))
+    to_train, to_test = (nearest(synthetic.pixels, one.pixels[one.some(size)]) for one in (train, test))
     return {
         "unit": "Euclidean distance, pixels in [0, 1]",
         "synthetic_to_train": _spread(ours),
@@ -188,33 +198,18 @@ def _neighbors(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
     }
 
 
-def _coverages(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
+def _coverages(train: _Set, test: _Set, synthetic: _Set, names: Sequence[str]) -> dict[str, Any]:
     result: dict[str, Any] = {"neighbors": _NEIGHBORS, "synthetic": {}, "test": {}, "rows": {}}
-    for label, name in enumerate(train.source.class_names):
+    for label, name in enumerate(names):
         real, *others = (one.features[one.labels == label] for one in (train, test, synthetic))
         size = min(len(points) for points in others)
         result["rows"][name] = size
         for role, points in zip(("test", "synthetic"), others, strict=True):
-            chosen = permuted(np.arange(size), len(points), mixed_key(0, label)) if size else np.arange(0)
-            value = coverage(real, points[chosen]) if size else float("nan")
+            value = np.nan
+            if size:
+                value = coverage(real, points[permuted(np.arange(size), len(points), mixed_key(0, label))])
             result[role][name] = None if np.isnan(value) else value
     return result
-
-
-def _frechet(train: _Set, test: _Set, synthetic: _Set) -> dict[str, Any]:
-    """Both against the training images, at the same number of rows."""
-    size = min(len(test.labels), len(synthetic.labels))
-    return {
-        "synthetic": frechet_distance(train.features, synthetic.features[_some(synthetic, size)]),
-        "test": frechet_distance(train.features, test.features[_some(test, size)]),
-        "dimensions": int(train.features.shape[1]),
-        "rows": {"train": len(train.features), "other": size},
-    }
-
-
-def _some(one: _Set, size: int) -> NDArray[np.int64]:
-    """``size`` rows by class, never a prefix: files of generated images come sorted by class and confidence."""
-    return stratified_rows(one.labels, size, seed=0)
 
 
 def _spread(distances: Floats) -> dict[str, float]:

@@ -25,7 +25,7 @@ from puma.devices import warn_slow_bf16
 from puma.errors import CheckError, DataError, ModelError, ResumeError, UsageError
 from puma.generation.diffusion import Diffusion, build_denoiser, train_diffusion, training_seconds
 from puma.generation.edm import guided, sample, schedule
-from puma.generation.networks import DiffusionConfig, check_network, diffusion_config, import_diffusers
+from puma.generation.networks import DiffusionConfig, diffusion_config, import_diffusers
 from puma.io import Shards, fingerprint, lock, require_same_settings, sha256_file, spans, write_json, write_text
 from puma.models.weights import weights_sha256
 from puma.progress import Progress
@@ -238,22 +238,19 @@ def _check_sampler(config: SamplerConfig, label_dropout: float) -> None:
     if config.sigma_min >= config.sigma_max:
         raise UsageError(f"sigma_min {config.sigma_min:g} is not below sigma_max {config.sigma_max:g}")
     if config.guidance != 1 and label_dropout == 0:
-        what, fix = "needs a model that was also trained without labels", "train one with label_dropout=0.1"
-        raise UsageError(f"guidance {config.guidance:g} {what}", why="its label_dropout is 0", fix=fix)
+        what = f"guidance {config.guidance:g} needs a model that was also trained without labels"
+        raise UsageError(what, why="its label_dropout is 0", fix="train one with label_dropout=0.1")
 
 
 def _check_trainable(real: Source, config: DiffusionConfig) -> None:
     """Refuse real images that do not fit the network (`UsageError`), or of which a class has none (`DataError`)."""
-    height, width, channels = real.image_shape
-    check_network(config, (channels, height, width))
+    with torch.device("meta"):  # shapes only
+        build_denoiser(config, real.image_shape, real.num_classes)
     empty = np.flatnonzero(np.bincount(real.labels, minlength=real.num_classes) == 0).tolist()
     if empty or not len(real.labels):
         what = f"{real.name} has no images of class {', '.join(map(str, empty)) or '(any)'}"
-        why, fix = (
-            "every class needs some to be learned",
-            "choose a subset that has every class, or renumber the labels",
-        )
-        raise DataError(what, why=why, fix=fix)
+        fix = "choose a subset that has every class, or renumber the labels"
+        raise DataError(what, why="a class without images cannot be learned", fix=fix)
 
 
 def _checked_target(out: Path | str, count: int) -> Path:
