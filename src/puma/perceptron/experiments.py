@@ -195,6 +195,7 @@ def simulate(
 
 def train_students(grid: Experiment, training_set: TrainingSet) -> list[dict[str, Any]]:
     """The rows of a simulation's table for one training set."""
+    table: list[dict[str, Any]] = []
     alpha, eps, seed = training_set
     task = Task.named(grid.task, grid.dimension)
     rows = task.sample(round(alpha * grid.dimension), np.random.default_rng([seed, 0]))
@@ -204,10 +205,10 @@ def train_students(grid: Experiment, training_set: TrainingSet) -> list[dict[str
         side = np.random.default_rng([seed, 2]).standard_normal(grid.dimension)
         side -= (side @ task.teacher) * task.teacher
         probe = math.cos(grid.probe) * task.teacher + math.sin(grid.probe) * side / np.linalg.norm(side)
+    probe_name = grid.probe if isinstance(grid.probe, str) else f"{math.degrees(grid.probe):g} deg"
     length = float(np.linalg.norm(probe))
     margin = rows @ probe / length if length > 0 else np.zeros(len(rows))
     distance = rows @ task.teacher / float(np.linalg.norm(task.teacher))  # to the teacher, never negative
-    table = []
     for text in grid.strategies:
         strategy = Strategy.parse(text)
         for keep in (1.0,) if strategy.name in WHOLE else grid.keeps:
@@ -216,26 +217,18 @@ def train_students(grid: Experiment, training_set: TrainingSet) -> list[dict[str
             weights = fit(kept, eps_i, grid.l2)
             size, overlap = float(np.linalg.norm(weights)), task.overlap(weights)
             toward = weights @ task.teacher / (size * np.linalg.norm(task.teacher)) if size > 0 else 0.0
-            table.append(
-                {
-                    "task": grid.task,
-                    "probe": grid.probe if isinstance(grid.probe, str) else f"{math.degrees(grid.probe):g} deg",
-                    "strategy": text,
-                    "dimension": grid.dimension,
-                    "alpha": alpha,
-                    "keep": keep,
-                    "eps": eps,
-                    "seed": seed,
-                    "rows": len(chosen),
-                    "mean_eps": float(eps_i.mean()),
-                    **task.errors(weights, eps),
-                    "overlap": None if math.isnan(overlap) else overlap,
-                    "length": size,
-                    "mislabelled": float(np.mean(distance[chosen] < eps_i * toward)),
-                    "mean_margin": float(np.linalg.norm(kept.mean(axis=0))),
-                    "collapsed": size == 0,
-                }
-            )
+            point: dict[str, Any] = {
+                "task": grid.task,
+                "probe": probe_name,
+                "strategy": text,
+                "dimension": grid.dimension,
+            }
+            point |= {"alpha": alpha, "keep": keep, "eps": eps, "seed": seed}
+            point |= {"rows": len(chosen), "mean_eps": float(eps_i.mean()), **task.errors(weights, eps)}
+            point |= {"overlap": None if math.isnan(overlap) else overlap, "length": size}
+            point["mislabelled"] = float(np.mean(distance[chosen] < eps_i * toward))
+            point["mean_margin"] = float(np.linalg.norm(kept.mean(axis=0)))
+            table.append(point | {"collapsed": size == 0})
     return table
 
 

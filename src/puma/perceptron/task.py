@@ -133,7 +133,7 @@ class Strategy:
     @classmethod
     def parse(cls, text: str) -> Strategy:
         """Read ``name`` or ``name(parameter, ...)``; what is left out takes its default."""
-        match = re.fullmatch(r"\s*([a-z-]+)\s*(?:\((.+)\))?\s*", text)
+        match = re.fullmatch(r"\s*([a-z-]+)\s*(?:\((.*)\))?\s*", text)
         if match is None or match[1] not in NAMES:
             raise unknown("strategy", match[1] if match else text, NAMES)
         defaults = [value for value in STRATEGIES[match[1]].parameters.values() if value is not None]
