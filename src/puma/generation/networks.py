@@ -172,10 +172,8 @@ class _DiffusersUNet(nn.Module):
         )
         _zero_init(self.unet.conv_out)
         for module in self.unet.modules():
-            if type(module).__name__ == "ResnetBlock2D":
-                _zero_init(module.conv2)
-            elif type(module).__name__ == "Attention":
-                _zero_init(module.to_out[0])
+            if type(module).__name__ in ("ResnetBlock2D", "Attention"):
+                _zero_init(module.conv2 if hasattr(module, "conv2") else module.to_out[0])
         self.label = nn.Embedding(num_classes + 1, 4 * width)
         self.augment = nn.Linear(AUGMENT_DIM, 4 * width, bias=False) if config.augments else None
 
@@ -184,9 +182,8 @@ class _DiffusersUNet(nn.Module):
         if self.augment is not None and augment is not None:
             condition = condition + self.augment(augment)
         # its sinusoidal embedding expects time steps of 0 to 1000; c_noise is about -2 to 2
-        result: Tensor = self.unet(
-            image.contiguous(memory_format=torch.channels_last), 1000 * noise, class_labels=condition
-        ).sample
+        image = image.contiguous(memory_format=torch.channels_last)
+        result: Tensor = self.unet(image, 1000 * noise, class_labels=condition).sample
         return result
 
 
@@ -200,11 +197,8 @@ def build_network(config: DiffusionConfig, shape: tuple[int, int, int], num_clas
     halvings = len(config.multipliers) - 1
     if shape[1] % 2**halvings or shape[2] % 2**halvings:
         why = f"its levels halve them {halvings} times: sizes must be divisible by {2**halvings}"
-        what, fix = (
-            f"images of {shape[1]}x{shape[2]} pixels do not fit the UNet",
-            "give fewer multipliers, or resize them",
-        )
-        raise UsageError(what, why=why, fix=fix)
+        fix = "load them with resize=, or give fewer multipliers"
+        raise UsageError(f"images of {shape[1]}x{shape[2]} pixels do not fit the UNet", why=why, fix=fix)
     network = _DiffusersUNet(config, shape, num_classes)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

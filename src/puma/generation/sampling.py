@@ -81,11 +81,8 @@ def diffusion_sampler(model: Diffusion, seed: int = 0, config: SamplerConfig | N
         images = sample(guided(model.denoiser, conditions, model.num_classes, settings.guidance), noise, sigmas)
         return to_pixels(images.permute(0, 2, 3, 1).cpu().numpy())
 
-    identity = {
-        "weights": model.weights_sha256(),
-        "seed": seed,
-        "sampler": settings.model_dump(mode="json", exclude={"batch_size", "shard_rows", "labels"}),
-    }
+    chosen = settings.model_dump(mode="json", exclude={"batch_size", "shard_rows", "labels"})
+    identity = {"weights": model.weights_sha256(), "seed": seed, "sampler": chosen}
     return Sampler(pixels, identity, model.image_shape, model.class_names)
 
 
@@ -289,8 +286,8 @@ def _sample_shards(
     with Progress("sampling", count, "images", show=progress, done=done) as bar:
         for key in missing:
             images, labels = [], []
-            for start in range(rows[key].start, rows[key].stop, config.batch_size):
-                indices = np.arange(start, min(start + config.batch_size, rows[key].stop), dtype=np.int64)
+            for span in spans(len(rows[key]), config.batch_size):
+                indices = np.asarray(rows[key][span.start : span.stop], dtype=np.int64)
                 labels.append(condition_labels(indices, len(sampler.class_names), seed=seed, shares=shares))
                 images.append(sampler.sample(indices, labels[-1]))
                 wanted = (len(indices), *sampler.image_shape)
@@ -334,7 +331,7 @@ def pipeline_sampler(
         class_ids: the pipeline's class for each label; None for 0, 1, 2, ...
         prompt: text with ``{name}`` in the place of the class name.
         size: side in pixels to shrink images to; None keeps the pipeline's.
-        options: further arguments of each call, such as ``num_inference_steps`` and ``guidance_scale``.
+        options: of each call, such as ``num_inference_steps`` and ``guidance_scale``.
 
     Raises:
         UsageError: the pipeline takes no labels, or class ids, names and prompt do not fit together.
