@@ -213,5 +213,5 @@ def _coverages(train: _Set, test: _Set, synthetic: _Set, names: Sequence[str]) -
 
 
 def _spread(distances: Floats) -> dict[str, float]:
-    measures = {"mean": np.mean, "median": np.median, "q05": lambda points: np.quantile(points, 0.05), "least": np.min}
-    return {name: float(measure(distances)) for name, measure in measures.items()}
+    values = distances.mean(), np.median(distances), np.quantile(distances, 0.05), distances.min()
+    return dict(zip(("mean", "median", "q05", "least"), map(float, values), strict=True))
