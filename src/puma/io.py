@@ -15,12 +15,15 @@ import re
 import secrets
 import shutil
 import socket
+import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from puma.errors import BusyError, DataError, ResumeError, StorageError, UsageError
 
@@ -271,6 +274,23 @@ def read_footer(path: Path | str, schema: str, kind: str, fix: str) -> tuple[dic
         what = f"{kind} of another schema version" if same else f"not {kind}"
         raise DataError(f"{path} is {what} ({version!r})", why=f"this version reads {schema!r}", fix=fix)
     return meta, columns, footer.num_rows
+
+
+def offline_without_hub() -> None:
+    """Tell the packages of the Hugging Face hub to use their cache alone if the hub cannot be reached within 3 seconds.
+
+    They would try again for minutes. Where there is a proxy it is left to them to find out.
+    """
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
+    try:
+        if not getproxies():
+            socket.create_connection((endpoint.hostname or "", port), 3).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        for module in ("datasets.config", "huggingface_hub.constants"):
+            if module in sys.modules:
+                vars(sys.modules[module])["HF_HUB_OFFLINE"] = True
 
 
 def sha256_file(path: Path | str) -> str:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import socket
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +16,7 @@ from puma.data.checks import check_image_layout, check_labels, chosen_label
 from puma.data.images import EncodedImages, fitted, picture_pixels
 from puma.data.source import Images, MapStyle, Options, Pixels, Rows, Source, in_memory
 from puma.errors import DataError, UsageError, unknown
+from puma.io import offline_without_hub
 
 logger = logging.getLogger("puma")
 
@@ -63,11 +59,8 @@ def load_hub(name: str, config: str | None, options: Options) -> Source:
     """Open a data set of the Hugging Face hub (from its cache when offline), or one that ``save_to_disk`` wrote."""
     split = options.split or "train"
     where = f"hf:{name}:{split}"
-    if not Path(name).exists() and not _hub_answers():
-        os.environ["HF_HUB_OFFLINE"] = "1"  # else it tries again for minutes before it looks into its cache
-        for module in ("datasets.config", "huggingface_hub.constants"):
-            if module in sys.modules:
-                vars(sys.modules[module])["HF_HUB_OFFLINE"] = True
+    if not Path(name).exists():
+        offline_without_hub()
     try:
         import datasets
     except ImportError:
@@ -87,19 +80,6 @@ def load_hub(name: str, config: str | None, options: Options) -> Source:
     source = _of_table(table, where, options)
     source.name = f"{Path(name).name}-{split}"
     return source
-
-
-def _hub_answers() -> bool:
-    """Whether the hub can be reached within 3 seconds; where there is a proxy it is left to find out."""
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
-    if getproxies():
-        return True
-    try:
-        socket.create_connection((endpoint.hostname or "", port), 3).close()
-    except OSError:
-        return False
-    return True
 
 
 def _split_of(splits: Any, split: str | None) -> Any:

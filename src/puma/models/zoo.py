@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from puma.errors import ModelError, UsageError, unknown
+from puma.io import offline_without_hub
 from puma.models.networks import build_model
 from puma.models.weights import load_model, load_weights, read_safetensors
 
@@ -119,6 +120,7 @@ def _load_pretrained(kind: str, name: str, weights: str | Path | None) -> nn.Mod
 
 def _load_hub(name: str, weights: str | Path | None) -> nn.Module:
     hub = _package("huggingface_hub", "puma-robust[hub]")
+    offline_without_hub()
     try:
         return load_model(hub.hf_hub_download(name, "model.safetensors") if weights is None else weights)
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors and ValueErrors
