@@ -150,11 +150,8 @@ def confirm(
 ) -> int:
     """Evaluate images ``[B, C, H, W]`` broken by ``step`` again, in another order; check that they are allowed.
 
-    Returns:
-        How many are correct after all by a gap that rounding explains. They still count as broken, as in AutoAttack.
-
-    Raises:
-        CheckError: outside the threat model or [0, 1], logits not finite, or correct again by more than rounding.
+    Returns how many are correct after all by a gap that rounding explains (they still count as broken, as in
+    AutoAttack); `CheckError` outside the threat model, where logits are not finite, or for a larger gap.
     """
     if not len(images):
         return 0
@@ -164,10 +161,7 @@ def confirm(
     logits = network(adversarial.flip(0)).flip(0)
     if not bool(torch.isfinite(logits).all()):
         what = f"the model's logits are NaN or infinite for images perturbed by {step}"
-        why, fix = (
-            "they would count as broken without being adversarial",
-            "look for a division or logarithm in the model",
-        )
+        why, fix = "they would count as broken without being adversarial", "look for a division, logarithm or overflow"
         raise CheckError(what, why=why, fix=fix)
     if not bool(allowed.all()):
         what = f"{int((~allowed).sum())} of {len(images)} images perturbed by {step} lie outside {threat} or [0, 1]"

@@ -61,8 +61,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure ``model``: clean accuracy on every test image, accuracy under attack on every one or on a subset.
 
-    The model is evaluated in eval mode and float32, on its device; its mode and its weights stay as they are. Called
-    again with the same arguments, an unfinished evaluation in ``out`` is resumed, and a finished one is read.
+    The model runs in eval mode and float32, on its device, and is left as it was. Called again with the same arguments,
+    an unfinished evaluation in ``out`` is resumed, and a finished one is read.
 
     Args:
         model: maps float images ``[B, C, H, W]`` in [0, 1] to logits; normalises inside.
@@ -86,8 +86,7 @@ def evaluate(
         UsageError: unknown attack, bad sizes, or AutoAttack on fewer than four classes.
         DataError: images or labels that cannot be used.
         ModelError: not float32, NaN logits, or as `puma.models.checks.check_model`.
-        ResumeError: ``out`` holds an evaluation of another model, test set or setting.
-        StorageError: ``out`` cannot be written.
+        ResumeError, StorageError: ``out`` holds an evaluation of something else, or cannot be written.
         CheckError: an attack's images break the threat model, or a second evaluation contradicts it.
     """
     steps = attack_steps(attack)
@@ -124,7 +123,7 @@ def evaluate(
             require_same_settings(path, finished.meta["settings"], settings)
             return finished
     shards = None if path is None else Shards(path.with_name(f"{path.stem}-shards"), settings, schema=SCHEMA)
-    driver = _Driver(model, source, rows, threat, steps, settings, shards)
+    driver = _Driver(model, source, rows, threat, settings, shards)
     with nullcontext() if shards is None else shards.held(worker, num_workers), evaluation_mode(model):
         try:
             result = driver.run(worker, num_workers, progress)
@@ -172,10 +171,7 @@ def estimate_cost(
 
 
 class CountedNetwork(nn.Module):
-    """``model`` with the ``cost`` of its passes: 1 for an image passed forward, 2 with the gradient to the input.
-
-    ``on_pass`` is called after each forward pass with its cost.
-    """
+    """``model`` with the ``cost`` of its passes: 1 for an image, 2 with its gradient; ``on_pass`` is told of each."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -194,17 +190,12 @@ class CountedNetwork(nn.Module):
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """While inside: eval mode, weights frozen, true float32 (no TF32, no autocast); everything is restored.
-
-    `ModelError` where a weight is not float32.
-    """
+    """While inside: eval mode, frozen, true float32 (no TF32, no autocast); `ModelError` for weights that are not."""
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise ModelError(
-                f"the model's weights are {str(tensor.dtype).removeprefix('torch.')} (at {name!r})",
-                why="half precision hides gradients from the attacks; accuracies are measured in float32",
-                fix="evaluate model.float()",
-            )
+            what = f"the model's weights are {str(tensor.dtype).removeprefix('torch.')} (at {name!r})"
+            why = "half precision hides gradients from the attacks; accuracies are measured in float32"
+            raise ModelError(what, why=why, fix="evaluate model.float()")
     with attack_mode(model, "eval"), true_float32(device_of(model).type):
         yield
 
@@ -236,10 +227,12 @@ def _loader_items(loader: DataLoader[Any]) -> list[tuple[NDArray[np.uint8], int]
         if images.is_floating_point():
             pixels = (images * 255).round()
             if not bool(((images * 255 - pixels).abs() < 0.01).all() & (pixels >= 0).all() & (pixels <= 255).all()):
-                raise DataError(
+                what, fix = (
                     "the loader's images are not 8-bit pixels in [0, 1]",
-                    why="they are normalised or augmented; the model has to normalise inside",
-                    fix="leave only ToTensor() in the transform",
+                    "leave only ToTensor() in the transform",
+                )
+                raise DataError(
+                    what, why="they are normalised or augmented; the model has to normalise inside", fix=fix
                 )
             images = pixels.to(torch.uint8)
         items += zip(images.permute(0, 2, 3, 1).numpy(), (int(label) for label in labels), strict=True)
@@ -269,32 +262,30 @@ def _unattacked(clean: NDArray[np.bool_]) -> NDArray[np.object_]:
     return np.array([None if correct else CLEAN for correct in clean], dtype=object)
 
 
+@dataclass
 class _Driver:
     """One evaluation: what is evaluated, how, and where its shards lie (None: nowhere)."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        source: Source,
-        rows: NDArray[np.int64],
-        threat: ThreatModel,
-        steps: Sequence[str],
-        settings: Mapping[str, Any],
-        shards: Shards | None,
-    ) -> None:
-        self.network, self.source, self.rows, self.threat = CountedNetwork(model), source, rows, threat
-        self.steps, self.settings, self.shards, self.labels = steps, settings, shards, source.labels
-        self.device, self.batch_size = device_of(model), int(settings["batch_size"])
-        self.spans = spans(len(rows), int(settings["shard_rows"])) if steps else []
+    model: nn.Module
+    source: Source
+    rows: NDArray[np.int64]  # of the test set, to attack
+    threat: ThreatModel
+    settings: Mapping[str, Any]
+    shards: Shards | None
+
+    def __post_init__(self) -> None:
+        self.network, self.labels = CountedNetwork(self.model), self.source.labels
+        self.device, self.batch_size = device_of(self.model), int(self.settings["batch_size"])
+        self.steps = tuple(self.settings["steps"])
+        self.spans = spans(len(self.rows), int(self.settings["shard_rows"])) if self.steps else []
 
     def run(self, worker: int, num_workers: int, show: bool) -> Evaluation:
         """Evaluate clean, attack this worker's shards, and put together all that are finished."""
         attack = str(self.settings["attack"])
         clean, classes = self._predict_clean(show)
         targets = num_targets(attack, classes)
-        size, seed = self.source.image_shape[:2], int(self.settings["seed"])
+        size, seed, numbers = self.source.image_shape[:2], int(self.settings["seed"]), range(len(self.spans))
         self.attacker = Attacker(self.network, self.threat, targets=targets, image_size=size, seed=seed)
-        numbers = range(len(self.spans))
         self.costs = [full_cost(step, targets) for step in self.steps]
         own = [self._open(number, clean) for number in numbers[worker::num_workers]]
         total = sum(int(clean[shard.rows].sum()) for shard in own) * sum(self.costs)
@@ -316,16 +307,14 @@ class _Driver:
             for span in spans(len(self.labels), self.batch_size):
                 images, labels = read_batch(self.source, np.asarray(span), self.device)
                 if not classes:
-                    classes = check_model(self.network.model, images[:32], int(self.labels.max()) + 1).shape[1]
+                    classes = check_model(self.model, images[:32], int(self.labels.max()) + 1).shape[1]
                     if self.steps:
-                        check_first(self.network.model, images)  # is there a gradient to the images at all?
+                        check_first(self.model, images)  # is there a gradient to the images at all?
                 logits = self.network(images)
                 if bad := int((~torch.isfinite(logits)).any(1).sum()):
-                    raise ModelError(
-                        f"the model's logits are NaN or infinite for {bad} of {len(logits)} test images",
-                        why="a NaN would count as a wrong class",
-                        fix="check the weights: training may have diverged",
-                    )
+                    what = f"the model's logits are NaN or infinite for {bad} of {len(logits)} test images"
+                    why, fix = "a NaN would count as a wrong class", "check the weights: training may have diverged"
+                    raise ModelError(what, why=why, fix=fix)
                 correct[span.start : span.stop] = (logits.argmax(1) == labels).cpu().numpy()
                 bar.advance(len(span))
         return correct, classes
@@ -333,18 +322,18 @@ class _Driver:
     def _open(self, number: int, clean: NDArray[np.bool_]) -> _Shard:
         """Read a shard as it was left; a new one where there is none or it is damaged."""
         rows = self.rows[np.asarray(self.spans[number])]
-        if self.shards is not None and self.shards.finished(number):
-            table = pq.read_table(self.shards.path(number))
-            meta = json.loads(table.schema.metadata[METADATA_KEY])
-            broken_by = np.array(table["broken_by"].to_pylist(), dtype=object)
-            return _Shard(number, rows, broken_by, meta["log"], Counter(meta["warnings"]))
-        return _Shard(number, rows, _unattacked(clean[rows]))
+        if self.shards is None or not self.shards.finished(number):
+            return _Shard(number, rows, _unattacked(clean[rows]))
+        table = pq.read_table(self.shards.path(number))
+        meta = json.loads(table.schema.metadata[METADATA_KEY])
+        broken_by = np.array(table["broken_by"].to_pylist(), dtype=object)
+        return _Shard(number, rows, broken_by, meta["log"], Counter(meta["warnings"]))
 
     def _attack_shard(self, shard: _Shard, bar: Progress) -> None:
         """Run the attacks that a shard has not seen; write it after each."""
         if shard.number == 0 and not shard.log:
             images, labels = read_batch(self.source, shard.rows[: self.batch_size], self.device)
-            check_autoattack(CountedNetwork(self.network.model), images, labels, self.attacker.recorder)
+            check_autoattack(CountedNetwork(self.model), images, labels, self.attacker.recorder)
         for step in self.steps[len(shard.log) :]:
             goal = bar.done + self._remaining(shard)
             shard.log.append(self._attack_once(shard, step))
@@ -373,18 +362,12 @@ class _Driver:
                 rounding += confirm(self.network, images[wrong], adversarial[wrong], labels[wrong], self.threat, step)
             shard.broken_by[chosen[wrong.cpu().numpy()]] = step
             broken += int(wrong.sum())
-        return {
-            "attack": step,
-            "shard": shard.number,
-            "images": len(candidates),
-            "broken": broken,
-            "broken_within_rounding": rounding,
-            "cost": self.network.cost - cost,
-            "seconds": round(time.perf_counter() - started, 3),
-        }
+        counts = {"images": len(candidates), "broken": broken, "broken_within_rounding": rounding}
+        seconds = round(time.perf_counter() - started, 3)
+        return {"attack": step, "shard": shard.number, **counts, "cost": self.network.cost - cost, "seconds": seconds}
 
     def _remaining(self, shard: _Shard) -> int:
-        """Cost of the attacks still to come at most, in forward-equivalents."""
+        """Cost of the attacks still to come at most."""
         return int(shard.robust.sum()) * sum(self.costs[len(shard.log) :])
 
     def _result(self, clean: NDArray[np.bool_], shards: Sequence[_Shard]) -> Evaluation:

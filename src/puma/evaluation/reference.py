@@ -5,7 +5,7 @@ The reference model must not be the one that scored the margins: margin < eps_i 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,8 +49,7 @@ def mislabelled_shares(
     Args:
         model: the model being trained, which is attacked.
         reference: an accurate model that did not score the margins.
-        pool: training images.
-        plan: which are kept, and their eps.
+        pool, plan: training images; which are kept, and their eps.
         threat: norm and eps that the plan was made for.
         sample: use this many kept images, chosen at random; None uses all.
         loss: of PGD: ``"kl"`` to the clean prediction as in TRADES, or ``"ce"`` with the label as in PGD-AT.
@@ -79,16 +78,9 @@ def mislabelled_shares(
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
             images, labels = read_batch(pool, chosen, device)
-            perturbed = pgd(
-                model,
-                images,
-                labels,
-                threat=threat,
-                eps=torch.from_numpy(plan.eps[chosen]).to(device),
-                steps=steps,
-                loss=loss,
-                generator=torch.Generator(device).manual_seed(batch_seed(seed, start)),
-            )
+            given: dict[str, Any] = {"threat": threat, "eps": torch.from_numpy(plan.eps[chosen]).to(device)}
+            generator = torch.Generator(device).manual_seed(batch_seed(seed, start))
+            perturbed = pgd(model, images, labels, steps=steps, loss=loss, generator=generator, **given)
             with torch.no_grad():
                 clean, attacked = (
                     apply_model(reference, inputs.to(other)).argmax(1).to(device) == labels

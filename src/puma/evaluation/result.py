@@ -68,12 +68,12 @@ class Evaluation:
 
     @property
     def n_clean(self) -> int:
-        """Number of images behind the clean accuracy: all of the test set."""
+        """Images behind the clean accuracy: all of the test set."""
         return len(self.label)
 
     @property
     def n_test(self) -> int:
-        """Number of images that were attacked."""
+        """Images that were attacked."""
         return int(self.attacked.sum())
 
     @property
@@ -124,7 +124,11 @@ class Evaluation:
 
     def describe(self) -> str:
         """Two lines with sizes and intervals."""
-        clean = f"clean accuracy {_percent(self.clean_accuracy, self.clean_interval)} on {self.n_clean:,} images"
+
+        def percent(share: float, interval: tuple[float, float]) -> str:
+            return f"{share:.2%} (95 % interval {interval[0]:.1%} to {interval[1]:.1%})"
+
+        clean = f"clean accuracy {percent(self.clean_accuracy, self.clean_interval)} on {self.n_clean:,} images"
         share, interval = self.attacked_accuracy, self.robust_interval
         if share is None or interval is None:
             return clean if self.complete else f"{clean}\n(attacks not finished: {self.n_test:,} images so far)"
@@ -132,7 +136,7 @@ class Evaluation:
         size = f"on {self.n_test:,} images"
         if self.n_test < self.n_clean:
             size = f"on a stratified subset of {self.n_test:,} of {self.n_clean:,} images"
-        return f"{clean}\n{name} at {self.threat} {_percent(share, interval)} {size}"
+        return f"{clean}\n{name} at {self.threat} {percent(share, interval)} {size}"
 
     def __repr__(self) -> str:
         attacked = self.attacked_accuracy
@@ -160,13 +164,10 @@ class Evaluation:
         names, steps = self.broken_by[self.attacked], [CLEAN, *self.meta["settings"]["steps"]]
         if not len(names):
             names, steps = self.broken_by, [CLEAN]
-        left = [np.mean([name not in steps[:count] for name in names]) for count in range(1, len(steps) + 1)]
+        left = np.array([np.mean([name not in steps[: k + 1] for name in names]) for k in range(len(steps))])
         ends = np.array([wilson_interval(float(share), len(names)) for share in left])
-        errors = np.abs(ends.T - np.array(left)) * 100
-        axes.bar(steps, [100 * share for share in left], yerr=errors, capsize=3)
-        axes.set_ylim(0, 100)
-        axes.set_ylabel("accuracy left, %")
-        axes.set_title(f"{self._attack_name}, {self.threat}")
+        axes.bar(steps, 100 * left, yerr=100 * np.abs(ends.T - left), capsize=3)
+        axes.set(ylim=(0, 100), ylabel="accuracy left, %", title=f"{self._attack_name}, {self.threat}")
         return axes
 
     @property
@@ -205,21 +206,15 @@ class Evaluation:
 
     @classmethod
     def read(cls, path: Path | str) -> Evaluation:
-        """Read what `write` wrote: a run folder, or its ``evaluation.json``.
-
-        `DataError` where a file is missing or damaged, or the two do not belong together.
-        """
+        """Read what `write` wrote: a run folder, or its ``evaluation.json`` (`DataError` for damaged files)."""
         path = Path(path)
         path = path / "evaluation.json" if path.is_dir() else path
         value = read_json(path)
         if not isinstance(value, dict) or value.get("schema") != SCHEMA:
             raise DataError(f"{path} is not an evaluation of this version", why=f"its schema should be {SCHEMA!r}")
         flags = path.with_suffix(".parquet")
-        broken = DataError(
-            f"{flags} is missing, damaged, or does not belong to {path.name}",
-            why="its SHA-256 is not the one recorded there",
-            fix="evaluate again: it is put together from its shards",
-        )
+        what, why = f"{flags} is missing, damaged, or does not belong to {path.name}", "its SHA-256 is another one"
+        broken = DataError(what, why=why, fix="evaluate again: it is put together from its shards")
         try:
             if sha256_file(flags) != value["flags_sha256"]:
                 raise broken
@@ -259,9 +254,8 @@ def flag_table(
     attacked: NDArray[np.bool_] | None = None,
 ) -> pa.Table:
     """The table ``index, label, clean_correct, robust, broken_by``; ``robust`` is null where not attacked."""
-    robust: list[bool | None] = [name is None for name in broken_by]
-    if attacked is not None:
-        robust = [flag if known else None for flag, known in zip(robust, attacked, strict=True)]
+    known = np.ones(len(rows), dtype=bool) if attacked is None else attacked
+    robust = [name is None if here else None for name, here in zip(broken_by, known, strict=True)]
     columns = {
         "index": pa.array(rows, pa.int64()),
         "label": pa.array(label, pa.int16()),
@@ -270,7 +264,3 @@ def flag_table(
         "broken_by": pa.array(list(broken_by), pa.string()),
     }
     return pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(dict(meta), allow_nan=False).encode()})
-
-
-def _percent(share: float, interval: tuple[float, float]) -> str:
-    return f"{share:.2%} (95 % interval {interval[0]:.1%} to {interval[1]:.1%})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -56,10 +57,10 @@ def draw_shifts(count: int, crop: int, flip: bool, generator: torch.Generator) -
 
 
 def shift(images: Tensor, shifts: Shifts) -> Tensor:
-    """Crop (after zero padding) and mirror each image of ``[B, C, H, W]``, of any type.
+    """Crop (after zero padding) and then mirror each image of ``[B, C, H, W]``, of any type.
 
     Pixel (y, x) of the result is pixel (y + down, x' + right) of the image, 0 outside it, with x' counted from the
-    right where the image is mirrored: the crop comes first, then the mirror, as in the reference code.
+    right where the image is mirrored.
     """
     count, _, height, width = images.shape
     rows = torch.arange(height, device=images.device) + shifts.down[:, None]  # [B, H]
@@ -87,11 +88,7 @@ def draw_patches(count: int, height: int, width: int, generator: torch.Generator
 
 
 def paste(images: Tensor, partners: Tensor, patches: Patches) -> tuple[Tensor, Tensor]:
-    """Replace each image's box by its partner's pixels there; both ``[B, C, H, W]``.
-
-    Returns:
-        The mixed images, and the share of its own area that each keeps, float32 ``[B]`` in [0, 1].
-    """
+    """Replace each image's box by its partner's pixels; return also the share that each keeps, float32 ``[B]``."""
     height, width = images.shape[2:]
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     down = (rows >= patches.top[:, None]) & (rows < patches.bottom[:, None])
@@ -125,7 +122,7 @@ class Batch:
 
 
 class Batches:
-    """All batches of a training on one of ``devices``; several processes share each.
+    """All batches of a training, each shared by the processes of ``devices``.
 
     Args:
         pool: the images.
@@ -135,10 +132,9 @@ class Batches:
         threat: norm and eps of the start noise.
         devices: where the batches are put, and which part of each is this process's.
         seed: another seed is another order and other noise.
-        num_classes: width of the class shares that CutMix makes of labels, the network's logits; default the pool's.
+        num_classes: of the class shares that CutMix makes of labels; default the pool's.
 
-    Raises:
-        UsageError: the batch cannot be shared evenly, or is larger than what is kept.
+    `UsageError` where the batch cannot be shared evenly, or is larger than what is kept.
     """
 
     def __init__(
@@ -228,11 +224,7 @@ def _select(draws: _Draws, places: Tensor, device: torch.device) -> _Draws:
 
 
 def held_out(pool: Pool, count: int, seed: int) -> NDArray[np.int64]:
-    """Rows of the pool's real images to hold out: ``count``, stratified by class; the same for every plan.
-
-    Raises:
-        UsageError: more than half of the real images.
-    """
+    """Rows of the pool's real images to hold out: ``count`` (at most half), stratified; the same for every plan."""
     real = np.flatnonzero(~pool.synthetic)
     if count > len(real) // 2:
         what = f"{count:,} validation images are more than half of the {len(real):,} real ones"
@@ -243,14 +235,8 @@ def held_out(pool: Pool, count: int, seed: int) -> NDArray[np.int64]:
 class Validation:
     """Clean accuracy, and robust accuracy under PGD with the CW loss at full eps, of a network in eval mode.
 
-    The CW loss, because PGD with cross entropy overstates robustness, and not equally for all strategies. Each process
-    measures its share of the images.
-
-    Args:
-        source: the images; ``rows`` of them, or all.
-        threat: norm and eps.
-        recipe: steps and step size of the attack, batch size.
-        devices: where.
+    The CW loss, because PGD with cross entropy overstates robustness, and not equally for all strategies. Images are
+    ``rows`` of the source, or all; each process measures its share.
     """
 
     def __init__(
@@ -271,19 +257,13 @@ class Validation:
         """(clean accuracy, robust accuracy), fractions; the model has to be in eval mode on the training device."""
         device, size = self.devices.device, self.recipe.batch_size
         right = torch.zeros(2, dtype=torch.float64, device=device)
+        step_size = self.recipe.attack_step(self.threat.norm) * self.threat.eps
+        attack = partial(pgd, threat=self.threat, steps=self.recipe.validation_steps, step_size=step_size, loss="cw")
         for first in range(0, len(self._labels), size):
             images = to_tensor(self._images[first : first + size], device)
             labels = self._labels[first : first + size].to(device)
-            attacked = pgd(
-                model,
-                images,
-                labels,
-                threat=self.threat,
-                steps=self.recipe.validation_steps,
-                step_size=self.recipe.attack_step(self.threat.norm) * self.threat.eps,
-                loss="cw",
-                generator=torch.Generator(device).manual_seed(mixed_key(first, self.devices.rank) >> 1),
-            )
+            generator = torch.Generator(device).manual_seed(mixed_key(first, self.devices.rank) >> 1)
+            attacked = attack(model, images, labels, generator=generator)
             with torch.no_grad():
                 clean, robust = (model(batch).argmax(1) == labels for batch in (images, attacked))
             right += torch.stack([clean.sum(), (clean & robust).sum()])

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,6 @@ from puma.training.recipe import Recipe, load_recipe
 from puma.training.run import Estimate, Metrics, Run, StopRequest, estimate, open_folder, require_logger
 
 _AGREE_EVERY = 5  # steps between the exchanges in which several processes agree to stop
-_EXAMPLES = 4  # images on which a network is checked and timed
 _CALMER = "lower learning_rate, or set clip_gradient; the last checkpoint is kept"
 
 log = logging.getLogger("puma")
@@ -68,8 +67,8 @@ def train(
     and the same libraries; what differs is named in the log.
 
     Args:
-        model: any network from float images ``[B, C, H, W]`` in [0, 1] to logits (it is copied, not changed), or a name
-            of `build_model`, built for the pool with ``seed``.
+        model: any network from float images ``[B, C, H, W]`` in [0, 1] to logits (copied, not changed), or a name of
+            `build_model`, built for the pool with ``seed``.
         pool: the images.
         threat: norm and eps of the attack, also as text such as ``"Linf:8/255"``.
         plan: rows to keep, the eps of each, and perhaps a TRADES beta; its path; None for all rows at the threat's eps.
@@ -78,7 +77,7 @@ def train(
         seed: of the order of images, augmentation, start noise and validation split.
         validation: real images to choose the best checkpoint by: how many to hold out (None: the recipe's number), or
             another source.
-        progress: show progress on the terminal.
+        progress: show progress.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. Several devices: start the program with torchrun.
         logger: ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``: send the rows of ``metrics.csv`` there too.
         ignore_estimate: start also where memory or time do not suffice by the estimate.
@@ -98,9 +97,10 @@ def train(
     job = prepare(model, pool, threat, plan, recipe, integer("seed", seed, low=0), validation, devices)
     finished = folder is not None and (folder / "last.safetensors").is_file()
     job.fit(folder, check=not (finished or ignore_estimate))
-    with lock(folder) if folder and devices.is_rank_zero else nullcontext():
-        if folder and devices.is_rank_zero:
-            open_folder(folder, recipe, job.settings, environment(devices.device) | {"processes": devices.world_size})
+    writes = folder if devices.is_rank_zero else None
+    with lock(writes) if writes else nullcontext():
+        if writes:
+            open_folder(writes, recipe, job.settings, environment(devices.device) | {"processes": devices.world_size})
         devices.barrier()
         if folder and (folder / "last.safetensors").is_file():
             return Run.read(folder, job.network)
@@ -130,10 +130,7 @@ class Job:
         return estimate(self.network, self.examples, recipe, self.devices)
 
     def fit(self, folder: Path | None, *, check: bool) -> None:
-        """Choose the micro-batch: the one that the run in ``folder`` began with, or one that fits into memory.
-
-        With ``check``, `UsageError` for what this machine cannot do.
-        """
+        """Choose the micro-batch: that of the run in ``folder``, or one that fits; ``check`` that this machine can."""
         record = folder and folder / "run.json"
         begun = record and record.is_file()
         cost = self.estimate(read_record(record)["settings"].get("micro_batch") if record and begun else None)
@@ -178,7 +175,7 @@ def prepare(
         rows = held_out(pool, int(validation), seed)
         keep[rows] = False
         validator = Validation(pool, threat, recipe, devices, rows) if len(rows) else None
-    examples = to_tensor(pool.read(np.arange(min(_EXAMPLES, len(pool)))), devices.device)
+    examples = to_tensor(pool.read(np.arange(min(4, len(pool)))), devices.device)
     network, classes = trainable_copy(model, pool, examples, recipe, seed, devices)
     if classes <= int(pool.labels.max()):
         what = f"labels reach {int(pool.labels.max())}, but the network has {classes} logits"
@@ -224,26 +221,22 @@ class Training:
         self._broken = torch.zeros((), device=devices.device)  # above 0 once a loss or gradient was not finite
         self._since = time.monotonic()
         self.metrics = Metrics(self._writes, self.done, logger=logger)
-        compiled: Any = torch.compile(self.network) if recipe.compile else self.network
-        self.bare: nn.Module = compiled
+        self.bare = cast(nn.Module, torch.compile(self.network)) if recipe.compile else self.network
         self.wrapped, self.optimizer = devices.wrap(SeveralPasses(self.bare), self._sgd)
         self.awp = AWP(self.network, recipe.awp, devices) if recipe.awp else None
         self.step_size = recipe.attack_step(job.threat.norm) * job.threat.eps
-        # One clean pass serves attack and loss where both compute it with the same weights and batch statistics.
-        self.shares_clean_pass = (
-            recipe.objective == "trades"
-            and recipe.attack_batchnorm == "train"
-            and not recipe.cutmix
-            and not recipe.awp  # it moves the weights between the two
-            and devices.world_size == 1  # a wrapper for several has to see both passes in one call
-            and not any(isinstance(module, _DropoutNd) for module in self.network.modules())
-        )
+        # One clean pass serves attack and loss where both compute it with the same weights and batch statistics: AWP
+        # moves the weights between the two, and a wrapper for several processes has to see both passes in one call.
+        trades = recipe.objective == "trades" and not recipe.cutmix and not recipe.awp and devices.world_size == 1
+        random = any(isinstance(module, _DropoutNd) for module in self.network.modules())
+        self.shares_clean_pass = trades and recipe.attack_batchnorm == "train" and not random
 
     def run(self, progress: bool = False) -> Run:
         """Train to the end."""
         recipe, validation, single = self.recipe, self.job.validation, self.devices.world_size == 1
         snapshots = {recipe.steps * (k + 1) // recipe.snapshots for k in range(recipe.snapshots)}
-        each, tenth = (recipe.batch_size, "images"), max(recipe.steps // 10, 1)
+        tenth, each = max(recipe.steps // 10, 1), (recipe.batch_size, "images")
+        bar = Progress("training", recipe.steps, "steps", show=progress, done=self.done, each=each)
 
         def due(every: int | None) -> bool:
             return self.done == recipe.steps or self.done % (every or tenth) == 0
@@ -251,10 +244,7 @@ class Training:
         self.network.train()
         if self._writes and not self.done:
             require_savable(self._writes / "checkpoints", pack(self.network, self.ema.model, self._sgd))
-        with (
-            StopRequest(single_process=single) as stop,
-            Progress("training", recipe.steps, "steps", show=progress, done=self.done, each=each) as bar,
-        ):
+        with StopRequest(single_process=single) as stop, bar:
             for step in range(self.done, recipe.steps):
                 self.take_step(step)
                 stopping = stop.wanted is not None
@@ -275,10 +265,7 @@ class Training:
     # --- one step --------------------------------------------------------------------------------------------------
 
     def take_step(self, step: int) -> None:
-        """Take optimiser step ``step``, counted from 0.
-
-        On a CPU, `CheckError` where the loss or its gradient is not finite; the weights are as before.
-        """
+        """Take optimiser step ``step``, counted from 0; on a CPU not with a loss that is not finite (`CheckError`)."""
         recipe = self.recipe
         follow_schedules(self.optimizer, self.network, recipe, step)
         batch = self.job.batches.get(step, ahead=step + 1 < recipe.steps)
@@ -302,10 +289,7 @@ class Training:
         self._seen[batch.rows] = True
 
     def _attack(self, batch: Batch, clean: Tensor | None) -> Tensor:
-        """The perturbed images; the network's statistics and gradients are left alone.
-
-        TRADES maximises KL from the clean prediction (``clean``, or computed here), everything else cross entropy.
-        """
+        """The perturbed images: of highest KL from the clean prediction in TRADES, else of highest cross entropy."""
         recipe = self.recipe
         with attack_mode(self.network, recipe.attack_batchnorm), self.devices.autocast():
             reference = None
@@ -367,10 +351,7 @@ class Training:
         self._sums += torch.stack([each.sum(), clean_hits, hits, batch.eps.sum(), torch.ones_like(batch.eps).sum()])
 
     def _check_gradients(self, step: int, loss: Tensor) -> None:
-        """Clip the gradient if the recipe says so, and note whether it and the loss are finite, by one fused norm.
-
-        A CPU is asked at once; an accelerator when something is logged or written, so that no step waits for the host.
-        """
+        """Clip the gradient; note whether it and the loss are finite, which only a CPU is asked for at once."""
         norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         if longest := self.recipe.clip_gradient:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), longest, norm)
@@ -387,10 +368,9 @@ class Training:
     # --- every few steps -------------------------------------------------------------------------------------------
 
     def averaged(self) -> nn.Module:
-        """The averaged network with the running statistics that the recipe gives it, ready to be evaluated or saved.
+        """The averaged network with its running statistics, to be evaluated or saved, if everything is finite.
 
         All processes call it together: statistics are each one's own until here. Then all have the first one's.
-        `CheckError` where a loss, a gradient or a weight is not finite.
         """
         self._require_finite(self.done)
         largest = nn.utils.get_total_norm(list(self.network.parameters()), float("inf"))
@@ -404,8 +384,7 @@ class Training:
         return self.ema.model
 
     def _validate(self, validation: Validation) -> dict[str, float]:
-        average = self.averaged()
-        clean, robust = validation.measure(average)
+        clean, robust = validation.measure(average := self.averaged())
         if robust >= self.best_score:  # of equals the latest, as in the reference code
             self.best_step, self.best_score = self.done, robust
             if self.folder is None:

@@ -142,9 +142,9 @@ def build_sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 class AWP:
     """Adversarial weight perturbation (Wu et al. 2020, arXiv 2004.05884), on top of any loss.
 
-    For one forward and backward pass each weight matrix or kernel moves by ``size`` of its own norm along its gradient;
-    biases and normalisation parameters stay (algorithm 1 of the paper, one step, as in its code). ``size`` is the
-    paper's gamma, for example 0.005; ``network`` the bare network; gradients are averaged over the processes.
+    For one forward and backward pass each weight matrix or kernel of the bare ``network`` moves by ``size`` (gamma,
+    such as 0.005) of its own norm along its gradient, averaged over the processes; biases and normalisation parameters
+    stay (algorithm 1 of the paper, one step, as in its code).
     """
 
     def __init__(self, network: nn.Module, size: float, devices: Devices) -> None:
@@ -154,12 +154,10 @@ class AWP:
 
     def add(self, *losses: Callable[[], Tensor]) -> None:
         """Perturb the weights so that the sum of the ``losses`` (one for each micro-batch) rises."""
-        gradients = [torch.zeros_like(weight) for weight in self._weights]
-        for number, loss in enumerate(losses):
-            found = torch.autograd.grad(loss(), self._weights, allow_unused=True)
-            for place, gradient in enumerate(found):
-                if gradient is not None:
-                    gradients[place] = gradients[place] + gradient if number else gradient
+        gradients: list[Tensor] = []
+        for loss in losses:
+            new = torch.autograd.grad(loss(), self._weights, allow_unused=True, materialize_grads=True)
+            gradients = [one + other for one, other in zip(gradients, new, strict=True)] if gradients else list(new)
         self._before = [weight.detach().clone() for weight in self._weights]
         with torch.no_grad():
             for weight, gradient in zip(self._weights, gradients, strict=True):

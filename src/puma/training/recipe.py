@@ -48,9 +48,7 @@ class Recipe(BaseModel):
 
     learning_rate: float = Field(gt=0, description="Highest learning rate, at batch size learning_rate_batch.")
     learning_rate_batch: int | None = Field(None, gt=0, description="Batch size of learning_rate; unset: batch_size.")
-    learning_rate_scaling: Literal["none", "linear", "sqrt"] = Field(
-        "none", description="How the learning rate follows batch_size / learning_rate_batch."
-    )
+    learning_rate_scaling: Literal["none", "linear", "sqrt"] = Field("none", description="How it follows batch_size.")
     schedule: Literal["one-cycle", "step", "constant"] = Field("one-cycle", description="Course of the learning rate.")
     schedule_every: int = Field(1, gt=0, description="Quirk: steps between changes of the rate; published: an epoch.")
     warmup: float = Field(0.025, gt=0, lt=1, description="one-cycle: share of the steps in which the rate rises.")
@@ -65,27 +63,21 @@ class Recipe(BaseModel):
     ema: float = Field(0.995, ge=0, lt=1, description="Decay of the weight average at each step; 0: no average.")
     ema_warmup: float = Field(0.0, ge=0, lt=1, description="Quirk: share of the steps in which the average is a copy.")
     ema_ramp: bool = Field(True, description="Quirk: then decay = min(ema, (1 + d) / (10 + d)) with d steps since.")
-    ema_batchnorm: Literal["copy", "average"] = Field(
-        "copy", description="Quirk: running statistics of the average are the live network's, or averaged too."
-    )
+    ema_batchnorm: Literal["copy", "average"] = Field("copy", description="Quirk: source of its running statistics.")
     batchnorm_momentum: float | None = Field(
-        None, gt=0, le=1, description="Weight of the newest batch in running statistics; unset: the network's own."
+        None, gt=0, le=1, description="Weight of the newest batch; unset: as it is."
     )
-    batchnorm_first_step: bool = Field(False, description="Quirk: in the first step that weight is 1.")
+    batchnorm_first_step: bool = Field(False, description="Quirk: that weight is 1 in the first step.")
 
     attack_steps: int = Field(10, ge=0, description="PGD steps.")
     attack_schedule: Literal["fixed", "proportional"] = Field(
-        "fixed",
-        description="proportional: ceil(attack_steps * eps_i / eps) steps of full size for an image (docs/training.md: "
-        "1 of 10 trainings on digits diverged so, none with clip_gradient = 1).",
+        "fixed", description="proportional: ceil(attack_steps * eps_i / eps) steps of full size; see docs/training.md."
     )
     attack_step_linf: float = Field(0.25, gt=0, description="Step in Linf, as a share of the image's eps.")
     attack_step_l2: float = Field(0.2, gt=0, description="Step in L2, as a share of the image's eps.")
     attack_start_linf: Literal["uniform", "gaussian", "none"] = Field("uniform", description="Start in Linf.")
     attack_start_l2: Literal["uniform", "gaussian", "none"] = Field("gaussian", description="Start in L2.")
-    attack_batchnorm: Literal["train", "eval"] = Field(
-        "train", description="Quirk: normalise by the batch under attack, or by running statistics (TRADES 2019)."
-    )
+    attack_batchnorm: Literal["train", "eval"] = Field("train", description="Quirk: eval: by running statistics.")
 
     validation_images: int = Field(0, ge=0, description="Stratified real images held out for the best checkpoint.")
     validation_every: int | None = Field(None, gt=0, description="Steps between validations; unset: ten in a run.")
@@ -167,11 +159,7 @@ def load_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
 
 
 def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
-    """``["steps=100", "flip=true"]`` as a table; values are TOML, and text where they are not.
-
-    Raises:
-        UsageError: a pair without ``=``.
-    """
+    """``["steps=100", "flip=true"]`` as a table; values are TOML, and text where they are not."""
     changes: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))

@@ -66,8 +66,7 @@ class Run:
     def read(cls, folder: Path | str, like: nn.Module | None = None) -> Run:
         """Read a finished run; ``like`` is a network of the same architecture, where PUMA did not build it.
 
-        Raises:
-            ModelError: it is not finished, or a file is damaged.
+        `ModelError` where it is not finished, or a file is damaged.
         """
         folder = Path(folder)
         if not (folder / "last.safetensors").is_file():
@@ -193,14 +192,9 @@ class Estimate:
     free: int  # bytes that are free on the device
     step_seconds: float
 
-    @property
-    def days(self) -> float:
-        """Of the whole training."""
-        return self.steps * self.step_seconds / 86400
-
     def __str__(self) -> str:
-        hours = self.days * 24
-        span = f"{self.days:,.0f} days" if hours > 72 else f"{hours:.1f} h" if hours > 2 else f"{hours * 60:.1f} min"
+        hours = self.steps * self.step_seconds / 3600
+        span = f"{hours / 24:,.0f} days" if hours > 72 else f"{hours:.1f} h" if hours > 2 else f"{hours * 60:.1f} min"
         passes = "" if self.micro_batch == self.batch else f" in micro-batches of {self.micro_batch}"
         return (
             f"about {span} for {self.steps:,} steps of {self.batch} images{passes} ({self.step_seconds:.2g} s each), "
@@ -213,10 +207,10 @@ class Estimate:
             what = f"one step needs about {self.memory / _GIB:.2g} GiB, {self.free / _GIB:.2g} GiB are free"
             fix = "--set batch_size=..., a smaller model, another --device; --yes tries all the same"
             raise UsageError(what, fix=fix)
-        if self.days > _MOST_DAYS:
+        if (days := self.steps * self.step_seconds / 86400) > _MOST_DAYS:
             why = f"{self.steps:,} steps of {self.batch} images, {self.step_seconds:,.3g} s each"
             fix = "a GPU (--device cuda), a smaller model, or fewer steps (--set steps=...); --yes goes on"
-            raise UsageError(f"this training would take about {self.days:,.0f} days here", why=why, fix=fix)
+            raise UsageError(f"this training would take about {days:,.0f} days here", why=why, fix=fix)
 
 
 def estimate(network: nn.Module, images: Tensor, recipe: Recipe, devices: Devices) -> Estimate:
@@ -284,18 +278,16 @@ def _kept_bytes(network: nn.Module, images: Tensor) -> int:
 @torch.no_grad()
 def _seconds_per_image(network: nn.Module, images: Tensor, batch: int) -> float:
     """Of a forward pass, with as many images as take long enough to be measured."""
-
-    def now() -> float:
-        if images.is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
     count = min(len(images), batch)
     while True:
         many = images[:1].expand(count, *images.shape[1:]).contiguous()
-        began = now()
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        began = time.perf_counter()
         network(many)
-        elapsed = now() - began
+        if images.is_cuda:
+            torch.cuda.synchronize()
+        elapsed = time.perf_counter() - began
         if elapsed > 0.02 or count * 4 > batch:
             return elapsed / count
         count *= 4
@@ -307,9 +299,8 @@ def _seconds_per_image(network: nn.Module, images: Tensor, batch: int) -> float:
 class StopRequest:
     """While inside, the first SIGTERM or SIGINT only sets `wanted`, so that the step ends and a checkpoint is written.
 
-    A second one acts at once, as before; outside the main thread this does nothing. With ``single_process=False``
-    (several train together) a process that finishes no step for some seconds after the signal ends without a
-    checkpoint: waiting for a dead one would take minutes.
+    A second one acts at once; outside the main thread this does nothing. Without ``single_process``, one that finishes
+    no step for some seconds after the signal ends without a checkpoint: waiting for a dead one would take minutes.
     """
 
     def __init__(self, *, single_process: bool = True) -> None:
