@@ -51,11 +51,11 @@ def attack_steps(attack: str) -> tuple[str, ...]:
 def num_targets(attack: str, classes: int) -> int:
     """How many classes the targeted attacks try; `UsageError` for AutoAttack standard on fewer than four classes."""
     if attack == "standard" and classes < 4:
-        raise UsageError(
+        what, fix = (
             f"AutoAttack standard needs four classes; this model has {classes}",
-            why="its targeted DLR loss compares the third and fourth largest logits",
-            fix='use attack="apgd-ce" or "cw-20" and name it beside the figure',
+            'use attack="apgd-ce" or "cw-20"',
         )
+        raise UsageError(what, why="its targeted DLR loss compares the third and fourth largest logits", fix=fix)
     return min(9, classes - 1)
 
 
@@ -78,13 +78,7 @@ class Attacker:
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        threat: ThreatModel,
-        *,
-        targets: int,
-        image_size: tuple[int, int],
-        seed: int,
+        self, network: nn.Module, threat: ThreatModel, *, targets: int, image_size: tuple[int, int], seed: int
     ) -> None:
         self.network, self.threat, self.seed, self.recorder = network, threat, seed, WarningRecorder()
         self.device = device = device_of(network)
@@ -119,17 +113,10 @@ class Attacker:
             with torch.random.fork_rng(devices=devices), torch.no_grad():
                 self._suite[step].seed = self.seed
                 return cast(Tensor, self._suite[step].perturb(images.clone(), labels.clone()))
-        return pgd(
-            self.network,
-            images,
-            labels,
-            threat=self.threat,
-            steps=int(step.partition("-")[2]),
-            step_size=self.threat.eps / 4,
-            loss=loss,
-            generator=torch.Generator(self.device).manual_seed(batch_seed(self.seed, offset)),
-            warn=self.recorder.warning,
-        )
+        steps, size = int(step.partition("-")[2]), self.threat.eps / 4
+        start = torch.Generator(self.device).manual_seed(batch_seed(self.seed, offset))
+        given: dict[str, Any] = {"threat": self.threat, "generator": start, "warn": self.recorder.warning}
+        return pgd(self.network, images, labels, steps=steps, step_size=size, loss=loss, **given)
 
 
 def check_autoattack(network: nn.Module, images: Tensor, labels: Tensor, recorder: WarningRecorder) -> None:

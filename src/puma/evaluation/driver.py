@@ -146,12 +146,7 @@ class Cost(NamedTuple):
 
 
 def estimate_cost(
-    model: nn.Module,
-    dataset: TestData,
-    *,
-    attack: str = "standard",
-    subset: int | None = None,
-    batch_size: int = 256,
+    model: nn.Module, dataset: TestData, *, attack: str = "standard", subset: int | None = None, batch_size: int = 256
 ) -> Cost:
     """Upper bound of the cost of `evaluate`, from the time of two forward passes of one batch; arguments as there."""
     steps, source = attack_steps(attack), open_test_set(dataset, model)
@@ -386,5 +381,5 @@ class _Driver:
             "log": [entry for shard in finished for entry in shard.log],
             "warnings": explain(raised),
         }
-        complete, attack = len(finished) == len(shards), str(self.settings["attack"])
-        return Evaluation(self.threat, attack, self.labels, attacked, broken_by, meta, complete)
+        given = self.threat, str(self.settings["attack"]), self.labels
+        return Evaluation(*given, attacked, broken_by, meta, complete=len(finished) == len(shards))

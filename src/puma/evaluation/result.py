@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 SCHEMA = "puma.evaluation/1"
 METADATA_KEY = b"puma"
 CLEAN = "clean"
+_FIGURES = (
+    "attack", "clean_accuracy", "clean_interval", "n_clean", "robust_accuracy", "attacked_accuracy", "robust_interval",
+    "apgd_accuracy", "n_test",
+)  # fmt: skip
 _META = ("identity", "settings", "environment", "log", "warnings")
 
 
@@ -179,15 +183,7 @@ class Evaluation:
         return {
             "schema": SCHEMA,
             "threat": {"norm": self.threat.norm, "eps": self.threat.eps, "text": str(self.threat)},
-            "attack": self.attack,
-            "clean_accuracy": self.clean_accuracy,
-            "clean_interval": list(self.clean_interval),
-            "n_clean": self.n_clean,
-            "robust_accuracy": self.robust_accuracy,
-            "attacked_accuracy": self.attacked_accuracy,
-            "robust_interval": None if self.robust_interval is None else list(self.robust_interval),
-            "apgd_accuracy": self.apgd_accuracy,
-            "n_test": self.n_test,
+            **{name: getattr(self, name) for name in _FIGURES},
             "subset": self.n_test < self.n_clean,
             "attack_cost": self.attack_cost,
             **self.meta,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from puma.attacks.pgd import pgd, start_noise
 from puma.data.pool import BatchSampler, Pool, to_tensor
-from puma.data.source import Source, stratified_rows
+from puma.data.source import Rows, Source, stratified_rows
 from puma.devices import Devices
 from puma.errors import UsageError
 from puma.rng import mixed_key
@@ -106,7 +106,7 @@ class Batch:
     labels: Tensor  # int64 [b], or float [b, K] class shares where images were mixed
     eps: Tensor  # float32 [b]
     noise: Tensor | None  # start of the attack in units of each image's eps; None: the images themselves
-    rows: NDArray[np.int64]  # int64 [B], pool rows of the whole batch
+    rows: Rows  # int64 [B], pool rows of the whole batch
 
     def __len__(self) -> int:
         return len(self.eps)
@@ -166,11 +166,8 @@ class Batches:
 
     def get(self, step: int, *, ahead: bool = False) -> Batch:
         """This process's share of the batch of a step; ``ahead``: an accelerator's next one is prepared meanwhile."""
-        if self._pending is not None and self._pending[0] == step:
-            batch = self._pending[1].result()
-        else:
-            batch = self._make(step)
-        self._pending = None
+        ready, self._pending = self._pending, None
+        batch = ready[1].result() if ready and ready[0] == step else self._make(step)
         if ahead and self.device.type != "cpu":
             self._pending = step + 1, self._thread.submit(self._make, step + 1)
         return batch
@@ -223,7 +220,7 @@ def _select(draws: _Draws, places: Tensor, device: torch.device) -> _Draws:
     return type(draws)(*(values[places].to(device) for values in draws))
 
 
-def held_out(pool: Pool, count: int, seed: int) -> NDArray[np.int64]:
+def held_out(pool: Pool, count: int, seed: int) -> Rows:
     """Rows of the pool's real images to hold out: ``count`` (at most half), stratified; the same for every plan."""
     real = np.flatnonzero(~pool.synthetic)
     if count > len(real) // 2:
@@ -240,12 +237,7 @@ class Validation:
     """
 
     def __init__(
-        self,
-        source: Source,
-        threat: ThreatModel,
-        recipe: Recipe,
-        devices: Devices,
-        rows: NDArray[np.int64] | None = None,
+        self, source: Source, threat: ThreatModel, recipe: Recipe, devices: Devices, rows: Rows | None = None
     ) -> None:
         chosen = np.arange(len(source)) if rows is None else rows
         self.described = source.fingerprint if rows is None else f"{len(rows)} held out"

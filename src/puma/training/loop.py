@@ -42,8 +42,6 @@ from puma.training.run import Estimate, Metrics, Run, StopRequest, estimate, ope
 _AGREE_EVERY = 5  # steps between the exchanges in which several processes agree to stop
 _CALMER = "lower learning_rate, or set clip_gradient; the last checkpoint is kept"
 
-log = logging.getLogger("puma")
-
 
 def train(
     model: nn.Module | str,
@@ -63,8 +61,7 @@ def train(
     """Train a network adversarially on the kept images of a pool, each with its own eps.
 
     Run again with the same ``out``, it goes on from the last checkpoint, and a finished run is returned at once. Killed
-    and resumed, it gives the same bits as uninterrupted, on the same machine type, with as many threads and processes
-    and the same libraries; what differs is named in the log.
+    and resumed, it gives the same bits as uninterrupted, unless machine type, threads, processes or libraries differ.
 
     Args:
         model: any network from float images ``[B, C, H, W]`` in [0, 1] to logits (copied, not changed), or a name of
@@ -141,7 +138,8 @@ class Job:
         if self.micro_batch < cost.batch and self.devices.is_rank_zero:
             split = f"batches of {cost.batch} are split into micro-batches of {self.micro_batch}"
             effect = f": batch normalisation uses the statistics of {self.micro_batch} images, which changes the result"
-            log.warning(split + (effect if batchnorm_layers(self.network) else "; the gradients are the same"))
+            effect = effect if batchnorm_layers(self.network) else "; the gradients are the same"
+            logging.getLogger("puma").warning("%s%s", split, effect)
 
 
 def prepare(
@@ -161,8 +159,8 @@ def prepare(
         plan = plan if isinstance(plan, Plan) else Plan.read(plan)
         pool.check_plan(plan)
         if plan.threat != threat:
-            what = f"the plan was made for {plan.threat}, not for {threat}"
-            raise DataError(what, fix=f"plan again with --threat {threat}")
+            fix = f"plan again with --threat {threat}"
+            raise DataError(f"the plan was made for {plan.threat}, not for {threat}", fix=fix)
         keep, eps, beta = plan.keep.copy(), plan.eps, beta if plan.beta is None else plan.beta
     validation = recipe.validation_images if validation is None else validation
     if isinstance(validation, Source):
@@ -207,10 +205,9 @@ class Training:
         self._writes = folder if devices.is_rank_zero else None  # one process writes
         self._sgd = build_sgd(self.network, recipe)
         self.ema, self._seen = EMA(self.network), np.zeros(len(job.batches.eps), dtype=np.bool_)
-        self.done, self.best_step, self.best_score, self._seconds = 0, 0, -1.0, 0.0
         self.best: nn.Module | None = None
+        self.done, self.best_step, self.best_score, self._seconds, sums = 0, 0, -1.0, 0.0, [0.0] * 5
         self.gradients = 0  # of one image, computed by the attack
-        sums = [0.0] * 5
         if folder and (state := load_state(folder / "checkpoints")):
             tensors, meta = state
             unpack(tensors, self.network, self.ema.model, self._sgd)
@@ -315,10 +312,9 @@ class Training:
     def _backward(self, part: Batch, adversarial: Tensor, clean: Tensor | None, batch: Batch, last: bool) -> Tensor:
         """Add the gradient of a micro-batch's share of the mean loss; return that share."""
         with self.devices.no_sync(self.wrapped, enabled=not last):
-            if self.recipe.objective == "pgd-at" or clean is not None:
-                (attacked,) = self.wrapped(adversarial)
-            else:
-                clean, attacked = self.wrapped(part.images, adversarial)
+            needed = () if self.recipe.objective == "pgd-at" or clean is not None else (part.images,)
+            *fresh, attacked = self.wrapped(*needed, adversarial)
+            clean = fresh[0] if fresh else clean
             each = self._losses(clean, attacked, part)
             loss = each.mean() * (len(part) / len(batch))
             self.devices.backward(loss)
@@ -399,20 +395,13 @@ class Training:
         self._sums.zero_()
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
         self._seconds += seconds
-        group = self.optimizer.param_groups[0]
+        group, drawn = self.optimizer.param_groups[0], self.done * self.recipe.batch_size
         both = {} if self.recipe.objective == "pgd-at" else {"clean_accuracy": clean / images}
         accuracies = both | {"adversarial_accuracy": adversarial / images}
-        row = {
-            "step": self.done,
-            "draws": self.done * self.recipe.batch_size,
-            "unique_images": int(np.count_nonzero(self._seen)),
-            "learning_rate": group["lr"],
-            "momentum": group["momentum"],
-            "loss": loss / images,
-            "mean_eps": eps / images,
-            "seconds": self._seconds,
-            "images_per_second": images / seconds,
-        }
+        unique = int(np.count_nonzero(self._seen))
+        row = {"step": self.done, "draws": drawn, "unique_images": unique, "learning_rate": group["lr"]}
+        row |= {"momentum": group["momentum"], "loss": loss / images, "mean_eps": eps / images}
+        row |= {"seconds": self._seconds, "images_per_second": images / seconds}
         self.metrics.add(**row, **accuracies, **validated)
         shown = [f"{name.removesuffix('_accuracy')} {share:.1%}" for name, share in accuracies.items()]
         return ", ".join([f"loss {row['loss']:.3f}", *shown])

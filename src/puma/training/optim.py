@@ -65,10 +65,9 @@ def _check_backward(network: nn.Module, images: Tensor, devices: Devices) -> Non
 
 
 class SeveralPasses(nn.Module):
-    """The network on several batches, such as the clean and the perturbed images, as passes of their own in one call.
+    """The network on several batches (clean and perturbed images), each normalised by itself, in one call.
 
-    Each is normalised by its own batch; one call, because a wrapper for several processes has to see one forward pass
-    for each backward pass.
+    One call, because a wrapper for several processes has to see one forward pass for each backward pass.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -130,13 +129,8 @@ def build_sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     for parameter in network.parameters():
         if parameter.requires_grad:
             groups[id(parameter) in spared]["params"].append(parameter)
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=recipe.scaled_learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        fused=True,
-    )
+    used, rate = [group for group in groups if group["params"]], recipe.scaled_learning_rate
+    return torch.optim.SGD(used, rate, recipe.momentum, nesterov=recipe.nesterov, fused=True)
 
 
 class AWP:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,9 +110,8 @@ class Metrics:
         """Append a row; what is not given stays empty."""
         self.rows.append(values)
         if self._send is not None:
-            parts = {name: "validation" if name.startswith("validation_") else "train" for name in values}
-            named = {f"{part}/{name.removeprefix('validation_')}": values[name] for name, part in parts.items()}
-            self._send(named, int(values["step"]))
+            shown = {f"train/{name}".replace("train/validation_", "validation/"): values[name] for name in values}
+            self._send(shown, int(values["step"]))
         if self._path:
             with storage_errors(self._path), self._path.open("a", newline="") as file:
                 file.write(_line(values))
@@ -129,10 +129,8 @@ def read_metrics(path: Path | str) -> list[dict[str, float]]:
     rows = []
     with Path(path).open(newline="") as file:
         for row in csv.DictReader(file):
-            try:
+            with suppress(TypeError, ValueError):
                 rows.append({key: float(value) for key, value in row.items() if value not in ("", None)})
-            except (TypeError, ValueError):
-                continue
     return [row for row in rows if "step" in row]
 
 
@@ -205,8 +203,9 @@ class Estimate:
         """`UsageError` for more memory than is free, or more than 30 days."""
         if self.memory > self.free:
             what = f"one step needs about {self.memory / _GIB:.2g} GiB, {self.free / _GIB:.2g} GiB are free"
-            fix = "--set batch_size=..., a smaller model, another --device; --yes tries all the same"
-            raise UsageError(what, fix=fix)
+            raise UsageError(
+                what, fix="--set batch_size=..., a smaller model, another --device; --yes tries all the same"
+            )
         if (days := self.steps * self.step_seconds / 86400) > _MOST_DAYS:
             why = f"{self.steps:,} steps of {self.batch} images, {self.step_seconds:,.3g} s each"
             fix = "a GPU (--device cuda), a smaller model, or fewer steps (--set steps=...); --yes goes on"
@@ -328,9 +327,7 @@ class StopRequest:
 
     def stop(self) -> None:
         """End the process as the signal asks: KeyboardInterrupt, or exit code 143."""
-        if self.wanted == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt if self.wanted == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.wanted = number
