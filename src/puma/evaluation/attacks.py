@@ -80,7 +80,7 @@ class Attacker:
     def __init__(
         self, network: nn.Module, threat: ThreatModel, *, targets: int, image_size: tuple[int, int], seed: int
     ) -> None:
-        self.network, self.threat, self.seed, self.recorder = network, threat, seed, WarningRecorder()
+        self.network, self.threat, self.seed, self.recorder = network, threat, seed, WarningCounter()
         self.device = device = device_of(network)
         suite = AutoAttack(network, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=device)
         suite.apgd.loss = "ce"
@@ -106,7 +106,7 @@ class Attacker:
             points = images.detach().clone().requires_grad_()
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(LOSSES[loss](self.network(points), labels).sum(), points)
-            self.recorder.raised["zero-gradient"] += bool((gradient == 0).flatten(1).all(1).any())
+            self.recorder["zero-gradient"] += bool((gradient == 0).flatten(1).all(1).any())
         if step in self._suite:
             # the library seeds torch's global generators; their state is restored
             devices = [self.device] if self.device.type == "cuda" else []
@@ -119,7 +119,7 @@ class Attacker:
         return pgd(self.network, images, labels, steps=steps, step_size=size, loss=loss, **given)
 
 
-def check_autoattack(network: nn.Module, images: Tensor, labels: Tensor, recorder: WarningRecorder) -> None:
+def check_autoattack(network: nn.Module, images: Tensor, labels: Tensor, recorder: WarningCounter) -> None:
     """AutoAttack's checks of the model on one batch: is it randomised, does it return probabilities, is it dynamic."""
     with torch.no_grad():
         checks.check_randomized(network, images, labels, bs=len(images), logger=recorder)
@@ -202,15 +202,12 @@ WARNINGS = {
 _UNKNOWN = ("", "a warning that this version does not know", "read AutoAttack's flags_doc.md")
 
 
-class WarningRecorder:
-    """Takes the place of AutoAttack's logger and counts its warnings."""
-
-    def __init__(self) -> None:
-        self.raised: Counter[str] = Counter()
+class WarningCounter(Counter[str]):
+    """Takes the place of AutoAttack's logger and counts its warnings by their short names; others by their words."""
 
     def warning(self, text: str) -> None:
-        """Count a warning by its short name; an unknown text counts under its own words."""
-        self.raised[next((flag for flag, known in WARNINGS.items() if known[0] in text), text)] += 1
+        """Count a warning."""
+        self[next((flag for flag, known in WARNINGS.items() if known[0] in text), text)] += 1
 
     def info(self, text: str) -> None:
         """Ignore it."""

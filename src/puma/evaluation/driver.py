@@ -332,8 +332,8 @@ class _Driver:
         for step in self.steps[len(shard.log) :]:
             goal = bar.done + self._remaining(shard)
             shard.log.append(self._attack_once(shard, step))
-            shard.warnings += self.attacker.recorder.raised
-            self.attacker.recorder.raised.clear()
+            shard.warnings += self.attacker.recorder
+            self.attacker.recorder.clear()
             if self.shards is not None:
                 meta = {"schema": SCHEMA, "log": shard.log, "warnings": dict(shard.warnings)}
                 table = flag_table(shard.rows, self.labels[shard.rows], shard.broken_by, meta)
