@@ -230,9 +230,15 @@ def _first_step(
 
 
 def _try_extra_candidates(
-    images: Images, crossings: Crossings, rows: Tensor, x: Tensor, logits: Tensor, short: Tensor, steepness: Tensor,
+    images: Images,
+    crossings: Crossings,
+    rows: Tensor,
+    x: Tensor,
+    logits: Tensor,
+    short: Tensor,
+    steepness: Tensor,
     budget: SearchBudget,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Take the first step of ``rows`` to one of the further rivals where that is shorter; return ``x`` and ``short``.
 
     Where the first step ended (``x`` ``[b, D]``) all ``logits`` have been seen again, so how fast every boundary came
