@@ -45,13 +45,9 @@ def measure(
 ) -> dict[str, Any]:
     """Measure ``synthetic`` images of a generator trained on ``train``; ``test`` are real images it never saw.
 
-    Args:
-        train, test, synthetic: images of the same shape and classes.
-        features: uint8 [N, H, W, C] -> float [N, F], for the classifiers, coverage and Frechet distance; None takes
-            the pixels themselves, or their 64 principal components where there are more than 256.
-        features_name: what to call them in the result.
-        limit: at most so many rows of each set are used (stratified, seeded); the result says how many.
-        seed: of the subsets.
+    All three have the same shape and classes; at most ``limit`` rows of each are used (stratified by ``seed``).
+    ``features``, uint8 [N, H, W, C] -> float [N, F], are for the classifiers, coverage and Frechet distance; None takes
+    the pixels themselves, or their 64 principal components where there are more than 256.
 
     Returns:
         JSON. Accuracies and shares in [0, 1]; distances are Euclidean, pixels in [0, 1].

@@ -186,13 +186,9 @@ def collapse_fraction(eps: ArrayLike) -> Array:
 def bridge(margin: ArrayLike, eps: float, keep_fraction: float) -> dict[str, float]:
     """Theory of the linear two-class student for pruning a real margin table: a compass, no law.
 
-    The share ``f = keep_fraction`` of lowest margins is kept, without quotas. The formulas are this project's, read off
-    the closed forms and grids of the docs page "perceptron". `DataError` if no row has a margin.
-
-    Args:
-        margin: float ``[N]``, signed, in the threat model's norm; NaN rows are left out, -inf is misclassified.
-        eps: of the threat model, in the same units.
-        keep_fraction: the kept share, in (0, 1].
+    The share ``f = keep_fraction``, in (0, 1], of lowest margins is kept, without quotas. ``margin`` ``[N]`` is signed,
+    in the norm of ``eps``; NaN rows are left out (`DataError` if none is left), -inf is misclassified. The formulas are
+    this project's, read off the closed forms and grids of the docs page "perceptron".
 
     Returns:
         ``rows`` with a margin and ``kept`` ones; ``misclassified`` (``err``), the share with a margin below 0;

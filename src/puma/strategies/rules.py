@@ -52,8 +52,8 @@ def easy(context: SelectionContext) -> Selection:
 def puma(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | None = None) -> Selection:
     """Drop the highest margins; eps_i = min(eps, c * max(margin_i, 0)).
 
-    The rule is the abstract's, the formula of the cap is ours. ``mean_eps_ratio``, in (0, 1], solves for c: the mean
-    eps over the kept rows becomes that share of the threat model's eps, or `UsageError` if it is out of reach.
+    ``mean_eps_ratio``, in (0, 1], solves for c: the mean eps over the kept rows becomes that share of the threat
+    model's eps, or `UsageError` if it is out of reach.
     """
     if mean_eps_ratio is not None and c != C:
         why = "mean_eps_ratio solves for c"
