@@ -1,6 +1,6 @@
 """Networks of other kinds than the robust CNN, to tune the margin engine on and to check it: CIFAR-10 at 16x16.
 
-    python benchmarks/margins_networks.py ../shared/data/cifar10     # trains what is missing: six minutes on one core
+    python benchmarks/margins_networks.py ../shared/data/cifar10     # trains what is missing: four minutes of one core
 
 Weights go to ``data/margin-networks`` (not committed: the same command makes them again).
 """

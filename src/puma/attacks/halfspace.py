@@ -21,15 +21,9 @@ TINY = 1e-30
 def distances(x: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """Return the least norm of a displacement in each half-space, and the time that `displacement` takes to get there.
 
-    Args:
-        x: ``[B, D]``, the images.
-        normals: ``[B, m, D]``.
-        offsets: ``[B, m]``, the level ``b`` to reach.
-        norm: ``"Linf"`` or ``"L2"``.
-
-    Returns:
-        The norm ``[B, m]``: 0 where ``b <= 0``, inf where the box keeps the half-space out of reach or the normal is
-        zero. The time ``[B, m]``: every pixel moves from ``x`` at its own speed (1 in Linf, ``|w|`` in L2) until then.
+    Images ``x`` are ``[B, D]``, ``normals`` ``[B, m, D]``, ``offsets`` (the level ``b`` to reach), norm and time
+    ``[B, m]``. The norm is 0 where ``b <= 0``, inf where the box keeps the half-space out of reach or the normal is
+    zero. Every pixel moves from ``x`` at its own speed (1 in Linf, ``|w|`` in L2).
     """
     weight = normals.abs()
     slack = torch.where(normals > 0, (1 - x).unsqueeze(1), x.unsqueeze(1))  # [B, m, D], to the box
@@ -69,8 +63,7 @@ def step_to_nearest(x: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> 
 def step_into_intersection(x: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
     """Return a displacement ``[B, D]`` of nearly least norm that lies in all half-spaces ``[B, m, D]`` of its row.
 
-    Exact where the farthest half-space's own step satisfies the others. Where the box keeps a half-space out of reach
-    the step goes towards it as far as the box allows.
+    Exact where the farthest one's own step satisfies the others; towards one out of reach as far as the box allows.
     """
     single, time = distances(x, normals, offsets, norm)
     blocked = single.isinf() & (normals.abs().amax(-1) > 0)

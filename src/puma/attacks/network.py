@@ -21,10 +21,7 @@ ROUNDING = 1e-6
 
 
 class Network:
-    """A frozen view of ``model`` on images of shape ``[B, *shape]``, given flattened as ``[B, D]``.
-
-    Arguments as of `puma.deepfool`. ``forwards`` and ``backwards`` count images passed.
-    """
+    """A frozen view of ``model`` on images of ``shape``, given flattened as ``[B, D]``; counts the images passed."""
 
     def __init__(
         self, model: nn.Module, shape: tuple[int, ...], chunk: int, bf16: bool = False, proxy: nn.Module | None = None
@@ -85,11 +82,7 @@ class Network:
 
 
 def as_batch(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return images as float32 in [0, 1] (values up to 1e-6 outside are moved there) and labels as int64 beside them.
-
-    Raises:
-        DataError: wrong type, shape or range.
-    """
+    """Return images as float32 in [0, 1] (1e-6 outside is moved there) and labels as int64; or raise DataError."""
     try:
         images, labels = (torch.as_tensor(value).detach() for value in (images, labels))
     except (TypeError, ValueError, RuntimeError) as error:

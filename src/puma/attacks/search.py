@@ -175,10 +175,9 @@ def _forward(images: Images, crossings: Crossings, rows: Tensor, x: Tensor) -> t
 def deepfool_steps(
     images: Images, crossings: Crossings, rows: Tensor, x: Tensor, rivals: int, back: bool, steps: int
 ) -> None:
-    """Step from ``x``, not beyond the boundary, onto the nearest linearized boundary until it is crossed.
+    """Step from ``x``, not yet across, onto the nearest of ``rivals`` linearized boundaries until it is crossed.
 
-    ``rivals`` are linearized at each step; all of the rows are misclassified (``back``), or none. ``steps`` counts
-    linearizations, the one at the image included.
+    All of the rows are misclassified (``back``), or none. ``steps`` counts the linearization at the image too.
     """
     for step in range(1, steps):
         if not len(rows):
@@ -312,10 +311,7 @@ def _meet(
 
 
 def trim(images: Images, crossings: Crossings, rows: Tensor, ray: Ray) -> Tensor:
-    """Find where the rays cross, by forward passes: secants once both sides are known, until then along the slope.
-
-    Returns the last point tried for each row, ``[b, D]``.
-    """
+    """Find where the rays cross: along the slope, then by secants. Return the last points tried ``[b, D]``."""
     times, aim = ray.time.clone(), TUNED.ray_overshoot * images.overshoot[rows]
     low, high = torch.zeros_like(times), torch.full_like(times, torch.inf)
     below, above = torch.zeros_like(times), torch.zeros_like(times)
