@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from puma.cli.app import app as puma_app
 from puma.cli.evaluate import evaluate
-from puma.cli.export import export
+from puma.cli.report import export
 from puma.data.load import load_dataset
 from puma.errors import DataError, ModelError, UsageError
 from puma.evaluation import evaluate as evaluate_model

@@ -84,7 +84,7 @@ def test_excess_is_paired_by_seed() -> None:
 def test_the_command_asks_for_the_right_experiments_and_says_where(
     full: bool, results: Results, monkeypatch, tmp_path: Path
 ) -> None:
-    from puma.cli.perceptron import perceptron
+    from puma.cli.demo import perceptron
 
     asked = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,24 @@ def test_as_a_user_types_it(mislabelled: tuple[Path, np.ndarray], scored: Margin
     assert isinstance(
         CliRunner().invoke(data_app, ["drop-label-issues", "p", "--table", "t", "--out", "p.npz"]).exception, UsageError
     )
+
+
+def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(
+    mislabelled: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    save_model(build_model("small-cnn", 10, in_channels=1, image_size=8, seed=0), tmp_path / "model.safetensors")
+    command = ["labels", tmp_path / "model.safetensors", "digits", mislabelled[0], "--part-rows", 700, "--quiet"]
+    said = _puma(*command, "--out", tmp_path / "labels", "--dry-run")
+    assert "1,797 to score, 0 finished" in said
+    assert re.search(r"time +0 h 0 min \d+ s\nmemory .* GB a worker\ndisk +0\.[1-9] MB of", said)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    _puma(*command, "--out", tmp_path / "labels")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    (tmp_path / "labels" / "part-000001.parquet").unlink()  # of a finished table, the other parts count
+    assert "700 to score, 1,097 finished" in _puma(*command, "--out", tmp_path / "labels", "--dry-run")
+    assert {path for path in before if not path.exists()} == {tmp_path / "labels" / "part-000001.parquet"}
+    assert all(path.stat().st_mtime_ns == before[path] for path in before if path.is_file())
+    assert set(tmp_path.rglob("*")) <= set(before)
 
 
 def test_a_model_that_knows_these_labels_by_heart_is_named(

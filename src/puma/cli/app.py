@@ -11,16 +11,15 @@ from contextlib import contextmanager, suppress
 from typing import Annotated, NoReturn
 
 import typer
+from typer import Option
 
 from puma import __version__
 from puma.cli.data import data_app
-from puma.cli.demo import demo
+from puma.cli.demo import demo, perceptron
 from puma.cli.evaluate import evaluate
-from puma.cli.export import export
 from puma.cli.generate import generate
-from puma.cli.perceptron import perceptron
 from puma.cli.plan import plan
-from puma.cli.report import report
+from puma.cli.report import export, report
 from puma.cli.score import score, score_run
 from puma.cli.show import show, verify
 from puma.cli.study import study_app
@@ -44,12 +43,11 @@ def _version(wanted: bool) -> None:
         raise typer.Exit()
 
 
+_Version = Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")]
+
+
 @app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
-    ] = False,
-) -> None:
+def _options(version: _Version = False) -> None:
     pass
 
 
@@ -72,23 +70,17 @@ def main() -> NoReturn:
     except (PumaError, OSError) as error:
         if os.environ.get("PUMA_DEBUG") or (not isinstance(error, PumaError) and error.errno is None):
             raise
-        print(f"error: {printable(_of_the_user(error))}", file=sys.stderr)
-        sys.exit(error.exit_code if isinstance(error, PumaError) else StorageError.exit_code)
+        if not isinstance(error, PumaError):  # one that no module has met
+            who = error.filename or "the operating system says"
+            fix = "check the path and the disk, then run the same command again"
+            error = StorageError(f"{who}: {error.strerror}", why=f"error {error.errno}", fix=fix)
+        print(f"error: {printable(error)}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:  # Typer has turned Ctrl-C into it
             print("\nstopped; what was finished is kept: run the same command again to go on", file=sys.stderr)
         raise
     sys.exit(0)
-
-
-def _of_the_user(error: PumaError | OSError) -> PumaError:
-    """An error of the operating system that no module has met, in the form of ours."""
-    if isinstance(error, PumaError):
-        return error
-    what = f"{error.filename}: {error.strerror}" if error.filename else f"the operating system says: {error.strerror}"
-    return StorageError(
-        what, why=f"error {error.errno}", fix="check the path and the disk, then run the same command again"
-    )
 
 
 @contextmanager
@@ -100,13 +92,14 @@ def _interruptions() -> Iterator[None]:
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = signal.signal(signal.SIGTERM, _terminated), signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    terminate = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before[1])
-        signal.signal(signal.SIGTERM, before[0])
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, terminate)
         os.close(writer)
 
 
@@ -120,7 +113,3 @@ def _watch(reader: int) -> None:
                     print("\nstopping; Ctrl-C again ends at once", file=sys.stderr, flush=True)
             elif number[0] == signal.SIGINT:
                 os._exit(_INTERRUPTED)
-
-
-def _terminated(number: int, frame: object) -> None:
-    sys.exit(128 + number)

@@ -1,36 +1,40 @@
-"""``puma data``: look at images and labels before training on them, and unpack them."""
+"""``puma data``: look at images and labels before training on them, unpack them, and find wrong labels."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
-from puma.cli.labels import drop_label_issues, labels
-from puma.cli.options import Quiet
+import puma
+from puma.cli.options import Device, DryRun, Quiet, Threads
 from puma.cli.output import echo, print_facts
+from puma.cli.plan import check_plan_path, read_tables
+from puma.cli.score import MarginModel, PartRows, Roles, Sources, Weights, print_estimate
+from puma.errors import UsageError
+from puma.io import prepare_folder, read_json, write_bytes
 
 if TYPE_CHECKING:
     from puma.data.source import Source
 
 data_app = typer.Typer(help="Look at images and labels before training on them, and unpack them.", no_args_is_help=True)
-data_app.command()(labels)
-data_app.command("drop-label-issues")(drop_label_issues)
 
 _SPEC = "digits, cifar10, FILE.npz, FILE.parquet, FOLDER, hf:NAME:SPLIT, also with options: FILE?resize=16&subset=5000"
+_TEST = "Test set: its images must not be in the others."
+_UNPACKED = "File to write; default SOURCE-unpacked.npz beside it."
 
 
 @data_app.command()
 def show(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=f"One or several: {_SPEC}.")],
-    test: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Test set: its images must not be in the others.")
-    ] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Draw a contact sheet of each source (PNG).")] = None,
-    per_class: Annotated[int, typer.Option(min=1, max=100, help="Images of each class on the sheet.")] = 10,
-    verify: Annotated[str, typer.Option(help="full: read every byte and compare checksums.")] = "headers",
-    duplicates: Annotated[bool, typer.Option(help="Search for equal images: reads everything once.")] = True,
+    sources: Annotated[list[str], Argument(metavar="SOURCE...", help=f"One or several: {_SPEC}.")],
+    test: Annotated[str | None, Option(metavar="SOURCE", help=_TEST)] = None,
+    sheet: Annotated[Path | None, Option(help="Draw a contact sheet of each source (PNG).")] = None,
+    per_class: Annotated[int, Option(min=1, max=100, help="Images of each class on the sheet.")] = 10,
+    verify: Annotated[str, Option(help="full: read every byte and compare checksums.")] = "headers",
+    duplicates: Annotated[bool, Option(help="Search for equal images: reads everything once.")] = True,
     quiet: Quiet = False,
 ) -> None:
     """Counts per class, label runs, pixel statistics and duplicates of sources; a contact sheet.
@@ -39,14 +43,12 @@ def show(
     Equal images are searched inside each source, between sources, and in the test set.
     """
     from puma.data.checks import contact_sheet
-    from puma.data.load import load_dataset
-    from puma.io import prepare_folder, write_bytes
 
     if sheet is not None:
         prepare_folder(sheet.parent)
     options = {} if verify == "headers" else {"verify": verify}
-    opened = [load_dataset(spec, **options) for spec in sources]
-    against = load_dataset(test, **options) if test is not None else None
+    opened = [puma.load_dataset(spec, **options) for spec in sources]
+    against = puma.load_dataset(test, **options) if test is not None else None
     for source in opened:
         _print_summary(source)
     if duplicates:
@@ -60,18 +62,15 @@ def show(
 
 @data_app.command()
 def unpack(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help=f"A compressed .npz, or any source: {_SPEC}.")],
-    out: Annotated[Path | None, typer.Option(help="File to write; default SOURCE-unpacked.npz beside it.")] = None,
+    source: Annotated[str, Argument(metavar="SOURCE", help=f"A compressed .npz, or any source: {_SPEC}.")],
+    out: Annotated[Path | None, Option(help=_UNPACKED)] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a source as an uncompressed .npz that is read in place: nothing to inflate or decode ever after.
 
     The members of a compressed .npz are copied byte for byte, so tables and plans made from it stay valid.
     """
-    from puma.data.load import load_dataset
     from puma.data.npz import save_source, unpack_npz
-    from puma.errors import UsageError
-    from puma.io import prepare_folder
 
     path = Path(source)
     if out is None and not path.exists():
@@ -83,7 +82,7 @@ def unpack(
     if path.suffix == ".npz" and path.is_file():
         unpack_npz(path, out, progress=not quiet)
     else:
-        save_source(load_dataset(source), out, progress=not quiet)
+        save_source(puma.load_dataset(source), out, progress=not quiet)
     echo(f"written  {out} ({out.stat().st_size / 1e6:,.1f} MB)")
 
 
@@ -129,3 +128,81 @@ def _print_duplicates(sources: list[Source], test: Source | None, *, progress: b
             show_pairs(shared(source, own, other, theirs), source, f"occur in {other.name}", other)
         if test is not None and test_hashes is not None:
             show_pairs(shared(source, own, test, test_hashes), source, f"occur in the test set {test.name}", test)
+
+
+@data_app.command()
+def labels(
+    model: MarginModel,
+    sources: Sources,
+    out: Annotated[Path, Option("--out", help="Folder of the score table; what is finished there is kept.")],
+    weights: Weights = None,
+    roles: Roles = None,
+    batch_size: Annotated[int, Option(min=1, help="Images per forward pass.")] = 512,
+    part_rows: PartRows = 65_536,
+    device: Device = "auto",
+    threads: Threads = 0,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Estimate which labels of a pool are wrong: one forward pass, two columns beside the margins.
+
+    label_quality, 0 to 1: below 0.5 the model gives another class. label_issue: 1 where the label is probably wrong
+    (cleanlab, extra "labels"). The model should not have been trained on these labels.
+    Interrupted or killed, the same command goes on.
+
+    Example: puma data labels model.safetensors digits synthetic.npz --out label-quality
+    """
+    import torch
+
+    from puma.margins import LABEL_ISSUE, LABEL_QUALITY
+    from puma.scoring.job import estimate, open_model, open_pool
+    from puma.scoring.labels import LabelSettings, require_cleanlab, score_labels
+    from puma.scoring.parts import checked_pool
+
+    require_cleanlab()
+    if threads:
+        torch.set_num_threads(threads)
+    pool = open_pool(tuple(sources), None if roles is None else tuple(roles.split(",")))
+    network, record = open_model(model, None if weights is None else str(weights), device), Path(model) / "run.json"
+    if record.is_file() and read_json(record).get("settings", {}).get("pool") == pool.fingerprint:
+        echo("note: this model was trained on these very labels and has memorized some wrong ones: fewer are flagged")
+    if dry_run:
+        pool = checked_pool(network, pool)
+        cost = estimate([network], pool, LabelSettings(batch_size, part_rows), out)
+        return print_estimate(replace(cost, disk_bytes=cost.disk_bytes + 4 * pool.num_classes * cost.images))
+    table = score_labels(network, pool, out=out, batch_size=batch_size, part_rows=part_rows, progress=not quiet)
+    agrees, flagged = table.scores[LABEL_QUALITY] > 0.5, table.scores[LABEL_ISSUE] == 1
+    for code, source in enumerate(table.sources):
+        mine, issues = table.source == code, int(flagged[table.source == code].sum())
+        agreed = f"the model agrees with {agrees[mine].mean():.2%} of the labels"
+        wrong = f"{issues:,} are probably wrong ({flagged[mine].mean():.2%})"
+        echo(f"{source['name']} ({source['role']}, {source['rows']:,}): {agreed}; {wrong}")
+    echo(f"written to {out}; it joins the margins: puma plan --table margins --table {out}")
+
+
+_BELOW = "All with label_quality below this, 0 to 1; none: those flagged as label_issue."
+
+
+@data_app.command()
+def drop_label_issues(
+    plan: Annotated[Path, Argument(help="The plan.")],
+    table: Annotated[list[Path], Option("--table", help="Margin table; again for that of `puma data labels`.")],
+    out: Annotated[Path, Option("--out", help="Plan to write, a .parquet file.")],
+    below: Annotated[float | None, Option(help=_BELOW)] = None,
+) -> None:
+    """Write a plan without the synthetic images whose label is probably wrong; all else stays as it is.
+
+    They go on top of what the plan's strategy removed. Real images are never taken out.
+
+    Example: puma data drop-label-issues plan.parquet --table margins --table label-quality --out trusted.parquet
+    """
+    from puma.strategies import drop_label_issues as without_label_issues
+
+    check_plan_path(out)
+    margins, before = read_tables(table), puma.Plan.read(plan)
+    cleaned = without_label_issues(before, margins, below)
+    cleaned.write(out)
+    echo(f"{before.kept - cleaned.kept:,} of {before.kept:,} kept images removed, {cleaned.kept:,} are left")
+    for warning in cleaned.warnings:
+        echo(f"warning: {warning}")
+    echo(f"written to {out}")

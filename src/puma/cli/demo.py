@@ -1,28 +1,32 @@
-"""``puma demo``: the whole way on real images, in minutes."""
+"""``puma demo``: the whole way on real images. ``puma perceptron``: the linear task in which it can be computed."""
 
 from __future__ import annotations
 
 import time
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from puma.cli.options import Config, DryRun, Jobs, Quiet
-from puma.cli.output import echo
+from puma.cli.output import duration, echo, print_table
+from puma.io import prepare_folder
+from puma.tasks import Workers
+from puma.threat import parse_eps
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds each strategy is trained with.")] = 1,
+    out: Annotated[Path, Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    seeds: Annotated[int, Option(min=1, help="How many seeds each strategy is trained with.")] = 1,
     strategies: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Only these strategies, e.g. none,puma,random.")
+        str | None, Option(metavar="A,B,...", help="Only these strategies: none,puma,random.")
     ] = None,
     prune_fraction: Annotated[
-        float, typer.Option(min=0, max=0.99, help="Share of the synthetic images that is pruned.")
+        float, Option(min=0, max=0.99, help="Share of the synthetic images that is pruned.")
     ] = 0.6,
-    eps: Annotated[str, typer.Option(help="Eps of the Linf threat model: a number or a fraction.")] = "0.15",
+    eps: Annotated[str, Option(help="Eps of the Linf threat model: a number or a fraction.")] = "0.15",
     jobs: Jobs = 2,
     dry_run: DryRun = False,
     config: Config = None,
@@ -35,14 +39,11 @@ def demo(
     adversarially with the same recipe and the same number of steps, evaluates each network with AutoAttack, and writes
     OUT/report.html. Stop it at any time and run it again: it goes on, and repeats nothing that was finished.
     """
-    import tomllib
-
     from puma.cli.study import conclude, print_cost
+    from puma.report import verdict
     from puma.study.folder import StudyFolder
     from puma.study.runner import run_study
     from puma.study.spec import StudySpec
-    from puma.tasks import Workers
-    from puma.threat import parse_eps
 
     started = time.monotonic()
     settings = tomllib.loads((files("puma.study") / "demo.toml").read_text())
@@ -53,10 +54,42 @@ def demo(
     settings["threat"] = f"Linf:{parse_eps(eps):g}"
     folder = StudyFolder.create(StudySpec.parse(settings, "puma demo"), out, write=not dry_run)
     if dry_run:
-        print_cost(folder, jobs)
-        return
+        return print_cost(folder, jobs)
     conclude(folder, run_study(folder, Workers(jobs, gpus=1), show=not quiet))
-    from puma.report import verdict
+    echo(f"\n{verdict(out)}\n\ntook     {(time.monotonic() - started) / 60:.1f} min")
 
-    echo(f"\n{verdict(out)}\n")
-    echo(f"took     {(time.monotonic() - started) / 60:.1f} min")
+
+def perceptron(
+    out: Annotated[Path, Option(help="Folder for the simulations and report.html.")] = Path("perceptron"),
+    full: Annotated[bool, Option("--full", help="Finer grids, more seeds, more dimensions: minutes.")] = False,
+    jobs: Jobs = 2,
+    pictures: Annotated[Path | None, Option(help="Folder for the figures as SVG files; OUT if not given.")] = None,
+    dry_run: DryRun = False,
+    config: Config = None,
+    quiet: Quiet = False,
+) -> None:
+    """See why PUMA works, and when it cannot: students of a linear teacher, simulated and predicted, in a minute.
+
+    Trains linear students to optimality on data pruned and attacked by each strategy, plots learning curves with the
+    high-dimensional theory through the points, the collapse of pruning easy examples, its recovery by a smaller eps,
+    and the trade-off against the free control (all data, smaller eps). Interrupted, the same command resumes.
+    """
+    from puma.perceptron.experiments import DEFAULT, FULL
+    from puma.report.perceptron import run_experiments, write_page
+
+    started, experiments = time.monotonic(), FULL if full else DEFAULT
+    if dry_run:
+        costs = [(one.name, *one.cost(out)) for one in experiments]
+        rows = [(name, f"{sets:,}", f"{found:,}", duration(seconds)) for name, sets, found, seconds in costs]
+        print_table(("experiment", "training sets", "finished", "left"), rows)
+        memory = max(8 * max(one.alphas) * one.dimension**2 for one in experiments)
+        left = duration(sum(cost[3] for cost in costs) / jobs)
+        echo(f"time     about {left} with --jobs {jobs}, without the theory's curves")
+        return echo(f"memory   {memory / 1e6:,.0f} MB for the largest training set; nothing was written")
+    for folder in (out, pictures):
+        if folder is not None:
+            prepare_folder(folder)
+    results = run_experiments(experiments, out, workers=jobs, progress=not quiet)
+    page = write_page(results, out, pictures)
+    students = sum(len(table) for table in results.tables.values())
+    echo(f"students {students:,}\nreport   {page}\ntook     {time.monotonic() - started:.0f} s")

@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
+import puma
 from puma.cli.options import Config, Device, Devices, DryRun, NumWorkers, Quiet, Seed, Threads, Threat, Worker, share_of
 from puma.cli.output import duration, echo
 from puma.errors import UsageError
+from puma.tasks import run_tasks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,25 +22,22 @@ if TYPE_CHECKING:
     from puma.data.source import Source
     from puma.evaluation import Evaluation
 
+_MODEL = "Run folder, weights file, package.module:factory, or the name of a network."
+_WEIGHTS = "For a factory or a name: safetensors weights, or the run folder that made them."
+_OUT = "Folder of evaluation.json; a run folder keeps its own by default."
+
 
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="Run folder, weights file, package.module:factory, or the name of a network.")
-    ],
-    data: Annotated[str, typer.Option("--data", help="Source of test images: digits:test, cifar10-test.parquet, ...")],
+    model: Annotated[str, Argument(help=_MODEL)],
+    data: Annotated[str, Option("--data", help="Source of test images: digits:test, cifar10-test.parquet, ...")],
     threat: Threat,
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="For a factory or a name: safetensors weights, or the run folder that made them."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of evaluation.json; a run folder keeps its own by default.")
-    ] = None,
-    attack: Annotated[str, typer.Option(help="standard (AutoAttack), clean, apgd-ce, pgd-20, cw-20.")] = "standard",
-    subset: Annotated[int | None, typer.Option(min=1, help="Attack a stratified subset of this many images.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="Of a run folder: both (last and best), last, or best.")] = "both",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images attacked together.")] = 256,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Images of a shard, the unit of sharing.")] = 1024,
+    weights: Annotated[Path | None, Option(help=_WEIGHTS)] = None,
+    out: Annotated[Path | None, Option(help=_OUT)] = None,
+    attack: Annotated[str, Option(help="standard (AutoAttack), clean, apgd-ce, pgd-20, cw-20.")] = "standard",
+    subset: Annotated[int | None, Option(min=1, help="Attack a stratified subset of this many images.")] = None,
+    checkpoint: Annotated[str, Option(help="Of a run folder: both (last and best), last, or best.")] = "both",
+    batch_size: Annotated[int, Option(min=1, help="Images attacked together.")] = 256,
+    shard_rows: Annotated[int, Option(min=1, help="Images of a shard, the unit of sharing.")] = 1024,
     device: Device = "auto",
     devices: Devices = 1,
     threads: Threads = 0,
@@ -74,13 +73,10 @@ def evaluate(
     names = ("last", "best") if run and checkpoint == "both" else (checkpoint if run else "last",)
     job = _Job(model, weights, data, run, folder, names, {"threat": threat, **arguments}, share.device, threads, quiet)
     if dry_run:
-        job.print_cost(max(devices, share.num_workers))
-        return
+        return job.print_cost(max(devices, share.num_workers))
     if devices > 1:
-        from puma.tasks import run_tasks
-
         for _ in run_tasks(partial(_run_worker, job, devices), range(devices), share.workers):
-            pass
+            pass  # the results lie in the shared folder
     for name, result in job.run(share.worker, share.num_workers):
         if isinstance(result, str):
             echo(f"{name}: the same weights as {result}, evaluated once")
@@ -107,13 +103,11 @@ class _Job:
         """Yield the name and the evaluation of each checkpoint, or the name of an earlier one with the same weights."""
         import torch
 
-        from puma.data.load import load_dataset
-        from puma.evaluation import evaluate
         from puma.models.weights import weights_sha256
 
         if self.threads:
             torch.set_num_threads(self.threads)
-        test = load_dataset(self.data)
+        test = puma.load_dataset(self.data)
         evaluated: dict[str, str] = {}
         for name in self.checkpoints:
             network = self._model(test, name)
@@ -122,23 +116,18 @@ class _Job:
             if same != name:  # without validation images the last model is the best one known
                 yield name, same
                 continue
-            result = evaluate(
-                network.to(self.device),
-                test,
-                out=target,
-                worker=worker,
-                num_workers=num_workers,
-                progress=not self.quiet and worker == 0,
-                **self.arguments,
-            )
-            yield name, result
+            share: dict[str, Any] = {
+                "worker": worker,
+                "num_workers": num_workers,
+                "progress": not self.quiet and worker == 0,
+            }
+            yield name, puma.evaluate(network.to(self.device), test, out=target, **share, **self.arguments)
 
     def print_cost(self, workers: int) -> None:
         """Print what the evaluation of one checkpoint costs at most; it is timed on one batch."""
-        from puma.data.load import load_dataset
         from puma.evaluation import estimate_cost
 
-        test, options = load_dataset(self.data), ("attack", "subset", "batch_size")
+        test, options = puma.load_dataset(self.data), ("attack", "subset", "batch_size")
         network = self._model(test, self.checkpoints[0]).to(self.device)
         cost = estimate_cost(network, test, **{name: self.arguments[name] for name in options})
         several = f" for each of {' and '.join(self.checkpoints)}" if len(self.checkpoints) > 1 else ""
@@ -153,27 +142,22 @@ class _Job:
         file = self.run_folder and self.run_folder / f"{checkpoint}.safetensors"
         if self.weights is None:
             return resolve_model(file or self.model)
-        if ":" in self.model:
-            return resolve_model(self.model, file or self.weights)
         height, _, channels = test.image_shape
         sizes: dict[str, Any] = {"num_classes": test.num_classes, "in_channels": channels, "image_size": height}
         return resolve_model(self.model, file or self.weights, **sizes)
 
 
 def _run_worker(job: _Job, num_workers: int, worker: int) -> None:
-    """Evaluate one worker's share; the results lie in the shared folder."""
     for _ in job.run(worker, num_workers):
         pass
 
 
 def _print(result: Evaluation, name: str) -> None:
-    echo(f"{name}:")
-    for line in result.describe().splitlines():
-        echo(f"  {line}")
+    lines = result.describe().splitlines()
     if result.apgd_accuracy is not None and result.attack == "standard":
-        echo(f"  after APGD-CE alone {result.apgd_accuracy:.2%}; cost {result.attack_cost:,} forward passes")
+        lines.append(f"after APGD-CE alone {result.apgd_accuracy:.2%}; cost {result.attack_cost:,} forward passes")
     for warning in result.warnings:
-        echo(f"  AutoAttack warns ({warning['flag']}): {warning['means']}")
-        echo(f"    what to do: {warning['do']}")
+        lines += [f"AutoAttack warns ({warning['flag']}): {warning['means']}", f"  what to do: {warning['do']}"]
     if result.path is not None:
-        echo(f"  {result.path}, flags of every image in {result.path.with_suffix('.parquet').name}")
+        lines.append(f"{result.path}, flags of every image in {result.path.with_suffix('.parquet').name}")
+    echo("\n  ".join([f"{name}:", *lines]))

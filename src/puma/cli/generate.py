@@ -6,51 +6,44 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
+import puma
 from puma.cli.options import Config, Device, DryRun, Quiet, Seed, Threads
 from puma.cli.output import duration, echo, print_table
+from puma.devices import resolve_device
 from puma.errors import UsageError
+from puma.io import write_json
 
 if TYPE_CHECKING:
     from puma.data.source import Source
     from puma.generation.sampling import Sampler
 
 _SAMPLER = "sampler."
+_SETTINGS = "steps=2000, width=96, sampler.steps=40 ...; with --diffusers: of its call."
+_EVAL_DATA = "Measure the quality against these real test images."
+_DIFFUSERS = "Sample from this diffusers pipeline (folder or hub name)."
+_CLASS_IDS = "With --diffusers: its ids of these classes, 281,207,..."
+_PROMPT = "With --diffusers by text: {name} is the class."
 
 
 def generate(
-    out: Annotated[Path, typer.Option("--out", help="Target: NAME.npz (EDM layout).")],
-    count: Annotated[int, typer.Option("--count", min=1, help="How many images to sample.")],
-    source: Annotated[str | None, typer.Argument(help="Real images to train on: digits, an .npz, Parquet ...")] = None,
-    preset: Annotated[str | None, typer.Option(help="digits (8-16 pixels) or small-32; none: by size.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="steps=2000, width=96, sampler.steps=40 ...; with --diffusers: of its call.",
-        ),
-    ] = None,
-    guidance: Annotated[float, typer.Option(min=0, help="Above 1 exaggerates the label (needs label_dropout).")] = 1.0,
-    labels: Annotated[str, typer.Option(help="balanced, or real: the class shares of SOURCE.")] = "balanced",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images sampled together.")] = 512,
-    shard_rows: Annotated[int, typer.Option(min=1, help="Images per shard: what an interruption can cost.")] = 2048,
-    eval_data: Annotated[
-        str | None, typer.Option(metavar="TEST", help="Measure the quality against these real test images.")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Sample from this NAME.diffusion folder; nothing is trained.")
-    ] = None,
-    diffusers: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Sample from this diffusers pipeline (folder or hub name).")
-    ] = None,
-    classes: Annotated[str | None, typer.Option(help="With --diffusers: class names, cat,dog,...")] = None,
-    class_ids: Annotated[
-        str | None, typer.Option(help="With --diffusers: its ids of these classes, 281,207,...")
-    ] = None,
-    prompt: Annotated[str, typer.Option(help="With --diffusers by text: {name} is the class.")] = "a photo of a {name}",
-    size: Annotated[int | None, typer.Option(min=8, help="With --diffusers: shrink images to this side.")] = None,
+    out: Annotated[Path, Option("--out", help="Target: NAME.npz (EDM layout).")],
+    count: Annotated[int, Option("--count", min=1, help="How many images to sample.")],
+    source: Annotated[str | None, Argument(help="Real images to train on: digits, an .npz, Parquet ...")] = None,
+    preset: Annotated[str | None, Option(help="digits (8-16 pixels) or small-32; none: by size.")] = None,
+    settings: Annotated[list[str] | None, Option("--set", metavar="NAME=VALUE", help=_SETTINGS)] = None,
+    guidance: Annotated[float, Option(min=0, help="Above 1 exaggerates the label (needs label_dropout).")] = 1.0,
+    labels: Annotated[str, Option(help="balanced, or real: the class shares of SOURCE.")] = "balanced",
+    batch_size: Annotated[int, Option(min=1, help="Images sampled together.")] = 512,
+    shard_rows: Annotated[int, Option(min=1, help="Images per shard: what an interruption can cost.")] = 2048,
+    eval_data: Annotated[str | None, Option(metavar="TEST", help=_EVAL_DATA)] = None,
+    model: Annotated[Path | None, Option(help="Sample from this NAME.diffusion folder; nothing is trained.")] = None,
+    diffusers: Annotated[str | None, Option(metavar="NAME", help=_DIFFUSERS)] = None,
+    classes: Annotated[str | None, Option(help="With --diffusers: class names, cat,dog,...")] = None,
+    class_ids: Annotated[str | None, Option(help=_CLASS_IDS)] = None,
+    prompt: Annotated[str, Option(help=_PROMPT)] = "a photo of a {name}",
+    size: Annotated[int | None, Option(min=8, help="With --diffusers: shrink images to this side.")] = None,
     device: Device = "auto",
     threads: Threads = 0,
     seed: Seed = 0,
@@ -70,8 +63,6 @@ def generate(
     """
     import torch
 
-    from puma.data.load import load_dataset
-    from puma.devices import resolve_device
     from puma.generation import Diffusion, SamplerConfig, diffusion_config, generate_from
     from puma.generation import generate as train_and_sample
     from puma.generation.networks import validated
@@ -80,9 +71,9 @@ def generate(
     from puma.training.recipe import parse_changes
 
     _check_origin(source, model, diffusers, eval_data)
-    changes, sampling = parse_changes(settings or []), {}
-    for name in [name for name in changes if name.startswith(_SAMPLER)]:
-        sampling[name.removeprefix(_SAMPLER)] = changes.pop(name)
+    given = parse_changes(settings or [])
+    sampling = {name.removeprefix(_SAMPLER): given[name] for name in given if name.startswith(_SAMPLER)}
+    changes = {name: given[name] for name in given if not name.startswith(_SAMPLER)}
     if (preset or changes) and (model is not None or (preset and diffusers is not None)):
         raise UsageError("--preset and --set train a model; there is one already", fix="--set sampler.NAME=VALUE")
     flags = {"guidance": guidance, "labels": labels, "batch_size": batch_size, "shard_rows": shard_rows}
@@ -90,21 +81,21 @@ def generate(
     on = resolve_device(device)
     if threads:
         torch.set_num_threads(threads)
-    real = None if source is None else load_dataset(source)
-    test = None if eval_data is None else load_dataset(eval_data)
+    real = None if source is None else puma.load_dataset(source)
+    test = None if eval_data is None else puma.load_dataset(eval_data)
     if real is not None and test is not None:
         check_comparable(real, test)
     if model is not None or diffusers is not None:
-        generator = (
-            Diffusion.load(model).to(on)
-            if model is not None
-            else _pipeline(str(diffusers), on, classes, class_ids, seed=seed, prompt=prompt, size=size, options=changes)
-        )
+        generator: Diffusion | Sampler
+        if model is not None:
+            generator = Diffusion.load(model).to(on)
+        else:
+            options = {"seed": seed, "prompt": prompt, "size": size, "options": changes}
+            generator = _pipeline(str(diffusers), on, classes, class_ids, **options)
         if dry_run:
-            sampler = (
-                diffusion_sampler(generator, seed, sampler_config) if isinstance(generator, Diffusion) else generator
-            )
-            return _echo_cost(count, sampling_seconds(sampler, count, batch_size), math.prod(sampler.image_shape))
+            if isinstance(generator, Diffusion):
+                generator = diffusion_sampler(generator, seed, sampler_config)
+            return _echo_cost(count, sampling_seconds(generator, count, batch_size), math.prod(generator.image_shape))
         generate_from(generator, count, out=out, config=sampler_config, seed=seed, progress=not quiet)
     elif real is not None:
         diffusion = diffusion_config(real.image_shape, preset, **changes)
@@ -127,19 +118,16 @@ def _echo_cost(count: int, seconds: float, image_bytes: int) -> None:
 
 def _check_origin(source: str | None, model: Path | None, diffusers: str | None, eval_data: str | None) -> None:
     trained = model is not None or diffusers is not None
-    example = "puma generate digits --count 10000 --out synthetic.npz"
-    for wrong, what, fix in (
-        (model is not None and diffusers is not None, "--model and --diffusers are two generators", "give one of them"),
-        (source is None and not trained, "there is nothing to sample from", example),
-        (source is None and eval_data is not None, "--eval-data compares with the training images too", "give SOURCE"),
-        (
-            source is not None and trained and eval_data is None,
-            f"{source} would not be used: --model and --diffusers train nothing",
-            "leave it out, or add --eval-data TEST, which it would serve",
-        ),
-    ):
-        if wrong:
-            raise UsageError(what, fix=fix)
+    if model is not None and diffusers is not None:
+        raise UsageError("--model and --diffusers are two generators", fix="give one of them")
+    if source is None and not trained:
+        fix = "puma generate digits --count 10000 --out synthetic.npz"
+        raise UsageError("there is nothing to sample from", fix=fix)
+    if source is None and eval_data is not None:
+        raise UsageError("--eval-data compares with the training images too", fix="give SOURCE")
+    if source is not None and trained and eval_data is None:
+        what = f"{source} would not be used: --model and --diffusers train nothing"
+        raise UsageError(what, fix="leave it out, or add --eval-data TEST, which it would serve")
 
 
 def _pipeline(name: str, device: Any, classes: str | None, class_ids: str | None, **options: Any) -> Sampler:
@@ -155,11 +143,9 @@ def _pipeline(name: str, device: Any, classes: str | None, class_ids: str | None
 
 
 def _measure(real: Source, test: Source, out: Path) -> None:
-    from puma.data.load import load_dataset
     from puma.generation.quality import measure
-    from puma.io import write_json
 
-    quality = measure(real, test, load_dataset(out))
+    quality = measure(real, test, puma.load_dataset(out))
     target = out.with_suffix(".quality.json")
     write_json(target, quality)
     near, frechet, accuracy = quality["neighbor"], quality["frechet"], quality["real_accuracy"]

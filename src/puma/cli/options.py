@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer import Option
 
+from puma.devices import resolve_device
 from puma.errors import UsageError, unknown
+from puma.io import read_toml
+from puma.tasks import Workers, worker_from_environment
 from puma.threat import ThreatModel
-
-if TYPE_CHECKING:
-    from puma.tasks import Workers
 
 _FACTORY = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")  # package.module:factory
 _REGISTRIES = ("hf", "robustbench", "timm", "torchvision")  # these look like it, but run no code of the user's
@@ -25,12 +25,11 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make the settings of a TOML file the defaults of this command: flags still win over them."""
     if path is None:
         return None
-    from puma.io import read_toml
-
-    names: dict[str, str] = {}
-    for parameter in context.command.params:
-        spelt = [option.lstrip("-") for option in parameter.opts] + [str(parameter.name)]
-        names |= {name.replace("-", "_"): str(parameter.name) for name in spelt}
+    names = {
+        name.lstrip("-").replace("-", "_"): str(parameter.name)
+        for parameter in context.command.params
+        for name in (*parameter.opts, str(parameter.name))
+    }
     defaults: dict[str, Any] = {}
     for key, value in read_toml(path).items():
         name = names.get(key.replace("-", "_"))
@@ -54,27 +53,18 @@ def parse_threat(text: str) -> ThreatModel:
         raise typer.BadParameter("; ".join(filter(None, (error.what, error.why, error.fix)))) from None
 
 
-def _complete(incomplete: str, names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.startswith(incomplete)]
+def _completion(module: str = "puma.cli.options", names: str = "_model_names") -> Callable[[str], list[str]]:
+    """What completes a value in the shell: names that a function gives, whose module is loaded only then."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in getattr(import_module(module), names)() if name.startswith(incomplete)]
+
+    return complete
 
 
-def _complete_strategy(incomplete: str) -> list[str]:
-    from puma.strategies import names
-
-    return _complete(incomplete, names())
-
-
-def _complete_recipe(incomplete: str) -> list[str]:
-    from puma.training.recipe import recipe_names
-
-    return _complete(incomplete, recipe_names())
-
-
-def _complete_model(incomplete: str) -> list[str]:
-    sizes = ("16-4", "28-10", "34-10", "70-16")
-    return _complete(
-        incomplete, ["small-cnn", *(f"wrn-{size}" for size in sizes), "preactresnet-18", "preactresnet-34"]
-    )
+def _model_names() -> list[str]:
+    wide = [f"wrn-{size}" for size in ("16-4", "28-10", "34-10", "70-16")]
+    return ["small-cnn", *wide, "preactresnet-18", "preactresnet-34"]
 
 
 Config = Annotated[
@@ -98,22 +88,20 @@ Worker = Annotated[
 NumWorkers = Annotated[int | None, Option("--num-workers", min=1, help="Processes that share --out.")]
 Engine = Annotated[str, Option("--engine", help="local, or ray (--out seen by every machine).")]
 Address = Annotated[str | None, Option("--address", help="Ray cluster, as host:6379; without it one starts here.")]
-Strategy = Annotated[
-    str, Option("--strategy", help="A rule; `puma plan --list` names them all.", autocompletion=_complete_strategy)
-]
+_RULES, _STRATEGIES = "A rule; `puma plan --list` names them all.", _completion("puma.strategies", "names")
+Strategy = Annotated[str, Option("--strategy", help=_RULES, autocompletion=_STRATEGIES)]
+_RECIPES = _completion("puma.training.recipe", "recipe_names")
 RecipeName = Annotated[
-    str, Option("--recipe", help="A name of `puma recipe list`, or a TOML file.", autocompletion=_complete_recipe)
+    str, Option("--recipe", help="A name of `puma recipe list`, or a file.", autocompletion=_RECIPES)
 ]
 _MODELS = "small-cnn, wrn-D-K, preactresnet-18, or package.module:factory."
-ModelName = Annotated[str, Option("--model", help=_MODELS, autocompletion=_complete_model)]
+ModelName = Annotated[str, Option("--model", help=_MODELS, autocompletion=_completion())]
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """Which share of the work this process does (worker ``worker`` of ``num_workers`` started from outside), and where.
 
-    ``device`` is as for `puma.devices.resolve_device`; ``workers`` says whether this process runs its share here, in
-    processes of its own, or on Ray.
+    ``workers`` says whether it runs its share here, in processes of its own, or on Ray.
     """
 
     worker: int
@@ -130,13 +118,7 @@ def share_of(
     engine: str = "local",
     address: str | None = None,
 ) -> Share:
-    """The share that the options, or else torchrun's or SLURM's variables, give to this process.
-
-    `UsageError` for options that contradict each other, or a device that is not there.
-    """
-    from puma.devices import resolve_device
-    from puma.tasks import Workers, worker_from_environment
-
+    """The share that the options, or else torchrun's or SLURM's variables, give to this process."""
     if engine not in ("local", "ray"):
         raise unknown("engine", engine, ("local", "ray"))
     if (worker is None) != (num_workers is None):
@@ -148,8 +130,7 @@ def share_of(
     if address is not None and engine != "ray":
         raise UsageError("--address is for --engine ray")
     me, size, local = (worker, num_workers, 0) if worker is not None else worker_from_environment()
-    if engine == "ray" or devices > 1:
-        me, size, local = 0, 1, 0
+    me, size, local = (0, 1, 0) if engine == "ray" or devices > 1 else (me, size, local)
     place = resolve_device(device, local)
     gpus = int(place.type == "cuda")
     ray = (address or "local") if engine == "ray" else None

@@ -82,14 +82,11 @@ def short(value: Any, *, full: bool = False) -> str:
     if isinstance(value, (list, tuple)):
         shown = value if full else value[:_MOST_ITEMS]
         more = f", ... ({len(value)} in all)" if len(value) > len(shown) else ""
-        return _cut(", ".join(short(item, full=full) for item in shown), full) + more
+        return short(", ".join(short(item, full=full) for item in shown), full=full) + more
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     text = " ".join(str(value).split())
-    return f"{text[:12]}..." if re.fullmatch(r"[0-9a-f]{64}", text) and not full else _cut(text, full)
-
-
-def _cut(text: str, full: bool) -> str:
-    return text if full or len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+    most = 12 if re.fullmatch(r"[0-9a-f]{64}", text) else _MOST_CHARACTERS
+    return text if full or len(text) <= most else f"{text[:most]}..."

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from typer import Option
 
+import puma
 from puma.cli.options import Config, Seed, Strategy, Threat
 from puma.cli.output import echo, print_facts, print_table
 from puma.errors import UsageError
+from puma.io import prepare_folder
 from puma.threat import format_eps
 
-if TYPE_CHECKING:
-    from puma.margins import MarginTable
-    from puma.plan import Plan
+_FROM_FILE = "Your own selection instead of a rule: indices (and eps), .npy, .csv, text."
+_EXPLAIN = "Print counts, shares, margins kept and removed, and the theory."
 
 
-def _list_strategies(wanted: bool) -> None:
+def _list(wanted: bool) -> None:
     if not wanted:
         return
     from puma.strategies import STRATEGIES, names
@@ -34,33 +37,18 @@ def _list_strategies(wanted: bool) -> None:
 
 
 def plan(
-    table: Annotated[list[Path], typer.Option("--table", help="Margin table; again for tables of other scores.")],
+    table: Annotated[list[Path], Option("--table", help="Margin table; again for tables of other scores.")],
     threat: Threat,
-    out: Annotated[Path | None, typer.Option("--out", help="Plan to write, a .parquet file; none: only look.")] = None,
+    out: Annotated[Path | None, Option("--out", help="Plan to write, a .parquet file; none: only look.")] = None,
     strategy: Strategy = "puma",
-    prune_fraction: Annotated[
-        float, typer.Option("--prune-fraction", help="Share of the prunable images to remove, in [0, 1).")
-    ] = 0.3,
-    param: Annotated[
-        list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="The rule's own setting, as c=1.0.")
-    ] = None,
-    from_file: Annotated[
-        Path | None,
-        typer.Option("--from-file", help="Your own selection instead of a rule: indices (and eps), .npy, .csv, text."),
-    ] = None,
-    protect_real: Annotated[
-        bool, typer.Option("--protect-real/--no-protect-real", help="Remove synthetic images only, if there are any.")
-    ] = True,
-    class_balanced: Annotated[
-        bool, typer.Option("--class-balanced/--no-class-balanced", help="Equal quotas for each source and class.")
-    ] = True,
+    prune_fraction: Annotated[float, Option(help="Share of the prunable images to remove, in [0, 1).")] = 0.3,
+    param: Annotated[list[str] | None, Option(metavar="NAME=VALUE", help="The rule's own setting, as c=1.0.")] = None,
+    from_file: Annotated[Path | None, Option(help=_FROM_FILE)] = None,
+    protect_real: Annotated[bool, Option(help="Remove synthetic images only, if there are any.")] = True,
+    class_balanced: Annotated[bool, Option(help="Equal quotas for each source and class.")] = True,
     seed: Seed = 0,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Print counts, shares, margins kept and removed, and the theory.")
-    ] = False,
-    list_rules: Annotated[
-        bool, typer.Option("--list", is_eager=True, callback=_list_strategies, help="List all rules.")
-    ] = False,
+    explain: Annotated[bool, Option("--explain", help=_EXPLAIN)] = False,
+    list_rules: Annotated[bool, Option("--list", is_eager=True, callback=_list, help="List all rules.")] = False,
     config: Config = None,
 ) -> None:
     """Decide which images are trained on, and how hard each is attacked.
@@ -70,8 +58,8 @@ def plan(
 
     Example: puma plan --table margins --threat Linf:8/255 --prune-fraction 0.3 --explain --out plan.parquet
     """
-    from puma.plan import Plan, read_selection
-    from puma.strategies import get_strategy, make_plan
+    from puma.plan import read_selection
+    from puma.strategies import get_strategy
 
     params = _params(param or [])
     get_strategy(strategy).resolve(params)  # a misspelt name is refused before a large table is read
@@ -79,10 +67,10 @@ def plan(
         check_plan_path(out)
     margins = read_tables(table)
     if from_file is not None:
-        made, explain = Plan.from_indices(margins, *read_selection(from_file), threat=threat), False
+        made, explain = puma.Plan.from_indices(margins, *read_selection(from_file), threat=threat), False
     else:
         rules: dict[str, Any] = {"seed": seed, "protect_real": protect_real, "class_balanced": class_balanced}
-        made = make_plan(margins, strategy, prune_fraction, threat=threat, **rules, **params)
+        made = puma.make_plan(margins, strategy, prune_fraction, threat=threat, **rules, **params)
     echo(_summary(made))
     if explain:
         _explain(made, margins)
@@ -93,19 +81,15 @@ def plan(
 
 def check_plan_path(out: Path) -> None:
     """Refuse an output that is no .parquet file or cannot be written."""
-    from puma.io import prepare_folder
-
     if out.suffix != ".parquet":
         fix = f"--out {out.with_suffix('.parquet')}"
         raise UsageError(f"--out {out} does not end in .parquet", why="a plan is one Parquet file", fix=fix)
     prepare_folder(out.parent)
 
 
-def read_tables(paths: list[Path]) -> MarginTable:
+def read_tables(paths: list[Path]) -> puma.MarginTable:
     """The first table, with the scores of the others joined."""
-    from puma.margins import MarginTable
-
-    margins, *others = (MarginTable.read(path) for path in paths)
+    margins, *others = (puma.MarginTable.read(path) for path in paths)
     for other in others:
         margins = margins.join(other)
     return margins
@@ -115,26 +99,20 @@ def _params(texts: list[str]) -> dict[str, Any]:
     """The strategy's parameters from ``NAME=VALUE``; numbers are read as numbers."""
     params: dict[str, Any] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        name = name.strip().replace("-", "_")
+        name, equals, value = (part.strip() for part in text.partition("="))
+        name = name.replace("-", "_")
         if not equals or not name:
             raise UsageError(f"--param {text!r} is not NAME=VALUE", fix="write --param c=1.0")
         if name in params:
             raise UsageError(f"parameter {name!r} is given twice")
-        params[name] = _value(value.strip())
+        params[name] = value
+        for kind in (float, int):
+            with suppress(ValueError):
+                params[name] = kind(value)
     return params
 
 
-def _value(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _summary(plan: Plan) -> str:
+def _summary(plan: puma.Plan) -> str:
     """What is kept, at which eps it is attacked, and the regime: one line each."""
     counts, threat = plan.meta["counts"], plan.threat
     eps = f"mean eps {format_eps(plan.mean_eps, threat.norm)}"
@@ -166,7 +144,7 @@ _THEORY = {
 }
 
 
-def _explain(plan: Plan, table: MarginTable) -> None:
+def _explain(plan: puma.Plan, table: puma.MarginTable) -> None:
     """Print counts by source and class, shares before and after, margins kept and removed, and the theory."""
     import numpy as np
 
@@ -179,19 +157,16 @@ def _explain(plan: Plan, table: MarginTable) -> None:
     for name, groups in (("source", sources), ("class", classes)):
         lines = [(group, f"{part:,}", f"{total:,}", f"{part / total:.1%}") for group, total, part in groups if total]
         print_table((f"kept by {name}", "kept", "of", "share"), lines)
-    shares: dict[str, tuple[float | None, float | None]] = {
-        "attack reaches beyond the margin (may mislabel)": (
-            counts.get("mislabelled_before"), counts.get("mislabelled_after"),
-        ),
-        "misclassified by the margin model": (counts["misclassified"] / rows, counts["misclassified_kept"] / kept),
-        "without a margin": (counts["without_margin"] / rows, None),
-        "kept, but not attacked": (None, counts["unattacked"] / kept),
-    }  # fmt: skip
-    text = [
-        (name, *("" if share is None else f"{share:.1%}" for share in pair))
-        for name, pair in shares.items()
-        if pair != (None, None)
-    ]
+    mislabelled = counts.get("mislabelled_before"), counts.get("mislabelled_after")
+    misclassified = counts["misclassified"] / rows, counts["misclassified_kept"] / kept
+    shares = (
+        ("attack reaches beyond the margin (may mislabel)", *mislabelled),
+        ("misclassified by the margin model", *misclassified),
+        ("without a margin", counts["without_margin"] / rows, None),
+        ("kept, but not attacked", None, counts["unattacked"] / kept),
+    )
+    known = [(name, *pair) for name, *pair in shares if pair != [None, None]]
+    text = [(name, *("" if share is None else f"{share:.1%}" for share in pair)) for name, *pair in known]
     print_table(("share of", "all images", "kept images"), text)
     finite = np.isfinite(table.margin)
     edges = np.quantile(table.margin[finite], np.linspace(0, 1, _BINS + 1)) if finite.any() else np.zeros(1)

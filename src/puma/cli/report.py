@@ -1,30 +1,26 @@
-"""``puma report``: the page of a study or a run, and its figures and tables as files."""
+"""``puma report``: the page of a study or a run, its figures and tables. ``puma export``: a folder to share a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
+import puma
 from puma.cli.output import echo
+from puma.errors import UsageError
+
+_PAGE = "The page; default report.html in the folder."
+_FORMATS = "svg, pdf, csv or latex; repeat it for several."
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A study's or a run's folder.", metavar="FOLDER")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The page; default report.html in the folder.", dir_okay=False)
-    ] = None,
-    pdf: Annotated[
-        Path | None, typer.Option("--pdf", help="Also a summary of two pages as PDF.", metavar="FILE", dir_okay=False)
-    ] = None,
-    export: Annotated[
-        list[str] | None,
-        typer.Option("--export", metavar="FORMAT", help="svg, pdf, csv or latex; repeat it for several."),
-    ] = None,
-    export_out: Annotated[
-        Path | None, typer.Option("--export-out", help="Where exported files go; default export/ in the folder.")
-    ] = None,
+    folder: Annotated[Path, Argument(help="A study's or a run's folder.", metavar="FOLDER")],
+    out: Annotated[Path | None, Option("--out", "-o", help=_PAGE, dir_okay=False)] = None,
+    pdf: Annotated[Path | None, Option(metavar="FILE", dir_okay=False, help="Also a summary of two pages.")] = None,
+    export: Annotated[list[str] | None, Option(metavar="FORMAT", help=_FORMATS)] = None,
+    export_out: Annotated[Path | None, Option(help="Where exported files go; default export/ in the folder.")] = None,
 ) -> None:
     """Write the page of a study or a run: one self-contained HTML file, and the verdict of a study in the terminal.
 
@@ -65,3 +61,56 @@ def _refresh(folder: Path) -> None:
     ]
     if rows and (not path.is_file() or read_results(path) != rows):
         write_results(study)
+
+
+_MODEL_ID = "RobustBench: the model's id, <Author><Year><FirstWord>_<architecture>."
+_EVALUATION = "evaluation.json of this model; default: that of the run folder."
+
+
+def export(
+    layout: Annotated[Literal["hub", "robustbench"], Argument(help="hub (Hugging Face) or robustbench.")],
+    model: Annotated[Path, Argument(help="Run folder, or a weights file that PUMA wrote.")],
+    out: Annotated[Path, Option("--out", help="Folder to make; it must be empty or absent.")],
+    title: Annotated[str, Option(help="Title of the paper, or of the model.")],
+    name: Annotated[str | None, Option(help=_MODEL_ID)] = None,
+    evaluation: Annotated[Path | None, Option(help=_EVALUATION)] = None,
+    checkpoint: Annotated[Literal["last", "best"], Option(help="Of a run folder.")] = "last",
+    dataset: Annotated[str, Option(help="The data set as the Hub or RobustBench names it.")] = "cifar10",
+    authors: Annotated[str, Option(help="Comma-separated.")] = "Unknown",
+    link: Annotated[str, Option(help="Of the paper or the code.")] = "https://arxiv.org/abs/2405.06298",
+    venue: Annotated[str, Option(help="Where it appeared.")] = "Unpublished",
+    footnote: Annotated[str | None, Option(help='Such as "It uses 1M synthetic images."')] = None,
+    additional_data: Annotated[bool, Option("--additional-data", help="Real images of elsewhere were used.")] = False,
+    licence: Annotated[str, Option("--licence", "--license", help="Of the weights, SPDX.")] = "apache-2.0",
+) -> None:
+    """Make a folder for the Hugging Face Hub or a RobustBench submission. Offline; nothing is uploaded.
+
+    The Hub folder holds weights that `puma.load_model` reads, config.json and a model card; a model that was not
+    evaluated claims nothing. RobustBench takes a WRN or PreActResNet for 32 pixels with AutoAttack standard on the
+    whole test set. The weights are read back and have to give the same logits.
+
+      puma export hub runs/puma-30 --out share --title "PUMA on digits" --dataset digits
+
+      puma export robustbench runs/puma-30 --out share --name Me2026Pruning_WRN-28-10 --title "Pruning for robustness"
+    """
+    if layout == "robustbench" and name is None:
+        raise UsageError("RobustBench needs the model's id", fix="--name Author2026Word_WRN-28-10")
+    from puma.evaluation import Evaluation
+    from puma.export import Paper, export_hub, export_robustbench
+
+    run = model if model.is_dir() else model.parent
+    if evaluation is None and model.is_dir():
+        default = (run / "best" if checkpoint == "best" else run) / "evaluation.json"
+        evaluation = default if default.is_file() else None
+    result = None if evaluation is None else Evaluation.read(evaluation)
+    network = puma.load_model(model / f"{checkpoint}.safetensors" if model.is_dir() else model)
+    paper = Paper(title, authors, link, venue, additional_data, footnote, licence)
+    if layout == "hub":
+        export_hub(network, out, paper=paper, dataset=dataset, evaluation=result, run=run)
+        step = f"hf upload OWNER/NAME {out}"
+    elif result is None:
+        raise UsageError(f"{model} has not been evaluated", fix=f"puma evaluate {model} --data ... --threat ...")
+    else:
+        export_robustbench(network, out, name=str(name), evaluation=result, paper=paper, dataset=dataset, run=run)
+        step = 'open a "New Model" issue at RobustBench with the fields of model_info/'
+    echo(f"{out} read back gives the same logits\nnext     {step}")

@@ -5,77 +5,48 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from puma.cli.options import (
-    Address,
-    Config,
-    Device,
-    Devices,
-    DryRun,
-    Engine,
-    NumWorkers,
-    Quiet,
-    Share,
-    Threads,
-    Worker,
-    parse_threat,
-    share_of,
-)
+from puma.cli import options
+from puma.cli.options import Address, Config, Device, Devices, DryRun, Engine, NumWorkers, Quiet, Threads, Worker
 from puma.cli.output import echo
+from puma.devices import resolve_device
 from puma.errors import UsageError
-from puma.threat import Norm, ThreatModel, parse_eps, parse_norm
+from puma.threat import ThreatModel, parse_eps, parse_norm
 
 if TYPE_CHECKING:
-    from puma.margins import MarginTable
     from puma.scoring.job import Estimate, ScoringJob
 
-MarginModel = Annotated[
-    str,
-    typer.Argument(
-        help="Margin model: weights file, run folder, robustbench:NAME, timm:NAME, torchvision:NAME, hf:REPO, or "
-        "package.module:factory."
-    ),
-]
-Sources = Annotated[list[str], typer.Argument(help="The pool: data sources, real ones first.", show_default=False)]
-Roles = Annotated[str | None, typer.Option(help="real,synthetic,... one for each source.")]
-Weights = Annotated[Path | None, typer.Option(help="Safetensors weights for a factory.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images computed together.")]
-PartRows = Annotated[int, typer.Option(min=1, help="Rows of one part file.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the table; parts that are finished there are kept.")]
+_MODEL = "weights file, run folder, robustbench:NAME, timm:NAME, torchvision:NAME, hf:REPO, or package.module:factory"
+MarginModel = Annotated[str, Argument(help=f"Margin model: {_MODEL}.")]
+Sources = Annotated[list[str], Argument(help="The pool: data sources, real ones first.", show_default=False)]
+Roles = Annotated[str | None, Option(help="real,synthetic,... one for each source.")]
+Weights = Annotated[Path | None, Option(help="Safetensors weights for a factory.")]
+BatchSize = Annotated[int | None, Option(min=1, help="Images computed together.")]
+PartRows = Annotated[int, Option(min=1, help="Rows of one part file.")]
+Out = Annotated[Path, Option("--out", help="Folder of the table; parts that are finished there are kept.")]
+
+_NORM = Option(help='"Linf" or "L2", that of the training to come.', show_default="Linf, or that of --threat")
+_THREAT = "Threat model of the training to come, as Linf:8/255: --refine-below twice its eps."
+_REFINE = "Estimate every margin, search only where the estimate is below this, as 16/255."
+_REFINE_DEFAULT = "twice eps with --threat, else every image is searched"
 
 
 def score(
     model: MarginModel,
     sources: Sources,
     out: Out,
-    norm: Annotated[
-        str | None,
-        typer.Option(help='"Linf" or "L2", that of the training to come.', show_default="Linf, or that of --threat"),
-    ] = None,
-    threat: Annotated[
-        ThreatModel | None,
-        typer.Option(
-            parser=parse_threat,
-            metavar="NORM:EPS",
-            help="Threat model of the training to come, as Linf:8/255: --refine-below twice its eps.",
-        ),
-    ] = None,
-    mode: Annotated[str, typer.Option(help="fast (estimates), deepfool, refined, tight.")] = "refined",
-    refine_below: Annotated[
-        str | None,
-        typer.Option(
-            help="Estimate every margin, search only where the estimate is below this, as 16/255.",
-            show_default="twice eps with --threat, else every image is searched",
-        ),
-    ] = None,
+    norm: Annotated[str | None, _NORM] = None,
+    threat: Annotated[ThreatModel | None, Option(parser=options.parse_threat, metavar="NORM:EPS", help=_THREAT)] = None,
+    mode: Annotated[str, Option(help="fast (estimates), deepfool, refined, tight.")] = "refined",
+    refine_below: Annotated[str | None, Option(help=_REFINE, show_default=_REFINE_DEFAULT)] = None,
     weights: Weights = None,
     roles: Roles = None,
-    steps: Annotated[int, typer.Option(min=1, help="Linearizations at most for one image.")] = 50,
+    steps: Annotated[int, Option(min=1, help="Linearizations at most for one image.")] = 50,
     batch_size: BatchSize = None,
     part_rows: PartRows = 65_536,
-    precision: Annotated[str, typer.Option(help="Of gradients: float32 or bf16; crossings in float32.")] = "float32",
-    compile: Annotated[bool, typer.Option("--compile", help="Search with torch.compile's model.")] = False,
+    precision: Annotated[str, Option(help="Of gradients: float32 or bf16; crossings in float32.")] = "float32",
+    compile: Annotated[bool, Option("--compile", help="Search with torch.compile's model.")] = False,
     device: Device = "auto",
     threads: Threads = 0,
     worker: Worker = None,
@@ -95,15 +66,18 @@ def score(
     --num-workers n, or start them with torchrun or srun, or use --devices n on one machine, or --engine ray.
     """
     from puma.attacks.deepfool import parse_mode, parse_precision
-    from puma.devices import resolve_device
-    from puma.scoring.job import ScoringJob, estimate
+    from puma.scoring.job import ScoringJob
     from puma.scoring.score import ScoringSettings
 
-    share = share_of(device, devices, worker, num_workers, engine, address)
-    chosen, limit = _norm_and_limit(norm, threat, mode, refine_below)
+    share = options.share_of(device, devices, worker, num_workers, engine, address)
+    if threat is not None and norm is not None and parse_norm(norm) != threat.norm:
+        raise UsageError(f"--norm {norm} contradicts --threat {threat}", fix="leave out --norm")
+    limit = None if refine_below is None else parse_eps(refine_below)
+    if limit is None and threat is not None and mode != "fast":
+        limit = 2 * threat.eps
     settings = ScoringSettings.sized(
         resolve_device(share.device),
-        norm=chosen,
+        norm=threat.norm if threat else parse_norm(norm or "Linf"),
         mode=parse_mode(mode),
         refine_below=limit,
         steps=steps,
@@ -122,18 +96,15 @@ def score(
         device=share.device,
         threads=threads,
     )
-    if dry_run:
-        _print_estimate(estimate(*job.load(), settings, out, max(share.workers.count, share.num_workers)))
-    elif (table := _make(job, share, quiet)) is not None:
-        _print_table(table, out)
+    _make(job, share, out, dry_run, quiet)
 
 
 def score_run(
-    run: Annotated[Path, typer.Argument(help="Folder of a run that kept snapshots.")],
+    run: Annotated[Path, Argument(help="Folder of a run that kept snapshots.")],
     sources: Sources,
     out: Out,
-    rows: Annotated[str, typer.Option(help="all, or real (synthetic rows to be extrapolated).")] = "all",
-    features: Annotated[Path | None, typer.Option(help="Folder for feature vectors of the last snapshot.")] = None,
+    rows: Annotated[str, Option(help="all, or real (synthetic rows to be extrapolated).")] = "all",
+    features: Annotated[Path | None, Option(help="Folder for feature vectors of the last snapshot.")] = None,
     roles: Roles = None,
     batch_size: BatchSize = None,
     part_rows: PartRows = 65_536,
@@ -155,58 +126,36 @@ def score_run(
 
     Example: puma score-run runs/all digits synthetic.npz --out scores --features features
     """
-    from puma.devices import resolve_device
-    from puma.scoring.job import ScoringJob, estimate, open_pool
+    from puma.scoring.job import ScoringJob, open_pool
     from puma.scoring.snapshots import SnapshotSettings, embed, load_snapshots, threat_of
 
-    share = share_of(device, devices, worker, num_workers, engine, address)
+    share = options.share_of(device, devices, worker, num_workers, engine, address)
     where = resolve_device(share.device)
-    chosen = None if roles is None else tuple(roles.split(","))
-    settings = SnapshotSettings(
-        threat_of(run),
-        rows=rows,  # type: ignore[arg-type]  # checked there
-        batch_size=batch_size or (1024 if where.type == "cuda" else 256),
-        part_rows=part_rows,
-    )
-    job = ScoringJob(
-        str(run.absolute()), tuple(sources), str(out.absolute()), settings, None, chosen, share.device, threads
-    )
-    if dry_run:
-        _print_estimate(estimate(*job.load(), settings, out, max(share.workers.count, share.num_workers)))
-        return
-    if (table := _make(job, share, quiet)) is not None:
-        _print_table(table, out)
+    size = batch_size or (1024 if where.type == "cuda" else 256)
+    settings = SnapshotSettings(threat_of(run), rows=rows, batch_size=size, part_rows=part_rows)  # type: ignore[arg-type]
+    chosen, folders = None if roles is None else tuple(roles.split(",")), (str(run.absolute()), str(out.absolute()))
+    job = ScoringJob(folders[0], tuple(sources), folders[1], settings, None, chosen, share.device, threads)
+    if _make(job, share, out, dry_run, quiet):
         echo("give it to puma plan as another --table")
-    if features is not None and share.worker == 0:
+    if features is not None and share.worker == 0 and not dry_run:
         model = load_snapshots(run)[-1].to(where)
         embed(model, open_pool(job.sources, chosen), features, part_rows=part_rows, progress=not quiet)
         echo(f"feature vectors in {features}; give them to puma plan as --param features={features}")
 
 
-def _norm_and_limit(
-    norm: str | None, threat: ThreatModel | None, mode: str, refine_below: str | None
-) -> tuple[Norm, float | None]:
-    """The norm of the margins, and below which estimate an image is searched."""
-    if threat is not None and norm is not None and parse_norm(norm) != threat.norm:
-        raise UsageError(f"--norm {norm} contradicts --threat {threat}", fix="leave out --norm")
-    limit = None if refine_below is None else parse_eps(refine_below)
-    if limit is None and threat is not None and mode != "fast":
-        limit = 2 * threat.eps
-    return threat.norm if threat else parse_norm(norm or "Linf"), limit
+def _make(job: ScoringJob, share: options.Share, out: Path, dry_run: bool, quiet: bool) -> bool:
+    """Make a table and say what is in it, or what it costs; whether it is finished: others may miss their parts."""
+    import numpy as np
 
+    from puma.scoring.job import estimate
 
-def _make(job: ScoringJob, share: Share, quiet: bool) -> MarginTable | None:
-    """The finished table; None, and a line, while parts of other workers are missing."""
+    if dry_run:
+        print_estimate(estimate(*job.load(), job.settings, out, max(share.workers.count, share.num_workers)))
+        return False
     table = job.make(share.worker, share.num_workers, share.workers, progress=not quiet)
     if table is None:
         echo(f"this worker's parts are in {job.out}; others are still missing")
-    return table
-
-
-def _print_table(table: MarginTable, out: Path) -> None:
-    """What was scored: status counts, and quantiles of positive margins or of each other score."""
-    import numpy as np
-
+        return False
     echo(f"{len(table):,} images scored ({table.norm}, {table.meta['mode']}) in {out}")
     if (limit := table.meta["settings"].get("refine_below")) is not None:
         echo(f"  searched only where a first-order estimate was below {limit:.4g}; the others are estimates")
@@ -217,9 +166,11 @@ def _print_table(table: MarginTable, out: Path) -> None:
         if len(finite := column[np.isfinite(column)]):
             low, middle, high = np.quantile(finite, [0.1, 0.5, 0.9])
             echo(f"  {name:20} 10 % below {low:.4g}, median {middle:.4g}, 10 % above {high:.4g}")
+    return True
 
 
-def _print_estimate(cost: Estimate) -> None:
+def print_estimate(cost: Estimate) -> None:
+    """Print what a table costs, a line for each of the things that may run out."""
     hours, rest = divmod(round(cost.seconds), 3600)
     free = "" if cost.disk_free is None else f" of {cost.disk_free / 1e9:,.1f} GB free"
     echo(

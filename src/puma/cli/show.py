@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import typer
+from typer import Argument, Option
 
+import puma
 from puma.cli.options import Quiet
 from puma.cli.output import echo, print_facts
-from puma.errors import DataError, UsageError
+from puma.errors import DataError, ModelError, UsageError
 from puma.io import parse_json, read_json, read_toml
 from puma.threat import ThreatModel
 
 _SCREEN, _MOST_VALUES = 36, 12
+_ARTEFACT = "Margin table, plan, run, study, evaluation, flags, weights, state, settings or data set."
 _KINDS = {
     "puma.margins": "margin table",
     "puma.plan": "plan",
@@ -54,11 +58,8 @@ Found = tuple[str, dict[str, Any]]  # kind and facts
 
 
 def show(
-    artefact: Annotated[
-        Path,
-        typer.Argument(help="Margin table, plan, run, study, evaluation, flags, weights, state, settings or data set."),
-    ],
-    everything: Annotated[bool, typer.Option("--all", help="Every value, not one screen of them.")] = False,
+    artefact: Annotated[Path, Argument(help=_ARTEFACT)],
+    everything: Annotated[bool, Option("--all", help="Every value, not one screen of them.")] = False,
 ) -> None:
     """Say what an artefact is, how it was made and what it holds, on one screen. Reads only."""
     found = describe(artefact)
@@ -69,7 +70,7 @@ def show(
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Folder of a margin table, run or study, or one file.")],
+    folder: Annotated[Path, Argument(help="Folder of a margin table, run or study, or one file.")],
     quiet: Quiet = False,
 ) -> None:
     """Check the files of a result: checksums, and the fingerprints that say what each was made from. Reads only.
@@ -104,12 +105,11 @@ def _threat(facts: dict[str, Any]) -> str:
     """The threat model that an artefact names, or the usual one."""
     settings = facts.get("settings")
     threat = facts.get("threat") or (settings.get("threat") if isinstance(settings, dict) else None)
-    try:
+    with suppress(UsageError):
         if isinstance(threat, dict):
             return str(ThreatModel(threat.get("norm"), threat.get("eps")))  # type: ignore[arg-type]
         return str(ThreatModel.parse(threat or "Linf:8/255"))
-    except UsageError:
-        return "Linf:8/255"
+    return "Linf:8/255"
 
 
 def _kind(schema: object, otherwise: str) -> str:
@@ -126,10 +126,8 @@ def _folder(path: Path) -> Found:
     if (path / "recipe.toml").is_file():
         record = _json(path / "run.json")[1] if (path / "run.json").is_file() else {}
         rows = (path / "metrics.csv").read_text().splitlines() if (path / "metrics.csv").is_file() else []
-        facts: dict[str, Any] = {
-            "finished": (path / "last.safetensors").is_file(),
-            "steps logged": max(0, len(rows) - 1),
-        }
+        finished = (path / "last.safetensors").is_file()
+        facts: dict[str, Any] = {"finished": finished, "steps logged": max(0, len(rows) - 1)}
         if len(rows) > 1:
             facts["last metrics"] = dict(zip(rows[0].split(","), rows[-1].split(","), strict=False))
         for file in sorted(path.glob("evaluation*.json")):
@@ -159,13 +157,10 @@ def _table(paths: list[Path]) -> Found:
     except (pa.ArrowException, OSError) as error:
         fix = "`puma verify` names the file of a folder"
         raise DataError(f"{paths[0]} is not a whole Parquet file", why=str(error).strip(), fix=fix) from None
-    columns = {}
-    for name in table.column_names:
-        try:
+    columns = {name: str(table[name].type) for name in table.column_names if name != "index"}
+    for name in columns:
+        with suppress(pa.ArrowException):  # a type that has no order and no counts
             columns[name] = _column(table[name])
-        except pa.ArrowException:  # a type that has no order and no counts
-            columns[name] = str(table[name].type)
-    columns.pop("index", None)
     return _kind(schema, "table"), {"rows": table.num_rows, **made, "columns": columns}
 
 
@@ -209,11 +204,7 @@ def _toml(path: Path) -> Found:
 
 def _safetensors(path: Path) -> Found:
     """A safetensors file from its header; the numbers are not read."""
-    from math import prod
-
     from safetensors import SafetensorError, safe_open
-
-    from puma.errors import ModelError
 
     try:
         with safe_open(path, framework="numpy") as file:
@@ -235,9 +226,7 @@ def _data_set(path: Path) -> Found:
     """Images with labels."""
     import numpy as np
 
-    from puma.data.load import load_dataset
-
-    source = load_dataset(str(path))
+    source = puma.load_dataset(str(path))
     counts = np.bincount(source.labels, minlength=source.num_classes)
     return "data set", {
         "images": len(source),

@@ -10,42 +10,38 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from puma.cli.options import Address, DryRun, Engine, Jobs, Quiet
 from puma.cli.output import duration, echo, print_table
+from puma.devices import resolve_device
 from puma.errors import UsageError, unknown
+from puma.tasks import Workers
 
 if TYPE_CHECKING:
     from puma.study.folder import StudyFolder
-    from puma.study.runner import Line
+
+_STUDY = "A study's TOML file, or the folder of one begun before."
+_TIME = "Checkpoint and stop after this long: 90s, 25m, 3h."
+_SPLIT = "Split the runs by number, where file locks do not reach other machines."
 
 study_app = typer.Typer(help="Compare strategies: many runs with one frozen recipe.", no_args_is_help=True)
 
 
 @study_app.command("run")
 def run(
-    study: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A study's TOML file, or the folder of one begun before.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="Folder of the study.  [default: runs/NAME]")] = None,
-    only: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Only runs of this name, or pattern: 'puma-p40-*'.")
-    ] = None,
+    study: Annotated[Path, Argument(metavar="FILE", help=_STUDY)],
+    out: Annotated[Path | None, Option(help="Folder of the study.  [default: runs/NAME]")] = None,
+    only: Annotated[str | None, Option(metavar="RUN", help="Only runs of this name, or pattern: 'puma-p40-*'.")] = None,
     jobs: Jobs = 1,
-    time_budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Checkpoint and stop after this long: 90s, 25m, 3h.")
-    ] = None,
+    time_budget: Annotated[str | None, Option(metavar="TIME", help=_TIME)] = None,
     engine: Engine = "local",
     address: Address = None,
-    num_cpus: Annotated[float, typer.Option(min=0, help="CPUs of each Ray task.")] = 1,
-    num_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each Ray task.")] = 0,
-    join: Annotated[
-        bool, typer.Option("--join", hidden=True, help="Work in this process; no results, no report.")
-    ] = False,
-    worker: Annotated[int, typer.Option(min=0, help="With --num-workers: which of them this is.")] = 0,
-    num_workers: Annotated[
-        int, typer.Option(min=1, help="Split the runs by number, where file locks do not reach other machines.")
-    ] = 1,
+    num_cpus: Annotated[float, Option(min=0, help="CPUs of each Ray task.")] = 1,
+    num_gpus: Annotated[float, Option(min=0, help="GPUs of each Ray task.")] = 0,
+    join: Annotated[bool, Option("--join", hidden=True, help="Work in this process; no results, no report.")] = False,
+    worker: Annotated[int, Option(min=0, help="With --num-workers: which of them this is.")] = 0,
+    num_workers: Annotated[int, Option(min=1, help=_SPLIT)] = 1,
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
@@ -71,7 +67,6 @@ def run(
     from puma.study.folder import StudyFolder
     from puma.study.runner import Budget, run_study, work
     from puma.study.spec import StudySpec
-    from puma.tasks import Workers
 
     if worker >= num_workers:
         raise UsageError(f"--worker {worker} of --num-workers {num_workers}", fix="count workers from 0")
@@ -96,8 +91,7 @@ def run(
                 raise UsageError(f"{place} holds other runs of this study", fix="choose another --out")
         folder = StudyFolder.create(spec, place, write=not dry_run)
     if dry_run:
-        print_cost(folder, max(jobs, num_workers))
-        return
+        return print_cost(folder, max(jobs, num_workers))
     if join or num_workers > 1:
         done = work(folder, worker=worker, num_workers=num_workers, budget=budget, show=not quiet)
     else:
@@ -110,19 +104,16 @@ def print_cost(folder: StudyFolder, jobs: int) -> None:
     """Print what is left of a study and what it costs here; nothing is written."""
     import torch
 
-    from puma.devices import resolve_device
     from puma.study.cost import study_cost
 
     costs, memory = study_cost(folder)
-    seconds, gpu = sum(cost.left for cost in costs), resolve_device("auto").type == "cuda"
-    cores = max(1, torch.get_num_threads() // jobs)
-    rows = [
-        (cost.kind, cost.tasks, cost.finished, duration(cost.seconds), "recorded" if cost.recorded else "measured")
-        for cost in costs
-    ]
+    seconds, cores = sum(cost.left for cost in costs), max(1, torch.get_num_threads() // jobs)
+    origin = {True: "recorded", False: "measured"}
+    rows = [(one.kind, one.tasks, one.finished, duration(one.seconds), origin[one.recorded]) for one in costs]
     echo(f"study    {folder.spec.name}: {len(folder.spec.runs())} runs, in {folder.path}")
     print_table(("task", "tasks", "finished", "each", "from"), rows)
-    hours = f"{seconds / 3600 * cores:,.2f} core-hours" + (f" and {seconds / 3600:,.2f} GPU-hours" if gpu else "")
+    gpu = f" and {seconds / 3600:,.2f} GPU-hours" if resolve_device("auto").type == "cuda" else ""
+    hours = f"{seconds / 3600 * cores:,.2f} core-hours{gpu}"
     echo(f"left     {hours}: about {duration(seconds / jobs)} with {jobs} processes of {cores} threads")
     echo(f"memory   about {memory / 2**30:.2g} GiB a process, to train")
     echo("attacks are counted as if every image withstood them; nothing was written")
@@ -136,22 +127,29 @@ def conclude(folder: StudyFolder, done: bool) -> None:
     results, path = write_results(folder), folder.path
     if not done:
         how = f"`puma study run {path}` goes on from here, `puma report {path}` shows it so far"
-        echo(f"time budget spent; {how}", err=True)
-        return
+        return echo(f"time budget spent; {how}", err=True)
     report = write_report(path)
     print_results(collect(folder))
     echo(f"results  {results}\nreport   {report}")
 
 
 @study_app.command("status")
-def status(folder: Annotated[Path, typer.Argument(help="Folder of a study.")]) -> None:
-    """Show the grid of a study: what is finished, what runs, what waits, and how long it may still take."""
+def status(folder: Annotated[Path, Argument(help="Folder of a study.")]) -> None:
+    """Show the grid of a study by seed: what is finished, what runs, what waits, and how long it may still take."""
     from puma.study.folder import StudyFolder
     from puma.study.runner import StudyStatus, eps_warnings, grid
 
     study = StudyFolder.open(folder)
-    lines = grid(study)
-    _print_grid(lines)
+    lines, marks = grid(study), {"finished": "x", "evaluating": "/", "running": "o", "waiting": "."}
+    seeds = sorted({seed for line in lines for seed in line.states if seed is not None})
+    rows = []
+    for line in lines:
+        cells = [marks.get(line.states.get(seed, ""), "") for seed in seeds]
+        if None in line.states and seeds:
+            cells[0] = marks[line.states[None]]
+        shares = ["" if share is None else f"{share:.1%}" for share in (line.clean, line.robust)]
+        rows.append((line.label, *cells, *shares))
+    print_table(("task, strategy by seed", *map(str, seeds), "clean", "robust"), rows)
     echo("x finished, / being evaluated, o running, . waiting; accuracies: means over finished seeds")
     running = sum(state == "running" for line in lines for state in line.states.values())
     counter = StudyStatus(study, max(1, running))
@@ -202,20 +200,6 @@ def print_results(rows: list[dict[str, Any]]) -> None:
     heads = ("strategy", *(_SHOWN[name][0] for name in shown), "seeds", "kept", "mean eps", "clean", "robust")
     title = f"{attack} on {images} test images, {remark}" if images else "no run has AutoAttack, APGD or CE + CW PGD"
     print_table(heads, lines, title=f"robust: {title}")
-
-
-def _print_grid(lines: list[Line]) -> None:
-    """Print the grid of a study: a line for each strategy, a column for each seed."""
-    marks = {"finished": "x", "evaluating": "/", "running": "o", "waiting": "."}
-    seeds = sorted({seed for line in lines for seed in line.states if seed is not None})
-    rows = []
-    for line in lines:
-        cells = [marks.get(line.states.get(seed, ""), "") for seed in seeds]
-        if None in line.states and seeds:
-            cells[0] = marks[line.states[None]]
-        shares = ["" if share is None else f"{share:.1%}" for share in (line.clean, line.robust)]
-        rows.append((line.label, *cells, *shares))
-    print_table(("task, strategy by seed", *map(str, seeds), "clean", "robust"), rows)
 
 
 def parse_time(text: str) -> float:

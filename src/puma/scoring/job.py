@@ -20,11 +20,12 @@ from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.devices import resolve_device, warn_slow_bf16
 from puma.errors import ModelError
-from puma.io import temporary_path
+from puma.io import Shards, temporary_path
 from puma.margins import MarginTable, part_size
 from puma.models.modes import device_of
 from puma.models.zoo import resolve_model
 from puma.progress import Progress
+from puma.scoring.labels import PROBABILITIES, LabelSettings
 from puma.scoring.parts import Rows, TableParts, checked_pool, open_table
 from puma.scoring.score import ScoringSettings
 from puma.scoring.snapshots import SnapshotSettings, load_snapshots
@@ -156,7 +157,7 @@ class Estimate:
 def estimate(
     models: Sequence[nn.Module],
     pool: Pool,
-    settings: ScoringSettings | SnapshotSettings,
+    settings: ScoringSettings | SnapshotSettings | LabelSettings,
     out: Path | None = None,
     num_workers: int = 1,
 ) -> Estimate:
@@ -198,7 +199,9 @@ def estimate(
         free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())).free
         if out.is_dir():
             parts = TableParts(out, meta, device, write=False)
-            finished = sum(len(rows) for number, rows in enumerate(parts.ranges) if parts.finished(number))
+            begun = Shards(out / PROBABILITIES, meta, suffix=".npy", write=False)
+            there = [number for number in range(len(parts.ranges)) if parts.finished(number) or begun.finished(number)]
+            finished = sum(len(parts.ranges[number]) for number in there)
     left = len(pool) - finished
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Estimate(

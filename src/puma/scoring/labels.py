@@ -7,21 +7,27 @@ was not trained on; a model trained on the synthetic images has memorised some o
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from puma.data.pool import Pool
+from puma.data.pool import Pool, read_batch
 from puma.data.source import Source
 from puma.errors import ModelError, UsageError
 from puma.io import Shards
 from puma.margins import LABEL_ISSUE, LABEL_QUALITY, PART_ROWS, Columns, MarginTable, Status
 from puma.models.checks import apply_model
 from puma.models.modes import device_of
-from puma.scoring.parts import TableParts, checked_pool, pool_columns, table_meta, write_arrays
+from puma.scoring.parts import Done, Rows, TableParts, checked_pool, pool_columns, table_meta, write_arrays
+
+PROBABILITIES = ".probabilities"  # folder, in that of the table, of the class probabilities until it is finished
 
 
 def score_labels(
@@ -46,35 +52,63 @@ def score_labels(
         UsageError: cleanlab is not installed.
         ModelError: a model in training mode, of another number of classes, or with logits that are not finite.
     """
-    try:
-        from cleanlab.experimental.label_issues_batched import LabelInspector
-    except ImportError:
-        raise UsageError("cleanlab is not installed", fix='pip install "puma-robust[labels]"') from None
+    cleanlab, method = require_cleanlab(), "normalized_margin"
     pool = checked_pool(model, pool)
-    meta = table_meta("label-quality", "Linf", {"part_rows": part_rows, "batch_size": batch_size}, pool, model)
+    meta = LabelSettings(batch_size, part_rows).meta([model], pool)
     table = TableParts(out, meta, device_of(model))
-
-    def predict(images: Tensor) -> Tensor:
-        logits = apply_model(model, images)
-        if logits.shape[1] != pool.num_classes:
-            raise ModelError(f"the model gives {tuple(logits.shape)} for {pool.num_classes} classes")
-        if not bool(torch.isfinite(logits).all()):
-            raise ModelError("the model gives NaN or infinite logits")
-        return logits.double().softmax(1)
-
     with table.held():
         if table.missing(range(len(table.ranges))):
-            shards, parts = Shards(table.folder / ".probabilities", meta, suffix=".npy"), dict(enumerate(table.ranges))
+            shards, parts = Shards(table.folder / PROBABILITIES, meta, suffix=".npy"), dict(enumerate(table.ranges))
+            predict = partial(_probabilities, model, pool.num_classes)
             write_arrays(shards, pool, parts, predict, device_of(model), batch_size, "label quality", progress)
-            inspector = LabelInspector(
-                num_class=pool.num_classes,
-                store_results=False,
-                verbose=False,
-                quality_score_kwargs={"method": "normalized_margin"},
-            )
+            sizes = {"num_class": pool.num_classes, "store_results": False, "verbose": False}
+            inspector = cleanlab.LabelInspector(**sizes, quality_score_kwargs={"method": method})
             _write_table(table, pool, [shards.path(part) for part in parts], inspector)
-        shutil.rmtree(table.folder / ".probabilities", ignore_errors=True)
+        shutil.rmtree(table.folder / PROBABILITIES, ignore_errors=True)
     return MarginTable.read(out)
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """What decides the bytes of a table of label scores."""
+
+    batch_size: int = 512
+    part_rows: int = PART_ROWS
+
+    def meta(self, models: Sequence[nn.Module], pool: Pool) -> dict[str, Any]:
+        """The metadata of the table."""
+        settings = {"part_rows": self.part_rows, "batch_size": self.batch_size}
+        return table_meta("label-quality", "Linf", settings, pool, *models)
+
+    @torch.no_grad()
+    def score_rows(self, models: Sequence[nn.Module], pool: Pool, rows: Rows, done: Done) -> Columns:
+        """The columns of some rows as far as they can be known: which labels are issues only the whole pool says."""
+        rows, model = np.asarray(rows), models[-1]
+        images, labels = read_batch(pool, rows, device_of(model))
+        shares = _probabilities(model, pool.num_classes, images)
+        own = shares.gather(1, labels[:, None])[:, 0]
+        quality = (own - shares.scatter(1, labels[:, None], 0).amax(1) + 1) / 2
+        done(len(rows))
+        predicted, quality_of = shares.argmax(1).cpu().numpy(), quality.float().cpu().numpy()
+        return _columns(pool, rows, predicted, quality_of, np.zeros(len(rows)))
+
+
+def require_cleanlab() -> Any:
+    """cleanlab's module of batched label issues, or `UsageError` with the command that installs it."""
+    try:
+        from cleanlab.experimental import label_issues_batched
+    except ImportError:
+        raise UsageError("cleanlab is not installed", fix='pip install "puma-robust[labels]"') from None
+    return label_issues_batched
+
+
+def _probabilities(model: nn.Module, classes: int, images: Tensor) -> Tensor:
+    logits = apply_model(model, images)
+    if logits.shape[1] != classes:
+        raise ModelError(f"the model gives {tuple(logits.shape)} for {classes} classes")
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError("the model gives NaN or infinite logits")
+    return logits.double().softmax(1)
 
 
 def _write_table(table: TableParts, pool: Pool, paths: list[Path], inspector: Any) -> None:
@@ -90,14 +124,17 @@ def _write_table(table: TableParts, pool: Pool, paths: list[Path], inspector: An
     issue = np.zeros(len(pool), dtype=bool)
     issue[np.argsort(quality, kind="stable")[: inspector.get_num_issues()]] = True
     issue &= predicted != labels
-    status = np.where(predicted == labels, Status.ESTIMATED, Status.MISCLASSIFIED)
     for number, part in enumerate(table.ranges):
-        rows = slice(part.start, part.stop)
-        columns: Columns = pool_columns(pool, np.arange(part.start, part.stop)) | {
-            "predicted": predicted[rows],
-            "status": status[rows].astype(np.int8),
-            "steps": np.zeros(len(part), np.int16),
-            LABEL_QUALITY: quality[rows],
-            LABEL_ISSUE: issue[rows].astype(np.float32),
-        }
-        table.write(number, columns)
+        own = np.arange(part.start, part.stop)
+        table.write(number, _columns(pool, own, predicted[own], quality[own], issue[own]))
+
+
+def _columns(pool: Pool, rows: NDArray[Any], predicted: NDArray[Any], quality: NDArray[Any], issue: Any) -> Columns:
+    status = np.where(predicted == pool.labels[rows], Status.ESTIMATED, Status.MISCLASSIFIED)
+    return pool_columns(pool, rows) | {
+        "predicted": predicted.astype(np.int16),
+        "status": status.astype(np.int8),
+        "steps": np.zeros(len(rows), np.int16),
+        LABEL_QUALITY: quality,
+        LABEL_ISSUE: issue.astype(np.float32),
+    }
