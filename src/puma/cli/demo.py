@@ -20,12 +20,8 @@ from puma.threat import parse_eps
 def demo(
     out: Annotated[Path, Option(help="Folder for everything the demo makes.")] = Path("demo"),
     seeds: Annotated[int, Option(min=1, help="How many seeds each strategy is trained with.")] = 1,
-    strategies: Annotated[
-        str | None, Option(metavar="A,B,...", help="Only these strategies: none,puma,random.")
-    ] = None,
-    prune_fraction: Annotated[
-        float, Option(min=0, max=0.99, help="Share of the synthetic images that is pruned.")
-    ] = 0.6,
+    strategies: Annotated[str | None, Option(metavar="A,B,...", help="Only these: none,puma,random.")] = None,
+    prune_fraction: Annotated[float, Option(min=0, max=0.99, help="Share of synthetic images to prune.")] = 0.6,
     eps: Annotated[str, Option(help="Eps of the Linf threat model: a number or a fraction.")] = "0.15",
     jobs: Jobs = 2,
     dry_run: DryRun = False,

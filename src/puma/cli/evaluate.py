@@ -116,12 +116,9 @@ class _Job:
             if same != name:  # without validation images the last model is the best one known
                 yield name, same
                 continue
-            share: dict[str, Any] = {
-                "worker": worker,
-                "num_workers": num_workers,
-                "progress": not self.quiet and worker == 0,
-            }
-            yield name, puma.evaluate(network.to(self.device), test, out=target, **share, **self.arguments)
+            share = {**self.arguments, "worker": worker, "num_workers": num_workers}
+            progress = not self.quiet and worker == 0
+            yield name, puma.evaluate(network.to(self.device), test, out=target, progress=progress, **share)
 
     def print_cost(self, workers: int) -> None:
         """Print what the evaluation of one checkpoint costs at most; it is timed on one batch."""

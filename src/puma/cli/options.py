@@ -67,14 +67,10 @@ def _model_names() -> list[str]:
     return ["small-cnn", *wide, "preactresnet-18", "preactresnet-34"]
 
 
-Config = Annotated[
-    Path | None,
-    Option("--config", callback=_load_config, is_eager=True, help="TOML file of this command's settings; flags win."),
-]
-Threat = Annotated[
-    ThreatModel,
-    Option("--threat", parser=parse_threat, metavar="NORM:EPS", help='Threat model, "Linf:8/255" or "L2:0.5".'),
-]
+_CONFIG = "TOML file of this command's settings; flags win."
+Config = Annotated[Path | None, Option("--config", callback=_load_config, is_eager=True, help=_CONFIG)]
+_THREAT = 'Threat model, "Linf:8/255" or "L2:0.5".'
+Threat = Annotated[ThreatModel, Option("--threat", parser=parse_threat, metavar="NORM:EPS", help=_THREAT)]
 Quiet = Annotated[bool, Option("--quiet", help="No progress.")]
 Seed = Annotated[int, Option("--seed", min=0, help="Seed of everything random.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Say what it will cost, and stop.")]
@@ -82,18 +78,15 @@ Device = Annotated[str, Option("--device", help="auto (a GPU if there is one), c
 Threads = Annotated[int, Option("--threads", min=0, help="Processor threads; 0 leaves it to torch.")]
 Devices = Annotated[int, Option("--devices", min=1, help="Share the work among so many processes, one for each GPU.")]
 Jobs = Annotated[int, Option("--jobs", min=1, help="Processes on this machine; they share its cores and its GPUs.")]
-Worker = Annotated[
-    int | None, Option("--worker", min=0, help="Number of this process, from 0; else torchrun's or SLURM's.")
-]
+_NUMBER = "Number of this process, from 0; else torchrun's or SLURM's."
+Worker = Annotated[int | None, Option("--worker", min=0, help=_NUMBER)]
 NumWorkers = Annotated[int | None, Option("--num-workers", min=1, help="Processes that share --out.")]
 Engine = Annotated[str, Option("--engine", help="local, or ray (--out seen by every machine).")]
 Address = Annotated[str | None, Option("--address", help="Ray cluster, as host:6379; without it one starts here.")]
 _RULES, _STRATEGIES = "A rule; `puma plan --list` names them all.", _completion("puma.strategies", "names")
 Strategy = Annotated[str, Option("--strategy", help=_RULES, autocompletion=_STRATEGIES)]
-_RECIPES = _completion("puma.training.recipe", "recipe_names")
-RecipeName = Annotated[
-    str, Option("--recipe", help="A name of `puma recipe list`, or a file.", autocompletion=_RECIPES)
-]
+_NAMES, _RECIPES = "A name of `puma recipe list`, or a TOML file.", _completion("puma.training.recipe", "recipe_names")
+RecipeName = Annotated[str, Option("--recipe", help=_NAMES, autocompletion=_RECIPES)]
 _MODELS = "small-cnn, wrn-D-K, preactresnet-18, or package.module:factory."
 ModelName = Annotated[str, Option("--model", help=_MODELS, autocompletion=_completion())]
 

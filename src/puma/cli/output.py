@@ -30,8 +30,8 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", left: int = 1) -> None:
-    """Print rows of values; the first ``left`` columns are texts, the others numbers. Nothing is read as markup."""
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+    """Print rows of values; the first column holds texts, the others numbers. Nothing is read as markup."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -39,7 +39,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, title
 
     table = Table(box=SIMPLE if any(heads) else None, padding=(0, 1, 0, 0), pad_edge=False, show_header=any(heads))
     for number, head in enumerate(heads):
-        text = number < left or head == "meaning"
+        text = number == 0 or head == "meaning"
         table.add_column(Text(head), justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(value)) for value in row))

@@ -108,7 +108,7 @@ def print_cost(folder: StudyFolder, jobs: int) -> None:
 
     costs, memory = study_cost(folder)
     seconds, cores = sum(cost.left for cost in costs), max(1, torch.get_num_threads() // jobs)
-    origin = {True: "recorded", False: "measured"}
+    origin = ("measured", "recorded")
     rows = [(one.kind, one.tasks, one.finished, duration(one.seconds), origin[one.recorded]) for one in costs]
     echo(f"study    {folder.spec.name}: {len(folder.spec.runs())} runs, in {folder.path}")
     print_table(("task", "tasks", "finished", "each", "from"), rows)

@@ -56,9 +56,7 @@ def train(
     plan: Annotated[Path | None, Option(help="Plan of `puma plan`; without it, everything at full eps.")] = None,
     model: ModelName = "wrn-28-10",
     weights: Annotated[Path | None, Option(help="Start from these weights (safetensors).")] = None,
-    new_head: Annotated[
-        bool, Option("--new-head", help="--weights of other classes: the last layer starts anew.")
-    ] = False,
+    new_head: Annotated[bool, Option("--new-head", help="--weights of other classes: a new last layer.")] = False,
     recipe: RecipeName = "trades-edm",
     change: Annotated[list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change the recipe.")] = None,
     validation: Annotated[int | None, Option(min=0, help="Real images held out to choose the best checkpoint.")] = None,

@@ -104,11 +104,8 @@ def check_logits(logits: Tensor) -> None:
     rows = logits.detach().float()
     distributions = (rows >= 0).all() & ((rows.sum(1) - 1).abs() < 1e-3).all()
     if len(rows) and bool(distributions & (rows != rows[:1]).any()):
-        raise ModelError(
-            "the model returns probabilities, not logits",
-            why="every row is positive and sums to 1; margins and gradients of probabilities vanish where it is sure",
-            fix="remove the softmax at the model's end",
-        )
+        why = "every row is positive and sums to 1; margins and gradients of probabilities vanish where it is sure"
+        raise ModelError("the model returns probabilities, not logits", why=why, fix="remove the softmax at its end")
 
 
 def check_first(model: nn.Module, images: Tensor) -> Tensor:
@@ -122,11 +119,9 @@ def check_first(model: nn.Module, images: Tensor) -> Tensor:
         logits = apply_model(model, pair.clone())
     check_logits(logits)
     if not logits.requires_grad and bool((logits[0] != logits[1]).any()):
-        raise ModelError(
-            "the model's logits carry no gradient to the images",
-            why="its forward runs under torch.no_grad or inference_mode, or detaches, or rounds through numpy",
-            fix="attacks need torch.autograd from the images to the logits",
-        )
+        why = "its forward runs under torch.no_grad or inference_mode, or detaches, or rounds through numpy"
+        fix = "attacks need torch.autograd from the images to the logits"
+        raise ModelError("the model's logits carry no gradient to the images", why=why, fix=fix)
     return logits.detach()
 
 

@@ -58,13 +58,9 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
     layers write into their buffers is put back afterwards.
     """
     layers = [layer for layer in batchnorm_layers(model) if layer.track_running_stats and layer.training]
-    saved = [
-        (module, name, buffer, buffer.clone(), buffer._version)
-        for module in model.modules()
-        if not isinstance(module, _BatchNorm)
-        for name, buffer in module.named_buffers(recurse=False)
-        if not buffer.is_inference()
-    ]
+    others = [module for module in model.modules() if not isinstance(module, _BatchNorm)]
+    buffers = [(module, *named) for module in others for named in module.named_buffers(recurse=False)]
+    saved = [(*one, one[2].clone(), one[2]._version) for one in buffers if not one[2].is_inference()]
     for layer in layers:
         layer.track_running_stats = False
     try:
@@ -113,16 +109,7 @@ def ramped_decay(decay: float, step: int | float) -> float:
 class EMA:
     """An averaged copy of a bare network: ``average <- decay * average + (1 - decay) * live`` at every `update`.
 
-    Attributes:
-        model: the averaged network, in eval mode, without gradients; its buffers begin as copies too.
-
-    >>> live = nn.Linear(1, 1)
-    >>> ema, start = EMA(live), live.weight.item()
-    >>> with torch.no_grad():
-    ...     _ = live.weight.add_(1.0)
-    >>> ema.update(live, decay=0.75)
-    >>> round(ema.model.weight.item() - start, 4)
-    0.25
+    Its ``model`` is in eval mode and without gradients; the buffers begin as copies too.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -39,29 +39,22 @@ def build_model(
 ) -> nn.Module:
     """Build a network that takes float images ``[B, C, H, W]`` in [0, 1] and returns logits ``[B, num_classes]``.
 
-    The same name, options and seed give the same weights; the global generators are not touched.
+    The same name, options and seed give the same weights; the global generators are not touched. ``model.config`` is a
+    JSON value with everything needed to build it again.
 
     Args:
         name: ``"small-cnn"``, ``"wrn-D-K"`` (as ``"wrn-28-10"``), ``"preactresnet-18"`` or ``"preactresnet-34"``.
         num_classes: at least 2.
         in_channels: image channels.
         image_size: height and width in pixels.
-        mean: channel means of the normalisation inside, in pixel units; default CIFAR-10's for three channels, else
-            0.5.
-        std: channel standard deviations, likewise.
+        mean: of each channel, for the normalisation inside, in pixel units; default CIFAR-10's for three, else 0.5.
+        std: standard deviation of each channel, likewise.
         seed: of the weights.
         **options: ``activation="relu"|"silu"``; ``padding="same"|"symmetric"`` of the residual networks;
             ``norm="none"|"batch"|"group"`` and ``widths`` of ``small-cnn``.
 
-    Returns:
-        The model, with ``model.config``: everything needed to build it again, as a JSON value.
-
     Raises:
         UsageError: unknown name or option, or sizes the network cannot take.
-
-    >>> model = build_model("small-cnn", 10, in_channels=1, image_size=8)
-    >>> sum(parameter.numel() for parameter in model.parameters())
-    19178
     """
     num_classes, in_channels, image_size, seed = map(index, (num_classes, in_channels, image_size, seed))
     found = re.fullmatch(r"(small-cnn)|(wrn)-(\d+)-(\d+)|(preactresnet)-(18|34)", name)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,7 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def weights_sha256(weights: nn.Module | Mapping[str, torch.Tensor]) -> str:
-    """Hex SHA-256 over the sorted state dict: names, types, shapes and bytes.
-
-    Independent of device and memory format: the same weights give the same digest.
-    """
+    """Hex SHA-256 over the sorted state dict (names, types, shapes, bytes), whatever the device and memory format."""
     tensors = state_of(weights) if isinstance(weights, nn.Module) else weights
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -56,15 +53,10 @@ def weights_sha256(weights: nn.Module | Mapping[str, torch.Tensor]) -> str:
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path | str, schema: str, meta: Mapping[str, Any]) -> None:
-    """Write named tensors and a JSON value ``meta`` to one safetensors file, atomically, with a checksum over both.
-
-    Raises:
-        StorageError: the disk is full or the path cannot be written.
-    """
+    """Write named tensors and a JSON value ``meta`` to one safetensors file, atomically, with a checksum over both."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
-    header = {"schema": schema, "meta": text, "sha256": _checksum(plain, schema, text)}
-    write_safetensors(plain, path, header)
+    write_safetensors(plain, path, {"schema": schema, "meta": text, "sha256": _checksum(plain, schema, text)})
 
 
 def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path | str, header: Mapping[str, str]) -> None:
@@ -88,11 +80,7 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path | str, hea
 
 
 def load_tensors(path: Path | str, schema: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote: (tensors, meta).
-
-    Raises:
-        ModelError: the file is missing, a pickle, truncated, of another schema, or its checksum does not fit.
-    """
+    """Read what `save_tensors` wrote: (tensors, meta); `ModelError` where it is missing, foreign or damaged."""
     path = Path(path)
     with _opened(path) as (file, header):
         meta = _meta(path, header, schema)
@@ -136,24 +124,19 @@ def _meta(path: Path, header: Mapping[str, str], schema: str) -> dict[str, Any]:
     if given != schema:
         other = "of another version" if given.partition("/")[0] == family else f"not a {family} file"
         raise ModelError(f"{path} is {other}", why=f"its schema is {given or 'not given'!r}, not {schema!r}")
-    text = header.get("meta", "{}")
-    try:
+    text, meta = header.get("meta", "{}"), None
+    with suppress(ValueError, RecursionError):
         meta = json.loads(text) if len(text) <= _MOST_META else None
-    except (ValueError, RecursionError):
-        meta = None
     if not isinstance(meta, dict):
         raise ModelError(f"{path} has a header that PUMA did not write", why="its meta entry is no small JSON table")
     return meta
 
 
 def save_model(model: nn.Module, path: Path | str, *, class_names: Sequence[str] | None = None, **meta: Any) -> None:
-    """Write a model's weights, configuration and class names to ``path`` (safetensors).
+    """Write a model's weights, configuration, class names and further JSON values ``meta`` to ``path`` (safetensors).
 
-    Args:
-        model: of `build_model`, or any module; without ``config`` only the weights can be loaded again.
-        path: file to write.
-        class_names: one for each logit; by default those that the model was loaded with.
-        **meta: further JSON values kept beside the configuration.
+    Of a model without ``config`` (not of `build_model`) only the weights can be loaded again. ``class_names`` are one
+    for each logit; by default those that the model was loaded with.
     """
     bare = unwrap(model)
     names = class_names if class_names is not None else getattr(bare, "class_names", None)
@@ -171,9 +154,7 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
     Raises:
         ModelError: the file is damaged, a pickle, without a configuration, or its weights fit another architecture.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "last.safetensors"
+    path = Path(path) / "last.safetensors" if Path(path).is_dir() else Path(path)
     if like is not None and not hasattr(like, "config"):
         model = copy_network(like).cpu()
         load_weights(model, load_tensors(path, SCHEMA)[0], path)

@@ -119,7 +119,7 @@ def _load_pretrained(kind: str, name: str, weights: str | Path | None) -> nn.Mod
 
 
 def _load_hub(name: str, weights: str | Path | None) -> nn.Module:
-    hub = _package("huggingface_hub", "puma-robust[hub]")
+    hub = _package("huggingface_hub", '"puma-robust[hub]"')
     offline_without_hub()
     try:
         return load_model(hub.hf_hub_download(name, "model.safetensors") if weights is None else weights)
@@ -131,13 +131,9 @@ def _load_hub(name: str, weights: str | Path | None) -> nn.Module:
 def _package(name: str, requirement: str = "") -> Any:
     try:
         return importlib.import_module(name)
-    except (
-        ImportError,
-        RuntimeError,
-        OSError,
-    ) as error:  # RuntimeError: a torchvision that was built for another torch
+    except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: torchvision that was built for another torch
         top = name.partition(".")[0]
-        what, fix = f"{top} is not installed", f'pip install "{requirement}"' if requirement else f"pip install {top}"
+        what, fix = f"{top} is not installed", f"pip install {requirement or top}"
         if not isinstance(error, ImportError):
             what, fix = f"{top} cannot be imported", "pip install --upgrade torch torchvision"
         raise UsageError(what, why=_first_line(error), fix=fix) from None
@@ -175,9 +171,7 @@ _CIFAR100 = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
 
 
 class RobustBenchModel(NamedTuple):
-    """A network as RobustBench builds it: class in ``robustbench.model_zoo.architectures``, its constructor's
-    arguments by RobustBench's names (``activation_fn`` is ``"ReLU"`` or ``"SiLU"``), and the state dict by its keys.
-    """
+    """A network as RobustBench builds it: class, the constructor's arguments by its names, and weights by its keys."""
 
     architecture: Architecture
     arguments: dict[str, Any]
@@ -234,11 +228,7 @@ def _architecture_of(plain: Mapping[str, Tensor]) -> tuple[str, str, dict[str, A
 
 
 def to_robustbench(model: nn.Module) -> RobustBenchModel:
-    """Describe a network of `build_model` by RobustBench's names.
-
-    Raises:
-        ModelError: RobustBench has no class that computes the same.
-    """
+    """Describe a network of `build_model` by RobustBench's names; `ModelError` where no class computes the same."""
     config: dict[str, Any] = getattr(model, "config", None) or {}
     name, weights = str(config.get("name", type(model).__name__)), dict(model.state_dict())
     found = re.fullmatch(r"(wrn|preactresnet)-(\d+)-?(\d*)", name)
@@ -266,17 +256,10 @@ def to_robustbench(model: nn.Module) -> RobustBenchModel:
 
 
 def from_robustbench(architecture: str, weights: Mapping[str, Tensor], name: str, **options: Any) -> nn.Module:
-    """Build a network from weights with RobustBench's keys; a leading ``module.`` or ``model.`` is dropped.
+    """Build the network ``name`` of `build_model`, with its options, from weights with RobustBench's keys.
 
-    Args:
-        architecture: ``"WideResNet"``, ``"DMWideResNet"`` or ``"DMPreActResNet"``.
-        weights: its state dict (buffers ``mean`` and ``std`` in it are taken as the normalisation).
-        name: of `build_model`, such as ``"wrn-28-10"``.
-        **options: of `build_model`, such as ``num_classes`` and ``activation``.
-
-    Raises:
-        UsageError: unknown architecture.
-        ModelError: keys or shapes do not fit; they are named.
+    ``mean`` and ``std`` among the weights are taken as the normalisation; a leading ``module.`` or ``model.`` is
+    dropped. `UsageError` for an unknown architecture; `ModelError` names keys or shapes that do not fit.
     """
     if architecture not in get_args(Architecture):
         raise unknown("RobustBench architecture", architecture, get_args(Architecture))
