@@ -111,8 +111,7 @@ def check_logits(logits: Tensor) -> None:
 def check_first(model: nn.Module, images: Tensor) -> Tensor:
     """Check a model on the first image and its negative, in one forward pass; return their logits ``[2, K]``.
 
-    Raises:
-        ModelError: an exception; no logits, or probabilities; logits without a gradient to the images.
+    `ModelError`: an exception; no logits, or probabilities; logits without a gradient to the images.
     """
     pair = torch.cat([images[:1], 1 - images[:1]]).requires_grad_()
     with torch.enable_grad():
@@ -126,17 +125,13 @@ def check_first(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def check_model(model: nn.Module, images: Tensor, num_classes: int = 2, *, reacts: bool = True) -> Tensor:
-    """Check a model on a few images before hours are spent on it; return their logits ``[B, K]``.
+    """Check a model on some tens of images before hours are spent on it; return their logits ``[B, K]``.
 
-    Args:
-        model: maps float images in [0, 1] to logits; in eval mode.
-        images: float ``[B, ...]`` in [0, 1], on the model's device; some tens.
-        num_classes: of the data.
-        reacts: refuse a model whose logits are the same for every image (a fresh network may have a head of zeros).
+    ``images`` are float ``[B, ...]`` in [0, 1] on the model's device. With ``reacts``, logits that are the same for
+    every image are refused too (a fresh network may have a head of zeros).
 
-    Raises:
-        ModelError: training mode; an exception; no logits, or probabilities; too few classes; an answer that depends on
-            the other images, changes from call to call, or does not depend on the image.
+    `ModelError`: training mode; an exception; no logits, or probabilities; fewer than ``num_classes``; an answer that
+    depends on the other images, changes from call to call, or does not depend on the image.
     """
     require_eval(model)
     with torch.no_grad():

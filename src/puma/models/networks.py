@@ -40,7 +40,7 @@ def build_model(
     """Build a network that takes float images ``[B, C, H, W]`` in [0, 1] and returns logits ``[B, num_classes]``.
 
     The same name, options and seed give the same weights; the global generators are not touched. ``model.config`` is a
-    JSON value with everything needed to build it again.
+    JSON value with everything needed to build it again. `UsageError` for a name, option or size that it cannot have.
 
     Args:
         name: ``"small-cnn"``, ``"wrn-D-K"`` (as ``"wrn-28-10"``), ``"preactresnet-18"`` or ``"preactresnet-34"``.
@@ -52,9 +52,6 @@ def build_model(
         seed: of the weights.
         **options: ``activation="relu"|"silu"``; ``padding="same"|"symmetric"`` of the residual networks;
             ``norm="none"|"batch"|"group"`` and ``widths`` of ``small-cnn``.
-
-    Raises:
-        UsageError: unknown name or option, or sizes the network cannot take.
     """
     num_classes, in_channels, image_size, seed = map(index, (num_classes, in_channels, image_size, seed))
     found = re.fullmatch(r"(small-cnn)|(wrn)-(\d+)-(\d+)|(preactresnet)-(18|34)", name)

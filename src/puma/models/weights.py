@@ -147,12 +147,8 @@ def save_model(model: nn.Module, path: Path | str, *, class_names: Sequence[str]
 def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
     """Build the model that `save_model` wrote, in eval mode, with ``model.class_names`` if the file has them.
 
-    Args:
-        path: the file, or a run folder, which stands for its last model.
-        like: a network of the same architecture, copied where PUMA did not build it.
-
-    Raises:
-        ModelError: the file is damaged, a pickle, without a configuration, or its weights fit another architecture.
+    A run folder stands for its last model. ``like`` is a network of the same architecture, copied where PUMA did not
+    build it. `ModelError`: damaged, a pickle, without a configuration, or weights of another architecture.
     """
     path = Path(path) / "last.safetensors" if Path(path).is_dir() else Path(path)
     if like is not None and not hasattr(like, "config"):
@@ -184,14 +180,8 @@ def load_weights(
 ) -> None:
     """Copy the state dict ``tensors`` into ``model``; prefixes of wrappers (``module.``, ``model.``) are ignored.
 
-    Args:
-        model: the network.
-        tensors: its state dict.
-        origin: where they are from, for messages.
-        new_head: leave tensors of the last layer as they are where the shapes differ (fine-tuning with other classes).
-
-    Raises:
-        ModelError: names or shapes differ; the message names them.
+    ``origin`` says where they are from. With ``new_head`` tensors of the last layer stay as they are where the shapes
+    differ (fine-tuning with other classes). `ModelError` names other names and shapes that differ.
     """
     own, unwrapped = state_of(model), unwrap(model)
     given = _renamed(tensors, own.keys())

@@ -187,22 +187,18 @@ def _load_robustbench(name: str, weights: str | Path | None) -> nn.Module:
         raise ModelError(f"there are several files of {name}: {', '.join(map(str, files))}", fix=fix)
     if not files:
         get = f"from robustbench.utils import load_model; load_model('{short}')"
-        raise ModelError(
-            f"there is no {short}.pt in {root}",
-            why="published weights are not downloaded by PUMA; RobustBench's package does it",
-            fix=f'pip install robustbench && python -c "{get}"',
-        )
+        why = "published weights are not downloaded by PUMA; RobustBench's package does it"
+        fix = f'pip install robustbench && python -c "{get}"'
+        raise ModelError(f"there is no {short}.pt in {root}", why=why, fix=fix)
     plain = {_bare(key): value for key, value in _read_weights(files[0]).items() if "sub_block1" not in key}
     try:
         architecture, network, options = _architecture_of(plain)
     except (KeyError, IndexError, AttributeError, TypeError, ValueError):
         architecture = ""
     if not architecture or (architecture == "WideResNet" and _NOT_PLAIN.search(name)):
-        raise ModelError(
-            f"{name} is not a network that is known here by its weights alone",
-            why="known are RobustBench's WideResNet, DMWideResNet and DMPreActResNet without anything around them",
-            fix="write a function that builds it and name it: package.module:function",
-        )
+        why = "known are RobustBench's WideResNet, DMWideResNet and DMPreActResNet without anything around them"
+        fix = "write a function that builds it and name it: package.module:function"
+        raise ModelError(f"{name} is not a network that is known here by its weights alone", why=why, fix=fix)
     return from_robustbench(architecture, plain, network, **options)
 
 
@@ -248,11 +244,8 @@ def to_robustbench(model: nn.Module) -> RobustBenchModel:
         if width and (activation, set(mean), set(std), channels) == ("ReLU", {0}, {1}, 3):
             arguments = {"depth": depth, "widen_factor": width, "num_classes": classes}
             return RobustBenchModel("WideResNet", arguments, {_their_key(key): weights[key] for key in weights})
-    raise ModelError(
-        f"RobustBench has no class for {name} {config}",
-        why="it knows WRN and PreActResNet of 32 pixels: padding 'same' (DeepMind's), or WRN with padding 'symmetric', "
-        "ReLU, mean 0 and std 1",
-    )
+    why = "it knows WRN and PreActResNet of 32 pixels: padding 'same', or WRN with 'symmetric', ReLU, mean 0 and std 1"
+    raise ModelError(f"RobustBench has no class for {name} {config}", why=why)
 
 
 def from_robustbench(architecture: str, weights: Mapping[str, Tensor], name: str, **options: Any) -> nn.Module:
