@@ -111,6 +111,8 @@ def test_what_cannot_be_built(arguments, said):
 def test_misspelt_option_gets_a_suggestion():
     with pytest.raises(UsageError, match="did you mean 'activation'"):
         build_model("wrn-10-1", 10, activaton="relu")
+    with pytest.raises(UsageError, match="unknown padding 'symetric'"):
+        build_model("wrn-10-1", 10, padding="symetric")
 
 
 def test_dm_networks_carry_robustbench_names():

@@ -109,9 +109,9 @@ def check_logits(logits: Tensor) -> None:
 
 
 def check_first(model: nn.Module, images: Tensor) -> Tensor:
-    """Check a model on the first image and its negative, in one forward pass; return their logits ``[2, K]``.
+    """Check a model on the first image and its negative in one pass; return their logits ``[2, K]``, or `ModelError`.
 
-    `ModelError`: an exception; no logits, or probabilities; logits without a gradient to the images.
+    That is: an exception; no logits, or probabilities; logits without a gradient to the images.
     """
     pair = torch.cat([images[:1], 1 - images[:1]]).requires_grad_()
     with torch.enable_grad():

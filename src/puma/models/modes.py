@@ -24,11 +24,8 @@ def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
 def attack_mode(model: nn.Module, batchnorm: str = "unchanged") -> Iterator[None]:
     """Context in which no parameter takes a gradient and no buffer changes; everything is restored afterwards.
 
-    Args:
-        model: the network under attack.
-        batchnorm: ``"unchanged"`` leaves the mode (train or eval) as it is; ``"train"`` normalises by the statistics of
-            the batch under attack (Wang et al. 2023; Gowal et al. 2020); ``"eval"`` puts the whole network in eval mode
-            (TRADES 2019, MART).
+    ``batchnorm="unchanged"`` leaves the mode (train or eval) as it is; ``"train"`` normalises by the statistics of the
+    batch under attack (Wang et al. 2023; Gowal et al. 2020); ``"eval"`` puts the network in eval mode (TRADES, MART).
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     switched: list[nn.Module] = []
@@ -78,8 +75,7 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
 
 def device_of(model: nn.Module) -> torch.device:
     """Device of the model's first parameter or buffer; the CPU where there is none."""
-    tensor = next(model.parameters(), next(model.buffers(), None))
-    return torch.device("cpu") if tensor is None else tensor.device
+    return next(model.parameters(), next(model.buffers(), torch.empty(0, device="cpu"))).device
 
 
 def copy_network(model: _Network) -> _Network:

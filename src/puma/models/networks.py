@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from operator import index
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,8 @@ def build_model(
         torch.manual_seed(seed)
         normalise = Normalise(mean, std)
         style = Style(options.get("activation", "silu"), options.get("padding", "same"))
+        if style.padding not in get_args(Padding):
+            raise unknown("padding", style.padding, get_args(Padding))
         model: nn.Module
         if found[1]:
             norm, widths = options.get("norm", "none"), options.get("widths", (16, 32, 32))
@@ -81,14 +83,11 @@ def build_model(
             model = WideResNet(normalise, num_classes, in_channels, int(found[3]), int(found[4]), style)
         else:
             model = PreActResNet(normalise, num_classes, in_channels, int(found[6]), style)
-    settings = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    config = {"name": name, **settings, "mean": list(mean), "std": list(std), **options}
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    config = {"name": name, **sizes, "mean": list(mean), "std": list(std), **options}
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
     object.__setattr__(model, "config", plain)  # nn.Module declares its attributes as tensors and modules only
     return model
-
-
-# --- layers --------------------------------------------------------------------------------------------------------
 
 
 class Style(NamedTuple):
@@ -120,8 +119,7 @@ class Normalise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalise ``[B, C, H, W]``."""
-        mean: Tensor = self.mean
-        std: Tensor = self.std
+        mean, std = cast(Tensor, self.mean), cast(Tensor, self.std)
         if images.shape[1] > 1 and images.is_contiguous(memory_format=torch.channels_last):
             # a few numbers repeated along the innermost axis keep a CPU from using its vector units: six times slower
             one_image = (1, *images.shape[1:])
@@ -149,9 +147,6 @@ def _norm_layer(kind: str, channels: int) -> list[nn.Module]:
     if kind == "none":
         return []
     raise unknown("normalisation layer", kind, ["batch", "group", "none"])
-
-
-# --- networks (build_model explains the options) -------------------------------------------------------------------
 
 
 class SmallCNN(nn.Module):

@@ -215,12 +215,9 @@ def _require_fit(
         "shapes": [f"{name} {given[name]} for {own[name]}" for name in shared if own[name] != given[name]],
     }
     if any(problems.values()):
-        why = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items() if names)
-        raise ModelError(f"{origin} does not fit {network}", why=why)
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+        more = {kind: f" and {len(names) - 4} more" if len(names) > 4 else "" for kind, names in problems.items()}
+        listed = [f"{kind}: {', '.join(names[:4])}{more[kind]}" for kind, names in problems.items() if names]
+        raise ModelError(f"{origin} does not fit {network}", why="; ".join(listed))
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], schema: str, text: str) -> str:

@@ -40,9 +40,7 @@ def resolve_model(
         new_head: leave the last layer as built where the weights are for other classes.
         **options: for `build_model`; the others do without.
 
-    Raises:
-        ModelError: no such module, factory, file or run, or several files; the factory fails; the weights do not fit.
-        UsageError: unknown name, or a package that is not installed.
+    `ModelError`: no such module, factory, file or run, or several files; the factory fails; the weights do not fit.
     """
     text = str(spec)
     if Path(text).exists() and weights is None:
@@ -83,9 +81,6 @@ def _call_factory(spec: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ModelError(f"the factory {spec!r} returned {type(model).__name__}, not a torch.nn.Module")
     return model
-
-
-# --- models of packages and of the Hub -----------------------------------------------------------------------------
 
 
 class Normalised(nn.Module):
@@ -167,6 +162,7 @@ _OUTER = {"init_conv": "conv1", "batchnorm": "bn1", "logits": "fc"}
 _INNER = {"batchnorm_0": "bn1", "conv_0": "conv1", "batchnorm_1": "bn2", "conv_1": "conv2", "shortcut": "convShortcut"}
 # of the class WideResNet with something around it that the weights do not show
 _NOT_PLAIN = re.compile(r"Hendrycks|Rice2020|Ding2020|Augustin2020|Rony2019|Chen2020")
+_WRAPPED = re.compile(r"^(module\.)?(model\.)?")
 _CIFAR100 = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
 
 
@@ -190,7 +186,7 @@ def _load_robustbench(name: str, weights: str | Path | None) -> nn.Module:
         why = "published weights are not downloaded by PUMA; RobustBench's package does it"
         fix = f'pip install robustbench && python -c "{get}"'
         raise ModelError(f"there is no {short}.pt in {root}", why=why, fix=fix)
-    plain = {_bare(key): value for key, value in _read_weights(files[0]).items() if "sub_block1" not in key}
+    plain = {_WRAPPED.sub("", key): value for key, value in _read_weights(files[0]).items() if "sub_block1" not in key}
     try:
         architecture, network, options = _architecture_of(plain)
     except (KeyError, IndexError, AttributeError, TypeError, ValueError):
@@ -256,7 +252,7 @@ def from_robustbench(architecture: str, weights: Mapping[str, Tensor], name: str
     """
     if architecture not in get_args(Architecture):
         raise unknown("RobustBench architecture", architecture, get_args(Architecture))
-    plain = {_bare(key): value for key, value in weights.items()}
+    plain = {_WRAPPED.sub("", key): value for key, value in weights.items()}
     for buffer in ("mean", "std"):
         if buffer in plain:
             options.setdefault(buffer, tuple(plain.pop(buffer).flatten().tolist()))
@@ -267,10 +263,6 @@ def from_robustbench(architecture: str, weights: Mapping[str, Tensor], name: str
     ours = {_their_key(key): key for key in model.state_dict()} if other else {}
     load_weights(model, {ours.get(key, key): value for key, value in plain.items()}, f"weights of {architecture}")
     return model.eval()
-
-
-def _bare(key: str) -> str:
-    return key.removeprefix("module.").removeprefix("model.")
 
 
 def _their_key(key: str) -> str:
