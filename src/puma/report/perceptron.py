@@ -21,7 +21,7 @@ from puma.io import write_text
 from puma.perceptron import collapse_fraction, mislabelled_share, mislabelled_share_after_pruning
 from puma.perceptron.experiments import COLLAPSE, LEARNING, PROBE, TRADEOFF, UNIFORM_EPS, Experiment
 from puma.plots import BLUE, GREEN, INK, MUTED, RED, SKY, figure_style, mark, new_figure
-from puma.report.page import Kind, Picture, Report, Table, points
+from puma.report.page import Kind, Picture, Report, Table, points, show
 from puma.tradeoff import Estimate, Frontier
 
 METRICS = {"clean_error": "clean error", "robust_error": "robust error"}
@@ -129,18 +129,18 @@ def _verdict(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     runs = rows_of(tables[TRADEOFF.name], alpha=ABUNDANT)
     keep = min(set(runs[runs["strategy"] == SUBJECT]["keep"]), key=lambda share: abs(share - KEPT))
     mine = rows_of(excess(runs), strategy=SUBJECT, keep=keep)
-    clean, robust = (-100 * mine[name].mean() for name in ("clean_excess", "robust_excess"))
+    clean, robust = (-mine[name].mean() for name in ("clean_excess", "robust_excess"))
     gap = next(row for row in _cells(runs) if row[:2] == [SUBJECT, keep])[-1]
     free = "not comparable" if gap is None else f"{points(gap, 'clean')} at equal robustness"
     learned = rows_of(tables["ends"], alpha=ABUNDANT)
     least = min(learned["keep"])
     ends = [100 * rows_of(learned, strategy=name, keep=least)["robust_error"].mean() for name in ("easy", SUBJECT)]
     return [
-        f"`{SUBJECT}` on {100 * (1 - keep):.0f} % fewer examples: clean {clean:+.1f} and robust accuracy {robust:+.1f} "
-        "points against training on everything at full eps.",
+        f"`{SUBJECT}` with {100 * (1 - keep):.0f} % fewer examples: clean {show(clean, 'points')} points and robust "
+        f"{show(robust, 'points')} points against training on everything at full eps.",
         f"Against the free control (all data with a smaller uniform eps): {free}.",
-        f"Where only the easiest are pruned, down to {100 * least:.0f} % (task without a trade-off), robust error is "
-        f"{ends[0]:.0f} %; with the smaller eps on low margins it is {ends[1]:.0f} %.",
+        f"Without the smaller eps on low margins, pruning the easiest {100 * (1 - least):.0f} % (on the task without a "
+        f"trade-off) ends with a robust error of {ends[0]:.0f} %; with it, {ends[1]:.0f} %.",
     ]
 
 
@@ -264,6 +264,8 @@ def _tradeoff_figure(table: pd.DataFrame, theory: pd.DataFrame) -> Figure:
     means = means.sort_values("clean_error")
     look: dict[str, Any] = {"color": INK, "mfc": "none", "ms": 5, "label": "all data, smaller uniform eps"}
     axes.plot(means["robust_error"], means["clean_error"], "-o", **look)
+    full = means.loc["none"]
+    axes.annotate("none", (full["robust_error"], full["clean_error"]), (8, 0), textcoords="offset points", va="center")
     curve = 1 - theory.sort_values("robust_error")[list(METRICS)]
     axes.plot(curve["robust_error"], curve["clean_error"], color=GREEN, lw=1, ls="--", label="the same, theory")
     for gap in measure_gaps(table).sort_values(["strategy", "keep"], ascending=[True, False]).to_dict("records"):
@@ -273,6 +275,7 @@ def _tradeoff_figure(table: pd.DataFrame, theory: pd.DataFrame) -> Figure:
             look = mark(base).dot | {"ms": 5 + 5 * (gap["keep"] - 0.4)}
             axes.plot(gap["robust"], gap["clean"], ls="", label=label, **look)
     axes.set(xlabel="robust accuracy →", ylabel="clean accuracy →", title="Larger marker: more data kept")
+    axes.margins(x=0.08)
     axes.legend(loc="lower left", fontsize=7.5)
     _percent(axes, x=True)
     return figure
