@@ -13,20 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puma import __version__
+from puma import __version__, io
 from puma.errors import DataError, ResumeError
-from puma.io import (
-    fingerprint,
-    prepare_folder,
-    read_json,
-    read_toml,
-    require_same_settings,
-    settings_diff,
-    sha256_file,
-    write_json,
-    write_text,
-    write_toml,
-)
 from puma.study.spec import RunSpec, StudySpec
 from puma.tradeoff import Flags, RunKey, read_runs
 from puma.tradeoff import results as tables
@@ -51,13 +39,13 @@ class StudyFolder:
             ResumeError: the folder holds a study with other shared settings or recipes; both values are named.
             UsageError, StorageError: a recipe that cannot be used; a folder that cannot be written.
         """
-        folder = cls(spec, prepare_folder(path) if write else Path(path))
+        folder = cls(spec, io.prepare_folder(path) if write else Path(path))
         if folder.settings_file.exists():
             there, now = (study.model_dump(exclude={"grid"}) for study in (cls.open(path).spec, spec))
-            require_same_settings(path, there, now, fix="choose another --out, or delete the folder")
+            io.require_same_settings(path, there, now, fix="choose another --out, or delete the folder")
         folder.freeze_recipes(write=write)
         if write:
-            write_toml(folder.settings_file, spec.model_dump(exclude_none=True))
+            io.write_toml(folder.settings_file, spec.model_dump(exclude_none=True))
         return folder
 
     def __repr__(self) -> str:
@@ -69,7 +57,7 @@ class StudyFolder:
         file = Path(path) / "study.toml"
         if not file.is_file():
             raise DataError(f"{path} holds no study", why="it has no study.toml", fix="make one with `puma study run`")
-        return cls(StudySpec.parse(read_toml(file), str(file)), file.parent)
+        return cls(StudySpec.parse(io.read_toml(file), str(file)), file.parent)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw clean against robust accuracy of every finished setting; `DataError` before there are results."""
@@ -79,7 +67,7 @@ class StudyFolder:
 
     @property
     def settings_file(self) -> Path:
-        """The study's own copy of its settings."""
+        """Its own copy of its settings."""
         return self.path / "study.toml"
 
     @property
@@ -105,8 +93,8 @@ class StudyFolder:
             now, copy = load_recipe(recipe), self._recipe_file(recipe)
             if not copy.is_file():
                 if write:
-                    write_text(copy, now.to_toml())
-            elif changed := settings_diff(_settings(load_recipe(copy)), _settings(now)):
+                    io.write_text(copy, now.to_toml())
+            elif changed := io.settings_diff(_settings(load_recipe(copy)), _settings(now)):
                 raise ResumeError(
                     f"recipe {recipe} is not the one that {self.path} was begun with ({copy})",
                     why="; ".join(changed),
@@ -119,21 +107,19 @@ class StudyFolder:
     @property
     def fingerprints(self) -> dict[str, Any]:
         """What tells studies of one name apart: settings, recipes, pools and margin tables, where known."""
-        copies = {recipe: self._recipe_file(recipe) for recipe in self.spec.recipes}
-        recipes = {name: fingerprint(_settings(load_recipe(copy))) for name, copy in copies.items() if copy.is_file()}
-        margins = sorted((self.path / "done").glob("margins*.json"))
-        return {"study.toml": sha256_file(self.settings_file), "recipes": recipes} | {
-            path.stem: read_json(path)["fingerprints"] for path in margins
-        }
+        files = {recipe: file for recipe in self.spec.recipes if (file := self._recipe_file(recipe)).is_file()}
+        recipes = {recipe: io.fingerprint(_settings(load_recipe(file))) for recipe, file in files.items()}
+        margins = {path.stem: io.read_json(path)["fingerprints"] for path in (self.path / "done").glob("margins*.json")}
+        return {"study.toml": io.sha256_file(self.settings_file), "recipes": recipes, **margins}
 
     def result(self, task: str) -> dict[str, Any] | None:
         """What a finished task gave (``seconds``, where and by which code, and its own keys); None if not finished."""
         path = self.path / "done" / f"{task}.json"
-        return dict(read_json(path)) if path.exists() else None
+        return dict(io.read_json(path)) if path.exists() else None
 
     def finish(self, task: str, result: dict[str, Any]) -> None:
         """Record that a task is finished."""
-        write_json(self.path / "done" / f"{task}.json", result, checksum=True)
+        io.write_json(self.path / "done" / f"{task}.json", result, checksum=True)
 
     def forget(self, task: str) -> None:
         """Delete the record of a finished task, so that it is done again."""
