@@ -195,7 +195,7 @@ def test_autoattack_leads_where_it_was_run_and_the_screen_of_all_runs_is_named(t
     paper, _, controls = found.headline.partition(". Against")
     assert " and robust " in paper
     assert "at equal accuracy under CE + CW PGD" in controls  # of the controls only two have AutoAttack
-    assert found.data.startswith("All runs under a screen, CE + CW PGD, which is weaker than AutoAttack: `puma` with")
+    assert found.data.startswith("All runs under a screen, CE + CW PGD, which is weaker than AutoAttack: `puma` clean ")
     shown = {row["strategy"]: row for row in table_of(report, "strategies")}
     mine = [r for r in rows if r["strategy"] == "puma" and r["checkpoint"] == "last"]
     assert shown["puma"]["under CE + CW PGD"].value == pytest.approx(np.mean([r["pgd_accuracy"] for r in mine]))

@@ -110,8 +110,8 @@ def number(cell: Any, otherwise: Any = None) -> Any:
 
 
 def rounded(value: float) -> float:
-    """The number with four significant digits."""
-    return float(f"{value:.4g}")
+    """The number with three significant digits."""
+    return float(f"{value:.3g}")
 
 
 def show(cell: Any, kind: Kind = "number") -> str:

@@ -298,7 +298,8 @@ def verdict(study: StudyData | Path | str) -> Verdict:
     complete = strict.clean_gap.estimate is not None and strict.clean_gap.seeds == strict.clean_gap.of
     controls = _controls(data.standard, strict) if complete else _controls(data, subject)
     screen = f"All runs under a screen, {ATTACKS[data.column]}, which is weaker than AutoAttack:"
-    screened = f"{screen} {_paper(data, subject)} {_less_data(data, subject)}"
+    differences = f"`{data.name_of(subject.setting)}` {_both(data, subject)} against `{BASELINE}`."
+    screened = f"{screen} {differences} {_less_data(data, subject)}"
     return Verdict(_paper(data.standard, strict), controls, screened, *rest)
 
 
