@@ -127,19 +127,16 @@ class StudySpec(_Settings):
 
     def _refuse_equal_names(self, origin: str) -> None:
         """Two recipes or runs of one name would share one folder, and the second take the first's result."""
-        recipes: dict[str, str] = {}
-        for recipe in self.recipes:
-            if (other := recipes.setdefault(Path(recipe).stem, recipe)) != recipe:
-                raise UsageError(
-                    f"{origin} has two recipes called {Path(recipe).stem!r}",
-                    why=f"{other} and {recipe}: a run's name, and so its result, holds only that part of a recipe's",
-                    fix="rename one of the files; write one and the same file in one way",
-                )
-        twins: dict[str, RunSpec] = {}
-        for run in self.runs():
-            if (twin := twins.setdefault(run.key, run)) != run:
-                fix = "give them values that differ in more than their last digits or their punctuation"
-                raise UsageError(f"{origin} has two runs called {run.key!r}", why=f"{twin} and {run}", fix=fix)
+        recipes: list[tuple[str, Any]] = [(Path(recipe).stem, recipe) for recipe in self.recipes]
+        runs: list[tuple[str, Any]] = [(run.key, run) for run in self.runs()]
+        for kind, pairs, fix in (
+            ("recipes", recipes, "rename one of the files; write one and the same file in one way"),
+            ("runs", runs, "give them values that differ in more than their last digits or their punctuation"),
+        ):
+            seen: dict[str, Any] = {}
+            for name, value in pairs:
+                if (other := seen.setdefault(name, value)) != value:
+                    raise UsageError(f"{origin} has two {kind} called {name!r}", why=f"{other} and {value} would share one result", fix=fix)
 
     @property
     def recipes(self) -> list[str]:
