@@ -136,7 +136,8 @@ class StudySpec(_Settings):
             seen: dict[str, Any] = {}
             for name, value in pairs:
                 if (other := seen.setdefault(name, value)) != value:
-                    raise UsageError(f"{origin} has two {kind} called {name!r}", why=f"{other} and {value} would share one result", fix=fix)
+                    why = f"{other} and {value} would share one result"
+                    raise UsageError(f"{origin} has two {kind} called {name!r}", why=why, fix=fix)
 
     @property
     def recipes(self) -> list[str]:
