@@ -77,9 +77,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
       try: did you mean 'puma'? There are: easy, puma
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(str(name), names, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    shown = names if len(names) <= 60 else [*difflib.get_close_matches(name, names, n=10, cutoff=0), "..."]
+    shown = names if len(names) <= 60 else [*difflib.get_close_matches(str(name), names, n=10, cutoff=0), "..."]
     return UsageError(f"unknown {kind} {name!r}", fix=f"{guess}There are: {', '.join(shown)}")
 
 

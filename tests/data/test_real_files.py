@@ -13,6 +13,7 @@ import tarfile
 import time
 import tracemalloc
 import zlib
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def folder(root: Path, names: list[str], each: int = 2, inside: str = "") -> Pat
         ("seg_train", "seg_test"),
         ("train_images", "test_images"),
         ("Training Set", "Test Set"),
+        ("Training", "PublicTest", "PrivateTest"),
+        ("trainA", "trainB", "testA", "testB"),
+        ("my_train", "my_test"),
     ],
 )
 def test_folders_of_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
@@ -67,7 +71,8 @@ def test_folders_of_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...]
         load_dataset(tmp_path / "d")
     assert f"?split={names[0]}" in caught.value.fix
     source = load_dataset(f"{tmp_path}/d?split={names[0]}")
-    assert (source.class_names, source.name) == (("cat", "dog"), f"d-{names[0]}")
+    assert source.class_names == ("cat", "dog")
+    assert source.name in (f"d-{names[0]}", "my_train")
     assert load_dataset(source.spec).fingerprint == source.fingerprint
     with pytest.raises(UsageError, match="unknown split") as caught:
         load_dataset(f"{tmp_path}/d?split=trian")
@@ -75,7 +80,8 @@ def test_folders_of_splits_are_no_classes(tmp_path: Path, names: tuple[str, ...]
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path: Path) -> None:
-    assert load_dataset(folder(tmp_path / "d", ["bus", "car", "train"])).class_names == ("bus", "car", "train")
+    for number, names in enumerate([["bus", "car", "train"], ["freight train", "passenger train"]]):
+        assert load_dataset(folder(tmp_path / str(number), names)).class_names == tuple(names)
 
 
 def test_whole_numbers_are_classes_in_the_order_of_numbers(tmp_path: Path) -> None:
@@ -114,7 +120,9 @@ def test_numbers_that_do_not_begin_at_0_are_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [["1.0", "2.0", "10.0"], ["-1", "0", "1"], ["0", "2", "x"]], ids=["decimal", "negative", "mixed"]
+    "names",
+    [["1.0", "2.0", "10.0"], ["-1", "0", "1"], ["0", "2", "x"], ["0x0", "0x2", "0x10"]],
+    ids=["decimal", "negative", "mixed", "hexadecimal"],
 )
 def test_numbers_of_any_form_are_never_taken_by_place(tmp_path: Path, names: list[str]) -> None:
     source = load_dataset(folder(tmp_path / "d", names))
@@ -122,6 +130,30 @@ def test_numbers_of_any_form_are_never_taken_by_place(tmp_path: Path, names: lis
     np.savez(tmp_path / "d.npz", image=np.zeros((3, 6, 6, 3), np.uint8), label=np.arange(3))
     with pytest.raises(DataError, match="has classes that"):
         Pool([source, load_dataset(tmp_path / "d.npz")])
+
+
+@pytest.mark.parametrize("asked", ["1", "²", "१"])
+def test_classes_that_are_numbers_are_chosen_by_name(tmp_path: Path, asked: str) -> None:
+    root = folder(tmp_path / "d", ["10", "20", "30"])
+    assert load_dataset(f"{root}?classes=30,10").class_names == ("30", "10")
+    with pytest.raises(UsageError, match="unknown class"):
+        load_dataset(f"{root}?classes={asked}")
+
+
+def test_what_is_no_regular_file_is_refused_and_linked_folders_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder(tmp_path / "d", ["cat", "dog"])
+    (root / "cat" / "more").symlink_to(root / "dog")
+    assert len(load_dataset(root)) == 4
+    assert "linked folders are not followed, as more" in caplog.text
+    os.mkfifo(root / "cat" / "pipe.png")
+    (tmp_path / "d.npz").symlink_to("/dev/zero")  # as long as memory lasts
+    for place in (root, tmp_path / "d.npz"):
+        with pytest.raises(DataError, match="is no regular file"):
+            load_dataset(place)
+    with pytest.raises(DataError, match=r"cannot read a+\n.*too long"):
+        load_dataset("a" * 5000)
 
 
 def test_one_class_and_annotations_beside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -219,6 +251,31 @@ def test_every_option_is_used_or_refused(tmp_path: Path) -> None:
             load_dataset(spec)
     with pytest.raises(UsageError, match="not used"):
         load_dataset((np.zeros((4, 8, 8, 3), np.uint8), [0, 1, 0, 1]), split="train")
+    np.savez(tmp_path / "s.npz", x_train=np.zeros((4, 8, 8, 3), np.uint8), y_train=[0, 1, 0, 1], y_fine=[1, 0, 1, 0])
+    with pytest.raises(UsageError, match="unknown label column"):
+        load_dataset(f"{tmp_path}/s.npz?split=train&label=y_fine")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("subset", np.float32(20.5), "not a whole number"),
+        ("subset", Fraction(41, 2), "not a whole number"),
+        ("subset", True, "not a whole number"),
+        ("split", 3, "not a text"),
+        ("verify", True, "not a text"),
+        ("classes", 12, "unknown class '12'"),
+    ],
+)
+def test_values_of_options_that_mean_nothing_are_refused(name: str, value: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_dataset("digits", **{name: value})
+
+
+def test_values_of_options_of_every_type() -> None:
+    assert load_dataset("digits", classes=None, split=None).class_names == tuple("0123456789")
+    assert load_dataset("digits", classes=np.array([7, 3]), subset=np.int16(20)).class_names == ("7", "3")
+    assert load_dataset("digits", subset=Fraction(40, 2)).fingerprint == load_dataset("digits?subset=20").fingerprint
 
 
 def png(image: Image.Image) -> bytes:
@@ -400,6 +457,26 @@ def test_augmentation_that_was_left_in_is_found() -> None:
     with pytest.raises(DataError, match="each time it is read"):
         load_dataset(Augmented())
 
+    class EveryEpoch(ToTensorLike):
+        reads = 0
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            self.reads += 1
+            image, label = super().__getitem__(index)
+            return image.flip(2) if self.reads > 2 * len(self) + 1 else image, label
+
+    with pytest.raises(DataError, match="each time it is read"):
+        load_dataset(EveryEpoch())
+
+
+def test_an_item_that_cannot_be_read_is_named() -> None:
+    class Broken(ToTensorLike):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            raise ZeroDivisionError("own")
+
+    with pytest.raises(DataError, match=r"item 0 cannot be read\n.*ZeroDivisionError: own"):
+        load_dataset(Broken())
+
 
 def test_hugging_face_objects() -> None:
     datasets = pytest.importorskip("datasets")
@@ -519,6 +596,18 @@ def test_idx_files(tmp_path: Path, ending: str) -> None:
         load_dataset(tmp_path / f"train-images-idx3-ubyte{ending}")
 
 
+def test_names_of_idx_files(tmp_path: Path) -> None:
+    """EMNIST's, whose split stands inside the name; of two data sets in one folder none is taken silently."""
+    for name, count in (("emnist-letters-train", 20), ("emnist-letters-test", 5), ("emnist-digits-test", 3)):
+        for kind, array in (("images-idx3", CIFAR[:count, ..., 0]), ("labels-idx1", np.zeros(count, np.uint8))):
+            data = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+            (tmp_path / f"{name}-{kind}-ubyte").write_bytes(data)
+        if count == 5:
+            assert [len(load_dataset(f"{tmp_path}?split={split}")) for split in ("train", "test")] == [20, 5]
+    with pytest.raises(UsageError, match="holds several data sets"):
+        load_dataset(f"{tmp_path}?split=test")
+
+
 def test_svhn(tmp_path: Path) -> None:
     from scipy.io import savemat
 
@@ -529,6 +618,10 @@ def test_svhn(tmp_path: Path) -> None:
     source = load_dataset(tmp_path / "train_32x32.mat")
     np.testing.assert_array_equal(source.read(slice(None)), CIFAR)
     assert (source.labels.tolist(), source.name) == (labels.tolist(), "svhn-train")
+    for wrong in (np.arange(1, 21)[:, None], labels + 0.5):
+        savemat(tmp_path / "test_32x32.mat", {"X": CIFAR.transpose(1, 2, 3, 0), "y": wrong})
+        with pytest.raises(DataError, match="the labels reach from"):
+            load_dataset(tmp_path / "test_32x32.mat")
     (tmp_path / "test_32x32.mat").write_bytes(b"MATLAB 5.0 not")
     with pytest.raises(DataError, match="cannot be read"):
         load_dataset(tmp_path / "test_32x32.mat")
@@ -577,6 +670,25 @@ def test_webdataset_tars(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.read(slice(None)), CIFAR)
     assert source.labels.tolist() == TEN.tolist()
     assert load_dataset(f"{tmp_path}/shard-1.tar?resize=8").image_shape == (8, 8, 3)
+
+
+def test_tars_as_people_pack_them(tmp_path: Path) -> None:
+    def packed(name: str, **more: bytes) -> Path:
+        files = {"./0.png": png(picture(1)), "./0.cls": b"1", "./a.b/1.png": png(picture(2)), "./a.b/1.cls": b"0"}
+        with tarfile.open(tmp_path / name, "w") as archive:
+            folder_entry = tarfile.TarInfo("./a.b")
+            folder_entry.type = tarfile.DIRTYPE
+            archive.addfile(folder_entry)
+            for member, data in [*files.items(), *more.items()]:
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        return tmp_path / name
+
+    assert load_dataset(packed("a.tar", **{"__MACOSX/._0.png": b"x", "./._0.cls": b"x"})).labels.tolist() == [1, 0]
+    for more, said in (({"./0.cls": b"0"}, "twice"), ({"2.png": b"", "2.json": b"[" * 100_000}, "nested too deeply")):
+        with pytest.raises(DataError, match=said):
+            load_dataset(packed("b.tar", **more))
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

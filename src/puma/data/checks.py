@@ -183,10 +183,10 @@ def _canonical(names: Sequence[str]) -> list[str]:
 
 
 def number_in(name: str) -> str:
-    """A name that is a number, of any script and with any sign, in its shortest form; else an empty text."""
+    """A name that is a number, hexadecimal, of any script, with any sign, in its shortest form; else an empty text."""
     try:
-        value = float(name if "_" not in name else "nan")
-    except ValueError:
+        value = float(int(name, 16) if name[:2] in ("0x", "0X") else name if "_" not in name else "nan")
+    except (ValueError, OverflowError):
         return ""
     return f"{value:g}" if value.is_integer() and abs(value) < 1e6 else f"{value!r}" if math.isfinite(value) else ""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import json
 import logging
 import math
 import mimetypes
@@ -26,8 +25,8 @@ from numpy.typing import NDArray
 from puma.data.checks import check_image_layout, check_labels, chosen_label, chosen_split, number_in
 from puma.data.images import EncodedImages
 from puma.data.source import Options, Pixels, Source, in_memory, stratified_rows
-from puma.errors import DataError, PumaError, unknown
-from puma.io import fingerprint, sha256_file
+from puma.errors import DataError, PumaError, UsageError, unknown
+from puma.io import fingerprint, parse_json, sha256_file
 
 logger = logging.getLogger("puma")
 
@@ -40,12 +39,13 @@ _IDX = re.compile(r"(.*)images([-.])idx3-ubyte(\.gz)?$")
 _KINDS = ("png", "jpg", "jpeg", "jpe", "jfif", "bmp", "webp", "gif", "tif", "tiff", "pbm", "pgm", "ppm", "pnm")
 _ENDINGS = {f".{kind}" for kind in _KINDS}
 _SPLIT = re.compile(
-    r"(seg|imgs?|images?)?[-_ ]?(?P<kind>train(ing)?|test(ing)?|val(id|idation)?|dev|eval(uation)?|holdout|extra|"
-    r"unlabell?ed)[-_ ]?(sets?|data|images?|imgs?|splits?)?[-_ ]?\d*",
+    r"(seg|imgs?|images?|public|private)?[-_ ]?(?P<kind>train(ing)?|test(ing)?|val(id|idation|idate)?|dev|"
+    r"eval(uation)?|holdout|extra|unlabell?ed)[-_ ]?(sets?|data|images?|imgs?|splits?)?[-_ ]?(\d*|[a-d])",
     re.IGNORECASE,
 )
+_HOLDS_SPLIT = re.compile(r"(^|[-_ .])(?P<kind>train|test|val)(ing|id|idation)?([-_ .\d]|$)", re.IGNORECASE)
 _NUMBERED = re.compile(r"(\D*)([0-9]+)(\D*)")
-_JUNK = {"__macosx", "@eadir", "__pycache__", "lost+found", "$recycle.bin", "system volume information", "thumbs.db"}
+_JUNK = {"__macosx", "@eadir", "#recycle", "__pycache__", "lost+found", "$recycle.bin", "system volume information"}
 _ONE_EACH = "one folder for each class: root/cat/1.png"
 
 
@@ -69,7 +69,7 @@ def load_digits(split: str | None = None) -> Source:
 
 
 def _of_arrays(images: Pixels, labels: NDArray[Any], name: str, where: str, class_names: Any = None) -> Source:
-    check_image_layout(images.shape, images.dtype, None, where)
+    check_image_layout(images.shape, images.dtype, images, where)
     values = check_labels(labels, len(images), where, class_names)
     digest = hashlib.sha256(images.tobytes() + values.astype("<i8").tobytes())
     return Source(in_memory(images), values, name=name, fingerprint=digest.hexdigest(), class_names=class_names)
@@ -92,7 +92,12 @@ def load_folder(root: Path, options: Options) -> Source:
             if options.split not in names:
                 raise unknown(f"split of {root}", options.split, list(filter(_SPLIT.fullmatch, names)) or names)
             return load_folder(root / options.split, replace(options, split=None))
-        kinds = {name: match["kind"].lower()[:2] for name in names if (match := _SPLIT.fullmatch(name))}
+        kinds, held = (
+            {name: match["kind"].lower()[:2] for name in names if (match := find(name))}
+            for find in (_SPLIT.fullmatch, _HOLDS_SPLIT.search)
+        )
+        if len(held) == len(names) and len(set(held.values())) > 1:  # my_train, my_test
+            kinds = held
         if kinds and (len(kinds) == len(names) or ("tr" in kinds.values() and len(set(kinds.values())) > 1)):
             chosen_split(root, None, list(kinds))  # only such names, or training data beside other splits
         files = [Path(name) for name, is_folder in entries if not is_folder]
@@ -107,6 +112,8 @@ def load_folder(root: Path, options: Options) -> Source:
         if not paths:
             raise DataError(f"{root} holds no images", fix=_ONE_EACH)
         full = options.verify == "full"
+        if special := [path for path in paths if path.exists() and not path.is_file()]:
+            raise DataError(f"{special[0]} is no regular file", fix="remove it")
         listing = [[str(p.relative_to(root)), p.stat().st_size, sha256_file(p) if full else ""] for p in paths]
     except OSError as error:
         raise DataError(f"cannot read {error.filename or root}", why=str(error.strerror)) from None
@@ -136,6 +143,8 @@ def _images_below(folder: Path) -> list[Path]:
     images, others = [], []
     for place, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not _is_junk(name)]
+        if linked := [name for name in folders if os.path.islink(os.path.join(place, name))]:
+            logger.warning("%s: %d linked folders are not followed, as %s", place, len(linked), linked[0])
         for name in filter(lambda name: not _is_junk(name), files):
             if os.path.splitext(name)[1].lower() in _ENDINGS:
                 images.append(Path(place, name))
@@ -244,10 +253,13 @@ def _cifar(path: Path, split: str | None, label: str | None, *, fine: bool, bina
 
 def _idx(path: Path, split: str | None) -> Source:
     def split_of(place: Path) -> str:
-        return "test" if place.name.startswith(("t10k", "test")) else "train"
+        return "test" if re.search("t10k|test", place.name) else "train"
 
     if path.is_dir():
-        splits = {split_of(place): place for place in sorted(path.iterdir()) if _IDX.match(place.name)}
+        places = [place for place in sorted(path.iterdir()) if _IDX.match(place.name)]
+        splits = {split_of(place): place for place in places}
+        if len(splits) < len(places):
+            raise UsageError(f"{path} holds several data sets", fix=f"name the file: {places[0]}")
         path = splits[chosen_split(path, split, sorted(splits))]
     beside = path.with_name(path.name.replace("images", "labels", 1).replace("idx3", "idx1"))
     arrays = []
@@ -271,7 +283,10 @@ def _svhn(path: Path) -> Source:
     from scipy.io import loadmat
 
     content = loadmat(path, variable_names=["X", "y"])
-    images, labels = content["X"], content["y"].reshape(-1).astype(np.int64) % 10  # "0" is stored as 10
+    images, labels = content["X"], content["y"].reshape(-1)
+    if not np.isin(labels, range(11)).all():
+        raise DataError(f"{path}: the labels reach from {labels.min()} to {labels.max()}", why="they are 1 to 10")
+    labels = labels.astype(np.int64) % 10  # "0" is stored as 10
     return _of_arrays(np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels, f"svhn-{path.name[:-10]}", str(path))
 
 
@@ -279,8 +294,12 @@ def _webdataset(path: Path, options: Options) -> Source:
     samples: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
     with tarfile.open(path, "r:") as archive:
         for member in archive:
-            stem, _, ending = member.name.partition(".")
-            samples[stem][ending.lower()] = member
+            folder, _, name = member.name.rpartition("/")
+            if not member.isfile() or any(map(_is_junk, [*folder.removeprefix(".").split("/"), name])):
+                continue
+            stem, _, ending = name.partition(".")
+            if samples[f"{folder}/{stem}"].setdefault(ending.lower(), member) is not member:
+                raise DataError(f"{path} holds {member.name} twice", why="which one is meant cannot be told")
         images, labels = [], []
         for stem, files in samples.items():
             image = next((files[e] for e in ("png", "jpg", "jpeg", "webp", "bmp", "ppm") if e in files), None)
@@ -289,7 +308,7 @@ def _webdataset(path: Path, options: Options) -> Source:
                 lacks = "label" if image else "image"
                 raise DataError(f"{path}: {stem} has no {lacks}", why=f"it has: {sorted(files)}")
             text = archive.extractfile(label)
-            value = json.loads(text.read()) if text is not None else None  # a bare number is JSON too
+            value = parse_json(text.read(), label.name) if text is not None else None  # a bare number is JSON too
             labels.append(value.get("label") if isinstance(value, dict) else value)
             images.append((image.name, image.offset_data, image.size))
     if not labels:

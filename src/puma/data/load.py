@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from puma.data.checks import check_classes, chosen_split
+from puma.data.checks import check_classes, chosen_split, number_in
 from puma.data.formats import is_archive, load_archive, load_digits, load_folder
 from puma.data.images import kept, load_parquet, resized
 from puma.data.npz import load_npz
@@ -32,7 +32,7 @@ from puma.data.source import (
     selected,
     stratified_rows,
 )
-from puma.errors import DataError, UsageError, unknown
+from puma.errors import DataError, StorageError, UsageError, unknown
 from puma.io import fingerprint
 
 logger = logging.getLogger("puma")
@@ -70,7 +70,8 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
     >>> load_dataset("digits?resize=4&channels=3&classes=3,8").image_shape
     (4, 4, 3)
     """
-    given = {name: option_value(name, value) for name, value in options.items()}
+    values = {name: option_value(name, value) for name, value in options.items()}
+    given = {name: value for name, value in values.items() if value is not None}
     if isinstance(spec, (str, Path)):
         literal = ("?" in str(spec) or "|" in str(spec)) and Path(spec).exists()  # a file may be called like that
         places, written = ([str(spec)], {}) if literal else _parsed(str(spec))
@@ -88,15 +89,19 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
         raise UsageError("no source is named", fix=_KINDS)
     parts, files = [], []
     for number, place in enumerate(places):
-        places[number], opened = _resolved(place, chosen)
-        found, split = _expanded(places[number], opened.split)
-        files += found
         try:
+            places[number], opened = _resolved(place, chosen)
+            found, split = _expanded(places[number], opened.split)
+            files += found
             parts += [_opened(file, replace(opened, split=split)) for file in found]
         except DataError as error:
             if not (places[number] != place and error.what.endswith("cannot be opened")):
                 raise
             raise _missing(place.partition(":")[0].lower(), f"{error.what}: {error.why}") from None
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            if isinstance(error, StorageError):
+                raise
+            raise DataError(f"cannot read {place[:200]}", why=error.strerror or str(error)) from None
     _check_complete(files)
     if chosen.verify == "full":
         for part in parts:
@@ -141,6 +146,8 @@ def _one_split(place: str, written: str, asked: str | None) -> str | None:
 def _opened(place: str, options: Options) -> Source:
     kind, _, rest = place.partition(":")
     path = Path(place)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would never end
+        raise DataError(f"{place} is no regular file", fix=_KINDS)
     if kind == "digits":
         if path.exists():
             logger.warning("%s is the built-in data set; ./%s names the file or folder here", place, place)
@@ -175,7 +182,9 @@ def _prepared(source: Source, options: Options) -> Source:
     """Choose rows first, then convert only what is read. The fingerprint covers the options that change the data."""
     images, labels, names = source.images, source.labels, source.class_names
     if options.classes is not None:
-        known = {str(number): number for number in range(len(names))} | {name: n for n, name in enumerate(names)}
+        numbered = not any(map(number_in, names))  # else 1 may mean the class called so, or the second
+        known = {str(number): number for number in range(len(names)) if numbered}
+        known |= {name: number for number, name in enumerate(names)}
         if lacking := [name for name in options.classes if name not in known]:
             raise unknown("class", lacking[0], names)
         numbers = [known[name] for name in options.classes]

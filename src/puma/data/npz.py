@@ -14,7 +14,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from puma.data.checks import LABEL_NAMES, check_image_layout, check_labels, check_unfolding, chosen_label, chosen_split
 from puma.data.source import Images, Mapped, Options, Pixels, Source, blocks, in_memory
-from puma.errors import DataError, PumaError, UsageError
+from puma.errors import DataError, PumaError, UsageError, unknown
 from puma.io import atomic_path, fingerprint
 from puma.progress import Progress
 
@@ -244,14 +244,19 @@ def _arrays_of(
         if not pairs:
             raise UsageError(f"{path} holds one split, not {split!r}", fix="leave ?split= out")
         image, truth = pairs[chosen_split(path, split, sorted(pairs))]
+        if label not in (None, truth):
+            raise unknown(f"label column of {path}?split={split}", label, [truth])
         return members[image], members[truth]
     found = next((name for name in (*_IMAGE_NAMES, "arr_0") if name in members), None)
-    unlabelled = label is None and found != "arr_0" and not any(name in members for name in LABEL_NAMES)
+    also = {"arr_1"} if found == "arr_0" else set()
+    for name in (name for name in members if "label" in name):
+        with suppress(DataError):  # whatever else lies in the file need not be readable
+            also |= {name} if members[name].header().dtype.kind in "iu" else set()
+    unlabelled = label is None and found != "arr_0" and not any(name in members for name in (*LABEL_NAMES, *also))
     if found is None or unlabelled:
         why = f"it holds: {', '.join(sorted(members)) or 'nothing'}"
         fix = "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)"
         raise DataError(f"{path} has no member '{'label' if found else 'image'}'", why=why, fix=fix)
-    also = {"arr_1"} if found == "arr_0" else set()
     return members[found], members[chosen_label(list(members), also, label, str(path))]
 
 

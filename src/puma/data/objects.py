@@ -32,7 +32,8 @@ def load_object(dataset: Any, options: Options) -> Source:
     if isinstance(dataset, Source):
         return dataset
     hub = hasattr(dataset, "column_names")
-    options.only("a Python object", *(["split", "label"] if hub else []))
+    used = ["split", "label"] if hasattr(dataset, "keys") else ["label"]
+    options.only("a Python object", *(used if hub else []))
     if hub:
         dataset = _split_of(dataset, options.split) if hasattr(dataset, "keys") else dataset
         if not hasattr(dataset, "__len__"):
@@ -133,16 +134,24 @@ def _of_items(dataset: MapStyle, options: Options) -> Source:
     images = Images((size, *items.shape), items.read, slow=True)
     check_image_layout(images.shape, np.dtype(np.uint8), None, called)
     rows = _sampled(size, options.verify)
-    for row in rows[:: max(1, len(rows) // _TWICE)].tolist():
-        (one, label), (two, again) = items[row], items[row]
+    twice = rows[:: max(1, len(rows) // _TWICE)].tolist()
+    first = {row: items[row] for row in twice}
+
+    def check_same(row: int) -> None:
+        (one, label), (two, again) = first[row], items[row]
         if label != again or not np.array_equal(one, two):
             what = f"{called}: item {row:,} is another {'image' if label == again else 'label'} each time it is read"
             fix = "take the dataset without augmentation: recipes augment by themselves"
             raise DataError(what, why="a random transform; margins belong to fixed images", fix=fix)
+
+    for row in twice:
+        check_same(row)
     labels = items.labels(rows)
     digest = hashlib.sha256(repr(images.shape).encode() + labels.astype("<i8").tobytes())
     for row in rows:
         digest.update(images.read(np.array([row])).tobytes())
+    for row in twice:  # a third time: some change only now and then
+        check_same(row)
     _warn_rounded(called, items.rounded)
     names = getattr(dataset, "classes", None) or getattr(dataset, "class_names", None)
     named = [str(text) for text in names] if names is not None and len(names) > int(labels.max()) else None
@@ -158,8 +167,11 @@ class _Items:
         self.rounded = False
 
     def __getitem__(self, row: int) -> tuple[Pixels, int]:
-        item = self._dataset[row]
         where = f"{self._name}: item {row:,}"
+        try:
+            item = self._dataset[row]
+        except Exception as error:
+            raise DataError(f"{where} cannot be read", why=f"{type(error).__name__}: {error}"[:200]) from error
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise DataError(f"{where} is a {type(item).__name__}", why="items are pairs (image, label)")
         image, label = item

@@ -162,14 +162,19 @@ def option_value(name: str, value: Any) -> Any:
     names = [item.name for item in fields(Options)]
     if name not in names:
         raise unknown("option of a data source", name, names)
+    if value is None:
+        return None
     if name == "classes":
-        return tuple(str(part).strip() for part in (value.split(",") if isinstance(value, str) else value))
-    if name not in ("resize", "channels", "subset", "seed") or value is None:
+        parts = value.split(",") if isinstance(value, str) else value if np.iterable(value) else [value]
+        return tuple(str(part).strip() for part in parts)
+    if name not in ("resize", "channels", "subset", "seed"):
+        if not isinstance(value, str):
+            raise UsageError(f"{name}={value!r} is not a text")
         return value
     try:
-        if not isinstance(value, float) or value.is_integer():
+        if not isinstance(value, bool) and (isinstance(value, str) or int(value) == value):
             return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise UsageError(f"{name}={value!r} is not a whole number")
 
