@@ -98,7 +98,10 @@ def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, o
     0.5
     """
     plain = value.item() if getattr(value, "shape", None) == () else value
-    real = type(plain) is not bool and isinstance(plain, (Real, Decimal)) and math.isfinite(plain)
+    try:
+        real = type(plain) is not bool and isinstance(plain, (Real, Decimal)) and math.isfinite(plain)
+    except (ValueError, OverflowError):  # a signalling NaN, an integer beyond floats
+        real = False
     if not real or not (low < plain if open_low else low <= plain) or not plain <= high:
         limits = f"{'(' if open_low else '['}{low:g}, " + (f"{high:g}]" if math.isfinite(high) else "inf)")
         raise UsageError(f"{name} = {value!r} is not a number in {limits}", fix=f"choose {name} in that range")

@@ -59,6 +59,13 @@ ATTACKS = pytest.mark.parametrize("attack", [run_deepfool, run_pgd])
 ALL = pytest.mark.parametrize("attack", [run_deepfool, run_pgd, run_check])
 
 
+@ALL
+@pytest.mark.parametrize("model", [None, "small-cnn", torch.tanh, lambda x: x])
+def test_what_is_no_module_is_refused(attack, model) -> None:
+    with pytest.raises(ModelError, match=r"the model is a .*\n.*torch.nn.Module"):
+        attack(model, *data())
+
+
 def raising(error: BaseException) -> Callable[[Tensor], Tensor]:
     def forward(images: Tensor) -> Tensor:
         raise error
@@ -76,6 +83,8 @@ def noise(f: Tensor) -> Tensor:
     [
         (lambda f: f.softmax(1), "probabilities, not logits"),
         (lambda f: (100 * f).softmax(1), "probabilities, not logits"),
+        (lambda f: f.bfloat16().softmax(1), "probabilities, not logits"),
+        (lambda f: f.softmax(1).half(), "probabilities, not logits"),
         (lambda f: (f, f), "returns a tuple for"),
         (lambda f: [f], "returns a list for"),
         (lambda f: {"scores": f}, "returns a dict for"),
@@ -83,6 +92,8 @@ def noise(f: Tensor) -> Tensor:
         (lambda f: f.detach().numpy(), "returns a ndarray for"),
         (lambda f: f[:, :, None], "returns shape"),
         (lambda f: f.flatten(), "returns shape"),
+        (lambda f: f.to("meta"), r"returns shape \[\d+, 4\] \(.*on meta"),
+        (lambda f: torch.nested.as_nested_tensor(f), "returns a Tensor for"),
         (lambda f: f[:1], "returns shape"),
         (lambda f: torch.complex(f, f), r"complex64, torch\.strided"),
         (lambda f: f.to_sparse(), r"float32, torch\.sparse_coo"),
@@ -230,11 +241,14 @@ def as_given(images: Tensor, labels: Tensor) -> list[tuple[Any, Any]]:
         (torch.where(images == images.min(), -2.98e-08, images), labels),
         (torch.where(images == images.max(), 1 + 2.4e-07, images), labels),
         (images.requires_grad_(), labels),
+        (np.flip(np.flip(images.detach().numpy()).copy()), np.flip(np.flip(labels.numpy()).copy())),  # negative strides
+        (images.detach().numpy().astype(">f4"), labels.numpy().astype(">i8")),
+        (images.tolist(), labels.tolist()),
     ]
 
 
 @ATTACKS
-@pytest.mark.parametrize("case", range(10))
+@pytest.mark.parametrize("case", range(13))
 def test_types_of_images_and_labels_that_people_have_are_taken(attack, case) -> None:
     images, labels = data()
     images[0, 0, 0, 0], images[1, 0, 0, 0] = 0.0, 1.0
@@ -276,6 +290,12 @@ BAD: list[tuple[Callable[[Tensor, Tensor], tuple[Any, Any]], str]] = [
     (lambda x, y: (x, None), "images or labels are no array of numbers"),
     (lambda x, y: (x, np.array([None] * 9)), "images or labels are no array of numbers"),
     (lambda x, y: (x, np.array(list("abcdefghi"))), "images or labels are no array of numbers"),
+    (lambda x, y: (x.numpy().astype(object), y), "no array of numbers"),
+    (lambda x, y: (x, ["cat"] * 9), "no array of numbers"),
+    (lambda x, y: (x, [[0], [1, 2]]), "no array of numbers"),
+    (lambda x, y: (x.to("meta"), y), "no array of numbers"),
+    (lambda x, y: (torch.nested.as_nested_tensor(x), y), "no array of numbers"),
+    (lambda x, y: (x.to(torch.complex64), y), "images are torch.complex64"),
 ]
 
 

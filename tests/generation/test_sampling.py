@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from puma.data.load import load_dataset
@@ -146,6 +147,16 @@ def test_the_checksum_lies_beside_the_file_and_damage_is_found(mlp: Diffusion, t
     path.write_bytes(data)
     with pytest.raises(DataError, match="is damaged"):
         generate_from(mlp, 20, out=path, config=config)
+
+
+def test_bf16_on_a_cpu_without_its_instructions_is_named(mlp: Diffusion, tmp_path: Path, monkeypatch, caplog) -> None:
+    model = replace(mlp, config=replace(mlp.config, precision="bf16"))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for has_bf16 in (True, False):
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda has_bf16=has_bf16: has_bf16)
+        generate_from(model, 10, out=tmp_path / f"{has_bf16}.npz", config=SamplerConfig(steps=2))
+        assert ("no bfloat16 instructions" in caplog.text) != has_bf16
 
 
 def test_a_file_of_somebody_else_is_not_overwritten(mlp: Diffusion, tmp_path: Path) -> None:

@@ -170,6 +170,15 @@ def test_prefixes_of_wrappers_are_never_written_and_are_ignored_on_loading(model
     assert weights_sha256(third) == weights_sha256(model)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.model.", "model.module.", "net.", "_fsdp_wrapped_module.", "model._orig_mod."]
+)
+def test_prefixes_of_other_wrappers_are_ignored_on_loading(model, prefix):
+    other = build_model(**{**model.config, "seed": 5})
+    load_weights(other, {prefix + name: value for name, value in model.state_dict().items()})
+    assert weights_sha256(other) == weights_sha256(model)
+
+
 def test_another_head_is_left_as_it_is_only_where_asked():
     ten, seven = (build_model("small-cnn", classes, in_channels=1, image_size=8) for classes in (10, 7))
     head = seven.logits.weight.detach().clone()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -17,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from small_study import outcome, small_study
 
-from puma.errors import UsageError
+from puma.errors import DataError, UsageError
 from puma.margins import MarginTable
 from puma.study.folder import StudyFolder, collect, write_results
 from puma.study.runner import Budget, StudyStatus, grid, run_study, work
 from puma.tasks import Workers
 from puma.tradeoff.results import read_flags
+from puma.training.run import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,30 @@ def test_status_counts_what_is_finished(finished: StudyFolder) -> None:
     assert lines["none"].clean == collect(finished)[0]["clean_accuracy"]
     assert StudyStatus(finished).done() == 100
     assert StudyStatus(finished).eta() == 0
+
+
+def test_a_changed_bit_in_what_is_recorded_is_seen(finished: StudyFolder) -> None:
+    """In the results of a task and in the metrics of a run: read as it was, or refused by name."""
+    run = finished.spec.runs()[0]
+    record, metrics = finished.path / "done" / f"{run.key}.json", finished.run_folder(run) / "metrics.csv"
+    result, rows, draw = finished.result(run.key), read_metrics(metrics), random.Random(0)
+
+    def same_result() -> bool:  # the name of the checksum may have changed, nothing that is used
+        found = finished.result(run.key)
+        return found == {**found, **result}
+
+    for file, same in ((record, same_result), (metrics, lambda: read_metrics(metrics) == rows)):
+        data, seen = file.read_bytes(), 0
+        try:
+            for place in draw.sample(range(len(data)), 60):
+                file.write_bytes(data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :])
+                with suppress(DataError):
+                    assert same()
+                    continue
+                seen += 1
+        finally:
+            file.write_bytes(data)
+        assert seen > 50
 
 
 def test_another_run_repeats_nothing(finished: StudyFolder) -> None:

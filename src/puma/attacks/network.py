@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -84,9 +86,11 @@ class Network:
 def as_batch(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return images as float32 in [0, 1] (1e-6 outside is moved there) and labels as int64; or raise DataError."""
     try:
-        images, labels = (torch.as_tensor(value).detach() for value in (images, labels))
+        images, labels = (torch.as_tensor(_native(value)).detach() for value in (images, labels))
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError("images or labels are no array of numbers", why=str(error).splitlines()[0][:200]) from None
+    if any(value.is_nested or value.is_meta for value in (images, labels)):
+        raise DataError("images or labels are no array of numbers", why="they are nested, or without values (meta)")
     if not images.is_floating_point() or images.ndim < 2 or images.layout is not torch.strided:
         what = f"images are {images.dtype} {list(images.shape)}, {images.layout}"
         why = "a dense float [B, ...] in [0, 1] is needed, a batch of images"
@@ -106,6 +110,11 @@ def as_batch(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             images = images.clamp(0, 1)
     # tensors made in inference mode cannot take part in autograd
     return images.clone() if images.is_inference() else images, labels.clone() if labels.is_inference() else labels
+
+
+def _native(value: Any) -> Any:
+    """Arrays of the other byte order, or with negative strides, as torch takes them."""
+    return np.array(value, value.dtype.newbyteorder("="), order="C") if isinstance(value, np.ndarray) else value
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

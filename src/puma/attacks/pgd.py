@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,7 +67,7 @@ def pgd(
         ModelError: as `puma.models.checks.check_first`; an answer that changes from call to call.
     """
     for kind, name, known in (("loss", loss, LOSSES), ("start", start, get_args(Start))):
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise unknown(kind, name, known)
     threat, steps = ThreatModel.parse(threat), integer("steps", steps, low=0)
     step = 2.5 * threat.eps / max(steps, 1) if step_size is None else number("step_size", step_size)
@@ -205,7 +206,7 @@ def start_noise(
 
 def _image_eps(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) -> Tensor:
     """Return the eps of every image, float ``[B]``; a UsageError if negative, not finite or of another length."""
-    if eps is not None and not hasattr(eps, "__len__"):
+    if eps is not None and not isinstance(eps, (Tensor, np.ndarray, list, tuple)):
         eps = number("eps", eps)
     try:
         values = torch.as_tensor(threat.eps if eps is None else eps, dtype=images.dtype, device=images.device)

@@ -35,7 +35,7 @@ class DiffusionConfig(BaseModel):
     ignored on a CPU.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     network: Literal["mlp", "unet"] = "mlp"
     width: int = Field(default=192, ge=8, le=4096)

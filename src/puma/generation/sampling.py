@@ -41,7 +41,7 @@ Shares = NDArray[np.float64] | None  # class shares [num_classes]; None is balan
 class SamplerConfig(BaseModel):
     """Settings of the sampler: noise levels of Karras et al. 2022, guidance, labels, images per batch and shard."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(default=18, ge=1)
     sigma_min: float = Field(default=0.002, gt=0)

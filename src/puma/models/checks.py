@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from puma.errors import ModelError, PumaError
+from puma.models.modes import require_module
 
 ONE_LOGIT = "a binary classifier with one logit: puma.TwoLogits(model)"
 IT_CHANGES = "its answer changes from call to call"
@@ -66,11 +67,12 @@ def as_logits(output: object, count: int) -> Tensor:
     """Return the logits ``[count, K]`` in a model's output (Hugging Face's are unwrapped), or raise `ModelError`."""
     inner = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     logits = output if isinstance(output, Tensor) else inner
-    got = f"shape {list(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    plain = isinstance(output, Tensor) and not output.is_nested
+    got = f"shape {list(output.shape)}" if plain else f"a {type(output).__name__}"
     fix = "wrap it so that forward returns its logits"
-    if isinstance(logits, Tensor):
-        if logits.layout is not torch.strided or not logits.is_floating_point():
-            got += f" ({logits.dtype}, {logits.layout})"
+    if isinstance(logits, Tensor) and not logits.is_nested:
+        if logits.layout is not torch.strided or not logits.is_floating_point() or logits.is_meta:
+            got += f" ({logits.dtype}, {logits.layout}, on {logits.device})"
         elif logits.ndim == 2 and len(logits) == count:
             return logits
         fix = ONE_LOGIT if logits.shape == (count,) else fix
@@ -80,6 +82,7 @@ def as_logits(output: object, count: int) -> Tensor:
 
 def require_eval(model: nn.Module) -> None:
     """Refuse (`ModelError`) a model with BatchNorm, dropout or the like in training mode."""
+    require_module(model)
     for name, module in model.named_modules():
         if module.training and isinstance(module, _MODE_DEPENDENT):
             what = f"the model is in training mode ({type(module).__name__} at {name or 'its root'!r})"
@@ -101,8 +104,8 @@ def check_same(one: Tensor, two: Tensor, why: str) -> None:
 
 def check_logits(logits: Tensor) -> None:
     """Refuse (`ModelError`) probabilities as logits ``[B, K]``: rows positive, of sum 1, not all equal."""
-    rows = logits.detach().float()
-    distributions = (rows >= 0).all() & ((rows.sum(1) - 1).abs() < 1e-3).all()
+    rows, tolerance = logits.detach().float(), 2e-2 if logits.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    distributions = (rows >= 0).all() & ((rows.sum(1) - 1).abs() < tolerance).all()
     if len(rows) and bool(distributions & (rows != rows[:1]).any()):
         why = "every row is positive and sums to 1; margins and gradients of probabilities vanish where it is sure"
         raise ModelError("the model returns probabilities, not logits", why=why, fix="remove the softmax at its end")

@@ -12,12 +12,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from puma.errors import ModelError
+
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
 def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
     """The batch-normalisation layers of ``model``."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def require_module(model: object) -> None:
+    """Refuse (`ModelError`) a function, a name or a file in a network's place."""
+    if not isinstance(model, nn.Module):
+        what, why = f"the model is a {type(model).__name__}", "parameters and buffers are needed: a torch.nn.Module"
+        raise ModelError(what, why=why, fix="a file: puma.load_model(path); a function: call it in a Module's forward")
 
 
 @contextmanager
@@ -27,6 +36,7 @@ def attack_mode(model: nn.Module, batchnorm: str = "unchanged") -> Iterator[None
     ``batchnorm="unchanged"`` leaves the mode (train or eval) as it is; ``"train"`` normalises by the statistics of the
     batch under attack (Wang et al. 2023; Gowal et al. 2020); ``"eval"`` puts the network in eval mode (TRADES, MART).
     """
+    require_module(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     switched: list[nn.Module] = []
     if batchnorm == "eval":

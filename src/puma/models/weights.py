@@ -38,7 +38,12 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict by the names that the network has without wrappers (``module.``, ``_orig_mod.``)."""
-    return {name.replace("_orig_mod.", ""): value for name, value in unwrap(model).state_dict().items()}
+    return {_bare(name): value for name, value in unwrap(model).state_dict().items()}
+
+
+def _bare(name: str) -> str:
+    """A name without what torch.compile, FSDP and activation checkpointing put into its middle."""
+    return re.sub(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", r"\1", name)
 
 
 def weights_sha256(weights: nn.Module | Mapping[str, torch.Tensor]) -> str:
@@ -191,13 +196,13 @@ def load_weights(
             given[name] = own[name]
     shapes = [{name: tuple(value.shape) for name, value in values.items()} for values in (own, given)]
     _require_fit(shapes[0], shapes[1], origin, type(unwrapped).__name__)
-    unwrapped.load_state_dict({name: given[name.replace("_orig_mod.", "")] for name in unwrapped.state_dict()})
+    unwrapped.load_state_dict({name: given[_bare(name)] for name in unwrapped.state_dict()})
 
 
 def _renamed(tensors: Mapping[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
     """``tensors`` without the prefixes that wrappers add, if that gives the wanted names."""
-    plain = {name.replace("_orig_mod.", ""): value for name, value in tensors.items()}
-    for prefix in ("module.", "model.", "network."):
+    plain = {_bare(name): value for name, value in tensors.items()}
+    for prefix in 2 * ("module.", "model.", "network.", "net."):
         if not plain.keys() & wanted and all(name.startswith(prefix) for name in plain):
             plain = {name.removeprefix(prefix): value for name, value in plain.items()}
         if not plain.keys() & wanted and all(name.startswith(prefix) for name in wanted):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from puma.attacks.deepfool import Mode
 from puma.errors import UsageError, unknown
+from puma.evaluation.attacks import attack_steps
 from puma.io import read_toml
 from puma.strategies import get_strategy
 from puma.threat import ThreatModel
+
+Count = Annotated[int, Field(ge=0, lt=2**40, strict=True)]
 
 
 class _Settings(BaseModel):
@@ -32,7 +34,7 @@ class PoolSettings(_Settings):
 
     real: str
     test: str
-    synthetic: int | list[str]
+    synthetic: Count | list[str]
     diffusion: dict[str, Any] = {}
 
 
@@ -51,9 +53,9 @@ class MarginSettings(_Settings):
     """
 
     mode: Mode = "refined"
-    folds: int = Field(default=2, ge=1)
-    models: int = Field(default=1, ge=1)
-    seed: int = Field(default=1000, ge=0)
+    folds: int = Field(default=2, ge=1, le=1000, strict=True)
+    models: int = Field(default=1, ge=1, le=1000, strict=True)
+    seed: int = Field(default=1000, ge=0, lt=2**63, strict=True)
 
 
 class EvaluationSettings(_Settings):
@@ -64,11 +66,11 @@ class EvaluationSettings(_Settings):
     """
 
     attack: str = "standard"
-    subset: int | None = Field(default=None, gt=0)
+    subset: Count | None = Field(default=None, gt=0)
     screen: str | None = None
-    screen_subset: int | None = Field(default=None, gt=0)
+    screen_subset: Count | None = Field(default=None, gt=0)
     checkpoints: list[Literal["last", "best"]] = Field(default=["last"], min_length=1)
-    mislabelled: int = Field(default=2000, ge=0)
+    mislabelled: Count = 2000
 
 
 class Grid(_Settings):
@@ -79,11 +81,11 @@ class Grid(_Settings):
     """
 
     strategies: list[str | dict[str, Any]]
-    prune_fractions: list[Annotated[float, Field(ge=0, lt=1)]] = [0.3]
+    prune_fractions: list[Annotated[float, Field(ge=0, lt=1, strict=True)]] = [0.3]
     seeds: list[Annotated[int, Field(ge=0, lt=2**63, strict=True)]] = [0]
     recipes: list[str] | None = None
     standard: bool = True
-    synthetic: list[Annotated[int, Field(ge=0)]] | None = None
+    synthetic: list[Count] | None = None
 
 
 class StudySpec(_Settings):
@@ -118,6 +120,8 @@ class StudySpec(_Settings):
             fix = "`puma study run --help` has a complete example"
             raise UsageError(f"{origin} has unusable settings", why="; ".join(problems), fix=fix) from None
         _ = spec.threat_model
+        for attack in filter(None, (spec.evaluation.attack, spec.evaluation.screen)):
+            attack_steps(attack)
         for run in spec.runs():
             rule = get_strategy(run.strategy)
             made = {"features": None} if "features" in rule.parameters else {}  # the study makes those itself
@@ -179,11 +183,15 @@ class StudySpec(_Settings):
             pool = None if size == self.pool.synthetic else size
             lists = [value if isinstance(value, list) else [value] for value in entry.values()]
             for value in itertools.chain(*lists):
-                if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
+                if not isinstance(value, (str, int, float)) or value is True or value is False or _is_no_number(value):
                     fix = "give finite numbers or texts, or lists of them"
                     raise UsageError(f"strategy {name!r} has a parameter {value!r}", fix=fix)
             for values in itertools.product(*lists):
                 yield RunSpec(name, tuple(sorted(zip(entry, values, strict=True))), fraction, seed, recipe, pool)
+
+
+def _is_no_number(value: str | float) -> bool:
+    return not isinstance(value, str) and not abs(value) < 2**63
 
 
 @dataclass(frozen=True)
