@@ -153,7 +153,8 @@ class Plan:
 
     def write(self, path: Path | str) -> Path:
         """Write the plan to one Parquet file, whole or not at all; equal plans give equal bytes."""
-        header = {"schema": SCHEMA_VERSION, **self.meta, "beta": self.beta, "sha256": _digest(self.keep, self.eps)}
+        header = {**self.meta, "beta": self.beta, "sha256": _digest(self.keep, self.eps)}
+        header |= {"schema": SCHEMA_VERSION, "checksum": fingerprint(header)}
         text = json.dumps(header, sort_keys=True, allow_nan=False)
         columns = [pa.array(self.index), pa.array(self.keep), pa.array(self.eps)]
         table = pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata({METADATA_KEY: text.encode()}))
@@ -166,6 +167,13 @@ class Plan:
     def read(cls, path: Path | str) -> Plan:
         """Read a plan; `DataError` unless it is whole and covers its pool exactly."""
         meta, _, _ = read_footer(path, SCHEMA_VERSION, "a plan", "make a plan with `puma plan`")
+        stated = meta.pop("checksum", None)
+        try:
+            whole = stated is None or stated == fingerprint(meta)
+        except ValueError:  # NaN, which is never written
+            whole = False
+        if not whole:
+            raise DataError(f"{path} is broken: its description does not fit its checksum", fix=_AGAIN)
         beta, digest = meta.pop("beta", None), meta.pop("sha256", None)
         try:
             table = pq.read_table(path, page_checksum_verification=True)
@@ -175,7 +183,10 @@ class Plan:
             why = "a plan holds index int64, keep bool, eps float32"
             raise DataError(f"{path} has other columns than a plan", why=why)
         index, keep, eps = (table.column(name).to_numpy() for name in _SCHEMA.names)
-        rows = sum(source["rows"] for source in meta["pool"]["sources"])
+        try:
+            rows = sum(source["rows"] for source in meta["pool"]["sources"])
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} is not a plan", why=f"its pool is not described: {error}", fix=_AGAIN) from None
         if len(index) != rows:
             raise DataError(f"{path} has {len(index)} rows but its pool has {rows}", fix=_AGAIN)
         if not np.array_equal(index, np.arange(rows)):
@@ -235,7 +246,7 @@ def read_selection(path: Path | str) -> tuple[NDArray[Any], NDArray[np.float32] 
         return index, frame["eps"].to_numpy(dtype=np.float32) if "eps" in frame else None
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", fix="one index per line will do") from None
-    except (ValueError, KeyError, OSError, EOFError, pa.ArrowException) as error:
+    except (ValueError, OverflowError, KeyError, OSError, EOFError, pa.ArrowException) as error:
         fix = "one index per line, or columns index and eps"
         raise DataError(f"{path} holds no selection", why=str(error), fix=fix) from None
 
