@@ -86,7 +86,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
 def integer(name: str, value: Any, *, low: int) -> int:
     """Check an integer (numpy's and torch's too) given by the user, or raise `UsageError`."""
     plain = value.item() if getattr(value, "shape", None) == () else value
-    if not isinstance(plain, int) or isinstance(plain, bool) or plain < low:
+    if not isinstance(plain, int) or isinstance(plain, bool) or not low <= plain < 2**63:
         raise UsageError(f"{name} = {value!r} is not an integer >= {low}", fix=f"choose {name} in that range")
     return plain
 

@@ -150,7 +150,7 @@ def test_the_checksum_lies_beside_the_file_and_damage_is_found(mlp: Diffusion, t
 
 
 def test_bf16_on_a_cpu_without_its_instructions_is_named(mlp: Diffusion, tmp_path: Path, monkeypatch, caplog) -> None:
-    model = replace(mlp, config=replace(mlp.config, precision="bf16"))
+    model = replace(mlp, config=mlp.config.model_copy(update={"precision": "bf16"}))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     for has_bf16 in (True, False):
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):

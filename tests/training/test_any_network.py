@@ -58,6 +58,19 @@ class WithUnused(nn.Module):
         return self.inner(images)
 
 
+class OutputObject(WithUnused):
+    """Logits inside a mapping, as Hugging Face's models return them; an empty and a scalar parameter; a counter."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.empty = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.zeros(0))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, images):
+        self.calls += 1
+        return {"logits": self.inner(images) * self.scale + self.empty.sum(), "loss": None}
+
+
 def weight_normed():
     inner = nn.utils.weight_norm(nn.Linear(64, 10))
     model = nn.Sequential(nn.Flatten(), inner)
@@ -66,7 +79,7 @@ def weight_normed():
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-@pytest.mark.parametrize("make", [Tied, WithUnused, weight_normed], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [Tied, WithUnused, OutputObject, weight_normed], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("changes", [{}, {"awp": 0.01}], ids=str)
 def test_unusual_networks_train_are_saved_and_resumed(pool, tmp_path, make, changes):
     torch.manual_seed(0)
@@ -105,9 +118,44 @@ def flat_batchnorm():
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
 
 
+def with_state(name, value):
+    class Holding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+            if isinstance(value, nn.Module):
+                self.layer = value
+            elif value is not None:
+                self.register_buffer(name, value)
+
+        def forward(self, images):
+            return self.inner(images)
+
+        def get_extra_state(self):
+            return {"k": 3}
+
+        def set_extra_state(self, state):
+            pass
+
+    if name != "extra":
+        del Holding.get_extra_state, Holding.set_extra_state
+    return Holding()
+
+
 @pytest.mark.parametrize(
     ("model", "changes", "error", "said"),
     [
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), {}, ModelError, "1.weight has no shape yet"),
+        (lambda: with_state("wide", torch.zeros(1).expand(9)), {}, ModelError, "wide is an expanded tensor"),
+        (
+            lambda: with_state("phase", torch.zeros(2, dtype=torch.complex64)),
+            {},
+            ModelError,
+            "phase is torch.complex64",
+        ),
+        (lambda: with_state("layer", nn.Embedding(3, 4, sparse=True)), {}, ModelError, "layer.weight gets sparse"),
+        (lambda: with_state("extra", None), {}, ModelError, "_extra_state is a dict and no tensor"),
+        (lambda: torch.tanh, {}, ModelError, "torch.nn.Module"),
         (lambda: torch.jit.trace(network(), torch.rand(1, 1, 8, 8)), {}, ModelError, "TorchScript"),
         (lambda: network().requires_grad_(False), {}, ModelError, "no parameter that takes a gradient"),
         (flat_batchnorm, {"batch_size": 1}, ModelError, "more than 1 value per channel"),

@@ -67,8 +67,8 @@ def as_logits(output: object, count: int) -> Tensor:
     """Return the logits ``[count, K]`` in a model's output (Hugging Face's are unwrapped), or raise `ModelError`."""
     inner = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     logits = output if isinstance(output, Tensor) else inner
-    plain = isinstance(output, Tensor) and not output.is_nested
-    got = f"shape {list(output.shape)}" if plain else f"a {type(output).__name__}"
+    shaped = isinstance(output, Tensor) and not output.is_nested
+    got = f"shape {list(getattr(output, 'shape', ()))}" if shaped else f"a {type(output).__name__}"
     fix = "wrap it so that forward returns its logits"
     if isinstance(logits, Tensor) and not logits.is_nested:
         if logits.layout is not torch.strided or not logits.is_floating_point() or logits.is_meta:

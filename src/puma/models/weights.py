@@ -21,7 +21,7 @@ from torch import nn
 
 from puma.errors import ModelError, PumaError
 from puma.io import atomic_path
-from puma.models.modes import copy_network
+from puma.models.modes import copy_network, require_module
 from puma.models.networks import build_model
 
 SCHEMA = "puma.model/1"
@@ -31,6 +31,7 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The network inside DataParallel, DistributedDataParallel and torch.compile."""
+    require_module(model)
     while isinstance(model, _WRAPPERS) or "_orig_mod" in model._modules:
         model = model.get_submodule("module" if isinstance(model, _WRAPPERS) else "_orig_mod")
     return model

@@ -348,7 +348,7 @@ class Training:
 
     def _check_gradients(self, step: int, loss: Tensor) -> None:
         """Clip the gradient; note whether it and the loss are finite, which only a CPU is asked for at once."""
-        norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        norm = nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None and p.numel()])
         if longest := self.recipe.clip_gradient:
             nn.utils.clip_grads_with_norm_(self.network.parameters(), longest, norm)
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))

@@ -38,6 +38,7 @@ def trainable_copy(
         network = build_model(model, pool.num_classes, in_channels=channels, image_size=height, seed=seed)
     else:
         network = copy_network(unwrap(model))
+        _check_kinds(network)
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network.to(devices.device).eval()
@@ -48,6 +49,23 @@ def trainable_copy(
     _check_backward(network.train(), images[: recipe.micro_batch or recipe.batch_size // devices.world_size], devices)
     set_class_names(network.eval(), pool.class_names)
     return network, classes
+
+
+def _check_kinds(network: nn.Module) -> None:
+    """Refuse parameters, buffers and layers that cannot be trained, averaged or saved, by name."""
+    sparse = [f"{name}.weight" for name, layer in network.named_modules() if getattr(layer, "sparse", False) is True]
+    problems = [(f"{name} gets sparse gradients", "build the layer with sparse=False") for name in sparse]
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            problems.append((f"{name} is a {type(value).__name__} and no tensor", "keep it outside get_extra_state"))
+        elif nn.parameter.is_lazy(value):
+            problems.append((f"{name} has no shape yet", "pass one batch through the network first"))
+        elif value.is_complex():
+            problems.append((f"{name} is {value.dtype}", "keep real and imaginary parts as two real tensors"))
+        elif 0 in [step for size, step in zip(value.shape, value.stride(), strict=True) if size > 1]:
+            problems.append((f"{name} is an expanded tensor, whose values share memory", "register its .clone()"))
+    if problems:
+        raise ModelError(f"{type(network).__name__} cannot be trained: {problems[0][0]}", fix=problems[0][1])
 
 
 def _check_backward(network: nn.Module, images: Tensor, devices: Devices) -> None:
@@ -76,7 +94,7 @@ class SeveralPasses(nn.Module):
 
     def forward(self, *batches: Tensor) -> list[Tensor]:
         """Logits of each, float32 ``[B, K]``."""
-        return [self.network(images).float() for images in batches]
+        return [as_logits(self.network(images), len(images)).float() for images in batches]
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
