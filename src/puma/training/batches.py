@@ -22,6 +22,7 @@ from puma.data.pool import BatchSampler, Pool, to_tensor
 from puma.data.source import Rows, Source, stratified_rows
 from puma.devices import Devices
 from puma.errors import UsageError
+from puma.models.checks import apply_model
 from puma.rng import mixed_key
 from puma.threat import ThreatModel
 from puma.training.recipe import Recipe
@@ -257,7 +258,7 @@ class Validation:
             generator = torch.Generator(device).manual_seed(mixed_key(first, self.devices.rank) >> 1)
             attacked = attack(model, images, labels, generator=generator)
             with torch.no_grad():
-                clean, robust = (model(batch).argmax(1) == labels for batch in (images, attacked))
+                clean, robust = (apply_model(model, batch).argmax(1) == labels for batch in (images, attacked))
             right += torch.stack([clean.sum(), (clean & robust).sum()])
         clean_accuracy, robust_accuracy = (self.devices.all_reduce(right) / self.count).tolist()
         return clean_accuracy, robust_accuracy

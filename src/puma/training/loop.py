@@ -29,6 +29,7 @@ from puma.data.source import Source
 from puma.devices import Devices, environment
 from puma.errors import CheckError, DataError, integer
 from puma.io import lock, read_record
+from puma.models.checks import as_logits
 from puma.models.modes import EMA, attack_mode, batchnorm_layers, kept_statistics
 from puma.models.weights import save_model
 from puma.plan import Plan
@@ -285,6 +286,9 @@ class Training:
         self.ema.update(self.network, ema_decay(recipe, self.done), buffers=recipe.ema_batchnorm == "average")
         self._seen[batch.rows] = True
 
+    def _logits(self, images: Tensor) -> Tensor:
+        return as_logits(self.bare(images), len(images)).float()
+
     def _attack(self, batch: Batch, clean: Tensor | None) -> Tensor:
         """The perturbed images: of highest KL from the clean prediction in TRADES, else of highest cross entropy."""
         recipe = self.recipe
@@ -292,10 +296,10 @@ class Training:
             reference = None
             if recipe.objective == "trades" and not recipe.cutmix:
                 with torch.no_grad():
-                    reference = self.bare(batch.images).float() if clean is None else clean.detach()
+                    reference = self._logits(batch.images) if clean is None else clean.detach()
 
             def objective(x: Tensor, rows: Rows) -> Tensor:
-                logits = self.bare(x).float()
+                logits = self._logits(x)
                 if reference is None:
                     return losses.cross_entropy(logits, batch.labels[rows])
                 return losses.kl_divergence(logits, reference[rows])
@@ -324,8 +328,8 @@ class Training:
     def _bare_loss(self, part: Batch, adversarial: Tensor, size: int) -> Tensor:
         """A micro-batch's share of the mean loss over ``size`` images, by the bare network; no buffer changes."""
         with kept_statistics(self.network), self.devices.autocast():
-            clean = None if self.recipe.objective == "pgd-at" else self.bare(part.images).float()
-            return self._losses(clean, self.bare(adversarial).float(), part).mean() * (len(part) / size)
+            clean = None if self.recipe.objective == "pgd-at" else self._logits(part.images)
+            return self._losses(clean, self._logits(adversarial), part).mean() * (len(part) / size)
 
     def _losses(self, clean: Tensor | None, attacked: Tensor, batch: Batch) -> Tensor:
         """The loss of every image, ``[B]``."""

@@ -62,7 +62,9 @@ def _check_kinds(network: nn.Module) -> None:
             problems.append((f"{name} has no shape yet", "pass one batch through the network first"))
         elif value.is_complex():
             problems.append((f"{name} is {value.dtype}", "keep real and imaginary parts as two real tensors"))
-        elif 0 in [step for size, step in zip(value.shape, value.stride(), strict=True) if size > 1]:
+        elif value.layout is torch.strided and 0 in [
+            step for size, step in zip(value.shape, value.stride(), strict=True) if size > 1
+        ]:
             problems.append((f"{name} is an expanded tensor, whose values share memory", "register its .clone()"))
     if problems:
         raise ModelError(f"{type(network).__name__} cannot be trained: {problems[0][0]}", fix=problems[0][1])
