@@ -373,7 +373,7 @@ class Training:
         All processes call it together: statistics are each one's own until here. Then all have the first one's.
         """
         self._require_finite(self.done)
-        largest = nn.utils.get_total_norm(list(self.network.parameters()), float("inf"))
+        largest = nn.utils.get_total_norm([p for p in self.network.parameters() if p.numel()], float("inf"))
         if not bool(torch.isfinite(largest)):
             raise CheckError(f"a weight became infinite or NaN by step {self.done}; it is not written", fix=_CALMER)
         self.devices.share_buffers(self.network)
