@@ -40,8 +40,7 @@ class Mark:
     @property
     def dot(self) -> dict[str, Any]:
         """Keywords of `Axes.plot` for its marker."""
-        face = PAPER if self.hollow else self.colour
-        return {"marker": self.marker, "color": self.colour, "markerfacecolor": face}
+        return {"marker": self.marker, "color": self.colour, "markerfacecolor": PAPER if self.hollow else self.colour}
 
 
 MARKS = {
@@ -113,11 +112,11 @@ def plot_margins(
 ) -> Axes:
     """Plot a histogram of margins (status -> pixel units) stacked by status, in percent; dashed lines are 0 and eps.
 
-    Those that are not finite are left out. Returns the axes, by default of a new pyplot figure.
+    Those that are not finite are left out, the outermost thousandth is counted in the end bins. Returns the axes, by
+    default of a new pyplot figure.
     """
     axes, (factor, words) = axes or new_axes(), unit(norm)
     finite = {name: factor * values[np.isfinite(values)] for name, values in margins.items()}
-    # the outermost thousandth is counted in the end bins
     low, high = np.quantile(np.concatenate([*finite.values(), np.zeros(1)]), [0.001, 0.999])
     edges = np.linspace(min(low, 0.0), max(high, low + 1.0), 61)
     base, total = np.zeros(60), max(sum(map(len, margins.values())), 1)
@@ -142,8 +141,7 @@ def plot_eps(eps: NDArray[np.float32], norm: str, axes: Axes | None = None) -> A
     edges = np.linspace(0, factor * float(eps.max(initial=0)) * 1.0001 or 1.0, 41)
     shares = 100 * np.histogram(eps * factor, edges)[0] / max(len(eps), 1)
     axes.stairs(shares, edges, fill=True, color=BLUE, alpha=0.85)
-    if len(eps):
-        axes.axvline(float(eps.mean()) * factor, color=INK, linewidth=0.9, linestyle="--")
+    axes.axvline(factor * float(eps.mean()) if len(eps) else 0.0, color=INK, linewidth=0.9, linestyle="--")
     axes.set(xlabel=f"eps of kept images ({words})", ylabel="% of kept images")
     return axes
 
