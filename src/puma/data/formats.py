@@ -192,7 +192,7 @@ def load_archive(path: Path, options: Options) -> Source:
         if path.suffix == ".tar":
             return _webdataset(path, options)
         return _idx(path, options.split)
-    except PumaError:
+    except (PumaError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise DataError(f"{error.filename or path} does not exist") from None
