@@ -48,7 +48,9 @@ class Recipe(BaseModel):
 
     learning_rate: float = Field(gt=0, description="Highest learning rate, at batch size learning_rate_batch.")
     learning_rate_batch: int | None = Field(None, gt=0, description="Batch size of learning_rate; unset: batch_size.")
-    learning_rate_scaling: Literal["none", "linear", "sqrt"] = Field("none", description="How it follows batch_size.")
+    learning_rate_scaling: Literal["none", "linear", "sqrt"] = Field(
+        "none", description="How the rate follows batch_size."
+    )
     schedule: Literal["one-cycle", "step", "constant"] = Field("one-cycle", description="Course of the learning rate.")
     schedule_every: int = Field(1, gt=0, description="Quirk: steps between changes of the rate; published: an epoch.")
     warmup: float = Field(0.025, gt=0, lt=1, description="one-cycle: share of the steps in which the rate rises.")
@@ -63,7 +65,9 @@ class Recipe(BaseModel):
     ema: float = Field(0.995, ge=0, lt=1, description="Decay of the weight average at each step; 0: no average.")
     ema_warmup: float = Field(0.0, ge=0, lt=1, description="Quirk: share of the steps in which the average is a copy.")
     ema_ramp: bool = Field(True, description="Quirk: then decay = min(ema, (1 + d) / (10 + d)) with d steps since.")
-    ema_batchnorm: Literal["copy", "average"] = Field("copy", description="Quirk: source of its running statistics.")
+    ema_batchnorm: Literal["copy", "average"] = Field(
+        "copy", description="Quirk: its running statistics: copied, or averaged."
+    )
     batchnorm_momentum: float | None = Field(
         None, gt=0, le=1, description="Weight of the newest batch; unset: as it is."
     )
@@ -77,7 +81,9 @@ class Recipe(BaseModel):
     attack_step_l2: float = Field(0.2, gt=0, description="Step in L2, as a share of the image's eps.")
     attack_start_linf: Literal["uniform", "gaussian", "none"] = Field("uniform", description="Start in Linf.")
     attack_start_l2: Literal["uniform", "gaussian", "none"] = Field("gaussian", description="Start in L2.")
-    attack_batchnorm: Literal["train", "eval"] = Field("train", description="Quirk: eval: by running statistics.")
+    attack_batchnorm: Literal["train", "eval"] = Field(
+        "train", description="Quirk: statistics it sees: the batch's, or running."
+    )
 
     validation_images: int = Field(0, ge=0, description="Stratified real images held out for the best checkpoint.")
     validation_every: int | None = Field(None, gt=0, description="Steps between validations; unset: ten in a run.")
