@@ -54,13 +54,13 @@ def grouped():
 def command(out, devices):
     """``puma train`` as a user types it."""
     settings = ("steps=10", "batch_size=768", "attack_steps=3", "checkpoint_every=2")
-    typed = ["train", "--real", "digits", "--threat", "Linf:0.2", "--model", "nets:grouped", "--recipe", "digits"]
+    typed = ["train", "--real", "digits", "--threat", "Linf:0.2", "--model", "norms:grouped", "--recipe", "digits"]
     typed += [word for pair in settings for word in ("--set", pair)]
     return [*typed, "--device", "cpu", "--quiet", "--devices", str(devices), "--out", out]
 
 
 def test_devices_of_the_command_line_killed_and_resumed_train_as_one_does(tmp_path, monkeypatch):
-    (tmp_path / "nets.py").write_text(NETWORK)
+    (tmp_path / "norms.py").write_text(NETWORK)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     two_processes = [sys.executable, "-m", "puma", *command("two", 2)]

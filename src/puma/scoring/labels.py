@@ -96,7 +96,7 @@ class LabelSettings:
 def require_cleanlab() -> Any:
     """cleanlab's module of batched label issues, or `UsageError` with the command that installs it."""
     try:
-        from cleanlab.experimental import label_issues_batched
+        import cleanlab.experimental.label_issues_batched as label_issues_batched
     except ImportError:
         raise UsageError("cleanlab is not installed", fix='pip install "puma-robust[labels]"') from None
     return label_issues_batched
