@@ -134,9 +134,9 @@ def test_a_ray_cluster_survives_a_killed_worker(weights, tmp_path_factory, tmp_p
 
     single = tmp_path_factory.mktemp("single")
     model, pool = puma.load_model(weights).eval(), puma.load_dataset("digits")
-    score_margins(model, pool, out=single, part_rows=30, batch_size=30, mode="tight")
+    score_margins(model, pool, out=single, part_rows=10, batch_size=10, mode="tight")
     expected = part_bytes(single)
-    many = ["--engine", "ray", "--part-rows", "30", "--batch-size", "30", "--mode", "tight"]  # the last one counts
+    many = ["--engine", "ray", "--part-rows", "10", "--batch-size", "10", "--mode", "tight"]  # the last one counts
     run = subprocess.Popen(command(weights, tmp_path, *many), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     killed = 0
     deadline = time.monotonic() + 240
