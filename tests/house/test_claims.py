@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,17 @@ def test_the_page_is_what_the_results_say(claims: ModuleType) -> None:
     pools = [pool for folder in folders for pool in claims.read_pools(folder)]
     assert claims.page(pools) == (ROOT / "docs" / "claims.md").read_text(), "run: python studies/claims.py"
     assert (ROOT / "docs" / "images" / "claims.svg").is_file()
+
+
+def test_the_readme_quotes_the_page() -> None:
+    page = (ROOT / "docs" / "claims.md").read_text()
+    paragraph = (ROOT / "README.md").read_text().split("**CIFAR-10**")[1].split("\n\n")[0]
+    quoted = re.findall(r"([+-][0-9.]+) (\[[+-][0-9.]+,\s[+-][0-9.]+\])", paragraph)
+    assert len(quoted) == 2
+    clean = re.search(r"gains ([0-9.]+) points of clean accuracy (\[.*?\])", paragraph)
+    assert clean is not None
+    for value, interval in [*quoted, (f"+{clean[1]}", clean[2])]:
+        assert f"{value} {interval}" in page
 
 
 @pytest.mark.parametrize(
