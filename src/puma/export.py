@@ -149,7 +149,7 @@ def export_robustbench(
         write_bytes(folder / f"{name}.pt", buffer.getvalue())
         target = folder / "model_info" / dataset / evaluation.threat.norm / f"{name}.json"
         write_json(target, info)
-        config: Mapping[str, Any] = model.config  # type: ignore[assignment]
+        config: Mapping[str, Any] = model.config  # type: ignore[assignment]  # set by build_model; others are refused above
         write_text(folder / "README.md", _card(name, config, use, evaluation, paper, run))
         saved = torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True)
         _check_logits(model, from_robustbench(theirs.architecture, saved, **config))

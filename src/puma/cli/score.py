@@ -132,7 +132,7 @@ def score_run(
     share = options.share_of(device, devices, worker, num_workers, engine, address)
     where = resolve_device(share.device)
     size = batch_size or (1024 if where.type == "cuda" else 256)
-    settings = SnapshotSettings(threat_of(run), rows=rows, batch_size=size, part_rows=part_rows)  # type: ignore[arg-type]
+    settings = SnapshotSettings(threat_of(run), rows=rows, batch_size=size, part_rows=part_rows)  # type: ignore[arg-type]  # rows is checked there
     chosen, folders = None if roles is None else tuple(roles.split(",")), (str(run.absolute()), str(out.absolute()))
     job = ScoringJob(folders[0], tuple(sources), folders[1], settings, None, chosen, share.device, threads)
     if _make(job, share, out, dry_run, quiet):

@@ -107,7 +107,7 @@ def _threat(facts: dict[str, Any]) -> str:
     threat = facts.get("threat") or (settings.get("threat") if isinstance(settings, dict) else None)
     with suppress(UsageError):
         if isinstance(threat, dict):
-            return str(ThreatModel(threat.get("norm"), threat.get("eps")))  # type: ignore[arg-type]
+            return str(ThreatModel(threat.get("norm"), threat.get("eps")))  # type: ignore[arg-type]  # checked there
         return str(ThreatModel.parse(threat or "Linf:8/255"))
     return "Linf:8/255"
 
@@ -209,7 +209,7 @@ def _safetensors(path: Path) -> Found:
     try:
         with safe_open(path, framework="numpy") as file:
             header = dict(file.metadata() or {})
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         meta = {key: parse_json(value, path) if value[:1] in "{[" else value for key, value in header.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}", why=str(error)) from None

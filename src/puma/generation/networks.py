@@ -200,7 +200,7 @@ def build_network(config: DiffusionConfig, shape: tuple[int, int, int], num_clas
         fix = "load them with resize=, or give fewer multipliers"
         raise UsageError(f"images of {shape[1]}x{shape[2]} pixels do not fit the UNet", why=why, fix=fix)
     network = _DiffusersUNet(config, shape, num_classes)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]  # torch: for tensors only
 
 
 def import_diffusers(name: str) -> Any:

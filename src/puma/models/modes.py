@@ -128,7 +128,7 @@ class EMA:
 
         With ``buffers``, floating-point buffers (running statistics) are averaged too, and others copied.
         """
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # of torch
         average(self._parameters, [parameter.detach() for parameter in network.parameters()], None)
         if buffers:
             for own, live in zip(self.model.buffers(), network.buffers(), strict=True):

@@ -90,7 +90,7 @@ def load_tensors(path: Path | str, schema: str) -> tuple[dict[str, torch.Tensor]
     path = Path(path)
     with _opened(path) as (file, header):
         meta = _meta(path, header, schema)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     if header.get("sha256") != _checksum(tensors, header["schema"], header.get("meta", "")):
         raise ModelError(f"{path} is damaged: its checksum does not fit its contents", fix="restore it from a copy")
     return tensors, meta
@@ -99,7 +99,7 @@ def load_tensors(path: Path | str, schema: str) -> tuple[dict[str, torch.Tensor]
 def read_safetensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and header of any safetensors file; `ModelError` where it is missing, a pickle, or not whole."""
     with _opened(Path(path)) as (file, header):
-        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (safe_open is no mapping)
 
 
 _NO_MODEL = "`puma show PATH` says what a file or folder is; `puma train` makes runs and weights"
@@ -167,7 +167,7 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
         if not config:
             fix = f"name what builds it: package.module:factory --weights {path} instead of the file"
             raise ModelError(f"{path} holds the weights of a model that PUMA did not build", fix=fix)
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         try:
             with torch.device("meta"):  # shapes only: what a forged configuration asks for costs no memory
                 planned = {name: tuple(value.shape) for name, value in build_model(**config).state_dict().items()}

@@ -189,7 +189,7 @@ def _mislabelling_figure(eps: float = 0.3) -> Figure:
     keep = np.linspace(0.02, 1, 150)
     for end, strategy, label in (("high", "easy", "easy examples pruned"), ("low", "difficult", "difficult pruned")):
         for angle, style, note in ((0.0, "-", "perfect probe"), (PROBE, "--", "probe at 20°")):
-            share = mislabelled_share_after_pruning(eps, keep, end, angle)  # type: ignore[arg-type]
+            share = mislabelled_share_after_pruning(eps, keep, end, angle)  # type: ignore[arg-type]  # a Literal
             axes.plot(keep, share, color=mark(strategy).colour, ls=style, label=f"{label}, {note}")
     axes.axhline(float(mislabelled_share(eps)), color=mark("random").colour, label="random examples pruned")
     axes.axhline(0.5, color=MUTED, lw=0.8, ls=":")

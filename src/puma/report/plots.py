@@ -148,7 +148,7 @@ def _legend(axes: Axes, strategies: Sequence[str], lines: Sequence[str], columns
         look = mark(strategy)
         handles += axes.plot([], [], ls=look.line if strategy in lines else "none", markersize=5.5, **look.dot)
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": columns, "handletextpad": 0.4}
-    axes.get_figure().legend(handles, strategies, **place, **options)  # type: ignore[union-attr]
+    axes.get_figure().legend(handles, strategies, **place, **options)  # type: ignore[union-attr]  # has a figure
 
 
 def _place_labels(
@@ -161,7 +161,7 @@ def _place_labels(
     figure = axes.figure
     canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]
     canvas.draw()  # type: ignore[no-untyped-call]
-    figure.set_layout_engine("none")  # type: ignore[union-attr]
+    figure.set_layout_engine("none")  # type: ignore[union-attr]  # has a figure
     scale, frame = figure.dpi / 72, axes.get_window_extent()
     places = axes.transData.transform(points) if len(points) else np.empty((0, 2))
     taken = [Bbox.from_bounds(x - 4 * scale, y - 4 * scale, 8 * scale, 8 * scale) for x, y in places]
