@@ -370,15 +370,14 @@ def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Any]:
     import ray
 
     ours = not ray.is_initialized()
-    address = None if workers.ray == "local" else workers.ray
     if ours:
         variables = {"env_vars": {"PYTHONPATH": _python_path(str(Path(__file__).parents[1]))}}
-        dashboard = False if address is None else None
-        try:
-            ray.init(address=address, log_to_driver=False, include_dashboard=dashboard, runtime_env=variables)
+        dashboard = False if workers.ray == "local" else None
+        try:  # not None for a cluster of our own: that joins one that happens to run here, and dies with it
+            ray.init(address=workers.ray, log_to_driver=False, include_dashboard=dashboard, runtime_env=variables)
         except (ConnectionError, ValueError) as error:
             why, fix = str(error).splitlines()[0], "`ray start --head` starts one"
-            raise UsageError(f"no Ray cluster at {address!r}", why=why, fix=fix) from error
+            raise UsageError(f"no Ray cluster at {workers.ray!r}", why=why, fix=fix) from error
     engine = _Ray(ray, function, workers)
     try:
         yield engine

@@ -17,7 +17,7 @@ from small_study import outcome, small_study
 
 from puma.errors import UsageError
 from puma.study.runner import Budget, StudyStatus, run_study, work
-from puma.tasks import Workers
+from puma.tasks import Workers, run_tasks
 from puma.training.recipe import load_recipe
 
 ray = pytest.importorskip("ray")
@@ -55,6 +55,13 @@ def test_a_killed_worker_loses_its_task_to_another_and_the_figures_are_the_same(
     assert outcome(study) == outcome(expected)
     assert (study.path / "report.html").exists()
     assert "report.html" in out
+
+
+def test_a_cluster_of_our_own_beside_another(address: str) -> None:
+    """Joining the one that runs here would end the work with it."""
+    tasks = run_tasks(lambda _: ray.get_runtime_context().gcs_address, [1], Workers(ray="local"))
+    ((_, used),) = tasks
+    assert used != address
 
 
 def test_stated_cpus_and_gpus_a_users_mistake_and_a_time_budget(
