@@ -5,6 +5,7 @@ Its worker's part is done in this process: starting processes is tested with the
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from importlib.resources import files
@@ -72,7 +73,9 @@ def made(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_demo_again_adds_seeds_and_repeats_nothing(made: Path, small: Path) -> None:
+def test_the_demo_again_adds_seeds_and_repeats_nothing(
+    made: Path, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = pq.read_table(made / "results.parquet").to_pylist()
     assert [(row["strategy"], row["seed"], row["prune_fraction"], row["kept"]) for row in first] == [
         ("none", 0, 0.0, 160),
@@ -87,6 +90,9 @@ def test_the_demo_again_adds_seeds_and_repeats_nothing(made: Path, small: Path) 
     before = {path: path.stat().st_mtime_ns for path in made.glob("*/**/*") if path.is_file()}
     assert {path.parent.name for path in before} >= {"synthetic", "margins", "reference", "plans", "done"}
     second = demo(made, small, seeds=2)
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any(re.match(r"puma 124 [0-9.]+ [0-9.]+ ", line) for line in said), said
+    assert any(line.startswith("puma with 22 % fewer images:") for line in said), said
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert second[:2] == first
     assert [(row["strategy"], row["seed"]) for row in second[2:]] == [("none", 1), ("puma", 1)]

@@ -27,6 +27,7 @@ def test_workers_by_number_do_every_cell_once_and_the_first_writes_the_results(t
     assert [process.returncode for process in both] == [0, 0], told
     assert pq.read_metadata(study.path / "results.parquet").num_rows == 2
     assert "report.html" in told[0][0]
+    assert "No run was attacked" in told[0][0]  # the verdict
     assert told[1][0] == ""
 
 

@@ -36,7 +36,6 @@ def demo(
     OUT/report.html. Stop it at any time and run it again: it goes on, and repeats nothing that was finished.
     """
     from puma.cli.study import conclude, print_cost
-    from puma.report import verdict
     from puma.study.folder import StudyFolder
     from puma.study.runner import run_study
     from puma.study.spec import StudySpec
@@ -52,7 +51,7 @@ def demo(
     if dry_run:
         return print_cost(folder, jobs)
     conclude(folder, run_study(folder, Workers(jobs, gpus=1), show=not quiet))
-    echo(f"\n{verdict(out)}\n\ntook     {(time.monotonic() - started) / 60:.1f} min")
+    echo(f"\ntook     {(time.monotonic() - started) / 60:.1f} min")
 
 
 def perceptron(

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
-from puma.cli.options import Address, DryRun, Engine, Jobs, Quiet
+from puma.cli.options import Address, DryRun, Engine, Jobs, NumWorkers, Quiet, Worker, share_of
 from puma.cli.output import duration, echo, print_table
 from puma.devices import resolve_device
-from puma.errors import UsageError, unknown
-from puma.tasks import Workers
+from puma.errors import UsageError
 
 if TYPE_CHECKING:
     from puma.study.folder import StudyFolder
 
 _STUDY = "A study's TOML file, or the folder of one begun before."
 _TIME = "Checkpoint and stop after this long: 90s, 25m, 3h."
-_SPLIT = "Split the runs by number, where file locks do not reach other machines."
 
 study_app = typer.Typer(help="Compare strategies: many runs with one frozen recipe.", no_args_is_help=True)
 
@@ -37,11 +32,9 @@ def run(
     time_budget: Annotated[str | None, Option(metavar="TIME", help=_TIME)] = None,
     engine: Engine = "local",
     address: Address = None,
-    num_cpus: Annotated[float, Option(min=0, help="CPUs of each Ray task.")] = 1,
-    num_gpus: Annotated[float, Option(min=0, help="GPUs of each Ray task.")] = 0,
     join: Annotated[bool, Option("--join", hidden=True, help="Work in this process; no results, no report.")] = False,
-    worker: Annotated[int, Option(min=0, help="With --num-workers: which of them this is.")] = 0,
-    num_workers: Annotated[int, Option(min=1, help=_SPLIT)] = 1,
+    worker: Worker = None,
+    num_workers: NumWorkers = None,
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
@@ -68,14 +61,7 @@ def run(
     from puma.study.runner import Budget, run_study, work
     from puma.study.spec import StudySpec
 
-    if worker >= num_workers:
-        raise UsageError(f"--worker {worker} of --num-workers {num_workers}", fix="count workers from 0")
-    if engine not in ("local", "ray"):
-        raise unknown("engine", engine, ("local", "ray"))
-    if (engine == "ray") + (jobs > 1) + (num_workers > 1) > 1:
-        what = "--engine ray, --jobs and --num-workers are three ways to share a study"
-        raise UsageError(what, fix="choose one of them")
-    ray = Workers(ray=address or "local", cpus=num_cpus, gpus=num_gpus) if engine == "ray" else None
+    share = share_of("auto", jobs, worker, num_workers, engine, address)
     budget = Budget.of(parse_time(time_budget) if time_budget else None)
     if study.is_dir():
         if only is not None:
@@ -91,12 +77,12 @@ def run(
                 raise UsageError(f"{place} holds other runs of this study", fix="choose another --out")
         folder = StudyFolder.create(spec, place, write=not dry_run)
     if dry_run:
-        return print_cost(folder, max(jobs, num_workers))
-    if join or num_workers > 1:
-        done = work(folder, worker=worker, num_workers=num_workers, budget=budget, show=not quiet)
+        return print_cost(folder, max(jobs, num_workers or 1))
+    if join or num_workers is not None:
+        done = work(folder, worker=worker or 0, num_workers=num_workers or 1, budget=budget, show=not quiet)
     else:
-        done = run_study(folder, ray or Workers(jobs, gpus=1), budget=budget, show=not quiet)
-    if not done or (worker == 0 and not join):
+        done = run_study(folder, share.workers, budget=budget, show=not quiet)
+    if not done or not (join or worker):
         conclude(folder, done)
 
 
@@ -121,16 +107,19 @@ def print_cost(folder: StudyFolder, jobs: int) -> None:
 
 def conclude(folder: StudyFolder, done: bool) -> None:
     """Write and print what came out of a finished study, or say how one that the time budget ended goes on."""
-    from puma.report import write_report
-    from puma.study.folder import collect, write_results
+    from puma.report import make_report, write_report
+    from puma.study.folder import write_results
 
     results, path = write_results(folder), folder.path
     if not done:
         how = f"`puma study run {path}` goes on from here, `puma report {path}` shows it so far"
         return echo(f"time budget spent; {how}", err=True)
-    report = write_report(path)
-    print_results(collect(folder))
-    echo(f"results  {results}\nreport   {report}")
+    made = make_report(path)
+    if (table := made.tables.get("strategies")) is not None:
+        columns = [place for place, head in enumerate(table.heads) if " against " not in head]
+        rows = [[row[place] for place in columns] for row in table.shown]
+        print_table([table.heads[place] for place in columns], rows)
+    echo(f"results  {results}\nreport   {write_report(path, report=made)}\n\n{made.values['verdict']}")
 
 
 @study_app.command("status")
@@ -157,49 +146,6 @@ def status(folder: Annotated[Path, Argument(help="Folder of a study.")]) -> None
     echo(f"{counter.done()} % finished: {counter.summary()}; {at_work}")
     for warning in eps_warnings(study):
         echo(f"warning: {warning}")
-
-
-_ATTACKS = {
-    "robust_accuracy": ("AutoAttack standard", "n_test"),
-    "apgd_accuracy": ("APGD-CE", "n_test"),
-    "pgd_accuracy": ("CE + CW PGD", "n_pgd"),
-}
-_SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {  # only where they vary
-    "pool": ("in pool", lambda pool: f"{sum(map(int, re.findall(r'[(]([0-9]+)[)]', pool))):,}"),
-    "recipe": ("recipe", lambda recipe: Path(recipe).stem),
-    "prune_fraction": ("prune", lambda share: f"{share:g}"),
-    "checkpoint": ("model", str),
-}
-
-
-def print_results(rows: list[dict[str, Any]]) -> None:
-    """Print the results of a study: a line for each strategy and checkpoint, means over seeds, within 80 columns."""
-    from puma.tradeoff import wilson_interval
-
-    column = next((name for name in _ATTACKS if any(row.get(name) is not None for row in rows)), "apgd_accuracy")
-    attack, size = _ATTACKS[column]
-    images = ", ".join(sorted({f"{row[size]:,}" for row in rows if row.get(column) is not None}))
-    several = len({row["seed"] for row in rows}) > 1
-    shown = [name for name in _SHOWN if len({row[name] for row in rows}) > 1]
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in ("strategy", "params", *_SHOWN)), []).append(row)
-    lines = []
-    for group in groups.values():
-        first, known = group[0], [row[column] for row in group if row[column] is not None]
-        robust = f"{fmean(known):.1%}" if known else "-"
-        if known and not several:
-            low, high = wilson_interval(fmean(known), first[size])
-            robust += f" ±{(high - low) * 50:.1f}"
-        params = " ".join(f"{key}={value}" for key, value in json.loads(first["params"]).items())
-        facts = [_SHOWN[name][1](first[name]) for name in shown]
-        clean, eps = (fmean(row[name] for row in group) for name in ("clean_accuracy", "mean_eps"))
-        kept = f"{first['kept']:,}"
-        lines.append((f"{first['strategy']} {params}", *facts, len(group), kept, f"{eps:.3f}", f"{clean:.1%}", robust))
-    remark = "means over seeds; intervals: see the report" if several else "95 % interval"
-    heads = ("strategy", *(_SHOWN[name][0] for name in shown), "seeds", "kept", "mean eps", "clean", "robust")
-    title = f"{attack} on {images} test images, {remark}" if images else "no run has AutoAttack, APGD or CE + CW PGD"
-    print_table(heads, lines, title=f"robust: {title}")
 
 
 def parse_time(text: str) -> float:
