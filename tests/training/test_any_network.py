@@ -337,59 +337,61 @@ def test_copies_of_networks_are_independent():
 # --- loggers and metrics -------------------------------------------------------------------------------------------
 
 
-class Recorder:
-    def __init__(self, **settings):
-        self.settings, self.rows = settings, []
-        RECORDERS.append(self)
-
-    def log_metrics(self, metrics, step):
-        self.rows.append((step, dict(metrics)))
-
-    def save(self):
-        pass
-
-
-RECORDERS: list[Recorder] = []
+def wandb(monkeypatch, init) -> None:
+    package = ModuleType("wandb")
+    package.__spec__, package.init = SimpleNamespace(), init
+    monkeypatch.setitem(sys.modules, "wandb", package)
 
 
 def test_metrics_go_to_weights_and_biases(pool, tmp_path, monkeypatch):
-    fabric = ModuleType("wandb.integration.lightning.fabric")
-    fabric.WandbLogger = Recorder
-    for name in ("wandb", "wandb.integration", "wandb.integration.lightning"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-        sys.modules[name].__spec__ = SimpleNamespace()
-    monkeypatch.setitem(sys.modules, fabric.__name__, fabric)
+    sent, settings, ended = [], [], []
+
+    def init(**given):
+        settings.append(given)
+        return SimpleNamespace(log=lambda data, step: sent.append((step, data)), finish=lambda: ended.append(True))
+
+    wandb(monkeypatch, init)
     train(network(), pool, threat=THREAT, recipe=SHORT, out=tmp_path / "r", logger="wandb")
     rows = read_metrics(tmp_path / "r" / "metrics.csv")
-    assert [step for step, _ in RECORDERS[-1].rows] == [row["step"] for row in rows] == [1, 2, 3]
-    assert RECORDERS[-1].rows[-1][1]["train/loss"] == pytest.approx(rows[-1]["loss"])
-    assert RECORDERS[-1].settings["resume"] == "allow"
+    assert [step for step, _ in sent] == [row["step"] for row in rows] == [1, 2, 3]
+    assert sent[-1][1]["train/loss"] == pytest.approx(rows[-1]["loss"])
+    assert settings[0]["resume"] == "allow"
+    assert ended == [True]
+
+
+def test_a_logger_that_cannot_be_started_is_an_error_with_its_reason(pool, tmp_path, monkeypatch):
+    def init(**_):
+        raise RuntimeError("api_key not configured (no-tty)\nand more")
+
+    wandb(monkeypatch, init)
+    with pytest.raises(UsageError, match="logger wandb cannot be started") as caught:
+        train(network(), pool, threat=THREAT, recipe=SHORT, out=tmp_path / "r", logger="wandb")
+    assert "api_key not configured (no-tty)" in str(caught.value)
 
 
 def test_metrics_go_to_mlflow_into_the_same_run_when_resumed(pool, tmp_path, monkeypatch):
-    sent, runs = [], {}
+    sent, runs, active = [], {}, []
 
     def search_runs(filter_string, output_format):
         key = filter_string.split("'")[1]
         return [SimpleNamespace(info=SimpleNamespace(run_id=runs[key]))] if key in runs else []
 
     def start_run(run_id, run_name, tags):
-        runs.setdefault(tags["puma"], f"run{len(runs)}")
-        assert run_id in (None, runs[tags["puma"]])
-        return SimpleNamespace(info=SimpleNamespace(run_id=runs[tags["puma"]]))
+        assert not active  # as in mlflow: one run at a time
+        active.append(runs.setdefault(tags["puma"], f"run{len(runs)}"))
+        assert run_id in (None, active[0])
 
     mlflow = ModuleType("mlflow")
     mlflow.__spec__ = SimpleNamespace()
-    mlflow.search_runs, mlflow.start_run = search_runs, start_run
-    mlflow.log_metrics = lambda metrics, step, run_id: sent.append((run_id, step, metrics))
+    mlflow.search_runs, mlflow.start_run, mlflow.end_run = search_runs, start_run, active.clear
+    mlflow.log_metrics = lambda metrics, step: sent.append((active[0], step))
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     train(network(), pool, threat=THREAT, recipe=SHORT, out=tmp_path, logger="mlflow")
     (tmp_path / "last.safetensors").unlink()
     for state in (tmp_path / "checkpoints").glob("*"):
         state.unlink()
     train(network(), pool, threat=THREAT, recipe=SHORT, out=tmp_path, logger="mlflow")
-    assert len(runs) == 1
-    assert [step for _, step, _ in sent] == [1, 2, 3] * 2
+    assert sent == [("run0", step) for step in [1, 2, 3] * 2]
 
 
 @pytest.mark.parametrize(

@@ -104,20 +104,22 @@ class Metrics:
                 self.rows = [row for row in read_metrics(self._path) if row["step"] <= upto]
             digest_path(self._path).unlink(missing_ok=True)
             write_text(self._path, "".join([",".join(COLUMNS) + "\n", *map(_line, self.rows)]))
-        self._send = _logger(logger, folder, upto) if folder and logger else None
+        self._logger = _logger(logger, folder, upto) if folder and logger else None
 
     def add(self, **values: float) -> None:
         """Append a row; what is not given stays empty."""
         self.rows.append(values)
-        if self._send is not None:
+        if self._logger is not None:
             shown = {f"train/{name}".replace("train/validation_", "validation/"): values[name] for name in values}
-            self._send(shown, int(values["step"]))
+            self._logger[0](shown, int(values["step"]))
         if self._path:
             with storage_errors(self._path), self._path.open("a", newline="") as file:
                 file.write(_line(values))
 
     def close(self) -> None:
-        """Record the checksum of the finished file."""
+        """Record the checksum of the finished file, end the logger."""
+        if self._logger is not None:
+            self._logger[1]()
         if self._path:
             write_text(digest_path(self._path), sha256_file(self._path) + "\n")
 
@@ -150,30 +152,29 @@ def require_logger(name: str | None, folder: Path | str | None) -> None:
         raise UsageError(f"logger {name} needs an output folder", fix="out=...")
 
 
-def _logger(name: str, folder: Path, upto: int) -> Callable[[dict[str, float], int], None]:
-    """A function that sends figures and their step to a logger, which goes on after step ``upto`` of a run folder."""
+def _logger(name: str, folder: Path, upto: int) -> tuple[Callable[[dict[str, float], int], Any], Callable[[], Any]]:
+    """What sends figures and their step to a logger, which goes on after step ``upto`` of a folder, and what ends it."""
     identity = fingerprint(str(folder.resolve()))[:16]  # the same run again where a training is resumed
-    if name == "mlflow":  # to the server of MLFLOW_TRACKING_URI
-        import mlflow  # type: ignore[import-not-found,unused-ignore]
+    try:
+        if name == "mlflow":  # to the server of MLFLOW_TRACKING_URI
+            import mlflow  # type: ignore[import-not-found,unused-ignore]
 
-        before = mlflow.search_runs(filter_string=f"tags.puma = '{identity}'", output_format="list")
-        begun = before[0].info.run_id if before else None
-        run = mlflow.start_run(run_id=begun, run_name=folder.name, tags={"puma": identity}).info.run_id
-        return lambda figures, step: mlflow.log_metrics(figures, step=step, run_id=run)
-    if name == "wandb":
-        from wandb.integration.lightning.fabric import WandbLogger  # type: ignore[import-not-found,unused-ignore]
+            before = mlflow.search_runs(filter_string=f"tags.puma = '{identity}'", output_format="list")
+            begun = before[0].info.run_id if before else None
+            mlflow.start_run(run_id=begun, run_name=folder.name, tags={"puma": identity})
+            return mlflow.log_metrics, mlflow.end_run
+        if name == "wandb":  # not Fabric's logger: that needs the whole package lightning
+            import wandb  # type: ignore[import-not-found,unused-ignore]
 
-        logger = WandbLogger(name=folder.name, project="puma", save_dir=folder, id=identity, resume="allow")
-    else:
+            run = wandb.init(project="puma", name=folder.name, dir=folder, id=identity, resume="allow")
+            return run.log, run.finish
         from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-        logger = TensorBoardLogger(folder, name="tensorboard", version="", purge_step=upto + 1)
-
-    def send(figures: dict[str, float], step: int) -> None:
-        logger.log_metrics(figures, step)
-        logger.save()
-
-    return send
+        board = TensorBoardLogger(folder, name="tensorboard", version="", purge_step=upto + 1)
+        return board.log_metrics, lambda: board.finalize("success")
+    except Exception as error:  # not logged in, no server, a broken installation
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UsageError(f"logger {name} cannot be started", why=why) from error
 
 
 # --- the cost of a training ----------------------------------------------------------------------------------------
