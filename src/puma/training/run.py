@@ -153,7 +153,7 @@ def require_logger(name: str | None, folder: Path | str | None) -> None:
 
 
 def _logger(name: str, folder: Path, upto: int) -> tuple[Callable[[dict[str, float], int], Any], Callable[[], Any]]:
-    """What sends figures and their step to a logger, which goes on after step ``upto`` of a folder, and what ends it."""
+    """What sends figures and their step to a logger, which goes on after step ``upto`` of a folder, and ends it."""
     identity = fingerprint(str(folder.resolve()))[:16]  # the same run again where a training is resumed
     try:
         if name == "mlflow":  # to the server of MLFLOW_TRACKING_URI
