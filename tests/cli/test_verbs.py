@@ -112,7 +112,7 @@ MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
     # numbers
     (f"{PLAN} --prune-fraction 1.0", 2, ("not in [0, 1)", "share", "0.3"), f"{PLAN} --prune-fraction 0.3"),
     (f"{PLAN} --param c", 2, ("not NAME=VALUE", "--param c=1.0"), f"{PLAN} --param c=1.0"),
-    (f"{TRAIN} --set steps", 2, ("sets nothing", "--set steps=1000"), f"{TRY} --set steps=1000"),
+    (f"{TRAIN} --set steps", 2, ("is not NAME=VALUE", "--set steps=1000"), f"{TRY} --set steps=1000"),
     (f"{TRAIN} --set steps=-3", 2, ("steps", "greater than 0", "recipe show"), "recipe show trades-edm"),
     (f"{EVALUATE} --attack pgd-20 --subset 5000", 2, ("a subset of 5,000", "1 to 40"), EVALUATE),
     ("study run study.toml --time-budget 5", 2, ("as a time", "25m"), "study run --help"),

@@ -94,7 +94,7 @@ def test_config_file_and_flags(tmp_path: Path) -> None:
         (["--model", "x", "--set", "steps=3"], UsageError, "there is one already"),
         (["--diffusers", "y"], UsageError, "needs the class names"),
         (["--diffusers", "y", "--classes", "a,b", "--class-ids", "1,x"], UsageError, "not numbers"),
-        (["digits", "--set", "steps"], UsageError, "sets nothing"),
+        (["digits", "--set", "steps"], UsageError, "is not NAME=VALUE"),
         (["digits", "--set", "stepz=3"], UsageError, "stepz"),
         (["digits", "--set", "sampler.stepz=3"], UsageError, "stepz"),
         (["digits", "--preset", "digit"], UsageError, "did you mean 'digits'"),

@@ -45,7 +45,7 @@ def test_train_leaves_a_model_and_says_where(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (("--set", "steps"), UsageError, "sets nothing"),
+        (("--set", "steps"), UsageError, "is not NAME=VALUE"),
         (("--set", "lerning_rate=0.1"), UsageError, "did you mean learning_rate"),
         (("--model", "no_such_module:factory"), ModelError, "cannot find the factory"),
         (("--weights", "no.safetensors"), ModelError, "cannot read weights"),

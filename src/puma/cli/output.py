@@ -51,12 +51,11 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, title
 def print_facts(facts: Mapping[str, Any], *, most: int | None = None) -> None:
     """Print names and values, one a line; what lies inside another is indented. At most ``most`` lines, if given."""
     lines = list(_flat(facts, full=most is None))
-    shown = lines if most is None or len(lines) <= most else lines[: most - 1]
-    width = max((len(name) for name, _ in shown), default=0)
-    for name, value in shown:
+    width = max((len(name) for name, _ in lines[:most]), default=0)
+    for name, value in lines[:most]:
         echo(f"{name:{width}}  {value}".rstrip())
-    if len(shown) < len(lines):
-        echo(f"... and {len(lines) - len(shown)} lines more (--all shows them)")
+    if most is not None and len(lines) > most:
+        echo(f"... and {len(lines) - most} lines more (--all shows them)")
 
 
 def _flat(facts: Mapping[str, Any], depth: int = 0, *, full: bool) -> Iterable[tuple[str, str]]:

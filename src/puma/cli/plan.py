@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,8 +58,9 @@ def plan(
     """
     from puma.plan import read_selection
     from puma.strategies import get_strategy
+    from puma.training.recipe import parse_changes
 
-    params = _params(param or [])
+    params = {name.replace("-", "_"): value for name, value in parse_changes(param or [], "--param", "c=1.0").items()}
     get_strategy(strategy).resolve(params)  # a misspelt name is refused before a large table is read
     if out is not None:
         check_plan_path(out)
@@ -95,23 +94,6 @@ def read_tables(paths: list[Path]) -> puma.MarginTable:
     return margins
 
 
-def _params(texts: list[str]) -> dict[str, Any]:
-    """The strategy's parameters from ``NAME=VALUE``; numbers are read as numbers."""
-    params: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = (part.strip() for part in text.partition("="))
-        name = name.replace("-", "_")
-        if not equals or not name:
-            raise UsageError(f"--param {text!r} is not NAME=VALUE", fix="write --param c=1.0")
-        if name in params:
-            raise UsageError(f"parameter {name!r} is given twice")
-        params[name] = value
-        for kind in (float, int):
-            with suppress(ValueError):
-                params[name] = kind(value)
-    return params
-
-
 def _summary(plan: puma.Plan) -> str:
     """What is kept, at which eps it is attacked, and the regime: one line each."""
     counts, threat = plan.meta["counts"], plan.threat
@@ -130,26 +112,16 @@ def _summary(plan: puma.Plan) -> str:
     return "\n".join(lines)
 
 
-_MOST_CLASSES, _BINS = 20, 10
-_THEORY = {
-    "misclassified": ("share misclassified", "margin < 0"),
-    "below_eps": ("share below eps", "0 < margin < eps: may be mislabelled at full strength"),
-    "mislabelled_after_pruning": ("the same after pruning", "if the highest margins go and eps stays"),
-    "c": ("suggested c", "keeps the mislabelled mass what it was (strategy puma-plus)"),
-    "residual_mislabelled": ("mislabelled under this c", "predicted, of the kept images"),
-    "safe_prune_fraction": ("safe prune fraction", "with the cap; beyond it misclassified images dominate"),
-    "safe_prune_fraction_uncapped": ("safe prune fraction, no cap", "at full eps"),
-    "collapse_margin": ("collapse margin", "mean margin - mean eps with the cap; at or below 0: collapse"),
-    "collapse_margin_uncapped": ("collapse margin, no cap", "mean margin - eps"),
-}
+_MOST_CLASSES = 20
 
 
 def _explain(plan: puma.Plan, table: puma.MarginTable) -> None:
     """Print counts by source and class, shares before and after, margins kept and removed, and the theory."""
     import numpy as np
+    import pandas as pd
 
     counts = plan.meta["counts"]
-    rows, kept = counts["rows"], max(counts["kept"], 1)
+    rows, kept, norm = counts["rows"], max(counts["kept"], 1), plan.threat.norm
     sources = [(f"{s['name']} ({s['role']})", s["rows"], s["kept"]) for s in counts["by_source"]]
     classes = [(str(label), row["rows"], row["kept"]) for label, row in enumerate(counts["by_class"]) if row["rows"]]
     if len(classes) > _MOST_CLASSES:  # the two extremes say whether classes are treated alike
@@ -157,31 +129,29 @@ def _explain(plan: puma.Plan, table: puma.MarginTable) -> None:
     for name, groups in (("source", sources), ("class", classes)):
         lines = [(group, f"{part:,}", f"{total:,}", f"{part / total:.1%}") for group, total, part in groups if total]
         print_table((f"kept by {name}", "kept", "of", "share"), lines)
-    mislabelled = counts.get("mislabelled_before"), counts.get("mislabelled_after")
-    misclassified = counts["misclassified"] / rows, counts["misclassified_kept"] / kept
-    shares = (
-        ("attack reaches beyond the margin (may mislabel)", *mislabelled),
-        ("misclassified by the margin model", *misclassified),
-        ("without a margin", counts["without_margin"] / rows, None),
-        ("kept, but not attacked", None, counts["unattacked"] / kept),
-    )
-    known = [(name, *pair) for name, *pair in shares if pair != [None, None]]
-    text = [(name, *("" if share is None else f"{share:.1%}" for share in pair)) for name, *pair in known]
-    print_table(("share of", "all images", "kept images"), text)
-    finite = np.isfinite(table.margin)
-    edges = np.quantile(table.margin[finite], np.linspace(0, 1, _BINS + 1)) if finite.any() else np.zeros(1)
-    bins = np.searchsorted(edges[1:-1], table.margin, side="right")
-    tenths = []
-    for number, (low, high) in enumerate(itertools.pairwise(edges)):
-        inside = finite & (bins == number)
-        kept_here = inside & plan.keep
-        eps = format_eps(float(plan.eps[kept_here].mean()), plan.threat.norm) if kept_here.any() else "-"
-        tenths.append((f"{low:.4g} to {high:.4g}", f"{inside.sum():,}", f"{kept_here.sum():,}", eps))
-    print_table((f"tenths by margin in {table.norm}", "images", "kept", "mean eps"), tenths)
-    if table.norm == plan.threat.norm and finite.any():
+    shares = {
+        "misclassified by the margin model": (counts["misclassified"] / rows, counts["misclassified_kept"] / kept),
+        "without a margin": (counts["without_margin"] / rows, None),
+        "kept, but not attacked": (None, counts["unattacked"] / kept),
+    }
+    if "mislabelled_before" in counts:
+        beyond = counts["mislabelled_before"], counts["mislabelled_after"]
+        shares = {"attack reaches beyond the margin (may mislabel)": beyond} | shares
+    lines = [(name, *("" if share is None else f"{share:.1%}" for share in pair)) for name, pair in shares.items()]
+    print_table(("share of", "all images", "kept images"), lines)
+    images = pd.DataFrame({"margin": table.margin, "kept": plan.keep, "eps": np.where(plan.keep, plan.eps, np.nan)})
+    if len(images := images[np.isfinite(table.margin)]):
+        tenths = images.groupby(pd.qcut(images.margin, 10, precision=9, duplicates="drop"), observed=True)
+        found = tenths.agg(images=("kept", "size"), kept=("kept", "sum"), eps=("eps", "mean"))
+        lines = [
+            (f"{span.left:.4g} to {span.right:.4g}", f"{size:,}", f"{part:,}", format_eps(eps, norm) if part else "-")
+            for span, size, part, eps in found.itertuples(name=None)
+        ]
+        print_table((f"tenths by margin in {table.norm}", "images", "kept", "mean eps"), lines)
+    facts = {"settings": plan.meta["params"], "warnings": plan.warnings}
+    if table.norm == norm and len(images):
         from puma.perceptron import bridge
 
-        facts = bridge(table.margin, plan.threat.eps, plan.kept / len(plan))
-        theory = [(name, f"{facts[key]:.4f}", meaning) for key, (name, meaning) in _THEORY.items()]
-        print_table(("theory of a linear two-class student (a compass, not a law)", "value", "meaning"), theory)
-    print_facts({"settings": plan.meta["params"], "warnings": plan.warnings})
+        theory = bridge(table.margin, plan.threat.eps, plan.kept / len(plan))
+        facts["theory of a linear two-class student (a compass, not a law)"] = theory
+    print_facts(facts)

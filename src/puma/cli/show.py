@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
-from math import prod
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -12,32 +12,16 @@ from typer import Argument, Option
 import puma
 from puma.cli.options import Quiet
 from puma.cli.output import echo, print_facts
-from puma.errors import DataError, ModelError, UsageError
+from puma.errors import DataError, ModelError
 from puma.io import parse_json, read_json, read_toml
-from puma.threat import ThreatModel
 
-_SCREEN, _MOST_VALUES = 36, 12
+_SCREEN, _MOST_VALUES = 35, 12
 _ARTEFACT = "Margin table, plan, run, study, evaluation, flags, weights, state, settings or data set."
-_KINDS = {
-    "puma.margins": "margin table",
-    "puma.plan": "plan",
-    "puma.run": "run",
-    "puma.model": "weights",
-    "puma.state": "state of a training",
-    "puma.diffusion": "diffusion model",
-    "puma.generated": "generated images",
-    "puma.quality": "quality of generated images",
-    "puma.evaluation.shard": "shard of an evaluation",
-    "puma.evaluation": "evaluation",
-    "puma.results": "results of a study",
-    "puma.flags": "flags of a study",
-    "puma.mislabelled": "mislabelled perturbed images of a study",
-    "puma.perceptron": "simulation of the perceptron",
-}
+_KINDS = {"margins": "margin table", "model": "weights", "state": "state of a training"}  # others: as in the schema
 _NEXT = {
     "margin table": "puma plan --table {path} --threat Linf:8/255 --prune-fraction 0.3 --out plan.parquet",
-    "plan": "puma train --plan {path} --real SOURCE --threat {threat} --out RUN",
-    "run": "puma evaluate {path} --data TEST --threat {threat}",
+    "plan": "puma train --plan {path} --real SOURCE --threat THREAT --out RUN",
+    "run": "puma evaluate {path} --data TEST --threat THREAT",
     "study": "puma study status {path}; puma report {path}",
     "settings of a study": "puma study run {path}",
     "recipe": "puma train --recipe {path} --real SOURCE --threat Linf:8/255 --out RUN",
@@ -98,24 +82,13 @@ def describe(path: Path) -> Shown:
     """
     read = _folder if path.is_dir() else _FILES.get(path.suffix, _data_set) if path.is_file() else _data_set
     kind, facts = read(path)
-    return Shown(kind, facts, _NEXT.get(kind, "").format(path=path, threat=_threat(facts)))
-
-
-def _threat(facts: dict[str, Any]) -> str:
-    """The threat model that an artefact names, or the usual one."""
-    settings = facts.get("settings")
-    threat = facts.get("threat") or (settings.get("threat") if isinstance(settings, dict) else None)
-    with suppress(UsageError):
-        if isinstance(threat, dict):
-            return str(ThreatModel(threat.get("norm"), threat.get("eps")))  # type: ignore[arg-type]  # checked there
-        return str(ThreatModel.parse(threat or "Linf:8/255"))
-    return "Linf:8/255"
+    return Shown(kind, facts, _NEXT.get(kind, "").format(path=path))
 
 
 def _kind(schema: object, otherwise: str) -> str:
     """The name of a schema, whatever its version."""
-    family = str(schema or "").partition("/")[0]
-    return _KINDS.get(family, family) or otherwise
+    family = str(schema or otherwise).partition("/")[0].removeprefix("puma.").replace(".", " ")
+    return _KINDS.get(family, family)
 
 
 def _folder(path: Path) -> Found:
@@ -154,39 +127,36 @@ def _table(paths: list[Path]) -> Found:
             return _data_set(paths[0])
         tables = [pq.read_table(path, page_checksum_verification=True) for path in paths]
         table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+        frame = table.to_pandas(ignore_metadata=True)
     except (pa.ArrowException, OSError) as error:
         fix = "`puma verify` names the file of a folder"
         raise DataError(f"{paths[0]} is not a whole Parquet file", why=str(error).strip(), fix=fix) from None
     columns = {name: str(table[name].type) for name in table.column_names if name != "index"}
     for name in columns:
-        with suppress(pa.ArrowException):  # a type that has no order and no counts
-            columns[name] = _column(table[name])
-    return _kind(schema, "table"), {"rows": table.num_rows, **made, "columns": columns}
+        with suppress(TypeError, ValueError):  # values that have no order and no counts
+            columns[name] = _column(frame[name])
+    return _kind(schema, "table"), {"rows": len(frame), **made, "columns": columns}
 
 
-def _column(column: Any) -> str:
+def _column(values: Any) -> str:
     """One line about a column: shares of its values, or its quantiles."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
+    from pandas.api.types import is_bool_dtype, is_float_dtype, is_integer_dtype
 
-    kind, values = column.type, column.drop_null()
-    empty = f", {column.null_count:,} null" if column.null_count else ""
-    if not len(values):
-        return "empty"
-    if pa.types.is_boolean(kind):
-        return f"{pc.mean(values.cast(pa.int8())).as_py():.1%} true{empty}"
-    if pa.types.is_floating(kind):
-        numbers = values.to_numpy()
-        finite = numbers[np.isfinite(numbers)]
-        odd = f", {len(numbers) - len(finite):,} not finite" if len(finite) < len(numbers) else ""
-        points = np.quantile(finite, [0.05, 0.25, 0.5, 0.75, 0.95]) if len(finite) else []
-        return ", ".join(f"{point:.4g}" for point in points) + f" at 5, 25, 50, 75, 95 %{odd}{empty}"
-    if pa.types.is_integer(kind) and len(pc.unique(values)) > _MOST_VALUES:
-        return f"{pc.min(values).as_py():,} to {pc.max(values).as_py():,}{empty}"
-    counts = sorted(values.value_counts().to_pylist(), key=lambda count: -count["counts"])
+    known = (values.replace([math.inf, -math.inf], math.nan) if is_float_dtype(values) else values).dropna()
+    odd = f", {len(values) - len(known):,} null or not finite" if len(known) < len(values) else ""
+    if not len(known):
+        return f"empty{odd}"
+    if is_bool_dtype(known):
+        return f"{known.mean():.1%} true{odd}"
+    if is_float_dtype(known):
+        points = known.astype(float).quantile([0.05, 0.25, 0.5, 0.75, 0.95])
+        return ", ".join(f"{point:.4g}" for point in points) + f" at 5, 25, 50, 75, 95 %{odd}"
+    counts = known.value_counts()
+    counts = counts[counts > 0]
+    if is_integer_dtype(known) and len(counts) > _MOST_VALUES:
+        return f"{known.min():,} to {known.max():,}{odd}"
     more = f", ... ({len(counts)} in all)" if len(counts) > _MOST_VALUES else ""
-    return ", ".join(f"{count['values']} {count['counts']:,}" for count in counts[:_MOST_VALUES]) + more + empty
+    return ", ".join(f"{value} {count:,}" for value, count in counts.head(_MOST_VALUES).items()) + more + odd
 
 
 def _json(path: Path) -> Found:
@@ -208,18 +178,12 @@ def _safetensors(path: Path) -> Found:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            header = dict(file.metadata() or {})
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            header, names = dict(file.metadata() or {}), list(file.keys())
+            shapes = [file.get_slice(name).get_shape() for name in names]
         meta = {key: parse_json(value, path) if value[:1] in "{[" else value for key, value in header.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}", why=str(error)) from None
-    sizes: dict[str, int] = {}
-    for name, shape in shapes.items():
-        group = name.partition(".")[0]
-        sizes[group] = sizes.get(group, 0) + prod(shape)
-    facts = {"tensors": len(shapes), "numbers": sum(sizes.values()), **meta}
-    kind = _kind(meta.get("schema"), "weights")
-    return kind, facts | ({"numbers in": sizes} if kind == "state of a training" else {})
+    return _kind(meta.get("schema"), "weights"), {"tensors": len(names), "numbers": sum(map(math.prod, shapes)), **meta}
 
 
 def _data_set(path: Path) -> Found:

@@ -164,16 +164,18 @@ def load_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
     return parse_recipe(parse_toml(text, f"recipe {recipe}") | changes, str(recipe))
 
 
-def parse_changes(pairs: Iterable[str]) -> dict[str, Any]:
+def parse_changes(pairs: Iterable[str], option: str = "--set", example: str = "steps=1000") -> dict[str, Any]:
     """``["steps=100", "flip=true"]`` as a table; values are TOML, and text where they are not."""
     changes: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
-            raise UsageError(f"--set {pair!r} sets nothing", fix="--set steps=1000")
+            raise UsageError(f"{option} {pair!r} is not NAME=VALUE", fix=f"{option} {example}")
+        if key in changes:
+            raise UsageError(f"{option} {key} is given twice")
         changes[key] = value
         with suppress(UsageError):
-            changes[key] = parse_toml(f"value = {value}", f"--set {key}")["value"]
+            changes[key] = parse_toml(f"value = {value}", f"{option} {key}")["value"]
     return changes
 
 
