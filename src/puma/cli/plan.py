@@ -137,17 +137,17 @@ def _explain(plan: puma.Plan, table: puma.MarginTable) -> None:
     if "mislabelled_before" in counts:
         beyond = counts["mislabelled_before"], counts["mislabelled_after"]
         shares = {"attack reaches beyond the margin (may mislabel)": beyond} | shares
-    lines = [(name, *("" if share is None else f"{share:.1%}" for share in pair)) for name, pair in shares.items()]
-    print_table(("share of", "all images", "kept images"), lines)
+    text = [(name, *("" if share is None else f"{share:.1%}" for share in pair)) for name, pair in shares.items()]
+    print_table(("share of", "all images", "kept images"), text)
     images = pd.DataFrame({"margin": table.margin, "kept": plan.keep, "eps": np.where(plan.keep, plan.eps, np.nan)})
     if len(images := images[np.isfinite(table.margin)]):
-        tenths = images.groupby(pd.qcut(images.margin, 10, precision=9, duplicates="drop"), observed=True)
-        found = tenths.agg(images=("kept", "size"), kept=("kept", "sum"), eps=("eps", "mean"))
-        lines = [
+        groups = images.groupby(pd.qcut(images.margin, 10, precision=9, duplicates="drop"), observed=True)
+        found = groups.agg(images=("kept", "size"), kept=("kept", "sum"), eps=("eps", "mean"))
+        tenths = [
             (f"{span.left:.4g} to {span.right:.4g}", f"{size:,}", f"{part:,}", format_eps(eps, norm) if part else "-")
             for span, size, part, eps in found.itertuples(name=None)
         ]
-        print_table((f"tenths by margin in {table.norm}", "images", "kept", "mean eps"), lines)
+        print_table((f"tenths by margin in {table.norm}", "images", "kept", "mean eps"), tenths)
     facts = {"settings": plan.meta["params"], "warnings": plan.warnings}
     if table.norm == norm and len(images):
         from puma.perceptron import bridge
