@@ -141,8 +141,8 @@ def _explain(plan: puma.Plan, table: puma.MarginTable) -> None:
     print_table(("share of", "all images", "kept images"), text)
     images = pd.DataFrame({"margin": table.margin, "kept": plan.keep, "eps": np.where(plan.keep, plan.eps, np.nan)})
     if len(images := images[np.isfinite(table.margin)]):
-        groups = images.groupby(pd.qcut(images.margin, 10, precision=9, duplicates="drop"), observed=True)
-        found = groups.agg(images=("kept", "size"), kept=("kept", "sum"), eps=("eps", "mean"))
+        bins = images.groupby(pd.qcut(images.margin, 10, precision=9, duplicates="drop"), observed=True)
+        found = bins.agg(images=("kept", "size"), kept=("kept", "sum"), eps=("eps", "mean"))
         tenths = [
             (f"{span.left:.4g} to {span.right:.4g}", f"{size:,}", f"{part:,}", format_eps(eps, norm) if part else "-")
             for span, size, part, eps in found.itertuples(name=None)
