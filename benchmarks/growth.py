@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training import THREAT, Ours, PlainLoop, _norm, _recipe, peak, random_pool, work_of
 
 import puma
-from puma.data.npz import save_source
+from puma.data.npz import write_npz
 from puma.data.pool import BatchSampler, read_batch
 from puma.scoring.score import ScoringSettings
 
@@ -124,7 +124,9 @@ def scoring(mode: str, rows: int, folder: Path, cifar10: str) -> dict[str, Any]:
 
     saved = folder / f"cifar-{rows}.npz"
     split = "test" if rows <= 10_000 else "train"
-    saved.exists() or save_source(puma.load_dataset(f"{cifar10}/{split}-*.parquet?resize=16&subset={rows}"), saved)
+    if not saved.exists():
+        source = puma.load_dataset(f"{cifar10}/{split}-*.parquet?resize=16&subset={rows}")
+        write_npz(saved, [source.read(slice(None))], source.labels, class_names=source.class_names)
     model, pool = load_robust_cnn(), puma.Pool([puma.load_dataset(str(saved))])
     images, labels = read_batch(pool, np.arange(256) % len(pool))
     hit = puma.deepfool(model, images, labels, mode=mode)

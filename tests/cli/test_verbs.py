@@ -142,7 +142,7 @@ MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
     (TRAIN.replace("digits ", "images.npy ", 1), 2, ("no known kind", "np.savez"), LOOK),
     (TRAIN.replace("digits ", "empty ", 1), 3, ("holds no images", "root/cat/1.png"), LOOK),
     ("data show margins", 3, ("no column 'img'", "it has: index", "puma show"), "show margins"),
-    ("data unpack digits", 2, ("has to be named", "--out images.npz"), "data unpack digits --out OUT/x.npz --quiet"),
+    ("data unpack plain.npz", 2, ("is not compressed", "use it as it is"), LOOK),
     ("generate --count 9 --out OUT/x.npz", 2, ("nothing to sample from", "puma generate digits"),
      "generate digits --count 9 --out OUT/x.npz --dry-run"),
     ("report margins", 3, ("neither a study nor a run", "metrics.csv", "puma study status"), "report run"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import os
 import pickle
 import subprocess
@@ -652,43 +651,26 @@ def test_sample_files_of_guided_diffusion(tmp_path: Path) -> None:
         load_dataset(tmp_path / "samples.npz")
 
 
-def test_webdataset_tars(tmp_path: Path) -> None:
+def test_webdataset_tars_through_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line of docs/data.md, and the spec of the command line."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").mkdir()
     for shard in range(2):
-        with tarfile.open(tmp_path / f"shard-{shard}.tar", "w") as archive:
+        with tarfile.open(tmp_path / "shards" / f"shard-{shard}.tar", "w") as archive:
             for row in range(10 * shard, 10 * shard + 10):
-                files = {"png": png(Image.fromarray(CIFAR[row]))}
-                files |= (
-                    {"cls": str(TEN[row]).encode()}
-                    if shard
-                    else {"json": json.dumps({"label": int(TEN[row])}).encode()}
-                )
-                for ending, data in files.items():
-                    info = tarfile.TarInfo(f"train/{row:05d}.{ending}")
+                for ending, data in (("png", png(Image.fromarray(CIFAR[row]))), ("cls", str(TEN[row]).encode())):
+                    info = tarfile.TarInfo(f"{row:05d}.{ending}")
                     info.size = len(data)
                     archive.addfile(info, io.BytesIO(data))
-    source = load_dataset(f"{tmp_path}/shard-*.tar", verify="full")
-    np.testing.assert_array_equal(source.read(slice(None)), CIFAR)
-    assert source.labels.tolist() == TEN.tolist()
-    assert load_dataset(f"{tmp_path}/shard-1.tar?resize=8").image_shape == (8, 8, 3)
-
-
-def test_tars_as_people_pack_them(tmp_path: Path) -> None:
-    def packed(name: str, **more: bytes) -> Path:
-        files = {"./0.png": png(picture(1)), "./0.cls": b"1", "./a.b/1.png": png(picture(2)), "./a.b/1.cls": b"0"}
-        with tarfile.open(tmp_path / name, "w") as archive:
-            folder_entry = tarfile.TarInfo("./a.b")
-            folder_entry.type = tarfile.DIRTYPE
-            archive.addfile(folder_entry)
-            for member, data in [*files.items(), *more.items()]:
-                info = tarfile.TarInfo(member)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-        return tmp_path / name
-
-    assert load_dataset(packed("a.tar", **{"__MACOSX/._0.png": b"x", "./._0.cls": b"x"})).labels.tolist() == [1, 0]
-    for more, said in (({"./0.cls": b"0"}, "twice"), ({"2.png": b"", "2.json": b"[" * 100_000}, "nested too deeply")):
-        with pytest.raises(DataError, match=said):
-            load_dataset(packed("b.tar", **more))
+    table = datasets.load_dataset("webdataset", data_files="shards/*.tar", split="train")
+    for source in (load_dataset(table), load_dataset("hf:./shards")):
+        np.testing.assert_array_equal(source.read(slice(None)), CIFAR)
+        assert source.labels.tolist() == TEN.tolist()
+    with pytest.raises(UsageError, match="of no known kind") as caught:
+        load_dataset("shards/shard-0.tar")
+    assert "hf:./FOLDER" in caught.value.fix
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

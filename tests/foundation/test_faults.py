@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from puma.cli.app import main
@@ -23,7 +24,7 @@ COMMANDS = {
     "evaluate": ["evaluate", "run", "--data", "digits:test?subset=20", "--threat", "Linf:0.1", "--attack", "pgd-2",
                  "--out", "new", "--quiet"],
     "report": ["report", "run", "--out", "new/report.html"],
-    "unpack": ["data", "unpack", "digits?subset=20", "--out", "new/images.npz", "--quiet"],
+    "unpack": ["data", "unpack", "packed.npz", "--out", "new/images.npz", "--quiet"],
     "generate": ["generate", "digits?subset=60", "--count", "4", "--out", "new/images.npz", "--set", "steps=2", "--set",
                  "warmup=1", "--quiet"],
 }  # fmt: skip
@@ -42,6 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faults")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        np.savez_compressed("packed.npz", image=np.zeros((4, 8, 8, 1), np.uint8), label=np.arange(4))
         for words in (
             [*COMMANDS["train"][:-1], "run"],
             ["score", "run", "digits?subset=60", "--mode", "fast", "--out", "margins", "--quiet"],

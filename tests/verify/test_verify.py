@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from puma.cli.app import app
 from puma.data.load import load_dataset
-from puma.data.npz import save_source
+from puma.data.npz import write_npz
 from puma.data.pool import Pool
 from puma.errors import DataError
 from puma.evaluation import evaluate
@@ -37,7 +37,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study") / "study"
     source = load_dataset("digits?subset=200")
     pool = Pool([source])
-    save_source(source, folder / "synthetic" / "images.npz")
+    write_npz(folder / "synthetic" / "images.npz", [source.read(slice(None))], source.labels)
     model = build_model("small-cnn", 10, in_channels=1, image_size=8, seed=0)
     save_model(model, folder / "margin-model" / "last.safetensors")
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""``puma data``: look at images and labels before training on them, unpack them, and find wrong labels."""
+"""``puma data``: look at images and labels before training on them, unpack archives, and find wrong labels."""
 
 from __future__ import annotations
 
@@ -15,37 +15,33 @@ from puma.cli.output import echo, print_facts
 from puma.cli.plan import check_plan_path, read_tables
 from puma.cli.score import MarginModel, PartRows, Roles, Sources, Weights, print_estimate
 from puma.errors import UsageError
-from puma.io import prepare_folder, read_json, write_bytes
+from puma.io import prepare_folder, read_json
 
 if TYPE_CHECKING:
     from puma.data.source import Source
 
-data_app = typer.Typer(help="Look at images and labels before training on them, and unpack them.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Look at images and labels before training on them, and unpack archives.", no_args_is_help=True
+)
 
 _SPEC = "digits, cifar10, FILE.npz, FILE.parquet, FOLDER, hf:NAME:SPLIT, also with options: FILE?resize=16&subset=5000"
 _TEST = "Test set: its images must not be in the others."
-_UNPACKED = "File to write; default SOURCE-unpacked.npz beside it."
+_UNPACKED = "File to write; default FILE-unpacked.npz beside it."
 
 
 @data_app.command()
 def show(
     sources: Annotated[list[str], Argument(metavar="SOURCE...", help=f"One or several: {_SPEC}.")],
     test: Annotated[str | None, Option(metavar="SOURCE", help=_TEST)] = None,
-    sheet: Annotated[Path | None, Option(help="Draw a contact sheet of each source (PNG).")] = None,
-    per_class: Annotated[int, Option(min=1, max=100, help="Images of each class on the sheet.")] = 10,
     verify: Annotated[str, Option(help="full: read every byte and compare checksums.")] = "headers",
     duplicates: Annotated[bool, Option(help="Search for equal images: reads everything once.")] = True,
     quiet: Quiet = False,
 ) -> None:
-    """Counts per class, label runs, pixel statistics and duplicates of sources; a contact sheet.
+    """Counts per class, label runs, pixel statistics and duplicates of sources.
 
     Files of generated images are usually sorted by class, sometimes by confidence too: their first rows are no sample.
     Equal images are searched inside each source, between sources, and in the test set.
     """
-    from puma.data.checks import contact_sheet
-
-    if sheet is not None:
-        prepare_folder(sheet.parent)
     options = {} if verify == "headers" else {"verify": verify}
     opened = [puma.load_dataset(spec, **options) for spec in sources]
     against = puma.load_dataset(test, **options) if test is not None else None
@@ -53,36 +49,25 @@ def show(
         _print_summary(source)
     if duplicates:
         _print_duplicates(opened, against, progress=not quiet)
-    for number, source in enumerate(opened if sheet is not None else [], start=1):
-        assert sheet is not None
-        target = sheet if number == 1 else sheet.with_name(f"{sheet.stem}-{number}{sheet.suffix}")
-        write_bytes(target, contact_sheet(source, per_class))
-        echo(f"contact sheet of {source.name}: {target}")
 
 
 @data_app.command()
 def unpack(
-    source: Annotated[str, Argument(metavar="SOURCE", help=f"A compressed .npz, or any source: {_SPEC}.")],
+    source: Annotated[Path, Argument(metavar="FILE", help="A compressed .npz.")],
     out: Annotated[Path | None, Option(help=_UNPACKED)] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a source as an uncompressed .npz that is read in place: nothing to inflate or decode ever after.
+    """Write a compressed .npz uncompressed, so that it is read in place.
 
-    The members of a compressed .npz are copied byte for byte, so tables and plans made from it stay valid.
+    Its members are copied byte for byte, so tables and plans made from it stay valid.
     """
-    from puma.data.npz import save_source, unpack_npz
+    from puma.data.npz import unpack_npz
 
-    path = Path(source)
-    if out is None and not path.exists():
-        raise UsageError(f"{source} is no file, so its target has to be named", fix="add --out images.npz")
-    out = out or path.with_name(f"{path.stem}-unpacked.npz")
+    out = out or source.with_name(f"{source.stem}-unpacked.npz")
     if out.suffix != ".npz":
         raise UsageError(f"--out {out} has to end in .npz")
     prepare_folder(out.parent)
-    if path.suffix == ".npz" and path.is_file():
-        unpack_npz(path, out, progress=not quiet)
-    else:
-        save_source(puma.load_dataset(source), out, progress=not quiet)
+    unpack_npz(source, out, progress=not quiet)
     echo(f"written  {out} ({out.stat().st_size / 1e6:,.1f} MB)")
 
 
@@ -102,32 +87,30 @@ def _print_summary(source: Source) -> None:
         "label runs": f"longest {facts.longest_run:,} (shuffled: about {facts.expected_run:.0f}): {order}",
         "pixels": f"mean {mean}, std {std}, {facts.low}..{facts.high} (of {facts.sampled:,} images)",
     }
-    if facts.flat:
-        rows["one colour"] = f"{facts.flat:,} of {facts.sampled:,} images"
     echo(repr(source)[1:-1])
     print_facts(rows | {"fingerprint": source.fingerprint})
 
 
 def _print_duplicates(sources: list[Source], test: Source | None, *, progress: bool) -> None:
-    from puma.data.checks import Duplicates, image_hashes, repeated, shared
+    from puma.data.checks import equal_images, image_hashes
 
-    def show_pairs(equal: Duplicates, source: Source, where: str, other: Source) -> None:
-        text = f"{len(equal):,} of {len(source):,} images of {source.name} {where}"
-        if len(equal):
-            pairs = ", ".join(f"{row:,} = {twin:,}" for row, twin in zip(equal.rows[:3], equal.twins[:3], strict=True))
-            text = f"{text}, {equal.conflicts:,} with another label (rows {pairs} ...)"
-        if source.image_shape != other.image_shape:
-            text = f"{source.name} and {other.name} are not compared: their images are of different shape"
-        echo(f"duplicates  {text}")
-
-    hashes = [image_hashes(source, progress=progress) for source in sources]
-    test_hashes = image_hashes(test, progress=progress) if test is not None else None
-    for number, (source, own) in enumerate(zip(sources, hashes, strict=True)):
-        show_pairs(repeated(source, own), source, "occur earlier in it", source)
-        for other, theirs in zip(sources[:number], hashes, strict=False):
-            show_pairs(shared(source, own, other, theirs), source, f"occur in {other.name}", other)
-        if test is not None and test_hashes is not None:
-            show_pairs(shared(source, own, test, test_hashes), source, f"occur in the test set {test.name}", test)
+    opened = sources if test is None else [*sources, test]
+    hashes = [image_hashes(source, progress=progress) for source in opened]
+    for number, source in enumerate(sources):
+        for other in (number, *range(number), *range(len(sources), len(opened))):
+            there = opened[other]
+            if source.image_shape != there.image_shape:
+                echo(f"{source.name} and {there.name} are not compared: their images are of different shape")
+                continue
+            rows, twins = equal_images(hashes[number], hashes[other] if other != number else None)
+            name = f"the test set {there.name}" if other == len(sources) else there.name
+            where = "occur earlier in it" if other == number else f"occur in {name}"
+            text = f"{len(rows):,} of {len(source):,} images of {source.name} {where}"
+            if len(rows):
+                pairs = ", ".join(f"{row:,} = {twin:,}" for row, twin in zip(rows[:3], twins[:3], strict=True))
+                conflicts = int((source.labels[rows] != there.labels[twins]).sum())
+                text = f"{text}, {conflicts:,} with another label (rows {pairs} ...)"
+            echo(f"duplicates  {text}")
 
 
 @data_app.command()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +16,12 @@ from puma.data.source import Rows, Source, blocks, stratified_rows
 from puma.errors import DataError, UsageError, unknown
 from puma.io import fingerprint
 from puma.progress import Progress
-from puma.rng import mixed_key, permuted
 
 logger = logging.getLogger("puma")
 
-LABEL_NAMES = ("label", "labels", "y", "targets")
+LABEL_NAMES = ("label", "labels", "y", "targets", "cls")  # the last: of webdataset tars
 _BOMB_RATIO, _BOMB_SIZE = 100, 64 << 20
-_SAMPLE, _LEAST, _SAMPLE_SIZE = 10_000, 1_000, 1 << 30
+_SAMPLE_SIZE = 64 << 20
 _TYPE_LIMIT = 32_767  # labels are int16 in every table
 _CHANNELS = (1, 3)
 _NO_CAST = "images are uint8 in 0..255; nothing is cast silently"
@@ -198,67 +196,38 @@ def _text(shape: Sequence[int]) -> str:
 # --- facts about a source ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Images of each class, the longest run of one label (and about what it would be in random order); of ``sampled``
-    images mean and std of each channel in 0..1, extreme pixels in 0..255, and how many are one colour throughout.
+class Summary(NamedTuple):
+    """Images of each class; the longest run of one label, about what it would be in random order, and whether chance
+    does not make it; of ``sampled`` images mean and std of each channel in 0..1, and extreme pixels in 0..255.
     """
 
     counts: NDArray[np.int64]
     longest_run: int
     expected_run: float
+    ordered: bool
     sampled: int
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
     low: int
     high: int
-    flat: int
-
-    @property
-    def ordered(self) -> bool:
-        """Whether the labels come in runs that chance does not make: a prefix is then no sample."""
-        return len(self.counts) > 1 and self.longest_run > 4 * self.expected_run + 8
 
 
 def summarize(source: Source) -> Summary:
-    """Look at all labels and at a stratified sample of 10,000 images, fewer where these take over 1 GiB."""
+    """Look at all labels and at a stratified sample of 10,000 images, fewer where these take over 64 MiB."""
     labels = source.labels
     counts = np.bincount(labels, minlength=source.num_classes)
-    changes = np.flatnonzero(np.diff(labels)) + 1
-    runs = np.diff(np.concatenate([[0], changes, [len(labels)]]))
+    longest = int(np.diff(np.flatnonzero(np.diff(labels, prepend=-1, append=-1))).max())
     share = counts.max() / len(labels)
-    expected = math.log(len(labels)) / -math.log(share) if 0 < share < 1 else float(len(labels))
-    sample = min(_SAMPLE, max(_LEAST, _SAMPLE_SIZE // math.prod(source.image_shape)), len(labels))
-    rows = stratified_rows(labels, sample, seed=0)
-    channels = source.image_shape[2]
-    seen, flat = np.zeros((channels, 256), np.int64), 0  # how often each value occurs in each channel
-    for block in blocks(len(rows), source.image_shape):
-        pixels = source.read(rows[block])
-        for channel in range(channels):
-            seen[channel] += np.bincount(pixels[..., channel].reshape(-1), minlength=256)
-        each = pixels.reshape(len(pixels), -1, channels)
-        flat += int((each == each[:, :1]).all((1, 2)).sum())
-    values = np.arange(256) / 255
-    shares = seen / seen.sum(1, keepdims=True)
+    expected = math.log(len(labels)) / -math.log(share) if share < 1 else float(len(labels))
+    sample = min(10_000, max(100, _SAMPLE_SIZE // math.prod(source.image_shape)), len(labels))
+    pixels = source.read(stratified_rows(labels, sample, seed=0))
+    channels = [pixels[..., channel].reshape(-1) for channel in range(pixels.shape[3])]
+    seen = np.stack([np.bincount(values, minlength=256) for values in channels])  # how often each value occurs
+    values, shares = np.arange(256) / 255, seen / seen.sum(1, keepdims=True)
     mean = shares @ values
     std = np.sqrt(np.maximum(shares @ values**2 - mean**2, 0))
-    present = np.flatnonzero(seen.sum(0))
-    return Summary(counts, int(runs.max()), expected, len(rows), mean, std, int(present[0]), int(present[-1]), flat)
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Images that occur in another source (or earlier in their own), pixel for pixel.
-
-    Their rows, ascending; the first row with the same pixels for each; how many carry another label than their twin.
-    """
-
-    rows: NDArray[np.int64]
-    twins: NDArray[np.int64]
-    conflicts: int
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    ordered = len(counts) > 1 and longest > 4 * expected + 8
+    return Summary(counts, longest, expected, ordered, sample, mean, std, int(pixels.min()), int(pixels.max()))
 
 
 def image_hashes(source: Source, *, progress: bool = False) -> NDArray[np.uint64]:
@@ -272,52 +241,10 @@ def image_hashes(source: Source, *, progress: bool = False) -> NDArray[np.uint64
     return out
 
 
-def repeated(source: Source, hashes: NDArray[np.uint64]) -> Duplicates:
-    """Images of ``source`` that are equal to an earlier one of it."""
-    _, first, places = np.unique(hashes, return_index=True, return_inverse=True)
-    earlier = first[places]
-    rows = np.flatnonzero(earlier != np.arange(len(hashes)))
-    return _confirmed(source, rows, source, earlier[rows])
-
-
-def shared(source: Source, hashes: NDArray[np.uint64], other: Source, other_hashes: NDArray[np.uint64]) -> Duplicates:
-    """Images of ``source`` that occur in ``other``."""
-    if source.image_shape != other.image_shape:
-        return Duplicates(np.empty(0, np.int64), np.empty(0, np.int64), 0)
-    values, first = np.unique(other_hashes, return_index=True)
+def equal_images(hashes: NDArray[np.uint64], others: NDArray[np.uint64] | None = None) -> tuple[Rows, Rows]:
+    """Rows whose image occurs among ``others`` (None: earlier among themselves); for each the first such row there."""
+    values, first = np.unique(hashes if others is None else others, return_index=True)
     places = np.minimum(np.searchsorted(values, hashes), len(values) - 1)
-    rows = np.flatnonzero(values[places] == hashes)
-    return _confirmed(source, rows, other, first[places[rows]])
-
-
-def _confirmed(source: Source, rows: Rows, other: Source, twins: Rows) -> Duplicates:
-    """Only the pairs whose pixels are equal, not just their hashes."""
-    equal = np.zeros(len(rows), dtype=bool)
-    for block in blocks(len(rows), source.image_shape):
-        one, two = source.read(rows[block]), other.read(twins[block])
-        equal[block] = (one == two).reshape(len(one), -1).all(1)
-    rows, twins = rows[equal], twins[equal]
-    return Duplicates(rows, twins, int((source.labels[rows] != other.labels[twins]).sum()))
-
-
-def contact_sheet(source: Source, per_class: int = 10, seed: int = 0) -> bytes:
-    """A PNG of ``per_class`` random images of each class, one class a row (40 spread over all where there are more)."""
-    from matplotlib.figure import Figure
-
-    classes = np.unique(np.linspace(0, source.num_classes - 1, min(source.num_classes, 40)).astype(int)).tolist()
-    height, width, channels = source.image_shape
-    sheet = np.full((len(classes), height + 1, per_class, width + 1, channels), 255, np.uint8)
-    for line, number in enumerate(classes):
-        rows = np.flatnonzero(source.labels == number)
-        places = permuted(np.arange(min(per_class, len(rows))), len(rows), mixed_key(seed, number))
-        sheet[line, :height, : len(places), :width] = source.read(rows[places]).swapaxes(0, 1)
-    picture = sheet.reshape(len(classes) * (height + 1), per_class * (width + 1), channels)
-    cell = max(0.7, max(height, width) / 100)  # inches, at 100 pixels an inch
-    figure = Figure(figsize=(2 + cell * per_class, 0.5 + cell * len(classes)), layout="constrained", dpi=100)
-    axes = figure.add_subplot(xticks=[], yticks=(np.arange(len(classes)) + 0.5) * (height + 1))
-    axes.imshow(np.repeat(picture, 3 // channels, axis=2), interpolation="nearest")
-    texts = [f"{source.class_names[number][:24]}  {(source.labels == number).sum():,}" for number in classes]
-    axes.set_yticklabels(texts, parse_math=False)
-    axes.set_title(f"{source.name}: {len(source):,} images {width}x{height}", parse_math=False)
-    figure.savefig(buffer := io.BytesIO(), format="png")
-    return buffer.getvalue()
+    earlier = first[places] != np.arange(len(hashes)) if others is None else True
+    rows = np.flatnonzero((values[places] == hashes) & earlier)
+    return rows, first[places[rows]]

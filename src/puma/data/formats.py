@@ -1,4 +1,4 @@
-"""Data sets in layouts of their own: digits, image folders, CIFAR archives, idx (MNIST), SVHN, webdataset tars."""
+"""Data sets in layouts of their own: digits, image folders, CIFAR archives, idx (MNIST), SVHN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import os
 import pickle
 import re
 import tarfile
-from collections import defaultdict
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -26,7 +25,7 @@ from puma.data.checks import check_image_layout, check_labels, chosen_label, cho
 from puma.data.images import EncodedImages
 from puma.data.source import Options, Pixels, Source, in_memory, stratified_rows
 from puma.errors import DataError, PumaError, UsageError, unknown
-from puma.io import fingerprint, parse_json, sha256_file
+from puma.io import fingerprint, sha256_file
 
 logger = logging.getLogger("puma")
 
@@ -172,15 +171,14 @@ def _is_junk(name: str) -> bool:
 def is_archive(path: Path) -> bool:
     """Whether `load_archive` reads it, told by its name."""
     folder = path.is_dir() and any(_IDX.match(place.name) for place in path.iterdir())
-    return folder or path.suffix == ".tar" or any(kind.search(path.name) for kind in (_CIFAR, _SVHN, _IDX))
+    return folder or any(kind.search(path.name) for kind in (_CIFAR, _SVHN, _IDX))
 
 
 def load_archive(path: Path, options: Options) -> Source:
     """Open a data set in the files that its authors publish.
 
     ``cifar-10-python.tar.gz`` or its folder ``cifar-10-batches-py`` (also binary, and CIFAR-100 with
-    ``?label=fine_label`` or ``coarse_label``) and folders of idx files hold two splits; ``train_32x32.mat`` and
-    webdataset tars (``KEY.png`` with ``KEY.cls``, or ``KEY.json`` that holds ``label``) hold one.
+    ``?label=fine_label`` or ``coarse_label``) and folders of idx files hold two splits; ``train_32x32.mat`` holds one.
     """
     cifar = _CIFAR.search(path.name)
     options.only(path, *(["split", "label"] if cifar else ["split"] if path.is_dir() else []))
@@ -189,14 +187,12 @@ def load_archive(path: Path, options: Options) -> Source:
             return _cifar(path, options.split, options.label, fine=cifar[1] == "100", binary="bin" in cifar[2])
         if _SVHN.search(path.name):
             return _svhn(path)
-        if path.suffix == ".tar":
-            return _webdataset(path, options)
         return _idx(path, options.split)
     except (PumaError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise DataError(f"{error.filename or path} does not exist") from None
-    except Exception as error:  # whatever a damaged archive makes tarfile, pickle, zlib, json or scipy raise
+    except Exception as error:  # whatever a damaged archive makes tarfile, pickle, zlib or scipy raise
         raise DataError(f"{path} cannot be read", why=str(error)[:200], fix="download it again") from None
 
 
@@ -288,39 +284,3 @@ def _svhn(path: Path) -> Source:
         raise DataError(f"{path}: the labels reach from {labels.min()} to {labels.max()}", why="they are 1 to 10")
     labels = labels.astype(np.int64) % 10  # "0" is stored as 10
     return _of_arrays(np.ascontiguousarray(images.transpose(3, 0, 1, 2)), labels, f"svhn-{path.name[:-10]}", str(path))
-
-
-def _webdataset(path: Path, options: Options) -> Source:
-    samples: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            folder, _, name = member.name.rpartition("/")
-            if not member.isfile() or any(map(_is_junk, [*folder.removeprefix(".").split("/"), name])):
-                continue
-            stem, _, ending = name.partition(".")
-            if samples[f"{folder}/{stem}"].setdefault(ending.lower(), member) is not member:
-                raise DataError(f"{path} holds {member.name} twice", why="which one is meant cannot be told")
-        images, labels = [], []
-        for stem, files in samples.items():
-            image = next((files[e] for e in ("png", "jpg", "jpeg", "webp", "bmp", "ppm") if e in files), None)
-            label = next((files[ending] for ending in ("cls", "json") if ending in files), None)
-            if image is None or label is None or label.size > 1 << 20:
-                lacks = "label" if image else "image"
-                raise DataError(f"{path}: {stem} has no {lacks}", why=f"it has: {sorted(files)}")
-            text = archive.extractfile(label)
-            value = parse_json(text.read(), label.name) if text is not None else None  # a bare number is JSON too
-            labels.append(value.get("label") if isinstance(value, dict) else value)
-            images.append((image.name, image.offset_data, image.size))
-    if not labels:
-        raise DataError(f"{path} holds no samples")
-    values = check_labels(np.array(labels), len(labels), f"{path}: labels")
-    digest = fingerprint({"format": "webdataset", "files": [[n, s] for n, _, s in images], "labels": labels})
-    encoded = EncodedImages(partial(_read_member, path, images), len(images), options)
-    return Source(encoded, values, name=path.stem, fingerprint=digest)
-
-
-def _read_member(path: Path, places: list[tuple[str, int, int]], row: int) -> tuple[bytes, str]:
-    name, offset, size = places[row]
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size), f"{path}: {name}"

@@ -38,6 +38,10 @@ from puma.io import fingerprint
 logger = logging.getLogger("puma")
 
 _KINDS = 'name "digits", "cifar10", an .npz or .parquet file, part files, an image folder, or hf:NAME:SPLIT'
+_INSTEAD = {
+    ".npy": "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)",
+    ".tar": "hf:./FOLDER reads the webdataset tars of a folder",
+}
 _EDM = "https://huggingface.co/datasets/P2333/DM-Improves-AT"
 _OF = re.compile(r"^(?P<stem>.*?)[-_.]?(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{6,})?$")
 _PART = re.compile(r"^(?P<stem>.*(?:part|shard|chunk))[-_]?(?P<number>\d+)$", re.IGNORECASE)
@@ -53,7 +57,7 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
             - a name: ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"svhn"``, ``"imagenet"``, ``"edm-cifar10-1m"``
               (``"cifar10:test"`` is the test split), found below ``$PUMA_DATA`` or through ``datasets``;
             - an EDM ``.npz``, Parquet in the Hugging Face layout, MedMNIST's ``.npz``, CIFAR's python and binary
-              archives, idx files, SVHN's ``.mat``, webdataset tars;
+              archives, idx files, SVHN's ``.mat``;
             - a folder with a folder of images for each class, or with part files;
             - ``"hf:NAME:SPLIT"`` or ``"hf:NAME:CONFIG:SPLIT"`` (needs the extra ``hub``);
             - a pattern (``"train-*.parquet"``) or a list of part files, which become one source;
@@ -174,8 +178,7 @@ def _opened(place: str, options: Options) -> Source:
         return load_archive(path, options)
     if path.is_dir():
         return load_folder(path, options)
-    fix = "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)" if path.suffix == ".npy" else _KINDS
-    raise UsageError(f"{place} is of no known kind", fix=fix)
+    raise UsageError(f"{place} is of no known kind", fix=_INSTEAD.get(path.suffix, _KINDS))
 
 
 def _prepared(source: Source, options: Options) -> Source:

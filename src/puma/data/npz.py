@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.data.checks import LABEL_NAMES, check_image_layout, check_labels, check_unfolding, chosen_label, chosen_split
-from puma.data.source import Images, Mapped, Options, Pixels, Source, blocks, in_memory
+from puma.data.source import Images, Mapped, Options, Pixels, Source, in_memory
 from puma.errors import DataError, PumaError, UsageError, unknown
 from puma.io import atomic_path, fingerprint
 from puma.progress import Progress
@@ -314,19 +314,6 @@ def read_comment(path: Path | str) -> dict[str, Any]:
     return comment if isinstance(comment, dict) else {}
 
 
-def save_source(source: Source, out: Path | str, *, progress: bool = False) -> Path:
-    """Write any source as an uncompressed EDM ``.npz``, in constant memory."""
-    with Progress(f"writing {Path(out).name}", len(source), "images", show=progress) as bar:
-
-        def chunks() -> Iterator[Pixels]:
-            for rows in blocks(len(source), source.image_shape):
-                yield source.read(rows)
-                bar.advance(rows.stop - rows.start)
-
-        write_npz(out, chunks(), source.labels, class_names=source.class_names)
-    return Path(out)
-
-
 def unpack_npz(path: Path | str, out: Path | str, *, progress: bool = False) -> Path:
     """Write the members of a compressed ``.npz`` uncompressed, byte for byte, in constant memory; CRC-32s are compared.
 
@@ -335,7 +322,7 @@ def unpack_npz(path: Path | str, out: Path | str, *, progress: bool = False) -> 
     path, out = Path(path), Path(out)
     with _opened(path) as members:
         if not any(member.compressed for member in members):
-            raise UsageError(f"{path} is not compressed: it is mapped as it is")
+            raise UsageError(f"{path} is not compressed", fix="use it as it is: it is read in place")
         if out.resolve() == path.resolve():
             raise UsageError(f"{out} is the file that is read", fix="choose another --out")
         total = sum(member.info.file_size for member in members)
