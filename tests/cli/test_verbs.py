@@ -90,8 +90,6 @@ MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
     ("evaluate run --data digits:tst --threat Linf:0.1", 2, ("unknown split", "did you mean 'test'"), EVALUATE),
     (f"{EVALUATE} --checkpoint first", 2, ("unknown checkpoint", "last"), f"{EVALUATE} --checkpoint last"),
     (f"{EVALUATE} --attack autoattack", 2, ("unknown attack", "standard"), f"{EVALUATE} --attack standard --dry-run"),
-    ("generate digits --count 9 --out OUT/x.npz --preset digit", 2, ("unknown", "did you mean 'digits'"),
-     "generate digits --count 9 --out OUT/x.npz --preset digits --dry-run"),
     ("demo --strategies none,pumma --out OUT", 2, ("unknown strategy", "did you mean 'puma'"), "plan --list"),
     ("data show digits?classes=tree", 2, ("unknown class", "There are: 0, 1"), "data show digits?classes=0,1 --quiet"),
     # norm and eps

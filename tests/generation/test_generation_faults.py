@@ -77,8 +77,10 @@ def test_a_forged_model_is_refused_from_its_header(tmp_path: Path, change: dict[
 @pytest.mark.dist
 def test_ctrl_c_ends_a_large_training_step_within_seconds(tmp_path: Path) -> None:
     """A UNet of full width on a CPU: one step of 512 images takes minutes."""
-    arguments = ["generate", "digits", "--count", "10", "--out", str(tmp_path / "a.npz"), "--preset", "small-32"]
-    command = [sys.executable, "-m", "puma", *arguments, "--set", "multipliers=[1, 2]", "--quiet"]
+    arguments = ["generate", "digits", "--count", "10", "--out", str(tmp_path / "a.npz")]
+    unet = ["network=unet", "width=96", "blocks=2", "batch_size=512", "multipliers=[1, 2]", "precision=bf16"]
+    settings = [word for setting in unet for word in ("--set", setting)]
+    command = [sys.executable, "-m", "puma", *arguments, *settings, "--quiet"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
         until = time.monotonic() + 120

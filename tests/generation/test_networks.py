@@ -11,7 +11,7 @@ from torch import Tensor
 
 from puma.errors import UsageError
 from puma.generation.diffusion import augment, build_denoiser
-from puma.generation.networks import AUGMENT_DIM, PRESETS, DiffusionConfig, build_network, diffusion_config, validated
+from puma.generation.networks import AUGMENT_DIM, DiffusionConfig, build_network, diffusion_config, validated
 from puma.generation.sampling import SamplerConfig
 
 SMALL = {"width": 16, "blocks": 1, "multipliers": (1, 2, 2), "attention": (8,)}
@@ -56,8 +56,8 @@ def test_unet_has_attention_where_asked_and_is_channels_last() -> None:
     assert net.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_small_32_preset_builds_at_its_stated_size() -> None:
-    net = build_network(PRESETS["small-32"], (3, 32, 32), 10)
+def test_the_unet_for_32_pixels_has_its_stated_size() -> None:
+    net = build_network(diffusion_config((32, 32, 3)), (3, 32, 32), 10)
     assert sum(weight.numel() for weight in net.parameters()) == pytest.approx(17.8e6, rel=0.01)
 
 
@@ -80,14 +80,12 @@ def test_unknown_settings_are_named_all_at_once() -> None:
     with pytest.raises(UsageError, match=r"ema.*widht") as error:
         diffusion_config((8, 8, 1), widht=3, ema=2.0)
     assert "label_dropout" in error.value.fix
-    with pytest.raises(UsageError, match="digits"):
-        diffusion_config((8, 8, 1), "digit")
     assert diffusion_config((8, 8, 1), steps=5) == DiffusionConfig(steps=5)
     assert diffusion_config((32, 32, 3)).network == "unet"
-    with pytest.raises(UsageError, match="no preset for images of 224x224"):
+    with pytest.raises(UsageError, match="no settings for images of 224x224"):
         diffusion_config((224, 224, 3))
-    with pytest.raises(UsageError, match="labels"):
-        validated(SamplerConfig, {"labels": "sorted"})
+    with pytest.raises(UsageError, match="guidance"):
+        validated(SamplerConfig, {"guidance": -1})
 
 
 def test_shift_moves_by_whole_pixels_as_told() -> None:

@@ -181,6 +181,5 @@ def test_a_real_pipeline_from_a_folder(tmp_path: Path) -> None:
     assert first.shape == (6, 8, 8, 3)
     assert np.abs(first[0].astype(int) - first[2]).max() > 5
     assert np.abs(made(2).astype(int) - first).max() <= 1
-    with pytest.raises(ModelError, match="cannot open") as error:
+    with pytest.raises(ModelError, match="cannot open"):
         load_pipeline(str(tmp_path / "nowhere"))
-    assert error.value.why == "there is no such folder"

@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
 from puma.data.load import load_dataset
 from puma.data.source import Source, in_memory
 from puma.errors import DataError
-from puma.generation.quality import coverage, frechet_distance, measure, nearest
+from puma.generation.quality import coverage, measure, nearest
 
 POINTS = hnp.arrays(np.float64, st.tuples(st.integers(2, 30), st.just(3)), elements=st.floats(-5, 5))
 
@@ -33,22 +32,6 @@ def test_coverage_equals_its_definition() -> None:
     wanted = np.mean([between[i].min() < np.sort(among[i])[5] for i in range(40)])
     assert 0 < wanted < 1
     assert coverage(real, fake) == wanted
-
-
-def test_frechet_distance_of_one_dimension() -> None:
-    first = np.random.default_rng(0).normal(size=(500, 1))
-    first = (first - first.mean()) / first.std(ddof=1)
-    assert frechet_distance(first, 3 * first + 4) == pytest.approx(4**2 + 2**2)
-    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-12)
-
-
-def test_frechet_distance_equals_the_matrix_root() -> None:
-    random = np.random.default_rng(1)
-    first, second = random.normal(size=(60, 5)) @ random.normal(size=(5, 5)), random.normal(size=(70, 5)) + 0.5
-    one, two = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    gap = first.mean(0) - second.mean(0)
-    wanted = gap @ gap + np.trace(one + two - 2 * sqrtm(one @ two).real)
-    assert frechet_distance(first, second) == pytest.approx(wanted)
 
 
 def _source(images: NDArray[np.uint8], labels: NDArray[np.int64], name: str = "made") -> Source:
@@ -70,16 +53,14 @@ def test_a_copying_generator_is_found_out(train: Source, test: Source) -> None:
     assert found["label_agreement"] > 0.99
     assert found["neighbor"]["synthetic_to_train"]["mean"] == pytest.approx(0, abs=1e-6)
     assert found["neighbor"]["copies"] == 1.0
-    assert found["neighbor"]["closer_to_train_than_to_test"] > 0.99
     json.dumps(found, allow_nan=False)
 
 
 def test_a_perfect_generator_scores_as_test_images_do(train: Source, test: Source) -> None:
     found = measure(train, test, test)
     assert found["label_agreement"] == found["real_accuracy"]
-    assert found["neighbor"]["ratio_of_means"] == 1.0
+    assert found["neighbor"]["synthetic_to_train"] == found["neighbor"]["test_to_train"]
     assert found["coverage"]["synthetic"] == found["coverage"]["test"]
-    assert found["frechet"]["synthetic"] == found["frechet"]["test"]
 
 
 def test_wrong_labels_show(train: Source, test: Source) -> None:
@@ -90,11 +71,10 @@ def test_wrong_labels_show(train: Source, test: Source) -> None:
     assert found["label_agreement"] == pytest.approx(0.75, abs=0.03)
 
 
-def test_one_image_per_class_shows_in_coverage_and_frechet(train: Source, test: Source) -> None:
+def test_one_image_per_class_shows_in_coverage(train: Source, test: Source) -> None:
     first = np.array([np.flatnonzero(train.labels == label)[0] for label in range(10)])
     found = measure(train, test, _source(train.read(np.tile(first, 80)), np.tile(np.arange(10), 80)))
     assert max(found["coverage"]["synthetic"].values()) < 0.5 < min(found["coverage"]["test"].values())
-    assert found["frechet"]["synthetic"] > 3 * found["frechet"]["test"]
 
 
 def test_class_sorted_files_are_no_trap(train: Source, test: Source) -> None:
@@ -102,7 +82,6 @@ def test_class_sorted_files_are_no_trap(train: Source, test: Source) -> None:
         np.argsort(test.labels, kind="stable"), 2
     )  # twice as many as are compared: a prefix is five classes
     found = measure(train, test, _source(test.read(rows), test.labels[rows]))
-    assert found["frechet"]["synthetic"] < 2 * found["frechet"]["test"]
     assert min(found["coverage"]["synthetic"].values()) > 0.7
 
 
@@ -114,16 +93,6 @@ def test_large_images_are_projected(train: Source, test: Source) -> None:
     assert found["features"] == "64 principal components of the training images' 1024 pixels"
     assert found["sources"]["train"] == {"name": "digits", "fingerprint": "digits", "rows": 300, "used": 200}
     assert found["real_accuracy"] > 0.8
-
-
-def test_features_of_the_caller_are_used(train: Source, test: Source) -> None:
-    def brightness(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        return images.reshape(len(images), -1).mean(1, keepdims=True)
-
-    found = measure(train, test, test, features=brightness, features_name="mean brightness", limit=300)
-    assert found["features"] == "mean brightness"
-    assert found["frechet"]["dimensions"] == 1
-    assert found["real_accuracy"] < 0.5
 
 
 def test_other_shapes_are_refused(train: Source, test: Source) -> None:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from puma.data.load import load_dataset
 from puma.data.npz import read_comment, write_npz
-from puma.errors import DataError, ModelError, ResumeError, UsageError
-from puma.generation import Diffusion, DiffusionConfig, SamplerConfig, generate, generate_from
+from puma.errors import DataError, ModelError, ResumeError
+from puma.generation import Diffusion, DiffusionConfig, SamplerConfig, generate_from
 from puma.generation.diffusion import train_diffusion
-from puma.generation.sampling import Sampler, condition_labels, diffusion_sampler, to_pixels
+from puma.generation.sampling import Sampler, diffusion_sampler, to_pixels
 from puma.io import sha256_file
-from puma.models.weights import save_tensors
+from puma.models.weights import save_tensors, weights_sha256
 
 MLP = DiffusionConfig(width=32, blocks=2, steps=60, batch_size=32, warmup=5, label_dropout=0.2)
 UNET = DiffusionConfig(network="unet", width=8, blocks=1, multipliers=(1, 2), steps=8, batch_size=8, warmup=2)
@@ -42,7 +42,7 @@ def _sample(
 
 def test_image_k_does_not_depend_on_the_batch(model: Diffusion) -> None:
     indices = np.arange(15)
-    labels = condition_labels(indices, 10)
+    labels = indices % 10
     whole = _sample(model, indices, labels, steps=5)
     assert whole.std() > 10
     for size in (1, 4):
@@ -105,31 +105,15 @@ def test_shards_of_other_settings_are_refused(mlp: Diffusion, tmp_path: Path) ->
         generate_from(interrupted(1), 8, out=tmp_path / "a.npz")
 
 
-def test_labels_with_shares_follow_them_and_never_change() -> None:
-    shares = np.array([0.5, 0.3, 0.2])
-    labels = condition_labels(np.arange(4000), 3, shares=shares)
-    np.testing.assert_allclose(np.bincount(labels) / 4000, shares, atol=0.03)
-    np.testing.assert_array_equal(condition_labels(np.arange(100, 200), 3, shares=shares), labels[100:200])
-
-
-def test_labels_as_real_through_generate(tmp_path: Path) -> None:
-    real = load_dataset("digits:train")
-    sampler = SamplerConfig(steps=2, labels="real", shard_rows=64)
-    path = generate(real, 150, out=tmp_path / "a.npz", config=MLP.model_copy(update={"steps": 2}), sampler=sampler)
-    assert not np.array_equal(load_dataset(path).labels, np.arange(150) % 10)
-
-
 def test_generate_from_a_saved_model(mlp: Diffusion, tmp_path: Path) -> None:
     mlp.save(tmp_path / "saved")
     sampler = SamplerConfig(steps=3)
     one = generate_from(mlp, 20, out=tmp_path / "one.npz", config=sampler)
     two = generate_from(Diffusion.load(tmp_path / "saved"), 20, out=tmp_path / "two.npz", config=sampler)
     assert one.read_bytes() == two.read_bytes()
-    assert read_comment(one)["generator"]["weights"] == mlp.weights_sha256()
+    assert read_comment(one)["generator"]["weights"] == weights_sha256(mlp.denoiser)
     with pytest.raises(ResumeError, match="seed: 0 there, 3 now"):
         generate_from(mlp, 20, out=one, config=sampler, seed=3)
-    with pytest.raises(UsageError, match="needs the real images"):
-        generate_from(mlp, 20, out=tmp_path / "c.npz", config=SamplerConfig(labels="real"))
 
 
 def test_the_checksum_lies_beside_the_file_and_damage_is_found(mlp: Diffusion, tmp_path: Path) -> None:

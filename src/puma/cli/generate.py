@@ -31,10 +31,8 @@ def generate(
     out: Annotated[Path, Option("--out", help="Target: NAME.npz (EDM layout).")],
     count: Annotated[int, Option("--count", min=1, help="How many images to sample.")],
     source: Annotated[str | None, Argument(help="Real images to train on: digits, an .npz, Parquet ...")] = None,
-    preset: Annotated[str | None, Option(help="digits (8-16 pixels) or small-32; none: by size.")] = None,
     settings: Annotated[list[str] | None, Option("--set", metavar="NAME=VALUE", help=_SETTINGS)] = None,
     guidance: Annotated[float, Option(min=0, help="Above 1 exaggerates the label (needs label_dropout).")] = 1.0,
-    labels: Annotated[str, Option(help="balanced, or real: the class shares of SOURCE.")] = "balanced",
     batch_size: Annotated[int, Option(min=1, help="Images sampled together.")] = 512,
     shard_rows: Annotated[int, Option(min=1, help="Images per shard: what an interruption can cost.")] = 2048,
     eval_data: Annotated[str | None, Option(metavar="TEST", help=_EVAL_DATA)] = None,
@@ -74,9 +72,9 @@ def generate(
     given = parse_changes(settings or [])
     sampling = {name.removeprefix(_SAMPLER): given[name] for name in given if name.startswith(_SAMPLER)}
     changes = {name: given[name] for name in given if not name.startswith(_SAMPLER)}
-    if (preset or changes) and (model is not None or (preset and diffusers is not None)):
-        raise UsageError("--preset and --set train a model; there is one already", fix="--set sampler.NAME=VALUE")
-    flags = {"guidance": guidance, "labels": labels, "batch_size": batch_size, "shard_rows": shard_rows}
+    if changes and model is not None:
+        raise UsageError("--set trains a model; there is one already", fix="--set sampler.NAME=VALUE")
+    flags = {"guidance": guidance, "batch_size": batch_size, "shard_rows": shard_rows}
     sampler_config = validated(SamplerConfig, flags | sampling)
     on = resolve_device(device)
     if threads:
@@ -98,7 +96,7 @@ def generate(
             return _echo_cost(count, sampling_seconds(generator, count, batch_size), math.prod(generator.image_shape))
         generate_from(generator, count, out=out, config=sampler_config, seed=seed, progress=not quiet)
     elif real is not None:
-        diffusion = diffusion_config(real.image_shape, preset, **changes)
+        diffusion = diffusion_config(real.image_shape, **changes)
         if dry_run:
             parameters, training, sampling_time = estimate_cost(real, count, diffusion, sampler_config, on)
             steps = f"{diffusion.steps:,} steps of {diffusion.batch_size}, {parameters:,} parameters"
@@ -148,7 +146,7 @@ def _measure(real: Source, test: Source, out: Path) -> None:
     quality = measure(real, test, puma.load_dataset(out))
     target = out.with_suffix(".quality.json")
     write_json(target, quality)
-    near, frechet, accuracy = quality["neighbor"], quality["frechet"], quality["real_accuracy"]
+    near, accuracy = quality["neighbor"], quality["real_accuracy"]
     roles, used = ("synthetic", "test"), {role: f"{one['used']:,}" for role, one in quality["sources"].items()}
     least = [min((one for one in quality["coverage"][role].values() if one is not None), default=0.0) for role in roles]
     rows = {
@@ -157,7 +155,6 @@ def _measure(real: Source, test: Source, out: Path) -> None:
         "mean distance to the nearest training image": [near[f"{role}_to_train"]["mean"] for role in roles],
         "nearer to one than 99 % of test images": (near["copies"], 0.01),
         "coverage, worst class": least,
-        f"Frechet distance, {frechet['rows']['other']:,} images": [frechet[role] for role in roles],
     }
     title = f"{used['synthetic']} synthetic images against {used['train']} training and {used['test']} test images"
     cells = [(words, *(f"{value:.4f}" for value in values)) for words, values in rows.items()]

@@ -7,12 +7,4 @@ from puma.generation.networks import DiffusionConfig, diffusion_config
 from puma.generation.quality import measure
 from puma.generation.sampling import SamplerConfig, generate, generate_from
 
-__all__ = [
-    "Diffusion",
-    "DiffusionConfig",
-    "SamplerConfig",
-    "diffusion_config",
-    "generate",
-    "generate_from",
-    "measure",
-]
+__all__ = ["Diffusion", "DiffusionConfig", "SamplerConfig", "diffusion_config", "generate", "generate_from", "measure"]

@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,14 +23,13 @@ from puma.devices import environment
 from puma.errors import CheckError, ModelError, UsageError
 from puma.generation.edm import Denoiser, loss, sample_sigma
 from puma.generation.networks import AUGMENT_DIM, DiffusionConfig, build_network, validated
-from puma.io import claim_folder, lock, require_same_settings
+from puma.io import claim_folder, lock
 from puma.models.modes import EMA, ramped_decay
-from puma.models.weights import load_tensors, load_weights, save_tensors, weights_sha256
+from puma.models.weights import load_tensors, load_weights, save_tensors
 from puma.progress import Progress
 from puma.rng import Stream, counter_generator, torch_seed
 
 SCHEMA = "puma.diffusion/1"
-_IN_MEMORY = 2 << 30  # bytes of real images that training holds in memory
 _SHIFT = 0.125  # largest whole-pixel shift, and standard deviation of the fractional one, in image sizes
 _SCALE, _ANGLE = 0.2, 0.3  # standard deviation of log2; largest angle in radians: small, for a 6 upside down is a 9
 _MICRO_BATCH = 16  # images per backward pass of the UNet on a CPU: bounds memory, and the wait after Ctrl-C
@@ -49,20 +47,6 @@ class Diffusion:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     made_from: dict[str, Any]
-
-    def __repr__(self) -> str:
-        parameters = sum(weight.numel() for weight in self.denoiser.parameters())
-        shape, kind = "x".join(map(str, self.image_shape)), self.config.network
-        return f"Diffusion({kind}, {shape} images, {self.num_classes} classes, {parameters:,} parameters)"
-
-    @property
-    def num_classes(self) -> int:
-        """Number of labels."""
-        return len(self.class_names)
-
-    def weights_sha256(self) -> str:
-        """Hex digest of the weights, independent of the file they came from."""
-        return weights_sha256(self.denoiser)
 
     def save(self, folder: Path | str) -> None:
         """Write ``model.safetensors`` into ``folder``, atomically, with the configuration and a checksum inside."""
@@ -127,11 +111,9 @@ def train_diffusion(
         claim_folder(folder, settings, environment=machine, schema=SCHEMA)
         if (folder / "model.safetensors").exists():
             model = Diffusion.load(folder)
-            made = {"config": model.config.model_dump(mode="json"), **model.made_from}
-            require_same_settings(folder, {name: made.get(name) for name in settings}, settings)
             shutil.rmtree(checkpoints, ignore_errors=True)
             return model.to(device)
-        training = _Training(real, config, seed, device)
+        training = Training(real, config, seed, device)
         if (state := load_state(checkpoints)) is not None:
             unpack(state[0], training.denoiser, training.ema.model, training.optimizer)
             training.step = int(state[1]["step"])
@@ -150,24 +132,11 @@ def train_diffusion(
     return model.to(device)
 
 
-def training_seconds(real: Source, config: DiffusionConfig, device: torch.device | str) -> float:
-    """Estimated time of a training on this device: that of one (on a CPU smaller) step, scaled up."""
-    training = _Training(real, config, 0, torch.device(device))
-    small = min(config.batch_size, training.micro_batch)
-    training.config = config.model_copy(update={"batch_size": small})
-    training.take_step()
-    started = time.perf_counter()
-    training.take_step()
-    return (time.perf_counter() - started) * config.steps * config.batch_size / small
-
-
-class _Training:
+class Training:
     """Weights, moving average and optimiser of a training, and its step; batch k is a function of (seed, k)."""
 
     def __init__(self, real: Source, config: DiffusionConfig, seed: int, device: torch.device) -> None:
         self.real, self.config, self.seed, self.device, self.step = real, config, seed, device, 0
-        small = len(real) * int(np.prod(real.image_shape)) <= _IN_MEMORY
-        self._pixels: NDArray[np.uint8] | None = real.read(slice(None)) if small else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(seed, Stream.INIT))
             self.denoiser = build_denoiser(config, real.image_shape, real.num_classes).to(device).train()
@@ -176,6 +145,15 @@ class _Training:
             self.denoiser.network.compile()
         self.optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=config.learning_rate, fused=True)
         self.micro_batch = _MICRO_BATCH if config.network == "unet" and device.type == "cpu" else config.batch_size
+
+    def seconds(self) -> float:
+        """Estimated time of all steps here: that of one (on a CPU smaller) step, scaled up."""
+        config, small = self.config, min(self.config.batch_size, self.micro_batch)
+        self.config = config.model_copy(update={"batch_size": small})
+        self.take_step()
+        started = time.perf_counter()
+        self.take_step()
+        return (time.perf_counter() - started) * config.steps * config.batch_size / small
 
     def take_step(self) -> float:
         """One optimiser step; returns its loss. `CheckError` if that is not finite: the weights stay as they were."""
@@ -216,8 +194,7 @@ class _Training:
         """Images float32 [B, C, H, W] in [-1, 1] and labels int64 [B] of this step, sampled with replacement."""
         random = counter_generator(self.seed, Stream.STEP, self.step)
         rows = np.sort(random.integers(len(self.real), size=self.config.batch_size))
-        pixels = self.real.read(rows) if self._pixels is None else self._pixels[rows]
-        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = torch.from_numpy(self.real.read(rows)).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         return images.contiguous(), torch.from_numpy(self.real.labels[rows]).to(self.device)
 
 
@@ -232,10 +209,9 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """Change some images [B, C, H, W] and describe the change (Karras et al. 2022, section 5); borders are repeated.
 
-    Returns the images and the augmentation vectors, float32 [B, AUGMENT_DIM], zero where nothing was done: sampling
-    under the zero vector gives images like the untouched ones. Probabilities: ``shift`` by whole pixels, up to 1/8 of
-    the size each way (blurs nothing); ``flip``, left and right; ``warp`` of scaling, of rotating and of a fractional
-    shift, each on its own (bilinear).
+    Returns the images and float32 [B, AUGMENT_DIM], zero where nothing was done. Probabilities: ``shift`` by whole
+    pixels, up to 1/8 of the size each way (blurs nothing); ``flip``, left and right; ``warp`` of scaling, of rotating
+    and of a fractional shift, each on its own (bilinear).
     """
     count, device = len(images), images.device
     applied = torch.zeros(count, AUGMENT_DIM, device=device)

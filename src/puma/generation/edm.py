@@ -43,8 +43,8 @@ class Denoiser(nn.Module):
         factors = coefficients(sigma.float(), self.sigma_data)
         noisy = noisy.float()
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.bf16):
-            raw: Tensor = self.network(_wide(factors.c_in) * noisy, factors.c_noise, label, augment)
-        return _wide(factors.c_skip) * noisy + _wide(factors.c_out) * raw.float()
+            raw: Tensor = self.network(factors.c_in[:, None, None, None] * noisy, factors.c_noise, label, augment)
+        return factors.c_skip[:, None, None, None] * noisy + factors.c_out[:, None, None, None] * raw.float()
 
 
 def sample_sigma(count: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
@@ -65,20 +65,13 @@ def loss(
     ``images`` [B, C, H, W] are clean, ``noise`` is standard normal of their shape; ``labels`` int64 [B] are
     ``num_classes`` where dropped; ``augment`` [B, A] is the augmentation each image went through.
     """
-    denoised: Tensor = denoiser(images + _wide(sigma) * noise, sigma, labels, augment)
-    error: Tensor = ((denoised - images) ** 2).flatten(1).mean(1)
-    return loss_weight(sigma, denoiser.sigma_data) * error
+    denoised: Tensor = denoiser(images + sigma[:, None, None, None] * noise, sigma, labels, augment)
+    return loss_weight(sigma, denoiser.sigma_data) * ((denoised - images) ** 2).flatten(1).mean(1)
 
 
 def schedule(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
-    """Noise levels of the sampler from ``sigma_max`` down to ``sigma_min``, then 0; float64 [steps + 1] (equation 5).
-
-    >>> schedule(3, 1.0, 9.0, rho=2.0)
-    tensor([9., 4., 1., 0.], dtype=torch.float64)
-    """
-    if steps == 1:
-        return torch.tensor([sigma_max, 0.0], dtype=torch.float64)
-    position = torch.arange(steps, dtype=torch.float64) / (steps - 1)
+    """Noise levels of sampling, from ``sigma_max`` down to ``sigma_min``, then 0; float64 [steps + 1] (equation 5)."""
+    position = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return torch.cat([(high + position * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
 
@@ -111,17 +104,12 @@ def guided(denoiser: Denoiser, labels: Tensor, no_label: int, guidance: float = 
     ``no_label`` means "none" (``num_classes``). Guidance 1 is the plain conditional model; above 1 gives better
     agreement with the label and less variety, of a denoiser that was trained with label dropout.
     """
-    absent = torch.full_like(labels, no_label)
 
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
         conditional: Tensor = denoiser(noisy, sigma, labels)
         if guidance == 1.0:
             return conditional
-        unconditional: Tensor = denoiser(noisy, sigma, absent)
+        unconditional: Tensor = denoiser(noisy, sigma, torch.full_like(labels, no_label))
         return unconditional + guidance * (conditional - unconditional)
 
     return denoise
-
-
-def _wide(factor: Tensor) -> Tensor:
-    return factor[:, None, None, None]

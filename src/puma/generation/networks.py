@@ -1,8 +1,7 @@
 """Settings of a diffusion model, and its networks: a residual MLP for 8 to 16 pixels, diffusers' UNet from 16 pixels.
 
-A network takes the scaled noisy image [B, C, H, W], c_noise = ln(sigma) / 4 [B], the label int64 [B] (``num_classes``
-means none) and the augmentation vector [B, A] or None (all zero); it returns a tensor of the image's shape. The last
-layer starts at zero, so that an untrained denoiser returns ``c_skip * noisy``.
+A network maps the scaled noisy image [B, C, H, W], c_noise = ln(sigma) / 4 [B], the label int64 [B] (``num_classes``
+means none) and the augmentation vector [B, A] or None (all zero) to a tensor of the image's shape; it starts at zero.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from puma.errors import UsageError, unknown
+from puma.errors import UsageError
 
 AUGMENT_DIM = 8
 """Length of the vector: mirrored, whole-pixel shift (y, x), fractional shift (y, x), log2 scale, sin, 1 - cos."""
@@ -26,13 +25,11 @@ Settings = TypeVar("Settings", bound=BaseModel)
 class DiffusionConfig(BaseModel):
     """A diffusion model and its training; images are in [-1, 1] and noise levels in that unit.
 
-    ``width`` is that of the MLP, or the channels of the UNet's first level; ``multipliers`` (channels of each level, in
-    widths; every level after the first halves the image) and ``attention`` (heights in pixels of the levels with
-    self-attention) are the UNet's. The learning rate is Adam's at its peak, after ``warmup`` steps; then half a cosine
-    down to zero. ``ema`` is the decay of the weights that sample. ``noise_mean`` and ``noise_std`` are of ln(sigma).
-    ``label_dropout`` is the share of images shown without their label: above 0 allows guidance. ``shift`` (whole
-    pixels), ``flip`` and ``warp`` (scaling, rotating, fractional shift) are probabilities of `augment`. ``compile`` is
-    ignored on a CPU.
+    ``width`` is that of the MLP, or the channels of the UNet's first level; ``multipliers`` (of each level, in widths;
+    each after the first halves the image) and ``attention`` (heights in pixels of levels with self-attention) are the
+    UNet's. ``ema``: decay of the weights that sample; ``noise_mean`` and ``noise_std``: of ln(sigma);
+    ``label_dropout``: share of images shown without their label, above 0 for guidance; ``shift``, ``flip`` and
+    ``warp``: probabilities of `augment`. ``compile`` is ignored on a CPU.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -64,27 +61,21 @@ class DiffusionConfig(BaseModel):
         return max(self.shift, self.flip, self.warp) > 0
 
 
-PRESETS: dict[str, DiffusionConfig] = {
-    "digits": DiffusionConfig(),
-    "small-32": DiffusionConfig(
-        network="unet", width=96, blocks=2, dropout=0.1, steps=30_000, batch_size=512, learning_rate=1e-3,
-        warmup=2_000, ema=0.9995, label_dropout=0.1, shift=0.12, flip=0.5, warp=0.12, precision="bf16", compile=True,
-    ),
-}  # fmt: skip
-"""``digits`` for 8 to 16 pixels, minutes on one CPU core; ``small-32`` for 32 pixels, meant for a GPU."""
+_FOR_32_PIXELS = DiffusionConfig(
+    network="unet", width=96, blocks=2, dropout=0.1, steps=30_000, batch_size=512, learning_rate=1e-3,
+    warmup=2_000, ema=0.9995, label_dropout=0.1, shift=0.12, flip=0.5, warp=0.12, precision="bf16", compile=True,
+)  # fmt: skip
 
 
-def diffusion_config(image_shape: tuple[int, int, int], preset: str | None = None, **changes: Any) -> DiffusionConfig:
-    """The preset of that name, or the one for images (H, W, C), with some of its settings changed."""
+def diffusion_config(image_shape: tuple[int, int, int], **changes: Any) -> DiffusionConfig:
+    """The settings for images (H, W, C), with some changed: up to 16 pixels the MLP, up to 64 a UNet for a GPU."""
     largest = max(image_shape[:2])
-    if preset is None and largest > 64:
-        what = f"no preset for images of {image_shape[0]}x{image_shape[1]} pixels"
+    if largest > 64:
+        what = f"no settings for images of {image_shape[0]}x{image_shape[1]} pixels"
         fix = "load the images with resize=32, or use a diffusers pipeline of your own"
         raise UsageError(what, why="our diffusion models are for 8 to 64 pixels", fix=fix)
-    name = preset or ("digits" if largest <= 16 else "small-32")
-    if name not in PRESETS:
-        raise unknown("diffusion preset", name, PRESETS)
-    return validated(DiffusionConfig, PRESETS[name].model_dump() | changes)
+    start = DiffusionConfig() if largest <= 16 else _FOR_32_PIXELS
+    return validated(DiffusionConfig, start.model_dump() | changes)
 
 
 def validated(kind: type[Settings], values: dict[str, Any]) -> Settings:
@@ -209,14 +200,12 @@ def import_diffusers(name: str) -> Any:
         import diffusers
 
         return getattr(diffusers, name)
-    except ImportError:
-        why, fix = "UNets and pretrained pipelines come from it", "pip install 'puma-robust[diffusers]'"
-        raise UsageError("diffusers is not installed", why=why, fix=fix) from None
-    except RuntimeError as error:
-        if "torchvision" not in str(error):
-            raise
-        what, fix = "diffusers cannot be imported beside the installed torchvision", "install the one of this torch"
-        raise UsageError(what, why=str(error).splitlines()[-1], fix=f"uninstall torchvision, or {fix}") from None
+    except (ImportError, RuntimeError) as error:  # the latter beside a torchvision of another torch
+        why, fix = (
+            f"UNets and pretrained pipelines need it: {str(error).splitlines()[-1]}",
+            "pip install 'puma-robust[diffusers]'",
+        )
+        raise UsageError("diffusers is not installed, or cannot be imported", why=why, fix=fix) from None
 
 
 def _zero_init(layer: nn.Linear | nn.Conv2d) -> Any:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,32 +23,30 @@ from puma.data.npz import read_comment, write_npz
 from puma.data.source import Source
 from puma.devices import warn_slow_bf16
 from puma.errors import CheckError, DataError, ModelError, ResumeError, UsageError
-from puma.generation.diffusion import Diffusion, build_denoiser, train_diffusion, training_seconds
+from puma.generation.diffusion import Diffusion, Training, build_denoiser, train_diffusion
 from puma.generation.edm import guided, sample, schedule
 from puma.generation.networks import DiffusionConfig, diffusion_config, import_diffusers
 from puma.io import Shards, fingerprint, lock, require_same_settings, sha256_file, spans, write_json, write_text
 from puma.models.weights import weights_sha256
 from puma.progress import Progress
-from puma.rng import Stream, counter_generator, image_noise, torch_seed
+from puma.rng import Stream, image_noise, torch_seed
 
 SCHEMA = "puma.generated/3"
 _AWAY = "give another output path, or move that file away"
 Labels = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
-Shares = NDArray[np.float64] | None  # class shares [num_classes]; None is balanced
 
 
 class SamplerConfig(BaseModel):
-    """Settings of the sampler: noise levels of Karras et al. 2022, guidance, labels, images per batch and shard."""
+    """Settings of the sampler: noise levels of Karras et al. 2022, guidance, images per batch and shard."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     steps: int = Field(default=18, ge=1)
-    sigma_min: float = Field(default=0.002, gt=0)
-    sigma_max: float = Field(default=80.0, gt=0)
+    sigma_min: float = Field(default=0.002, gt=0, lt=1)
+    sigma_max: float = Field(default=80.0, ge=1)
     rho: float = Field(default=7.0, gt=0)
     guidance: float = Field(default=1.0, ge=0)
-    labels: Literal["balanced", "real"] = "balanced"
     batch_size: int = Field(default=512, ge=1)
     shard_rows: int = Field(default=2048, ge=1)
 
@@ -78,11 +76,11 @@ def diffusion_sampler(model: Diffusion, seed: int = 0, config: SamplerConfig | N
     def pixels(indices: Labels, labels: Labels) -> Pixels:
         noise = torch.from_numpy(image_noise(seed, indices, 0, (channels, height, width))).to(device)
         conditions = torch.from_numpy(labels).to(device)
-        images = sample(guided(model.denoiser, conditions, model.num_classes, settings.guidance), noise, sigmas)
+        images = sample(guided(model.denoiser, conditions, len(model.class_names), settings.guidance), noise, sigmas)
         return to_pixels(images.permute(0, 2, 3, 1).cpu().numpy())
 
-    chosen = settings.model_dump(mode="json", exclude={"batch_size", "shard_rows", "labels"})
-    identity = {"weights": model.weights_sha256(), "seed": seed, "sampler": chosen}
+    chosen = settings.model_dump(mode="json", exclude={"batch_size", "shard_rows"})
+    identity = {"weights": weights_sha256(model.denoiser), "seed": seed, "sampler": chosen}
     return Sampler(pixels, identity, model.image_shape, model.class_names)
 
 
@@ -100,36 +98,18 @@ def generate(
 ) -> Path:
     """Train a class-conditional diffusion model on ``real`` and sample ``count`` labelled images from it.
 
-    Interrupted at any moment, the same call resumes; with a larger ``count`` the model is used again.
-
-    Args:
-        real: source of uint8 images with labels, every class present.
-        count: how many images to sample, at least 1.
-        out: target ``NAME.npz``, which is returned (`generate_from`); ``NAME.diffusion`` beside it keeps the model.
-        config: network and training; None takes the preset for the image size.
-        sampler: sampler settings; None for 18 deterministic Heun steps and balanced classes.
-        seed: decides weights, batches and images.
-        device: where to compute.
-        checkpoint_every: training steps between checkpoints.
-        progress: show bars.
-
-    Raises:
-        UsageError: a setting that cannot be used.
-        DataError: real images that cannot be trained on, or a finished file that is damaged.
-        ResumeError: ``out`` or its folder was made from other data or with other settings.
+    Interrupted at any moment, the same call resumes; a larger ``count`` uses the model again, which ``NAME.diffusion``
+    beside ``out`` keeps (`train_diffusion`); the rest as `generate_from`. ``config`` None: the settings for the
+    image size; ``seed`` decides weights, batches and images. `UsageError` for a setting that cannot be used,
+    `DataError` for real images that cannot be trained on, `ResumeError` for a folder of other data or settings.
     """
     config, sampler = config or diffusion_config(real.image_shape), sampler or SamplerConfig()
     out = _checked_target(out, count)
     _check_sampler(sampler, config.label_dropout)
     _check_trainable(real, config)
-    folder = out.with_suffix(".diffusion")
-    if out.exists() and not (folder / "model.safetensors").exists():  # said before the model is trained a second time
-        fix = "restore that folder, or give another output path"
-        raise ResumeError(f"{out} is there, but not the model in {folder} that it was sampled from", fix=fix)
     options: dict[str, Any] = {"device": device, "checkpoint_every": checkpoint_every, "progress": progress}
-    model = train_diffusion(real, folder, config=config, seed=seed, **options)
-    shares = np.bincount(real.labels, minlength=real.num_classes) / len(real) if sampler.labels == "real" else None
-    return generate_from(model, count, out=out, config=sampler, shares=shares, seed=seed, progress=progress)
+    model = train_diffusion(real, out.with_suffix(".diffusion"), config=config, seed=seed, **options)
+    return generate_from(model, count, out=out, config=sampler, seed=seed, progress=progress)
 
 
 def generate_from(
@@ -138,44 +118,34 @@ def generate_from(
     *,
     out: Path | str,
     config: SamplerConfig | None = None,
-    shares: Shares = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Path:
-    """Sample ``count`` labelled images from a trained model: ours, or any `Sampler`. Resumes, raises as `generate`.
+    """Sample ``count`` labelled images from a trained `Diffusion`, or any `Sampler` with a seed of its own. Resumes.
 
-    Args:
-        sampler: a trained `Diffusion` (`Diffusion.load`), or a sampler such as `pipeline_sampler`'s with its own seed.
-        count: how many images to sample, at least 1.
-        out: target ``NAME.npz`` in the EDM layout, which is returned: ``image`` uint8 [N, H, W, C] and ``label`` int64
-            [N], the condition. Beside it ``NAME.npz.sha256``, and ``NAME.diffusion/generated.json``, which says how the
-            images were made (the zip's comment does too).
-        config: sampler settings; of a sampler that is not ours only batch and shard sizes.
-        shares: class shares [num_classes], which ``labels="real"`` needs; else classes are balanced.
-        seed: of a `Diffusion`, and of random labels.
-        progress: show a bar.
+    Writes and returns ``out``, a ``NAME.npz`` in the EDM layout: ``image`` uint8 [N, H, W, C] and ``label`` int64 [N],
+    the condition: k modulo the number of classes. Beside it lie ``NAME.npz.sha256`` and
+    ``NAME.diffusion/generated.json``, which says how the images were made. ``config`` are the sampler's settings (of
+    one that is not ours only batch and shard sizes); None for 18 deterministic Heun steps. `ResumeError` if ``out``
+    was made otherwise, `DataError` if it is damaged.
     """
     config, out = config or SamplerConfig(), _checked_target(out, count)
-    if config.labels == "real" and shares is None:
-        raise UsageError('labels="real" needs the real images', fix="use generate(real, ...), or balanced labels")
     made_from = {}
     if isinstance(sampler, Diffusion):
         made_from = {"config": sampler.config.model_dump(mode="json"), **sampler.made_from}
         sampler = diffusion_sampler(sampler, seed, config)
-    labelled = "balanced" if shares is None else {"seed": seed, "shares": shares.tolist()}
-    settings = {"generator": sampler.identity, "batch_size": config.batch_size, "labels": labelled}
+    settings = {"generator": sampler.identity, "batch_size": config.batch_size, "labels": "balanced"}
     folder, checksum = out.with_suffix(".diffusion"), out.with_name(f"{out.name}.sha256")
     with lock(folder):
         if not _complete(out, checksum, settings, count):
             shards = Shards(folder / "shards", settings, suffix=".npz", schema=SCHEMA)
-            paths = _sample_shards(sampler, count, shards, config, shares, seed, progress)
+            paths = _sample_shards(sampler, count, shards, config, progress)
             checksum.unlink(missing_ok=True)  # of a smaller file that this one replaces
             images = (np.load(path, allow_pickle=False)["image"] for path in paths)
-            labels = np.concatenate([np.load(path, allow_pickle=False)["label"] for path in paths])
             names = sampler.class_names  # left out where they only count: then any reader of the layout can read it
             names = () if names == tuple(map(str, range(len(names)))) else names
-            comment = {"schema": SCHEMA, **settings, "count": count, "model": made_from}
-            write_npz(out, images, labels, class_names=names, comment=comment)
+            labels, comment = _labels(range(count), sampler), {"schema": SCHEMA, **settings, "count": count}
+            write_npz(out, images, labels, class_names=names, comment={**comment, "model": made_from})
         if not checksum.exists():
             write_text(checksum, f"{sha256_file(out)}  {out.name}\n")  # the format of sha256sum
         if (folder / "shards").exists() or not (folder / "generated.json").exists():
@@ -184,26 +154,8 @@ def generate_from(
     return out
 
 
-def condition_labels(indices: Labels, num_classes: int, *, seed: int = 0, shares: Shares = None) -> Labels:
-    """Labels that images ``indices`` are sampled for; int64, of the shape of ``indices``.
-
-    Interleaved (0, 1, 2, ..., 0, 1, ...) without ``shares``; else image by image at random, with those class shares.
-
-    >>> condition_labels(np.arange(5), 3)
-    array([0, 1, 2, 0, 1])
-    """
-    if shares is None:
-        return indices % num_classes
-    uniform = np.array([counter_generator(seed, Stream.LABEL, int(index)).random() for index in indices])
-    return np.searchsorted(np.cumsum(shares / shares.sum())[:-1], uniform, side="right").astype(np.int64)
-
-
 def to_pixels(images: NDArray[np.float64]) -> Pixels:
-    """From [-1, 1] to the nearest of 0..255, clipped.
-
-    >>> to_pixels(np.array([-1.2, -1.0, 0.0, 1.0])).tolist()
-    [0, 0, 128, 255]
-    """
+    """From [-1, 1] to the nearest of 0..255, clipped."""
     return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
@@ -212,28 +164,30 @@ def estimate_cost(
 ) -> tuple[int, float, float]:
     """Parameters of the network, and the seconds of training and of sampling on this device, measured in a few."""
     _check_trainable(real, config)
-    with torch.random.fork_rng(devices=[]):
-        denoiser = build_denoiser(config, real.image_shape, real.num_classes).eval().to(device)
-    untrained = Diffusion(denoiser, config, real.image_shape, tuple(real.class_names), {})
-    sampling = sampling_seconds(diffusion_sampler(untrained, 0, sampler), count, sampler.batch_size)
-    parameters = sum(weight.numel() for weight in denoiser.parameters())
-    return parameters, training_seconds(real, config, device), sampling
+    training = Training(real, config, 0, torch.device(device))
+    seconds, denoiser = training.seconds(), training.denoiser.eval()
+    model = Diffusion(denoiser, config, real.image_shape, tuple(real.class_names), {})
+    sampling = sampling_seconds(diffusion_sampler(model, 0, sampler), count, sampler.batch_size)
+    return sum(weight.numel() for weight in denoiser.parameters()), seconds, sampling
 
 
 def sampling_seconds(sampler: Sampler, count: int, batch_size: int) -> float:
     """Estimated time of sampling ``count`` images: that of a few, or of a batch where these are quick."""
     for size in (4, batch_size):
-        few, started = np.arange(min(count, size), dtype=np.int64), time.perf_counter()
-        sampler.sample(few, condition_labels(few, len(sampler.class_names)))
+        few, started = range(min(count, size)), time.perf_counter()
+        sampler.sample(np.asarray(few), _labels(few, sampler))
         if (seconds := time.perf_counter() - started) > 0.5:
             break
     return seconds * count / len(few)
 
 
+def _labels(rows: range, sampler: Sampler) -> Labels:
+    """Interleaved, so that any prefix is balanced: 0, 1, 2, ..., 0, 1, ..."""
+    return np.asarray(rows, dtype=np.int64) % len(sampler.class_names)
+
+
 def _check_sampler(config: SamplerConfig, label_dropout: float) -> None:
-    """Refuse guidance of a model never trained without labels, and noise levels that do not descend."""
-    if config.sigma_min >= config.sigma_max:
-        raise UsageError(f"sigma_min {config.sigma_min:g} is not below sigma_max {config.sigma_max:g}")
+    """Refuse guidance of a model never trained without labels."""
     if config.guidance != 1 and label_dropout == 0:
         what = f"guidance {config.guidance:g} needs a model that was also trained without labels"
         raise UsageError(what, why="its label_dropout is 0", fix="train one with label_dropout=0.1")
@@ -269,41 +223,35 @@ def _complete(out: Path, checksum: Path, settings: dict[str, Any], count: int) -
     require_same_settings(out, {name: comment.get(name) for name in settings}, settings, fix=_AWAY)
     if comment["count"] > count:
         raise ResumeError(f"{out} holds {comment['count']:,} images, more than the {count:,} asked for", fix=_AWAY)
-    complete = bool(comment["count"] == count)
-    if complete and checksum.exists() and checksum.read_text().split()[:1] != [sha256_file(out)]:
+    if comment["count"] == count and checksum.exists() and checksum.read_text().split()[:1] != [sha256_file(out)]:
         fix = "delete both and run the same command again"
         raise DataError(f"{out} is damaged", why=f"its bytes do not match {checksum.name}", fix=fix)
-    return complete
+    return bool(comment["count"] == count)
 
 
-def _sample_shards(
-    sampler: Sampler, count: int, shards: Shards, config: SamplerConfig, shares: Shares, seed: int, progress: bool
-) -> list[Path]:
+def _sample_shards(sampler: Sampler, count: int, shards: Shards, config: SamplerConfig, progress: bool) -> list[Path]:
     """Images 0 .. count - 1 as shards, in order; batches never cross one, so its bytes depend on the settings only."""
     rows = {f"{span.start:012d}-{span.stop:012d}": span for span in spans(count, config.shard_rows)}
     missing = shards.missing(rows)
     done = count - sum(len(rows[key]) for key in missing)
     with Progress("sampling", count, "images", show=progress, done=done) as bar:
         for key in missing:
-            images, labels = [], []
+            images = []
             for span in spans(len(rows[key]), config.batch_size):
-                indices = np.asarray(rows[key][span.start : span.stop], dtype=np.int64)
-                labels.append(condition_labels(indices, len(sampler.class_names), seed=seed, shares=shares))
-                images.append(sampler.sample(indices, labels[-1]))
-                wanted = (len(indices), *sampler.image_shape)
+                batch = rows[key][span.start : span.stop]
+                images.append(sampler.sample(np.asarray(batch, dtype=np.int64), _labels(batch, sampler)))
+                wanted = (len(batch), *sampler.image_shape)
                 if images[-1].shape != wanted or images[-1].dtype != np.uint8:
                     raise UsageError(f"the sampler made {images[-1].dtype} {images[-1].shape}, not uint8 {wanted}")
-                bar.advance(len(indices))
+                bar.advance(len(batch))
             with shards.writing(key) as temporary, temporary.open("wb") as file:
-                np.savez(file, image=np.concatenate(images), label=np.concatenate(labels))
+                np.savez(file, image=np.concatenate(images))
     return [shards.path(key) for key in rows]
 
 
 def load_pipeline(name: str, device: torch.device | str = "cpu") -> Any:
     """Open a diffusers pipeline, a local folder or a name on the hub; `ModelError` if there is none of safetensors."""
     pipelines = import_diffusers("DiffusionPipeline")
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-        raise ModelError(f"cannot open the pipeline {name!r}", why="there is no such folder")
     try:
         pipeline = pipelines.from_pretrained(name, use_safetensors=True)
     except (OSError, ValueError) as error:
@@ -324,18 +272,10 @@ def pipeline_sampler(
 ) -> Sampler:
     """A diffusers pipeline as a sampler: every image has its own generator, whatever the batch. One is sampled at once.
 
-    Args:
-        pipeline: its call takes ``class_labels`` (as `DiTPipeline`) or ``prompt`` (as `StableDiffusionPipeline`).
-        class_names: one name per label.
-        seed: decides the images.
-        class_ids: the pipeline's class for each label; None for 0, 1, 2, ...
-        prompt: text with ``{name}`` in the place of the class name.
-        size: side in pixels to shrink images to; None keeps the pipeline's.
-        options: of each call, such as ``num_inference_steps`` and ``guidance_scale``.
-
-    Raises:
-        UsageError: the pipeline takes no labels, or class ids, names and prompt do not fit together.
-        CheckError: its images are NaN.
+    Its call takes ``class_labels`` (as `DiTPipeline`): ``class_ids``, one for each of ``class_names``, or 0, 1, 2, ...;
+    or ``prompt`` (as `StableDiffusionPipeline`), with the class name for ``{name}``. ``size``: side in pixels to shrink
+    images to. ``options`` of each call, such as ``num_inference_steps``. `UsageError` where these do not fit together,
+    `CheckError` for NaN images.
     """
     kind, options = type(pipeline).__name__, dict(options or {})
     ids = list(range(len(class_names)) if class_ids is None else class_ids)
