@@ -257,7 +257,7 @@ def right(stage: Stage) -> None:
         model, images, labels = batches[1]
         eps = torch.full((len(images),), THREAT.eps, device=images.device)
 
-        def loss(perturbed: Tensor, rows: object) -> Tensor:
+        def loss(perturbed: Tensor) -> Tensor:
             return losses.cross_entropy(model(perturbed), labels)
 
         row = host_waits(lambda: ascend(loss, images, eps, None, THREAT, steps=10, step_size=2 / 255))

@@ -1,9 +1,9 @@
 """Losses, one number per image, in natural logarithms; lower is better for the network. Nothing here knows a data set.
 
-Shapes: logits ``[B, K]``; labels int64 ``[B]``, or float ``[B, K]`` class shares where images were mixed (CutMix);
-results ``[B]``, float32 also for half-precision logits. ``attacked`` is bool ``[B]``: False where an image's eps is 0.
-Such an image is not perturbed, so its adversarial term is exactly zero, also where batch statistics differ between the
-clean and the attacked batch. Values and gradients are finite for logit gaps of 10^4 and more.
+Shapes: logits ``[B, K]``, labels int64 ``[B]``, results ``[B]``, float32 also for half-precision logits. ``attacked``
+is bool ``[B]``: False where an image's eps is 0. Such an image is not perturbed, so its adversarial term is exactly
+zero, also where batch statistics differ between the clean and the attacked batch. Values and gradients are finite for
+logit gaps of 10^4 and more.
 """
 
 from __future__ import annotations
@@ -18,14 +18,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     return F.cross_entropy(_wide(logits), labels, reduction="none", label_smoothing=smoothing)
 
 
-def kl_divergence(logits: Tensor, reference: Tensor, smoothing: float = 0.0) -> Tensor:
-    """KL(softmax(reference) || softmax(logits)); exactly 0 where the two are the same bits (and smoothing is 0).
-
-    ``reference`` are logits of the clean images, mixed with this share ``smoothing`` of uniform probabilities.
-    """
+def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(softmax(reference) || softmax(logits)), exactly 0 where the two are the same bits."""
     log_p = F.log_softmax(_wide(reference), dim=1)
-    if smoothing:
-        log_p = torch.log((1 - smoothing) * log_p.exp() + smoothing / log_p.shape[1])
     return (log_p.exp() * (log_p - F.log_softmax(_wide(logits), dim=1))).sum(1)
 
 
@@ -44,19 +39,15 @@ def trades(
     *,
     weight: float,
     smoothing: float = 0.0,
-    smooth_both: bool = False,
-    detach_clean: bool = False,
     attacked: Tensor | None = None,
 ) -> Tensor:
     """TRADES (arXiv 1901.08573, eq. 5) as Wang et al. 2023 (arXiv 2302.04638) compute it.
 
     ``CE(clean, label) + weight * KL(softmax(clean) || softmax(adversarial))``, with ``weight`` beta (5 in the published
-    runs) and label ``smoothing`` of the first term. Not in the published code: ``smooth_both`` smooths the KL reference
-    too, ``detach_clean`` stops the gradient through it.
+    runs) and label ``smoothing`` of the first term. The gradient flows through both arguments of KL.
     """
-    reference = clean.detach() if detach_clean else clean
-    robust = kl_divergence(adversarial, reference, smoothing if smooth_both else 0.0)
-    return cross_entropy(clean, labels, smoothing) + weight * _only(robust, attacked)
+    robust = _only(kl_divergence(adversarial, clean), attacked)
+    return cross_entropy(clean, labels, smoothing) + weight * robust
 
 
 def pgd_at(adversarial: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:

@@ -23,39 +23,33 @@ def softmax(row):
     return [power / sum(powers) for power in powers]
 
 
-def slow_trades(clean, adversarial, label, weight, smoothing, smooth_both=False):
+def slow_trades(clean, adversarial, label, weight, smoothing):
     p, q = softmax(clean), softmax(adversarial)
     k = len(p)
     target = [smoothing / k + (1 - smoothing) * (i == label) for i in range(k)]
-    reference = [(1 - smoothing) * value + smoothing / k for value in p] if smooth_both else p
     ce = -sum(t * math.log(value) for t, value in zip(target, p, strict=True))
-    return ce + weight * sum(r * math.log(r / other) for r, other in zip(reference, q, strict=True))
+    return ce + weight * sum(r * math.log(r / other) for r, other in zip(p, q, strict=True))
 
 
-@pytest.mark.parametrize("smooth_both", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_trades(logits, smoothing, smooth_both):
+def test_trades(logits, smoothing):
     clean, adversarial, labels = logits
-    fast = losses.trades(clean, adversarial, labels, weight=5.0, smoothing=smoothing, smooth_both=smooth_both)
+    fast = losses.trades(clean, adversarial, labels, weight=5.0, smoothing=smoothing)
     slow = [
-        slow_trades(c, a, y, 5.0, smoothing, smooth_both and smoothing > 0)
+        slow_trades(c, a, y, 5.0, smoothing)
         for c, a, y in zip(clean.tolist(), adversarial.tolist(), labels.tolist(), strict=True)
     ]
     assert torch.allclose(fast, torch.tensor(slow, dtype=torch.float64), atol=1e-12)
 
 
-def test_trades_gradient_flows_through_the_clean_softmax_unless_switched_off(logits):
+def test_trades_gradient_flows_through_the_clean_softmax(logits):
     clean, adversarial, labels = logits
-    gradients = {}
-    for detach in (False, True):
-        loss = losses.trades(clean, adversarial, labels, weight=5.0, detach_clean=detach).sum()
-        gradients[detach], _ = torch.autograd.grad(loss, (clean, adversarial))
+    (gradient,) = torch.autograd.grad(losses.trades(clean, adversarial, labels, weight=5.0).sum(), clean)
     (plain,) = torch.autograd.grad(losses.cross_entropy(clean, labels).sum(), clean)
-    assert torch.allclose(gradients[True], plain)
     # d KL(p || q) / d clean_j = p_j * (log p_j - log q_j - KL)
     log_p, log_q = clean.log_softmax(1), adversarial.log_softmax(1)
     kl = losses.kl_divergence(adversarial, clean)[:, None]
-    assert torch.allclose(gradients[False] - plain, 5 * log_p.exp() * (log_p - log_q - kl), atol=1e-10)
+    assert torch.allclose(gradient - plain, 5 * log_p.exp() * (log_p - log_q - kl), atol=1e-10)
 
 
 def test_equal_logits_have_no_divergence_at_all():
@@ -89,7 +83,7 @@ def test_mart(logits):
     )
 
 
-def test_cw_and_mixed_labels(logits):
+def test_cw_and_smoothed_labels(logits):
     clean, _, labels = logits
     for value, row, label in zip(losses.carlini_wagner(clean, labels).tolist(), clean.tolist(), labels, strict=True):
         assert value == max(v for i, v in enumerate(row) if i != label) - row[label]
@@ -102,9 +96,8 @@ ALL = {
     "cross_entropy": lambda c, a, y: losses.cross_entropy(a, y),
     "smoothed": lambda c, a, y: losses.cross_entropy(a, y, 0.1),
     "kl": lambda c, a, y: losses.kl_divergence(a, c),
-    "smoothed kl": lambda c, a, y: losses.kl_divergence(a, c, 0.1),
     "cw": lambda c, a, y: losses.carlini_wagner(a, y),
-    "trades": lambda c, a, y: losses.trades(c, a, y, weight=6.0, smoothing=0.1, smooth_both=True),
+    "trades": lambda c, a, y: losses.trades(c, a, y, weight=6.0, smoothing=0.1),
     "mart": lambda c, a, y: losses.mart(c, a, y, weight=5.0),
 }
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puma.attacks.pgd import ascend, pgd, start_noise
+from puma.attacks.pgd import pgd, start_noise
 from puma.errors import DataError, UsageError
 from puma.losses import carlini_wagner, cross_entropy
 from puma.models.networks import build_model
@@ -138,33 +138,6 @@ def test_attack_raises_the_loss():
         for loss, function in (("ce", cross_entropy), ("cw", carlini_wagner)):
             attacked = pgd(model, images, labels, threat=threat, loss=loss, start="none")
             assert function(model(attacked), labels).mean() > function(model(images), labels).mean() + 0.01
-
-
-@pytest.mark.parametrize("threat", [LINF, L2])
-def test_proportional_steps_equal_the_plain_attack_image_by_image(threat):
-    """Each image of the sorted sub-batches gets what an attack of its own number of steps gives it."""
-    model, (images, labels) = network(), batch(21)
-    eps = torch.tensor([0.5, 0.0, 1.0, 0.05, 0.3, 1.0, 0.21] * 3) * threat.eps
-    noise = start_noise(images.shape, "uniform", threat, torch.Generator().manual_seed(2))
-    step = 0.25 * threat.eps
-    objective = lambda x, rows: cross_entropy(model(x), labels[rows])  # noqa: E731
-    attack = {"steps": 10, "step_size": step, "in_proportion": True}
-    sorted_, gradients = ascend(objective, images, eps, noise, threat, **attack)
-    counts = [5, 0, 10, 1, 3, 10, 3] * 3
-    # 18 images take the first step, then 15, 15, 9, 9 and 6 five times; multiples of 8, of 21 images at most
-    assert gradients == 21 + 16 + 16 + 16 + 16 + 5 * 8
-    for i, count in enumerate(counts):
-        alone, _ = ascend(
-            lambda x, rows, i=i: cross_entropy(model(x), labels[i : i + 1]),
-            images[i : i + 1],
-            eps[i : i + 1],
-            noise[i : i + 1],
-            threat,
-            steps=count,
-            step_size=step * threat.eps / max(float(eps[i]), 1e-9),  # ascend shrinks the step, this one does not
-        )
-        assert (sorted_[i] - alone[0]).abs().median() < 1e-5
-    assert torch.equal(sorted_[1], images[1])
 
 
 def test_l2_start_is_uniform_in_the_ball():

@@ -12,7 +12,7 @@ from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.errors import UsageError
 from puma.threat import ThreatModel
-from puma.training.batches import Batches, Shifts, draw_patches, draw_shifts, paste, shift
+from puma.training.batches import Batches, Shifts, draw_shifts, shift
 from puma.training.recipe import load_recipe
 
 THREAT = ThreatModel("Linf", 0.2)
@@ -52,25 +52,6 @@ def test_no_shift_is_the_image():
     assert torch.equal(shift(images, still), images)
 
 
-def test_cutmix_is_a_pasted_box():
-    images = torch.rand(30, 2, 8, 10, generator=generator())
-    patches = draw_patches(30, 8, 10, generator(3))
-    fast, shares = paste(images, images[patches.partner], patches)
-    for i in range(30):
-        slow = images[i].clone()
-        box = (
-            slice(None),
-            slice(int(patches.top[i]), int(patches.bottom[i])),
-            slice(int(patches.left[i]), int(patches.right[i])),
-        )
-        slow[box] = images[patches.partner[i]][box]
-        assert torch.equal(fast[i], slow)
-        area = (patches.bottom[i] - patches.top[i]) * (patches.right[i] - patches.left[i])
-        assert float(shares[i]) == pytest.approx(1 - float(area) / 80)
-    assert 0 <= shares.min() < 0.6  # boxes are cut off at the border, so that small shares are rare
-    assert shares.max() > 0.9
-
-
 def batches(recipe, rank=0, world=1, eps=None, seed=0):
     pool = Pool([load_dataset("digits"), load_dataset("digits:test")])
     eps = np.linspace(0, 0.2, len(pool), dtype=np.float32) if eps is None else eps
@@ -79,9 +60,8 @@ def batches(recipe, rank=0, world=1, eps=None, seed=0):
     return Batches(pool, keep, eps, recipe, THREAT, devices, seed=seed)
 
 
-@pytest.mark.parametrize("cutmix", [False, True])
-def test_processes_share_exactly_the_batch_of_one(cutmix):
-    recipe = load_recipe("digits", batch_size=12, crop=1, flip=True, cutmix=cutmix)
+def test_processes_share_exactly_the_batch_of_one():
+    recipe = load_recipe("digits", batch_size=12, crop=1, flip=True)
     whole = batches(recipe).get(5)
     for rank in range(3):
         part = batches(recipe, rank, 3).get(5)
@@ -112,17 +92,6 @@ def test_images_labels_and_radii_belong_together():
         assert int(batch.labels[i]) == label
         assert float(batch.eps[i]) == made.eps[row]
     assert made.pool.synthetic[batch.rows].sum() == int(64 * 0.7)
-
-
-def test_mixed_labels_and_radii_are_the_shares_of_the_pixels():
-    recipe = load_recipe("digits", batch_size=32, cutmix=True)
-    made = batches(recipe)
-    batch = made.get(0)
-    assert batch.labels.shape == (32, 10)
-    assert torch.allclose(batch.labels.sum(1), torch.ones(32))
-    own = torch.from_numpy(made.pool.labels[batch.rows])
-    assert float(batch.labels.gather(1, own[:, None]).mean()) > 0.4
-    assert torch.all(batch.eps <= 0.2)
 
 
 def test_batches_that_cannot_be():

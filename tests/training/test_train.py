@@ -214,7 +214,7 @@ def test_one_clean_pass_for_attack_and_loss_is_two_to_the_bit(pool, norm):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"attack_batchnorm": "eval"}, {"objective": "mart"}, {"objective": "pgd-at"}, {"awp": 0.1}, {"cutmix": True}],
+    [{"attack_batchnorm": "eval"}, {"objective": "mart"}, {"objective": "pgd-at"}, {"awp": 0.1}],
     ids=str,
 )
 def test_the_clean_pass_is_not_shared_where_it_would_be_another(pool, changes):
@@ -268,7 +268,6 @@ def test_a_plan_may_set_beta(pool):
         {"objective": "pgd-at"},
         {"objective": "mart"},
         {"awp": 0.01},
-        {"cutmix": True},
         {"precision": "bf16"},
         {"ema": 0.0},
     ],
@@ -280,13 +279,6 @@ def test_other_objectives_learn(pool, changes, threat):
     rows = train(network("batch"), pool, threat=threat, recipe=recipe).metrics
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[-1]["adversarial_accuracy"] > rows[0]["adversarial_accuracy"]
-
-
-def test_proportional_steps_save_what_the_radii_say(pool):
-    eps = np.full(len(pool), 0.1, dtype=np.float32)
-    recipe = SHORT.replace(attack_schedule="proportional", attack_steps=10)
-    assert train(network(), pool, threat=THREAT, plan=plan_of(pool, eps=eps), recipe=recipe).meta["attack_cost"] == 0.5
-    assert train(network(), pool, threat=THREAT, recipe=recipe).meta["attack_cost"] == 1.0
 
 
 def test_the_gradient_is_clipped_to_its_norm(pool):

@@ -23,9 +23,7 @@ from puma.threat import Norm, ThreatModel
 
 Loss = Literal["ce", "cw", "kl"]
 Start = Literal["uniform", "gaussian", "none"]
-Rows = Tensor | slice
 _LOG = logging.getLogger("puma")
-_MULTIPLE = 8  # images: batches of ever new sizes would each cost a search for kernels
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "cw": carlini_wagner, "kl": kl_divergence}
 
 
@@ -90,17 +88,17 @@ def pgd(
                 warn(f"zero gradient: the loss of {zeros} of {len(images)} attacked images has no gradient at all")
 
         return ascend(
-            lambda x, rows: LOSSES[loss](apply_model(model, x.clone()), target),  # a copy: some models write into it
+            lambda x: LOSSES[loss](apply_model(model, x.clone()), target),  # a copy: some models write into it
             *(images, each_eps, noise, threat),
             steps=steps,
             step_size=step,
             on_first_gradient=check_gradient,
-        )[0]
+        )
 
 
 @torch.no_grad()
 def ascend(
-    objective: Callable[[Tensor, Rows], Tensor],
+    objective: Callable[[Tensor], Tensor],
     images: Tensor,
     eps: Tensor,
     noise: Tensor | None,
@@ -108,75 +106,35 @@ def ascend(
     *,
     steps: int,
     step_size: float,
-    in_proportion: bool = False,
     on_first_gradient: Callable[[Tensor], None] | None = None,
-) -> tuple[Tensor, int]:
+) -> Tensor:
     """The loop of `pgd`, unchecked: no synchronisation with the host, no branch on data.
 
-    With ``in_proportion`` an image takes ``ceil(steps * eps_i / threat.eps)`` steps of ``step_size`` instead of
-    ``steps`` of its share of it: the way it can travel is the same multiple of its eps. Images are sorted by their
-    number of steps, and each step is computed for those that still take one (rounded up to a multiple of 8, whose
-    gradients are left unused), which asks the host once.
-
-    ``objective`` maps images and the rows of the batch that they are (a slice of all of them) to a loss per image;
-    ``noise`` is of `start_noise`, in units of each image's eps ``[B]``; ``on_first_gradient`` is called with the
-    gradient at the start. Returns the perturbed images, and how many gradients of one image were computed.
+    ``objective`` maps images to a loss each; ``noise`` is of `start_noise`, in units of each image's ``eps`` ``[B]``;
+    ``on_first_gradient`` is called with the gradient at the start.
     """
-    counts, order = [len(images)] * steps, None
-    if in_proportion:
-        share = eps / threat.eps if threat.eps else torch.zeros_like(eps)
-        wanted = torch.ceil(share * steps - 1e-4).clamp(0, steps)  # 1e-4: a ratio such as 0.3 / 0.1 is not exact
-        order = wanted.argsort(descending=True, stable=True)
-        counts = (wanted[:, None] > torch.arange(steps, device=eps.device)).sum(0).tolist()
-        images, eps, noise = images[order], eps[order], None if noise is None else noise[order]
-    ball = _Ball(images, eps, threat)
-    step = step_size if in_proportion else step_size * ball.eps / threat.eps if threat.eps else 0.0
-    adversarial, computed = ball.start(noise), 0
-    for done, count in enumerate(counts):
-        if count == 0:
-            break
-        among = min(-(-count // _MULTIPLE) * _MULTIPLE, len(images))
-        gradient = _gradient(objective, adversarial[:among], slice(None) if order is None else order[:among])
+    eps = _per_image(eps.to(images.dtype), images)
+    lower, upper = (images - eps).clamp_(min=0), (images + eps).clamp_(max=1)
+
+    def project_(x: Tensor) -> Tensor:
+        """``x`` overwritten by what is allowed (in L2 by the box first, then by the ball)."""
+        if threat.norm == "Linf":
+            return torch.clamp(x, lower, upper, out=x)
+        delta = x.clamp_(0, 1).sub_(images)
+        length = _per_image(delta.flatten(1).norm(dim=1), delta)
+        return delta.mul_(torch.where(length > eps, eps / length, 1.0)).add_(images)
+
+    step = step_size * eps / threat.eps if threat.eps else 0.0
+    adversarial = images.clone() if noise is None else project_(images + noise.to(images.dtype) * eps)
+    for done in range(steps):
+        at = adversarial.detach().requires_grad_(True)
+        with torch.enable_grad(), model_errors(at):
+            loss = objective(at).sum()
+            gradient = torch.autograd.grad(loss, at)[0] if loss.requires_grad else torch.zeros_like(at)
         if done == 0 and on_first_gradient:
             on_first_gradient(gradient)
-        way = _direction(gradient, threat.norm)[:count].mul_(step)
-        adversarial[:count] = ball.project_(way.add_(adversarial[:count]))
-        computed += among
-    return adversarial if order is None else torch.empty_like(adversarial).index_copy_(0, order, adversarial), computed
-
-
-class _Ball:
-    """The allowed perturbations of each image."""
-
-    def __init__(self, images: Tensor, eps: Tensor, threat: ThreatModel) -> None:
-        self.images, self.threat = images, threat
-        self.eps = _per_image(eps.to(images.dtype), images)
-        self._lower = (images - self.eps).clamp_(min=0)
-        self._upper = (images + self.eps).clamp_(max=1)
-
-    def start(self, noise: Tensor | None) -> Tensor:
-        return (
-            self.images.clone()
-            if noise is None
-            else self.project_(self.images + noise.to(self.images.dtype) * self.eps)
-        )
-
-    def project_(self, x: Tensor) -> Tensor:
-        """``x``, of the first images, overwritten by what is allowed (in L2 by the box first, then by the ball)."""
-        first = slice(len(x))
-        if self.threat.norm == "Linf":
-            return torch.clamp(x, self._lower[first], self._upper[first], out=x)
-        delta, eps = x.clamp_(0, 1).sub_(self.images[first]), self.eps[first]
-        length = _per_image(delta.flatten(1).norm(dim=1), delta)
-        return delta.mul_(torch.where(length > eps, eps / length, 1.0)).add_(self.images[first])
-
-
-def _gradient(objective: Callable[[Tensor, Rows], Tensor], at: Tensor, rows: Rows) -> Tensor:
-    at = at.detach().requires_grad_(True)
-    with torch.enable_grad(), model_errors(at):
-        loss = objective(at, rows).sum()
-        constant = not loss.requires_grad
-        return torch.zeros_like(at) if constant else torch.autograd.grad(loss, at)[0]
+        adversarial = project_(_direction(gradient, threat.norm).mul_(step).add_(adversarial))
+    return adversarial
 
 
 def start_noise(

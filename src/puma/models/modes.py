@@ -123,16 +123,10 @@ class EMA:
         self._parameters: list[Tensor] = list(self.model.parameters())
 
     @torch.no_grad()
-    def update(self, network: nn.Module, decay: float, *, buffers: bool = False) -> None:
-        """Average in the weights of the live ``network``; ``decay`` in [0, 1], 0 copies them.
-
-        With ``buffers``, floating-point buffers (running statistics) are averaged too, and others copied.
-        """
+    def update(self, network: nn.Module, decay: float) -> None:
+        """Average in the weights of the live ``network``; ``decay`` in [0, 1], 0 copies them."""
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # of torch
         average(self._parameters, [parameter.detach() for parameter in network.parameters()], None)
-        if buffers:
-            for own, live in zip(self.model.buffers(), network.buffers(), strict=True):
-                own.lerp_(live, 1 - decay) if own.is_floating_point() else own.copy_(live)
 
     @torch.no_grad()
     def copy_buffers(self, network: nn.Module) -> None:

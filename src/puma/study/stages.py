@@ -164,7 +164,7 @@ def run_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
         "kept": plan.kept,
         "mean_eps": plan.mean_eps,
         # forward-equivalents: an attack step is a forward and a backward pass
-        "attack_cost": 2.0 * load_recipe(spec.recipe).attack_steps * run.meta["draws"] * run.meta["attack_cost"],
+        "attack_cost": 2.0 * load_recipe(spec.recipe).attack_steps * run.meta["draws"],
         "steps": run.meta["steps"],
     }
     rows = []

@@ -9,11 +9,10 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -28,7 +27,6 @@ from puma.threat import ThreatModel
 from puma.training.recipe import Recipe
 
 _AUGMENT, _START, _SPLIT = 11, 12, 21
-_Draws = TypeVar("_Draws", "Shifts", "Patches")
 
 
 class Shifts(NamedTuple):
@@ -37,16 +35,6 @@ class Shifts(NamedTuple):
     down: Tensor
     right: Tensor
     mirrored: Tensor
-
-
-class Patches(NamedTuple):
-    """CutMix (arXiv 1905.04899): for each image a partner's place in the batch and the box to paste from it."""
-
-    partner: Tensor
-    top: Tensor
-    bottom: Tensor
-    left: Tensor
-    right: Tensor
 
 
 def draw_shifts(count: int, crop: int, flip: bool, generator: torch.Generator) -> Shifts:
@@ -75,36 +63,12 @@ def shift(images: Tensor, shifts: Shifts) -> Tensor:
     return picked.permute(0, 3, 1, 2) * inside
 
 
-def draw_patches(count: int, height: int, width: int, generator: torch.Generator) -> Patches:
-    """Draw partners and boxes: area share uniform in [0, 1] (Beta(1, 1)), centre uniform, cut off at the border."""
-    device = generator.device
-    partner = torch.randperm(count, generator=generator, device=device)
-    draws = torch.rand(3, count, generator=generator, device=device)
-    side = (1 - draws[0]).sqrt()
-    edges = []
-    for length, centre in ((height, draws[1]), (width, draws[2])):
-        middle, half = (centre * length).long(), (side * length).long() // 2
-        edges += [(middle - half).clamp(0, length), (middle + half).clamp(0, length)]
-    return Patches(partner, *edges)
-
-
-def paste(images: Tensor, partners: Tensor, patches: Patches) -> tuple[Tensor, Tensor]:
-    """Replace each image's box by its partner's pixels; return also the share that each keeps, float32 ``[B]``."""
-    height, width = images.shape[2:]
-    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    down = (rows >= patches.top[:, None]) & (rows < patches.bottom[:, None])
-    across = (columns >= patches.left[:, None]) & (columns < patches.right[:, None])
-    mixed = torch.where(down[:, None, :, None] & across[:, None, None, :], partners, images)
-    area = (patches.bottom - patches.top) * (patches.right - patches.left)
-    return mixed, 1 - area.to(torch.float32) / (height * width)
-
-
 @dataclass
 class Batch:
     """One process's share of a batch."""
 
     images: Tensor  # float [b, C, H, W] in [0, 1]
-    labels: Tensor  # int64 [b], or float [b, K] class shares where images were mixed
+    labels: Tensor  # int64 [b]
     eps: Tensor  # float32 [b]
     noise: Tensor | None  # start of the attack in units of each image's eps; None: the images themselves
     rows: Rows  # int64 [B], pool rows of the whole batch
@@ -123,19 +87,10 @@ class Batch:
 
 
 class Batches:
-    """All batches of a training, each shared by the processes of ``devices``.
+    """All batches of a training: rows of ``pool`` where ``keep`` (bool ``[N]``) says so, each with its ``eps`` ``[N]``.
 
-    Args:
-        pool: the images.
-        keep: bool ``[N]``, rows to draw from.
-        eps: float32 ``[N]``, eps of the attack on each.
-        recipe: batch size, synthetic share, augmentation.
-        threat: norm and eps of the start noise.
-        devices: where the batches are put, and which part of each is this process's.
-        seed: another seed is another order and other noise.
-        num_classes: of the class shares that CutMix makes of labels; default the pool's.
-
-    `UsageError` where the batch cannot be shared evenly, or is larger than what is kept.
+    Another ``seed`` is another order and other noise. The processes of ``devices`` share each batch; `UsageError` where
+    that cannot be done evenly, or where it is larger than what is kept.
     """
 
     def __init__(
@@ -148,17 +103,15 @@ class Batches:
         devices: Devices,
         *,
         seed: int,
-        num_classes: int | None = None,
     ) -> None:
-        size, world = recipe.batch_size, devices.world_size
+        size, world, kept = recipe.batch_size, devices.world_size, int(np.count_nonzero(keep))
         if size % world:
             raise UsageError(f"a batch of {size} cannot be shared evenly by {world} processes")
-        kept = int(np.count_nonzero(keep))
         if size > kept:
             what = f"a batch of {size} is larger than the {kept:,} images to train on"
             raise UsageError(what, fix="--set batch_size=... or prune less")
         self.pool, self.eps, self.recipe, self.threat = pool, eps, recipe, threat
-        self.seed, self.device, self.num_classes = seed, devices.device, num_classes or pool.num_classes
+        self.seed, self.device = seed, devices.device
         share = recipe.synthetic_share
         self.sampler = BatchSampler(pool.synthetic, keep=keep, batch_size=size, synthetic_share=share, seed=seed)
         self._places = torch.arange(devices.rank, size, world)
@@ -174,51 +127,26 @@ class Batches:
         return batch
 
     def _make(self, step: int) -> Batch:
-        recipe, pool, rows, mine = self.recipe, self.pool, self.sampler.indices(step), self._places
-        height, width, _ = pool.image_shape
-        draws = self._generator(_AUGMENT, step, "cpu")
-        shifted = recipe.crop or recipe.flip
-        shifts = draw_shifts(recipe.batch_size, recipe.crop, recipe.flip, draws) if shifted else None
-
-        def read(places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Images, labels and eps of some places of the batch, on the device."""
-            chosen = rows[places.numpy()]
-            images = self._move(pool.read(chosen)).permute(0, 3, 1, 2)
-            if shifts is not None:
-                images = shift(images, _select(shifts, places, self.device))
-            return images, self._move(pool.labels[chosen]), self._move(self.eps[chosen])
-
-        images, labels, eps = read(mine)
-        if recipe.cutmix:
-            patches = _select(draw_patches(recipe.batch_size, height, width, draws), mine, self.device)
-            partners, other_labels, other_eps = read(patches.partner.cpu())
-            images, share = paste(images, partners, patches)
-            one_hot, other = (F.one_hot(which, self.num_classes).float() for which in (labels, other_labels))
-            labels = torch.lerp(other, one_hot, share[:, None])
-            eps = torch.lerp(other_eps, eps, share)
+        recipe, rows, places = self.recipe, self.sampler.indices(step), self._places
+        mine = rows[places.numpy()]
+        images = self._move(self.pool.read(mine)).permute(0, 3, 1, 2)
+        if recipe.crop or recipe.flip:
+            shifts = draw_shifts(recipe.batch_size, recipe.crop, recipe.flip, self._generator(_AUGMENT, step, "cpu"))
+            images = shift(images, Shifts(*(values[places].to(self.device) for values in shifts)))
         format_ = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        pixels = images.to(torch.float32).div_(255).contiguous(memory_format=format_)
-        return Batch(pixels, labels, eps, self._noise(step), rows)
+        images = images.to(torch.float32).div_(255).contiguous(memory_format=format_)
+        shape, draws = (recipe.batch_size, *images.shape[1:]), self._generator(_START, step, self.device)
+        noise = start_noise(shape, recipe.attack_start(self.threat.norm), self.threat, draws, self.device)
+        if noise is not None and len(places) < len(noise):
+            noise = noise[places.to(self.device)]
+        return Batch(images, self._move(self.pool.labels[mine]), self._move(self.eps[mine]), noise, rows)
 
     def _move(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def _noise(self, step: int) -> Tensor | None:
-        height, width, channels = self.pool.image_shape
-        shape, draws = (self.recipe.batch_size, channels, height, width), self._generator(_START, step, self.device)
-        noise = start_noise(shape, self.recipe.attack_start(self.threat.norm), self.threat, draws, self.device)
-        if noise is None or len(self._places) == len(noise):
-            return noise
-        return noise[self._places.to(self.device)]
-
     def _generator(self, stream: int, step: int, device: torch.device | str) -> torch.Generator:
         return torch.Generator(device).manual_seed(mixed_key(self.seed, stream, step) >> 1)
-
-
-def _select(draws: _Draws, places: Tensor, device: torch.device) -> _Draws:
-    """The draws of some images of the batch, on ``device``."""
-    return type(draws)(*(values[places].to(device) for values in draws))
 
 
 def held_out(pool: Pool, count: int, seed: int) -> Rows:

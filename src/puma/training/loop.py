@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from puma import losses
-from puma.attacks.pgd import Rows, ascend
+from puma.attacks.pgd import ascend
 from puma.checkpoints import load_state, pack, require_savable, save_state, unpack
 from puma.data.checks import match_classes
 from puma.data.pool import Pool, to_tensor
@@ -179,7 +179,7 @@ def prepare(
     if classes <= int(pool.labels.max()):
         what = f"labels reach {int(pool.labels.max())}, but the network has {classes} logits"
         raise DataError(what, fix=f"build_model(..., num_classes={pool.num_classes})")
-    batches = Batches(pool, keep, eps, recipe, threat, devices, seed=seed, num_classes=classes)
+    batches = Batches(pool, keep, eps, recipe, threat, devices, seed=seed)
     settings = {
         "network": getattr(network, "config", None) or type(network).__qualname__,
         "threat": str(threat),
@@ -208,13 +208,12 @@ class Training:
         self.ema, self._seen = EMA(self.network), np.zeros(len(job.batches.eps), dtype=np.bool_)
         self.best: nn.Module | None = None
         self.done, self.best_step, self.best_score, self._seconds, sums = 0, 0, -1.0, 0.0, [0.0] * 5
-        self.gradients = 0  # of one image, computed by the attack
         if folder and (state := load_state(folder / "checkpoints")):
             tensors, meta = state
             unpack(tensors, self.network, self.ema.model, self._sgd)
             self._seen = np.unpackbits(tensors["seen"].numpy(), count=len(self._seen)).astype(np.bool_)
             self.done, self.best_step, self.best_score = meta["step"], meta["best_step"], meta["best_score"]
-            self._seconds, sums, self.gradients = meta["seconds"], meta["sums"], meta["gradients"]
+            self._seconds, sums = meta["seconds"], meta["sums"]
         self._sums = torch.tensor(sums, device=devices.device)  # of the steps since the last row of metrics
         self._broken = torch.zeros((), device=devices.device)  # above 0 once a loss or gradient was not finite
         self._since = time.monotonic()
@@ -225,7 +224,7 @@ class Training:
         self.step_size = recipe.attack_step(job.threat.norm) * job.threat.eps
         # One clean pass serves attack and loss where both compute it with the same weights and batch statistics: AWP
         # moves the weights between the two, and a wrapper for several processes has to see both passes in one call.
-        trades = recipe.objective == "trades" and not recipe.cutmix and not recipe.awp and devices.world_size == 1
+        trades = recipe.objective == "trades" and not recipe.awp and devices.world_size == 1
         random = any(isinstance(module, _DropoutNd) for module in self.network.modules())
         self.shares_clean_pass = trades and recipe.attack_batchnorm == "train" and not random
 
@@ -270,7 +269,7 @@ class Training:
         parts = batch.split(self.job.micro_batch or len(batch))
         self.optimizer.zero_grad(set_to_none=True)
         shares = []
-        if self.awp and step >= recipe.awp_warmup:
+        if self.awp:
             attacked = [(part, self._attack(part, None)) for part in parts]
             self.awp.add(*(partial(self._bare_loss, *pair, len(batch)) for pair in attacked))
             shares = [self._backward(*pair, None, batch, pair[0] is parts[-1]) for pair in attacked]
@@ -283,7 +282,7 @@ class Training:
         self._check_gradients(step, torch.stack(shares).sum())
         self.optimizer.step()
         self.done = step + 1
-        self.ema.update(self.network, ema_decay(recipe, self.done), buffers=recipe.ema_batchnorm == "average")
+        self.ema.update(self.network, ema_decay(recipe, self.done))
         self._seen[batch.rows] = True
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -294,24 +293,18 @@ class Training:
         recipe = self.recipe
         with attack_mode(self.network, recipe.attack_batchnorm), self.devices.autocast():
             reference = None
-            if recipe.objective == "trades" and not recipe.cutmix:
+            if recipe.objective == "trades":
                 with torch.no_grad():
                     reference = self._logits(batch.images) if clean is None else clean.detach()
 
-            def objective(x: Tensor, rows: Rows) -> Tensor:
+            def objective(x: Tensor) -> Tensor:
                 logits = self._logits(x)
                 if reference is None:
-                    return losses.cross_entropy(logits, batch.labels[rows])
-                return losses.kl_divergence(logits, reference[rows])
+                    return losses.cross_entropy(logits, batch.labels)
+                return losses.kl_divergence(logits, reference)
 
-            adversarial, gradients = ascend(
-                *(objective, batch.images, batch.eps, batch.noise, self.job.threat),
-                steps=recipe.attack_steps,
-                step_size=self.step_size,
-                in_proportion=recipe.attack_schedule != "fixed",
-            )
-        self.gradients += gradients
-        return adversarial
+            given = objective, batch.images, batch.eps, batch.noise, self.job.threat
+            return ascend(*given, steps=recipe.attack_steps, step_size=self.step_size)
 
     def _backward(self, part: Batch, adversarial: Tensor, clean: Tensor | None, batch: Batch, last: bool) -> Tensor:
         """Add the gradient of a micro-batch's share of the mean loss; return that share."""
@@ -339,15 +332,13 @@ class Training:
         shared: dict[str, Any] = {"weight": self.job.settings["beta"], "attacked": batch.eps > 0}
         if recipe.objective == "mart":
             return losses.mart(clean, *given, **shared)
-        shared |= {"smooth_both": recipe.smooth_both_terms, "detach_clean": recipe.detach_clean}
         return losses.trades(clean, *given, smoothing=recipe.label_smoothing, **shared)
 
     @torch.no_grad()
     def _count(self, each: Tensor, clean: Tensor | None, attacked: Tensor, batch: Batch) -> None:
         """Add up loss, clean and adversarial hits, eps and images, without waiting for the device."""
-        labels = batch.labels.argmax(1) if batch.labels.is_floating_point() else batch.labels
-        hits = (attacked.argmax(1) == labels).sum()
-        clean_hits = torch.zeros_like(hits) if clean is None else (clean.argmax(1) == labels).sum()
+        hits = (attacked.argmax(1) == batch.labels).sum()
+        clean_hits = torch.zeros_like(hits) if clean is None else (clean.argmax(1) == batch.labels).sum()
         self._sums += torch.stack([each.sum(), clean_hits, hits, batch.eps.sum(), torch.ones_like(batch.eps).sum()])
 
     def _check_gradients(self, step: int, loss: Tensor) -> None:
@@ -377,10 +368,7 @@ class Training:
         if not bool(torch.isfinite(largest)):
             raise CheckError(f"a weight became infinite or NaN by step {self.done}; it is not written", fix=_CALMER)
         self.devices.share_buffers(self.network)
-        if self.recipe.ema_batchnorm == "copy":
-            self.ema.copy_buffers(self.network)
-        else:
-            self.devices.share_buffers(self.ema.model)
+        self.ema.copy_buffers(self.network)
         return self.ema.model
 
     def _validate(self, validation: Validation) -> dict[str, float]:
@@ -414,8 +402,8 @@ class Training:
         """Write the state after the last step, if there is a folder; all processes call it together."""
         average = self.averaged()
         if self._writes:
-            counts = {"best_step": self.best_step, "best_score": self.best_score, "gradients": self.gradients}
-            meta = {**counts, "seconds": self._seconds, "sums": self._sums.tolist()}
+            score = {"best_step": self.best_step, "best_score": self.best_score}
+            meta = {**score, "seconds": self._seconds, "sums": self._sums.tolist()}
             seen = {"seen": torch.from_numpy(np.packbits(self._seen))}
             save_state(self._writes / "checkpoints", self.done, pack(self.network, average, self._sgd) | seen, meta)
 
@@ -437,7 +425,6 @@ class Training:
         return Run(model.cpu(), (self.best or model).cpu(), None, self.metrics.rows, meta)
 
     def _meta(self) -> dict[str, Any]:
-        full = self.done * self.recipe.batch_size // self.devices.world_size * self.recipe.attack_steps
         return {
             "steps": self.done,
             "draws": self.done * self.recipe.batch_size,
@@ -446,6 +433,5 @@ class Training:
             "validation_images": self.job.validation.count if self.job.validation else 0,
             "best_step": self.best_step or self.done,
             "best_validation": self.best_score if self.best_step else None,
-            "attack_cost": self.gradients / full if full else 0.0,
             "seconds": self._seconds,
         }

@@ -101,7 +101,7 @@ class SeveralPasses(nn.Module):
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """The learning rate of optimiser step ``step``, counted from 0."""
-    highest = recipe.scaled_learning_rate
+    highest = recipe.learning_rate
     if recipe.schedule == "constant":
         return highest
     if recipe.schedule == "step":
@@ -149,8 +149,8 @@ def build_sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     for parameter in network.parameters():
         if parameter.requires_grad:
             groups[id(parameter) in spared]["params"].append(parameter)
-    used, rate = [group for group in groups if group["params"]], recipe.scaled_learning_rate
-    return torch.optim.SGD(used, rate, recipe.momentum, nesterov=recipe.nesterov, fused=True)
+    used = [group for group in groups if group["params"]]
+    return torch.optim.SGD(used, recipe.learning_rate, recipe.momentum, nesterov=recipe.nesterov, fused=True)
 
 
 class AWP:

@@ -20,6 +20,10 @@ from puma.errors import UsageError, unknown
 from puma.io import parse_toml
 
 _FOLDER = files("puma.training") / "recipes"
+_DROPPED: dict[str, Any] = {  # fields of recipes written by earlier versions, with the one value still understood
+    "smooth_both_terms": False, "detach_clean": False, "awp_warmup": 0, "cutmix": False, "ema_batchnorm": "copy",
+    "learning_rate_scaling": "none", "attack_schedule": "fixed",
+}  # fmt: skip
 
 
 class Recipe(BaseModel):
@@ -33,10 +37,7 @@ class Recipe(BaseModel):
     objective: Literal["trades", "pgd-at", "mart"] = Field("trades", description="Loss (puma.losses).")
     beta: float = Field(5.0, ge=0, description="Weight of trades' and mart's adversarial term; a plan may override it.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of each label spread over all classes.")
-    smooth_both_terms: bool = Field(False, description="Quirk: smooth the KL reference too; published: not.")
-    detach_clean: bool = Field(False, description="Quirk: no gradient through KL's clean softmax; published: it flows.")
     awp: float = Field(0.0, ge=0, description="Relative adversarial weight perturbation (arXiv 2004.05884); 0 off.")
-    awp_warmup: int = Field(0, ge=0, description="Steps before the weight perturbation starts.")
 
     steps: int = Field(gt=0, description="Optimiser steps, whatever the size of the pool.")
     batch_size: int = Field(gt=0, description="Images a step, over all devices.")
@@ -44,13 +45,8 @@ class Recipe(BaseModel):
     synthetic_share: float | None = Field(0.7, ge=0, le=1, description="Share of synthetic images in a batch, if any.")
     crop: int = Field(0, ge=0, description="Random crop after this many pixels of zero padding; 0 off.")
     flip: bool = Field(False, description="Random horizontal flip.")
-    cutmix: bool = Field(False, description="CutMix inside the batch (arXiv 1905.04899); trades and pgd-at only.")
 
-    learning_rate: float = Field(gt=0, description="Highest learning rate, at batch size learning_rate_batch.")
-    learning_rate_batch: int | None = Field(None, gt=0, description="Batch size of learning_rate; unset: batch_size.")
-    learning_rate_scaling: Literal["none", "linear", "sqrt"] = Field(
-        "none", description="How the rate follows batch_size."
-    )
+    learning_rate: float = Field(gt=0, description="Highest learning rate, whatever the batch size.")
     schedule: Literal["one-cycle", "step", "constant"] = Field("one-cycle", description="Course of the learning rate.")
     schedule_every: int = Field(1, gt=0, description="Quirk: steps between changes of the rate; published: an epoch.")
     warmup: float = Field(0.025, gt=0, lt=1, description="one-cycle: share of the steps in which the rate rises.")
@@ -65,18 +61,12 @@ class Recipe(BaseModel):
     ema: float = Field(0.995, ge=0, lt=1, description="Decay of the weight average at each step; 0: no average.")
     ema_warmup: float = Field(0.0, ge=0, lt=1, description="Quirk: share of the steps in which the average is a copy.")
     ema_ramp: bool = Field(True, description="Quirk: then decay = min(ema, (1 + d) / (10 + d)) with d steps since.")
-    ema_batchnorm: Literal["copy", "average"] = Field(
-        "copy", description="Quirk: its running statistics: copied, or averaged."
-    )
     batchnorm_momentum: float | None = Field(
         None, gt=0, le=1, description="Weight of the newest batch; unset: as it is."
     )
     batchnorm_first_step: bool = Field(False, description="Quirk: that weight is 1 in the first step.")
 
     attack_steps: int = Field(10, ge=0, description="PGD steps.")
-    attack_schedule: Literal["fixed", "proportional"] = Field(
-        "fixed", description="proportional: ceil(attack_steps * eps_i / eps) steps of full size; see docs/training.md."
-    )
     attack_step_linf: float = Field(0.25, gt=0, description="Step in Linf, as a share of the image's eps.")
     attack_step_l2: float = Field(0.2, gt=0, description="Step in L2, as a share of the image's eps.")
     attack_start_linf: Literal["uniform", "gaussian", "none"] = Field("uniform", description="Start in Linf.")
@@ -101,13 +91,6 @@ class Recipe(BaseModel):
         if problems := _contradictions(self):
             raise ValueError("; ".join(problems))
         return self
-
-    @property
-    def scaled_learning_rate(self) -> float:
-        """The highest learning rate after scaling with the batch size."""
-        ratio = self.batch_size / (self.learning_rate_batch or self.batch_size)
-        factor: float = {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[self.learning_rate_scaling]
-        return self.learning_rate * factor
 
     @property
     def log_interval(self) -> int:
@@ -181,6 +164,7 @@ def parse_changes(pairs: Iterable[str], option: str = "--set", example: str = "s
 
 def parse_recipe(values: dict[str, Any], origin: str = "recipe") -> Recipe:
     """Check settings; `UsageError` names all problems at once."""
+    values = {key: value for key, value in values.items() if key not in _DROPPED or value != _DROPPED[key]}
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -210,15 +194,7 @@ def _contradictions(r: Recipe) -> list[str]:
         "milestones are rising shares between 0 and 1": not rising,
         'cycle_momentum needs schedule "one-cycle"': r.cycle_momentum and r.schedule != "one-cycle",
         "nesterov needs momentum": r.nesterov and not r.momentum,
-        "learning_rate_batch and learning_rate_scaling need each other": (r.learning_rate_batch is None)
-        != (r.learning_rate_scaling == "none"),
-        "cutmix mixes labels, which mart cannot take": r.cutmix and r.objective == "mart",
         "mart has no label smoothing": r.objective == "mart" and r.label_smoothing > 0,
-        "smooth_both_terms needs objective trades and label_smoothing": r.smooth_both_terms
-        and (r.objective != "trades" or not r.label_smoothing),
-        "detach_clean belongs to objective trades": r.detach_clean and r.objective != "trades",
         "batchnorm_first_step needs batchnorm_momentum": r.batchnorm_first_step and r.batchnorm_momentum is None,
-        "awp_warmup needs awp": r.awp_warmup > 0 and not r.awp,
-        "awp_warmup is beyond the last step": r.awp_warmup >= r.steps and r.awp_warmup > 0,
     }
     return [problem for problem, present in found.items() if present]

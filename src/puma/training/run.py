@@ -49,8 +49,7 @@ class Run:
         metrics: rows of ``metrics.csv``.
         meta: ``steps``, ``draws`` (images drawn), ``unique_images``, ``best_step``, ``best_validation`` (robust
             accuracy under PGD with the CW loss, or None), ``trained_on`` (rows that could be drawn),
-            ``validation_images``, ``attack_cost`` (gradients of the attack, as a share of ``attack_steps`` for
-            every image), ``seconds``.
+            ``validation_images``, ``seconds``.
     """
 
     model: nn.Module
