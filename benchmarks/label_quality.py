@@ -19,12 +19,9 @@ import torch
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.scoring.labels import score_labels
-from puma.strategies import label_issues
 from puma.threat import ThreatModel
 from puma.training.loop import train
 from puma.training.recipe import load_recipe
-
-RULES = {"label_issue": None, "label_quality < 0.5": 0.5, "label_quality < 0.25": 0.25}
 
 
 def one_seed(seed: int, share: float, folder: Path) -> dict[str, object]:
@@ -41,8 +38,11 @@ def one_seed(seed: int, share: float, folder: Path) -> dict[str, object]:
     found: dict[str, object] = {
         "wrong": int(wrong.sum()),
     }
-    for name, below in RULES.items():
-        accused = label_issues(table, below)[len(real) :]
+    quality = table.scores["label_quality"]
+    rules = {"label_issue": table.scores["label_issue"] == 1}
+    rules |= {f"label_quality < {below}": quality < below for below in (0.5, 0.25)}
+    for name, flagged in rules.items():
+        accused = flagged[len(real) :]
         found[name] = {"found": int((accused & wrong).sum()), "accused_wrongly": int((accused & ~wrong).sum())}
     return found
 

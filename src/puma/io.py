@@ -16,6 +16,7 @@ import secrets
 import shutil
 import socket
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,20 +26,16 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from puma.errors import BusyError, DataError, ResumeError, StorageError, UsageError
+from puma.errors import BusyError, DataError, PumaError, ResumeError, StorageError, UsageError
 
 logger = logging.getLogger("puma")
 Key = TypeVar("Key", int, str)
 
 
-def _errors(names: str) -> set[int]:
-    return {getattr(errno, name) for name in names.split()}
-
-
-_FULL = _errors("ENOSPC EDQUOT EFBIG")
-_BAD_PATH = _errors("EACCES EPERM EROFS ENOTDIR EEXIST EISDIR ENOENT ENAMETOOLONG ELOOP")
-_NO_LOCKS = _errors("ENOLCK ENOSYS ENOTSUP EOPNOTSUPP")
-_NO_FSYNC = _errors("EINVAL ENOSYS ENOTSUP EOPNOTSUPP EROFS")
+_FULL = {"ENOSPC", "EDQUOT", "EFBIG"}  # names of error codes
+_BAD_PATH = {"EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "EISDIR", "ENOENT", "ENAMETOOLONG", "ELOOP"}
+_NO_LOCKS = {"ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"}
+_NO_FSYNC = {"EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EROFS"}
 _NOT_STORAGE = (BlockingIOError, ChildProcessError, ConnectionError, InterruptedError, ProcessLookupError, TimeoutError)
 _LEFTOVER, _STALE_S = re.compile(r"\..+\.([0-9a-f]{6})-(\d+)-[0-9a-f]+\.tmp"), 24 * 3600
 _MOST_TOML, _MOST_DOTS = 1 << 18, 500
@@ -74,7 +71,8 @@ def atomic_path(target: Path | str, *, folder: bool = False) -> Iterator[Path]:
                 raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
             target.parent.mkdir(parents=True, exist_ok=True)
             _sweep(target.parent)
-            temporary.mkdir() if folder else _create(temporary)
+            # exclusively: no file and no link is written through
+            temporary.mkdir() if folder else temporary.touch(exist_ok=False)
             yield temporary
             if not folder:
                 _fsync(temporary)
@@ -91,46 +89,36 @@ def storage_errors(target: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or isinstance(error, (StorageError, *_NOT_STORAGE)) or _elsewhere(error, target):
+        place, named = os.path.abspath(target), error.filename
+        named = os.path.abspath(named) if isinstance(named, (str, Path)) else place
+        elsewhere = not (place.startswith(named) or named.startswith(os.path.dirname(place)))
+        if error.errno is None or isinstance(error, (StorageError, *_NOT_STORAGE)) or elsewhere:
             raise
-        what, why = f"{target} is not empty" if error.errno == errno.ENOTEMPTY else f"cannot write {target}", str(error)
+        code, why = errno.errorcode.get(error.errno), str(error)
+        what = f"{target} is not empty" if code == "ENOTEMPTY" else f"cannot write {target}"
         fix = "check the disk or the mount and run the same command again; everything written before is kept"
-        if error.errno in _FULL:
+        if code in _FULL:
             what, why = f"no space left for {target}", "the disk or the quota is full; what was written before is kept"
             fix = "free some space and run the same command again: it goes on from here"
-        elif error.errno in _BAD_PATH:
+        elif code in _BAD_PATH:
             fix = "choose another output path"
         raise StorageError(what, why=why, fix=fix) from error
 
 
-def _elsewhere(error: OSError, target: Path | str) -> bool:
-    if not isinstance(error.filename, (str, Path)):
-        return False
-    named, place = os.path.abspath(error.filename), os.path.abspath(target)
-    return not (place.startswith(named) or named.startswith(os.path.dirname(place)))
-
-
 def prepare_folder(folder: Path | str) -> Path:
     """Create ``folder``, prove that it can be written (else `StorageError`), and remove what killed processes left."""
-    probe = temporary_path(Path(folder) / "probe")
+    folder = Path(folder)
     with storage_errors(folder):
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(probe.parent)
-        try:
-            _create(probe, b"x")
-        finally:
-            probe.unlink(missing_ok=True)
-    return probe.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+            probe.write(b"x")
+    return folder
 
 
 def temporary_path(target: Path) -> Path:
     """A name beside ``target`` that goes at the next start where this process is killed."""
     return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(3)}.tmp")
-
-
-def _create(path: Path, data: bytes = b"") -> None:
-    with path.open("xb") as file:  # exclusively: no file and no link is written through
-        file.write(data)
 
 
 def _fsync(path: Path) -> None:
@@ -139,7 +127,7 @@ def _fsync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _NO_FSYNC:
+        if errno.errorcode.get(error.errno or 0) not in _NO_FSYNC:
             raise
     finally:
         os.close(descriptor)
@@ -154,17 +142,16 @@ def _sweep(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):
         with suppress(OSError):
             known = _LEFTOVER.fullmatch(path.name)
-            gone = known and known[1] == _HOST and not _alive(int(known[2]))
-            if gone or (known and path.lstat().st_mtime < time.time() - _STALE_S):
+            if known is None:
+                continue
+            gone = path.lstat().st_mtime < time.time() - _STALE_S
+            try:
+                if known[1] == _HOST:
+                    os.kill(int(known[2]), 0)  # only asks whether the process is there
+            except ProcessLookupError:
+                gone = True
+            if gone:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)
-    return True
 
 
 def write_bytes(target: Path | str, data: bytes) -> None:
@@ -187,34 +174,32 @@ def write_json(target: Path | str, value: Any, *, checksum: bool = False) -> Non
 
 
 def write_toml(target: Path | str, value: Mapping[str, Any]) -> None:
-    """Write ``value`` to ``target`` atomically, as TOML; keys whose value is None are left out."""
+    """Write ``value`` to ``target`` atomically, as TOML."""
     import tomli_w
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(inner) for key, inner in value.items() if inner is not None}
-        return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-    write_text(target, tomli_w.dumps(plain(value)))
+    write_text(target, tomli_w.dumps(value))
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
+def _read(path: Path | str, kind: type[PumaError], fix: str = "", most: int = -1) -> str:
+    try:
+        with Path(path).open() as file:
+            return file.read(most)
+    except FileNotFoundError:
+        raise kind(f"{path} does not exist", fix=fix) from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise kind(f"cannot read {path}", why=str(error)) from None
+
+
 def read_json(path: Path | str) -> Any:
     """Read a JSON file; `DataError` if it is missing, no JSON, nested too deeply, or does not match its checksum."""
-    try:
-        value = parse_json(Path(path).read_text(), path)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"cannot read {path}", why=str(error)) from None
-    if isinstance(value, dict) and str(value.get("checksum", "")).startswith("sha256:"):
-        stated = value.pop("checksum")
-        if stated != f"sha256:{fingerprint(value)}":
-            why = "its content does not match the checksum inside it"
-            fix = "restore it, or delete it and run the command that made it again"
-            raise DataError(f"{path} is damaged", why=why, fix=fix)
+    value = parse_json(_read(path, DataError), path)
+    sealed = isinstance(value, dict) and str(value.get("checksum", "")).startswith("sha256:")
+    if sealed and value.pop("checksum") != f"sha256:{fingerprint(value)}":
+        why, fix = "its content does not match the checksum inside it", "restore it, or delete it and make it again"
+        raise DataError(f"{path} is damaged", why=why, fix=fix)
     return value
 
 
@@ -244,13 +229,7 @@ def parse_toml(text: str, name: Path | str) -> dict[str, Any]:
 
 def read_toml(path: Path | str) -> dict[str, Any]:
     """Read a TOML file; `UsageError` if it is missing, cannot be read, or is no settings (`parse_toml`)."""
-    try:
-        with Path(path).open("rb") as file:
-            return parse_toml(file.read(4 * _MOST_TOML).decode(), path)
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist", fix=f"check the path; {_EXAMPLES}") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"cannot read {path}", why=str(error)) from None
+    return parse_toml(_read(path, UsageError, f"check the path; {_EXAMPLES}", 2 * _MOST_TOML), path)
 
 
 def read_footer(path: Path | str, schema: str, kind: str, fix: str) -> tuple[dict[str, Any], Any, int]:
@@ -277,14 +256,14 @@ def read_footer(path: Path | str, schema: str, kind: str, fix: str) -> tuple[dic
 
 
 def offline_without_hub() -> None:
-    """Tell the packages of the Hugging Face hub to use their cache alone if the hub cannot be reached within 3 seconds.
+    """Tell the Hugging Face packages to use their cache alone if the hub does not answer: they would try for minutes.
 
-    They would try again for minutes. Where there is a proxy it is left to them to find out.
+    Where there is a proxy it is left to them to find out.
     """
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
     try:
         if not getproxies():
+            port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
             socket.create_connection((endpoint.hostname or "", port), 3).close()
     except OSError:
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -325,7 +304,7 @@ def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
             what = f"{folder} is being written by another process ({_lock_text(path) or 'unknown'})"
             raise BusyError(what, fix="wait for it, or stop it; what it finished is kept") from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if errno.errorcode.get(error.errno or 0) not in _NO_LOCKS:
                 raise
             what, fix = f"{folder} is on a file system without locks", "choose an output folder on another file system"
             raise StorageError(what, why=str(error), fix=fix) from error
@@ -351,11 +330,8 @@ def lock_holder(folder: Path | str, name: str = ".lock") -> str | None:
             return None
     except filelock.Timeout:
         return _lock_text(path) or "another process"
-    except OSError:  # a folder that can only be read: ask whether the process that is named lives
-        text = _lock_text(path)
-        known = re.fullmatch(r"pid (\d+) on (.+)", text)
-        gone = known is None or (known[2] == socket.gethostname() and not _alive(int(known[1])))
-        return None if gone else text
+    except OSError:  # in a folder that can only be read nobody can say
+        return None
 
 
 def _lock_text(path: Path) -> str:
@@ -366,11 +342,7 @@ def _lock_text(path: Path) -> str:
 
 
 def settings_diff(there: Any, now: Any, name: str = "") -> list[str]:
-    """Every setting in which two JSON values differ, with both values; settings inside others get dotted names.
-
-    >>> settings_diff({"recipe": {"steps": 50}, "seed": 0}, {"recipe": {"steps": 60}, "seed": 0})
-    ['recipe.steps: 50 there, 60 now']
-    """
+    """Every setting in which two JSON values differ: ``recipe.steps: 50 there, 60 now``."""
     if isinstance(there, Mapping) and isinstance(now, Mapping):
         names = {str(key): (there.get(key), now.get(key)) for key in (*there, *now)}
         lines = (settings_diff(*pair, f"{name}.{key}" if name else key) for key, pair in sorted(names.items()))
@@ -438,11 +410,7 @@ def read_record(path: Path | str) -> dict[str, Any]:
 
 
 def spans(total: int, size: int) -> list[range]:
-    """Cut ``total`` rows into consecutive ranges of ``size``; the last may be shorter.
-
-    >>> spans(5, 2)
-    [range(0, 2), range(2, 4), range(4, 5)]
-    """
+    """Cut ``total`` rows into consecutive ranges of ``size``; the last may be shorter."""
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
 
 
@@ -521,6 +489,13 @@ class Shards:
                     with lock(self.folder, other.name):
                         pass
             yield
+
+
+def require_digest(path: Path, fix: str) -> None:
+    """Raise a `DataError` if a file has not the SHA-256 that is recorded for it; nothing where none is."""
+    if path.is_file() and (stated := recorded_sha256(path)) and (digest := sha256_file(path)) not in stated:
+        why = f"sha256 {digest[:12]} now, {stated[-1][:12]} then"
+        raise DataError(f"{path} is damaged: its checksum does not fit", why=why, fix=fix)
 
 
 def recorded_sha256(shard: Path) -> list[str]:

@@ -42,8 +42,8 @@ class Plan:
     Args:
         keep: bool ``[N]``.
         eps: float32 ``[N]`` (else `DataError`), finite, >= 0, in the threat model's norm, pixel units of [0, 1] images;
-            0 where dropped, and where a kept image is trained on without an attack. Only ``soft-easy`` and
-            ``uniform-eps`` go beyond the threat model's eps.
+            0 where dropped, and where a kept image is trained on without an attack. Only ``uniform-eps`` goes beyond
+            the threat model's eps.
         meta: how it was made; keys ``strategy, params, prune_fraction, seed, protect_real, class_balanced, threat,
             table, pool, counts, derived, warnings``. ``table`` is the margin table's fingerprint, ``pool`` the table's.
         beta: the TRADES weight (beta) this plan asks for, or None for the recipe's own.

@@ -44,7 +44,7 @@ class Mark:
 
 
 MARKS = {
-    "none": Mark(INK, "o"), "puma": Mark(RED, "D"), "puma-plus": Mark(PURPLE, "P"), "soft-easy": Mark(GREEN, "^"),
+    "none": Mark(INK, "o"), "puma": Mark(RED, "D"), "puma-plus": Mark(PURPLE, "P"),
     "easy": Mark(BLUE, "s"), "difficult": Mark(SKY, "v", line="--"), "random": Mark(GREY, "X", line=":"),
     "ccs": Mark(GREEN, "p", line="--"), "el2n-adv": Mark(ORANGE, ">", line="--"), "dedup": Mark(BROWN, "*", line="--"),
     "robust-failure": Mark(ORANGE, "<", line=":"), "dynamic-uncertainty": Mark(ORANGE, "h", line="-."),

@@ -17,12 +17,11 @@ from puma.data.load import load_dataset
 from puma.data.npz import read_comment
 from puma.errors import DataError, PumaError
 from puma.evaluation import Evaluation
-from puma.io import fingerprint, parse_json, read_json, read_toml, sha256_file
+from puma.io import fingerprint, parse_json, read_json, read_toml, recorded_sha256, sha256_file
 from puma.margins import MarginTable
 from puma.models.weights import load_tensors, read_safetensors, weights_sha256
 from puma.plan import Plan
 from puma.progress import Progress
-from puma.strategies.selectors import check_part
 from puma.training.recipe import load_recipe
 
 _LISTED = 20
@@ -122,7 +121,7 @@ def _check(path: Path) -> Artefact:
                 if (member := archive.testzip()) is not None:
                     raise DataError(f"{path} is damaged", why=f"the CRC-32 of its member {member!r} does not fit")
             return _generated(path, read_comment(path))
-        if path.suffix == ".npy" and check_part(path):
+        if path.suffix == ".npy" and recorded_sha256(path):
             return Artefact("features")
         if path.name == "recipe.toml":
             recipe = load_recipe(path).model_dump(mode="json", exclude={"name", "source"})

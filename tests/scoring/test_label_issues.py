@@ -1,4 +1,4 @@
-"""From a model's view of the labels to a plan without the doubtful ones, in Python and as a user types it."""
+"""Wrong labels of generated images: found, taken out of a plan, and as a user types it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+import puma
 from puma.cli.data import data_app
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
-from puma.errors import DataError, UsageError
 from puma.margins import MarginTable
 from puma.models.networks import build_model
 from puma.models.weights import save_model
-from puma.plan import Plan
 from puma.scoring.labels import score_labels
-from puma.strategies import drop_label_issues, label_issues, make_plan
+from puma.strategies import make_plan
 from puma.threat import ThreatModel
 from puma.training.loop import train
 from puma.training.recipe import load_recipe
@@ -75,51 +74,29 @@ def scored(mislabelled: tuple[Path, np.ndarray], tmp_path_factory: pytest.TempPa
 
 
 def test_wrong_labels_of_generated_images_are_found(scored: MarginTable, mislabelled: tuple[Path, np.ndarray]) -> None:
-    wrong = np.concatenate([np.zeros(898, bool), mislabelled[1]])
-    flagged, disagree = label_issues(scored), label_issues(scored, below=0.5)
+    wrong = mislabelled[1]
+    flagged, disagree = (
+        rows[898:] for rows in (scored.scores["label_issue"] == 1, scored.scores["label_quality"] < 0.5)
+    )
     assert flagged[wrong].mean() > 0.6
     assert wrong[flagged].mean() > 0.9
     assert disagree[wrong].mean() > 0.95  # more are found, and more that were right are accused
     assert wrong[disagree].mean() < wrong[flagged].mean()
-    assert not (flagged | disagree)[:898].any()  # real images are never marked
-    assert flagged[898:].mean() == pytest.approx(0.1, abs=0.04)  # the share of wrong labels
+    assert flagged.mean() == pytest.approx(0.1, abs=0.04)  # the share of wrong labels
 
 
-@pytest.mark.parametrize("below", [None, 0.5, 0.25])
-def test_a_plan_without_label_issues_is_the_same_plan_less_those_rows(scored: MarginTable, below: float | None) -> None:
+def test_the_documented_lines_take_them_out_of_a_plan(scored: MarginTable) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "scoring.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "from_indices" in block]
     plan = make_plan(scored, "puma", 0.2, threat="Linf:0.1")
-    cleaned = drop_label_issues(plan, scored, below)
-    gone = label_issues(scored, below)
+    names = {"puma": puma, "plan": plan, "table": scored}
+    exec(code, names)
+    cleaned, gone = names["plan"], (scored.scores["label_issue"] == 1) & scored.synthetic
+    assert (plan.keep & gone).sum() > 10
     np.testing.assert_array_equal(cleaned.keep, plan.keep & ~gone)
     np.testing.assert_array_equal(cleaned.eps, np.where(cleaned.keep, plan.eps, 0))
-    assert cleaned.meta["label_issues"]["removed"] == (plan.keep & gone).sum() > 10
-    counts = cleaned.meta["counts"]
-    assert (counts["kept"], counts["to_remove"]) == (cleaned.kept, plan.meta["counts"]["to_remove"])
-    assert counts["by_source"][1]["kept"] == cleaned.keep[898:].sum()
-    assert cleaned.fingerprint != plan.fingerprint
-    assert drop_label_issues(cleaned, scored, below).kept == cleaned.kept
-
-
-def test_a_selection_of_ones_own_is_cleaned_too(scored: MarginTable) -> None:
-    own = Plan.from_indices(scored, np.arange(len(scored)), threat="Linf:0.1")
-    assert np.array_equal(drop_label_issues(own, scored).keep, ~label_issues(scored))
-
-
-def test_what_cannot_be_dropped_is_refused(scored: MarginTable) -> None:
-    plan = make_plan(scored, "puma", 0.2, threat="Linf:0.1")
-    bare = MarginTable(**{name: getattr(scored, name) for name in scored.__dataclass_fields__ if name != "scores"})
-    with pytest.raises(DataError, match="no scores 'label_issue'") as caught:
-        drop_label_issues(plan, bare)
-    assert "puma data labels" in caught.value.fix
-    with pytest.raises(UsageError, match=r"below = 2 is not a number in \[0, 1\]"):
-        drop_label_issues(plan, scored, 2)
-    other = Plan(plan.keep, plan.eps, {**plan.meta, "pool": {**plan.meta["pool"], "fingerprint": "0" * 64}})
-    with pytest.raises(DataError, match="different pools"):
-        drop_label_issues(other, scored)
-    keep = plan.keep & ((scored.label != 4) | label_issues(scored))
-    only = Plan(keep, np.where(keep, plan.eps, 0), plan.meta)
-    with pytest.raises(DataError, match="keeps of class 4 is a label issue"):
-        drop_label_issues(only, scored)
+    assert cleaned.threat == plan.threat
+    assert cleaned.keep[:898].all()  # real images stay
 
 
 def _puma(*arguments: str | Path) -> str:
@@ -138,18 +115,6 @@ def test_as_a_user_types_it(mislabelled: tuple[Path, np.ndarray], scored: Margin
     stamp = (tmp_path / "labels" / "part-000000.parquet").stat().st_mtime_ns
     assert _puma(*command, "--quiet") == told
     assert (tmp_path / "labels" / "part-000000.parquet").stat().st_mtime_ns == stamp
-    scored.write(tmp_path / "margins")
-    make_plan(scored, "none", 0, threat="Linf:0.1").write(tmp_path / "plan.parquet")
-    tables = ["--table", tmp_path / "margins", "--table", tmp_path / "labels"]
-    told = _puma(
-        "drop-label-issues", tmp_path / "plan.parquet", *tables, "--below", 0.4995, "--out", tmp_path / "p.parquet"
-    )
-    doubtful = table.synthetic & (table.scores["label_quality"] < np.float32(0.4995))
-    assert f"{doubtful.sum():,} of 1,797 kept images removed" in told
-    assert Plan.read(tmp_path / "p.parquet").kept == 1797 - doubtful.sum()
-    assert isinstance(
-        CliRunner().invoke(data_app, ["drop-label-issues", "p", "--table", "t", "--out", "p.npz"]).exception, UsageError
-    )
 
 
 def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(

@@ -46,9 +46,8 @@ def test_eps_and_rows_without_margin(
             raise
         reject()  # without quotas a class may be emptied, which is refused
     strategy = get_strategy(name)
-    most = 1.5 * EPS if strategy.beyond_eps else EPS
     assert (plan.eps >= 0).all()
-    assert (plan.eps <= np.float32(most)).all()
+    assert (plan.eps <= np.float32(EPS)).all()
     assert (plan.eps[~plan.keep] == 0).all()
     absent = np.isnan(table.margin)
     if "margin" in strategy.needs and name != "random-cap":

@@ -169,19 +169,6 @@ def test_controls_of_puma() -> None:
     np.testing.assert_allclose(matched.eps[matched.keep], 0.495 / 16, rtol=1e-6)
 
 
-def test_soft_easy_goes_beyond_eps() -> None:
-    made = plan("soft-easy")
-    assert dropped(made) == {4, 10, 16, 18}
-    assert made.eps[[0, 3]] == pytest.approx([0.12, 0.10])  # min(1.5 * 0.08, margin) with margins 0.20 and 0.10
-    rest = [row for row in range(20) if row not in (0, 3)]
-    np.testing.assert_allclose(made.eps[rest], eps_of(CAPPED, dropped(made))[rest], rtol=1e-6)
-    everything = make_plan(table(), "soft-easy", 0, threat="Linf:0.08")
-    assert everything.keep.all()
-    assert everything.eps[[0, 18]] == pytest.approx([0.12, 0.12])
-    with pytest.raises(UsageError, match="kappa"):
-        plan("soft-easy", kappa=0.5)
-
-
 @pytest.mark.parametrize(
     ("name", "gone"),
     [

@@ -12,7 +12,6 @@ from typer import Argument, Option
 import puma
 from puma.cli.options import Device, DryRun, Quiet, Threads
 from puma.cli.output import echo, print_facts
-from puma.cli.plan import check_plan_path, read_tables
 from puma.cli.score import MarginModel, PartRows, Roles, Sources, Weights, print_estimate
 from puma.errors import UsageError
 from puma.io import prepare_folder, read_json
@@ -161,31 +160,3 @@ def labels(
         wrong = f"{issues:,} are probably wrong ({flagged[mine].mean():.2%})"
         echo(f"{source['name']} ({source['role']}, {source['rows']:,}): {agreed}; {wrong}")
     echo(f"written to {out}; it joins the margins: puma plan --table margins --table {out}")
-
-
-_BELOW = "All with label_quality below this, 0 to 1; none: those flagged as label_issue."
-
-
-@data_app.command()
-def drop_label_issues(
-    plan: Annotated[Path, Argument(help="The plan.")],
-    table: Annotated[list[Path], Option("--table", help="Margin table; again for that of `puma data labels`.")],
-    out: Annotated[Path, Option("--out", help="Plan to write, a .parquet file.")],
-    below: Annotated[float | None, Option(help=_BELOW)] = None,
-) -> None:
-    """Write a plan without the synthetic images whose label is probably wrong; all else stays as it is.
-
-    They go on top of what the plan's strategy removed. Real images are never taken out.
-
-    Example: puma data drop-label-issues plan.parquet --table margins --table label-quality --out trusted.parquet
-    """
-    from puma.strategies import drop_label_issues as without_label_issues
-
-    check_plan_path(out)
-    margins, before = read_tables(table), puma.Plan.read(plan)
-    cleaned = without_label_issues(before, margins, below)
-    cleaned.write(out)
-    echo(f"{before.kept - cleaned.kept:,} of {before.kept:,} kept images removed, {cleaned.kept:,} are left")
-    for warning in cleaned.warnings:
-        echo(f"warning: {warning}")
-    echo(f"written to {out}")

@@ -1,20 +1,18 @@
-"""From a margin table to a plan: check, prune by quotas, count, warn, refuse; and the removal of label issues."""
+"""From a margin table to a plan: check, prune by quotas, count, warn, refuse."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from puma.errors import DataError, UsageError, integer, number
-from puma.margins import LABEL_ISSUE, LABEL_QUALITY, MarginTable, Status
+from puma.margins import MarginTable, Status
 from puma.plan import Plan
-from puma.strategies.registry import STRATEGIES, Selection, SelectionContext, get_strategy, make_quotas, score_column
+from puma.strategies.registry import Selection, SelectionContext, get_strategy, make_quotas
 from puma.strategies.rules import regime
 from puma.strategies.selectors import read_features
 from puma.threat import ThreatModel
@@ -23,7 +21,6 @@ logger = logging.getLogger("puma")
 # A plan warns above these shares of: rows without a margin; kept rows that the attack carries over the boundary (then
 # training may collapse); kept rows with a lowered eps (then eps is large for the margin model).
 NO_MARGIN_LIMIT, COLLAPSE_SHARE, LARGE_REACH = 0.01, 0.4, 0.5
-_NEVER_SEEN = "a model cannot learn a class it never sees"
 
 
 def make_plan(
@@ -78,12 +75,12 @@ def make_plan(
     context = SelectionContext(table, threat, quotas, seed)
     selection = rule.rule(context, **resolved)
     selection.eps[~selection.keep] = 0
-    count, listed = _emptied(table, context.keep_all(), selection.keep)
-    if count:
-        what = f"the plan empties {count} of {len(np.unique(table.label))} classes ({listed})"
-        fix = "use a smaller prune_fraction, or leave class_balanced and protect_real on"
-        raise DataError(what, why=_NEVER_SEEN, fix=fix)
-    described = describe(context, selection, rule.compares)
+    labels = np.unique(table.label)
+    if len(empty := np.setdiff1d(labels, table.label[selection.keep])):
+        listed = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+        what, why = f"the plan empties {len(empty)} of {len(labels)} classes ({listed})", "a model cannot learn them"
+        raise DataError(what, why=why, fix="use a smaller prune_fraction, or leave class_balanced and protect_real on")
+    described = _describe(context, selection, rule.compares)
     for warning in described["warnings"]:
         logger.warning("%s: %s", strategy, warning)
     meta = {
@@ -102,50 +99,38 @@ def make_plan(
     return Plan(selection.keep, selection.eps, meta, selection.beta)
 
 
-def _emptied(table: MarginTable, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[int, str]:
-    """How many classes lose all their rows, and which."""
-    had, has = (np.bincount(table.label[rows], minlength=table.num_classes) > 0 for rows in (before, after))
-    labels = np.flatnonzero(had & ~has)
-    return len(labels), ", ".join(map(str, labels[:5])) + (", ..." if len(labels) > 5 else "")
-
-
 def _recorded(value: Any) -> Any:
     array = isinstance(value, np.ndarray)
     return "sha256:" + hashlib.sha256(np.ascontiguousarray(value).data).hexdigest() if array else value
 
 
-def describe(context: SelectionContext, selection: Selection, compares: bool) -> dict[str, Any]:
-    """The ``counts`` of a plan, and ``warnings`` if it may not do what its maker expects, each with its numbers.
-
-    ``mislabelled_before`` and ``mislabelled_after`` are the shares of rows whose attack reaches beyond the margin (0 <
-    margin < eps_i): of all rows at full eps, and of the kept rows at their own eps. ``reach`` is the share of kept rows
-    with eps_i < eps. They and `regime` are left out where margins are in another norm than the threat model.
-    """
+def _describe(context: SelectionContext, selection: Selection, compares: bool) -> dict[str, Any]:
+    """The ``counts`` of a plan, and ``warnings`` if it may not do what its maker expects, each with its numbers."""
     table, keep, eps = context.table, selection.keep, np.float32(context.threat.eps)
-    kept, margin, c = int(np.count_nonzero(keep)), table.margin, selection.derived.get("c")
+    rows, kept, margin, c = len(table), int(np.count_nonzero(keep)), table.margin, selection.derived.get("c")
     per_source = np.bincount(table.source[keep], minlength=len(table.sources))
     before = np.bincount(table.label, minlength=table.num_classes)
     after = np.bincount(table.label[keep], minlength=table.num_classes)
     counts: dict[str, Any] = {
-        "rows": len(table),
+        "rows": rows,
         "prunable": sum(len(quota.rows) for quota in context.quotas),
         "to_remove": sum(quota.remove for quota in context.quotas),
-        "removed": len(table) - kept,
+        "removed": rows - kept,
         "kept": kept,
-        "mean_eps": float(selection.eps.sum(dtype=np.float64) / kept) if kept else 0.0,
-        "without_margin": int(np.count_nonzero(np.isnan(margin))),
+        "mean_eps": (mean_eps := float(selection.eps.sum(dtype=np.float64) / kept) if kept else 0.0),
+        "without_margin": (absent := int(np.count_nonzero(np.isnan(margin)))),
         "misclassified": int(np.count_nonzero(margin < 0)),
         "misclassified_kept": int(np.count_nonzero((margin < 0) & keep)),
         "unattacked": int(np.count_nonzero(keep & (selection.eps == 0))),
         "by_source": [
-            {"name": source["name"], "role": source["role"], "rows": source["rows"], "kept": int(rows)}
-            for source, rows in zip(table.sources, per_source, strict=True)
+            {"name": source["name"], "role": source["role"], "rows": source["rows"], "kept": int(of_source)}
+            for source, of_source in zip(table.sources, per_source, strict=True)
         ],
         "by_class": [{"rows": int(a), "kept": int(b)} for a, b in zip(before, after, strict=True)],
     }
     lowered = margin < (eps if c is None else np.float32(context.threat.eps / c))
     if facts := regime(table, context.threat):
-        counts["regime"] = facts
+        counts["regime"] = facts  # then shares of rows with 0 < margin < eps_i: of all at full eps, of the kept
         counts["mislabelled_before"] = float(np.mean((margin > 0) & (margin < eps)))
         counts["mislabelled_after"] = float(np.count_nonzero((margin > 0) & (margin < selection.eps))) / max(kept, 1)
         finite = keep & np.isfinite(margin)
@@ -154,14 +139,8 @@ def describe(context: SelectionContext, selection: Selection, compares: bool) ->
         if c is not None:
             counts["reach"] = float(np.count_nonzero(lowered & keep)) / max(kept, 1)
     estimated = int(np.count_nonzero(keep & lowered & (table.status == Status.ESTIMATED))) if compares else 0
-    return {"counts": counts, "warnings": _warnings(counts, estimated)}
-
-
-def _warnings(counts: dict[str, Any], estimated: int) -> list[str]:
-    """Sentences on counts of a plan, ``estimated`` kept rows of which have an eps from an estimate of the margin."""
-    rows, kept, absent = counts["rows"], counts["kept"], counts["without_margin"]
-    missing, reach = counts["to_remove"] - counts["removed"], counts.get("reach", 0.0)
-    share, eps, margin = counts.get("mislabelled_after", 0.0), counts["mean_eps"], counts.get("mean_margin", np.inf)
+    missing, reach, below = counts["to_remove"] - counts["removed"], counts.get("reach", 0.0), facts.get("below_eps", 0)
+    share, mean = counts.get("mislabelled_after", 0.0), counts.get("mean_margin", np.inf)
     warnings = {
         f"{absent} of {rows} rows ({absent / rows:.1%}) have no margin: they are kept unless drawn, at full eps": (
             NO_MARGIN_LIMIT * rows < absent < rows
@@ -172,51 +151,12 @@ def _warnings(counts: dict[str, Any], estimated: int) -> list[str]:
         f"training may collapse: the attack carries {share:.0%} of the kept images over the margin model's "
         f"boundary, and in the linear two-class task training fails when about half of them are (warned above "
         f"{COLLAPSE_SHARE:.0%}); cap the attack (puma), prune less, or lower eps": share > COLLAPSE_SHARE,
-        f"training may collapse: mean eps {eps:.4g} is not below the kept images' mean margin {margin:.4g} (the "
+        f"training may collapse: mean eps {mean_eps:.4g} is not below the kept images' mean margin {mean:.4g} (the "
         "collapse law of the linear two-class task); cap the attack (puma), prune less, or lower eps": (
-            0 < margin <= eps or (margin <= 0 and eps > 0)
+            0 < mean <= mean_eps or (mean <= 0 and mean_eps > 0)
         ),
-        f"eps is large for this margin model: eps is lowered on {reach:.0%} of the {kept} kept images, "
-        f"not only on those of lowest margin ({counts.get('regime', {}).get('below_eps', 0):.0%} of all rows have 0 < "
-        "margin < eps): compare with uniform-eps, lower eps, or use a better margin model": reach > LARGE_REACH,
+        f"eps is large for this margin model: eps is lowered on {reach:.0%} of the {kept} kept images, not only on "
+        f"those of lowest margin ({below:.0%} of all rows have 0 < margin < eps): compare with uniform-eps, lower eps, "
+        "or use a better margin model": reach > LARGE_REACH,
     }
-    return [text for text, holds in warnings.items() if holds]
-
-
-def label_issues(table: MarginTable, below: float | None = None) -> NDArray[np.bool_]:
-    """The synthetic rows whose label is probably wrong (by `puma.scoring.labels.score_labels`), bool ``[N]``.
-
-    ``below`` None takes those flagged as ``label_issue``; a number in [0, 1] all whose ``label_quality`` is lower: 0.5
-    is every image that the model gives another class, 0.25 only those it is sure of. `DataError` without the scores.
-    """
-    fix = "make them with `puma data labels` and give that table too"
-    scores = score_column(table, LABEL_ISSUE if below is None else LABEL_QUALITY, fix)
-    wrong = scores == 1 if below is None else scores < number("below", below, high=1)
-    return np.asarray(table.synthetic & wrong)
-
-
-def drop_label_issues(plan: Plan, table: MarginTable, below: float | None = None) -> Plan:
-    """Remove likely label errors (`label_issues`) from a plan, on top of what its strategy removed; the rest stays.
-
-    Where a better model disagrees with the label a generated image was asked for, a low or negative margin means "wrong
-    label" rather than "hard image", and no smaller eps repairs that. `DataError` if plan and table are of different
-    pools, the table lacks the scores, or a class would lose all images.
-    """
-    pools = [made.meta["pool"]["fingerprint"] for made in (plan, table)]
-    if pools[0] != pools[1]:
-        why, fix = f"{pools[0][:12]} and {pools[1][:12]}", "score the pool that the plan was made for"
-        raise DataError("plan and table are of different pools", why=why, fix=fix)
-    removed = label_issues(table, below) & plan.keep
-    keep = plan.keep & ~removed
-    count, listed = _emptied(table, plan.keep, keep)
-    if count:
-        what = f"every image that the plan keeps of class {listed} is a label issue"
-        fix = "--below removes fewer, as in --below 0.25; or check the margin model: it may not know this class"
-        raise DataError(what, why=_NEVER_SEEN, fix=fix)
-    selection = Selection(keep, np.where(keep, plan.eps, 0).astype(np.float32), plan.meta["derived"], plan.beta)
-    options = {name: plan.meta[name] for name in ("protect_real", "class_balanced")}
-    quotas = make_quotas(table, plan.meta["prune_fraction"], **options)
-    context, rule = SelectionContext(table, plan.threat, quotas, plan.meta["seed"]), STRATEGIES.get(plan.strategy)
-    described = describe(context, selection, rule is not None and rule.compares)  # None: somebody's own selection
-    issues = {"removed": int(removed.sum()), "below": below, "table": table.fingerprint}
-    return replace(plan, keep=keep, eps=selection.eps, meta={**plan.meta, **described, "label_issues": issues})
+    return {"counts": counts, "warnings": [text for text, holds in warnings.items() if holds]}

@@ -50,10 +50,7 @@ def make_quotas(table: MarginTable, prune_fraction: float, *, protect_real: bool
 
 
 def split_exactly(sizes: NDArray[np.integer[Any]], fraction: float) -> NDArray[np.int64]:
-    """How many of each group make ``fraction`` of the whole, by largest remainder: the total is exact.
-
-    The total is ``fraction * sum(sizes)``, a half rounded up; no group is more than one away from its own share. Equal
-    remainders go to the larger group, then to the earlier one.
+    """How many of each group make ``fraction`` of the whole, a half rounded up; equal remainders: the larger group.
 
     >>> split_exactly(np.array([10, 10, 5]), 0.3)
     array([3, 3, 2])
@@ -125,7 +122,11 @@ class SelectionContext:
 
     def score(self, name: str) -> NDArray[np.float32]:
         """float32 ``[N]``: the score column ``name``, NaN where a row has none; `DataError` if there is no score."""
-        scores = score_column(self.table, name, "compute them with `puma score-run RUN` and give that table too")
+        if name not in self.table.scores:
+            why = f"it has: {', '.join(sorted(self.table.scores)) or 'margins only'}"
+            fix = "compute them with `puma score-run RUN` and give that table too"
+            raise DataError(f"the table has no scores {name!r}", why=why, fix=fix)
+        scores = np.asarray(self.table.scores[name], dtype=np.float32)
         if len(scores) and np.isnan(np.fmax.reduce(scores)):
             raise DataError(f"the scores {name!r} are all NaN")
         return scores
@@ -154,14 +155,6 @@ class SelectionContext:
         return np.full(len(self), self.threat.eps if eps is None else eps, dtype=np.float32)
 
 
-def score_column(table: MarginTable, name: str, fix: str) -> NDArray[np.float32]:
-    """The scores ``name`` of a table, float32 ``[N]``, or the `DataError` with the remedy ``fix``."""
-    if name not in table.scores:
-        why = f"it has: {', '.join(sorted(table.scores)) or 'margins only'}"
-        raise DataError(f"the table has no scores {name!r}", why=why, fix=fix)
-    return np.asarray(table.scores[name], dtype=np.float32)
-
-
 Rule = Callable[..., Selection]
 
 
@@ -175,7 +168,6 @@ class Strategy:
     source: str  # arXiv id and section, or "our own"
     compares: bool = False  # it compares margins with eps: the table has to be in the threat model's norm
     control: bool = False  # it isolates a mechanism and is not meant for use
-    beyond_eps: bool = False  # it may give an eps above the threat model's
     needs: tuple[str, ...] = ()  # beyond labels: "margin", a score's column, "features" (a parameter)
 
     @property

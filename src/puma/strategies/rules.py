@@ -90,18 +90,10 @@ def puma_plus(context: SelectionContext, *, c: float | str = "auto", max_misclas
     return Selection(keep, capped_eps(context, c), {"c": c, "kept_share": kept, **facts})
 
 
-@strategy("soft-easy", prunes="high margin", source="our own", compares=True, beyond_eps=True, needs=_MARGIN)
-def soft_easy(context: SelectionContext, *, c: float = C, kappa: float = 1.5) -> Selection:
-    """Drop the highest margins; eps_i = min(kappa * eps, c * max(margin_i, 0)), beyond eps for easy images."""
-    c, kappa = number("c", c, open_low=True), number("kappa", kappa, low=1.0)
-    keep = context.drop(context.margin, "high")
-    return Selection(keep, capped_eps(context, c, kappa * context.threat.eps), {"c": c})
-
-
 # --- controls: all data with another eps or TRADES weight costs nothing; the others isolate a mechanism of PUMA ---
 
 
-@strategy("uniform-eps", prunes="", source="control", control=True, beyond_eps=True)
+@strategy("uniform-eps", prunes="", source="control", control=True)
 def uniform_eps(context: SelectionContext, *, scale: float = 0.5) -> Selection:
     """All data, every eps times ``scale`` (in [0, 2])."""
     scale = number("scale", scale, high=2)
@@ -158,10 +150,10 @@ def regime(table: MarginTable, threat: ThreatModel) -> dict[str, float]:
     return {"misclassified": float(np.mean(margin < 0)), "below_eps": float(np.mean(below))}
 
 
-def capped_eps(context: SelectionContext, c: float, limit: float | None = None) -> NDArray[np.float32]:
-    """``min(limit, c * max(margin, 0))``, float32 ``[N]``; ``limit`` is eps by default, rows without margin get eps."""
+def capped_eps(context: SelectionContext, c: float) -> NDArray[np.float32]:
+    """``min(eps, c * max(margin, 0))``, float32 ``[N]``; rows without margin get eps."""
     eps = np.multiply(context.margin, np.float32(c), dtype=np.float32)
-    np.clip(eps, 0, np.float32(context.threat.eps if limit is None else limit), out=eps)
+    np.clip(eps, 0, np.float32(context.threat.eps), out=eps)
     eps[np.isnan(eps)] = context.threat.eps
     return eps
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import DataError, integer, number
-from puma.io import read_record, recorded_sha256, sha256_file, spans
+from puma.io import read_record, require_digest, spans
 from puma.strategies.registry import Selection, SelectionContext, extreme, strategy
 
 Vectors = NDArray[np.floating[Any]]
@@ -150,7 +150,13 @@ def read_features(features: Features, rows: int, pool: str | None = None) -> Vec
             why = f"they are of the pool {theirs[:12]}, the table of {pool[:12]}"
             fix = f"embed the table's own pool with `{_EMBED}`"
             raise DataError(f"{path} holds features of another pool", why=why, fix=fix)
-        arrays = [_load(part) for part in sorted(path.glob("part-*.npy")) or [path]]
+        arrays = []
+        for part in sorted(path.glob("part-*.npy")) or [path]:
+            require_digest(part, f"run `{_EMBED}` again: it makes only what does not fit")
+            try:
+                arrays.append(np.load(part, mmap_mode="r", allow_pickle=False))
+            except (ValueError, OSError, EOFError) as error:
+                raise DataError(f"{part} is not a .npy file", why=str(error), fix=f"`{_EMBED}` makes one") from None
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     array = np.asanyarray(array)
     if array.ndim != 2 or len(array) != rows or not np.issubdtype(array.dtype, np.floating):
@@ -159,41 +165,17 @@ def read_features(features: Features, rows: int, pool: str | None = None) -> Vec
     return array  # type: ignore[no-any-return]
 
 
-def _load(path: Path) -> Any:
-    check_part(path)
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist", fix=f"`{_EMBED}` makes one") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is not a .npy file", why=str(error)) from None
-
-
-def check_part(path: Path) -> bool:
-    """Compare a part with its recorded SHA-256: False where there is none, `DataError` where the bytes are others."""
-    if not path.is_file() or not (expected := recorded_sha256(path)):
-        return False
-    if (digest := sha256_file(path)) not in expected:
-        what = f"{path} is damaged, or was made again by another program: its checksum is not the recorded one"
-        why = f"sha256 {digest[:12]} now, {expected[-1][:12]} then"
-        raise DataError(what, why=why, fix=f"run `{_EMBED}` again: it makes only what does not fit")
-    return True
-
-
 def extrapolate(scores: NDArray[np.float32], features: Vectors, n_neighbors: int = 10) -> NDArray[np.float32]:
     """Give every row without a score (NaN) the mean of its nearest scored rows (Nieth et al., arXiv 2406.13283).
 
     Distances are Euclidean in ``features`` ``[N, D]``. `DataError` if no row has a score, or a feature is not finite.
-
-    >>> extrapolate(np.float32([1, 3, np.nan]), np.array([[0.0], [10.0], [9.0]]), n_neighbors=1)
-    array([1., 3., 3.], dtype=float32)
     """
     from sklearn.neighbors import KNeighborsRegressor
 
-    known, unknown = np.flatnonzero(~np.isnan(scores)), np.flatnonzero(np.isnan(scores))
+    filled = np.array(scores, dtype=np.float32)
+    known, unknown = np.flatnonzero(~np.isnan(filled)), np.flatnonzero(np.isnan(filled))
     if not len(known):
         raise DataError("no row has a score to extrapolate from")
-    filled = np.array(scores, dtype=np.float32)
     try:
         nearest = KNeighborsRegressor(min(n_neighbors, len(known)))
         nearest.fit(np.asarray(features[known]), scores[known].astype(np.float64))

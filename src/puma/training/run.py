@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from puma.devices import PROCESSES_PER_GPU, Devices
-from puma.errors import DataError, ModelError, UsageError, unknown
-from puma.io import claim_folder, digest_path, fingerprint, recorded_sha256, sha256_file, storage_errors, write_text
+from puma.errors import ModelError, UsageError, unknown
+from puma.io import claim_folder, digest_path, fingerprint, require_digest, sha256_file, storage_errors, write_text
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
 from puma.models.weights import load_model, load_tensors
 from puma.training.recipe import Recipe
@@ -125,8 +125,7 @@ class Metrics:
 
 def read_metrics(path: Path | str) -> list[dict[str, float]]:
     """Read ``metrics.csv``; a last line that was cut off is left out, a finished file is checked (`DataError`)."""
-    if (stated := recorded_sha256(Path(path))) and sha256_file(path) not in stated:
-        raise DataError(f"{path} is damaged: its checksum does not fit", fix="restore it from a copy")
+    require_digest(Path(path), "restore it from a copy")
     rows = []
     with Path(path).open(newline="") as file:
         for row in csv.DictReader(file):
