@@ -48,7 +48,7 @@ try:
     from puma.data.pool import read_batch
     from puma.data.source import Source, in_memory
     from puma.evaluation import estimate_cost
-    from puma.models.modes import true_float32
+    from puma.models.checks import true_float32
     from puma.study.folder import StudyFolder, collect
     from puma.study.spec import StudySpec
     from puma.study.stages import study_tasks

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from puma.attacks.deepfool import DeepFool, deepfool
-from puma.models.modes import true_float32
+from puma.models.checks import true_float32
 
 NORMS = ["Linf", "L2"]
 MODES = ["deepfool", "refined", "tight"]

@@ -17,9 +17,9 @@ from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.devices import Devices
 from puma.errors import DataError, ModelError, UsageError
-from puma.models.modes import attack_mode, copy_network
+from puma.models.checks import attack_mode
 from puma.models.networks import build_model
-from puma.models.weights import load_model, load_weights, weights_sha256
+from puma.models.weights import copy_network, load_model, load_weights, weights_sha256
 from puma.threat import ThreatModel
 from puma.training import run as runs
 from puma.training.loop import Training, prepare, train

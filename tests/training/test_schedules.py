@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from puma.models.modes import EMA
 from puma.models.networks import build_model
+from puma.models.weights import EMA
 from puma.training.optim import build_sgd, ema_decay, learning_rate, momentum
 from puma.training.recipe import load_recipe
 

@@ -24,8 +24,7 @@ from puma.attacks.network import Network, as_batch, check_labels
 from puma.attacks.search import Crossings, Images, Ray
 from puma.errors import integer, unknown
 from puma.margins import STATUS_NAMES, Status
-from puma.models.checks import IT_DEPENDS, check_same
-from puma.models.modes import attack_mode, true_float32
+from puma.models.checks import IT_DEPENDS, attack_mode, check_same, true_float32
 from puma.threat import Norm, parse_norm
 
 Mode = Literal["fast", "deepfool", "refined", "tight"]

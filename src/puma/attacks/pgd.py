@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from puma.attacks.network import as_batch, check_labels
 from puma.errors import ModelError, UsageError, integer, number, unknown
 from puma.losses import carlini_wagner, cross_entropy, kl_divergence
-from puma.models.checks import IT_CHANGES, apply_model, check_first, check_same, model_errors
-from puma.models.modes import attack_mode
+from puma.models.checks import IT_CHANGES, apply_model, attack_mode, check_first, check_same, model_errors
 from puma.threat import Norm, ThreatModel
 
 Loss = Literal["ce", "cw", "kl"]

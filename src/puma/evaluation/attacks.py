@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from puma.attacks.pgd import LOSSES, Loss, pgd
 from puma.errors import CheckError, UsageError, unknown
-from puma.models.modes import device_of
+from puma.models.checks import device_of
 from puma.rng import batch_seed
 from puma.threat import ThreatModel
 

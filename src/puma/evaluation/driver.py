@@ -32,8 +32,7 @@ from puma.errors import DataError, ModelError, UsageError, integer
 from puma.evaluation.attacks import Attacker, attack_steps, check_autoattack, confirm, explain, full_cost, num_targets
 from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table, result_path
 from puma.io import Shards, fingerprint, prepare_folder, require_same_settings, spans
-from puma.models.checks import apply_model, check_first, check_model
-from puma.models.modes import attack_mode, device_of, true_float32
+from puma.models.checks import apply_model, attack_mode, check_first, check_model, device_of, true_float32
 from puma.models.weights import unwrap, weights_sha256
 from puma.progress import Progress
 from puma.threat import ThreatModel

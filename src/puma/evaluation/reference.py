@@ -15,8 +15,7 @@ from puma.attacks.pgd import Loss, pgd
 from puma.data.pool import Pool, read_batch
 from puma.errors import DataError, UsageError
 from puma.evaluation.driver import evaluation_mode
-from puma.models.checks import apply_model
-from puma.models.modes import device_of
+from puma.models.checks import apply_model, device_of
 from puma.plan import Plan
 from puma.progress import Progress
 from puma.rng import batch_seed, mixed_key, permuted

@@ -24,8 +24,7 @@ from puma.errors import CheckError, ModelError, UsageError
 from puma.generation.edm import Denoiser, loss, sample_sigma
 from puma.generation.networks import AUGMENT_DIM, DiffusionConfig, build_network, validated
 from puma.io import claim_folder, lock
-from puma.models.modes import EMA, ramped_decay
-from puma.models.weights import load_tensors, load_weights, save_tensors
+from puma.models.weights import EMA, load_tensors, load_weights, ramped_decay, save_tensors
 from puma.progress import Progress
 from puma.rng import Stream, counter_generator, torch_seed
 

@@ -1,4 +1,4 @@
-"""Checks of a model, the same for scoring, training, evaluation and attacks: each rule once, worded once."""
+"""Checks of a model, the same for scoring, training, evaluation and attacks, and the modes in which they call it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from traceback import extract_tb, format_list
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from puma.errors import ModelError, PumaError
-from puma.models.modes import require_module
 
 ONE_LOGIT = "a binary classifier with one logit: puma.TwoLogits(model)"
 IT_CHANGES = "its answer changes from call to call"
 IT_DEPENDS = "its answer depends on the other images of the batch"
 _TOLERANCE = 1e-3  # of the largest logit: float32 passes of one image in two batches differ by less
 _MODE_DEPENDENT = (
-    nn.modules.batchnorm._BatchNorm,
+    _BatchNorm,
     nn.modules.dropout._DropoutNd,
     nn.modules.instancenorm._InstanceNorm,
     nn.RReLU,
@@ -80,6 +80,13 @@ def as_logits(output: object, count: int) -> Tensor:
     raise ModelError(f"the model returns {got} for {count} images", why=why, fix=fix)
 
 
+def require_module(model: object) -> None:
+    """Refuse (`ModelError`) a function, a name or a file in a network's place."""
+    if not isinstance(model, nn.Module):
+        what, why = f"the model is a {type(model).__name__}", "parameters and buffers are needed: a torch.nn.Module"
+        raise ModelError(what, why=why, fix="a file: puma.load_model(path); a function: call it in a Module's forward")
+
+
 def require_eval(model: nn.Module) -> None:
     """Refuse (`ModelError`) a model with BatchNorm, dropout or the like in training mode."""
     require_module(model)
@@ -92,14 +99,12 @@ def require_eval(model: nn.Module) -> None:
 
 def check_same(one: Tensor, two: Tensor, why: str) -> None:
     """Refuse (`ModelError`, cause ``why``) two answers ``[b, K]`` to the same images that differ beyond rounding."""
-    difference = (one.detach().float() - two.detach().float()).abs()
-    if bool((difference > _TOLERANCE * (1 + one.detach().float().abs().amax())).any()):
-        most, fix = (
-            float(difference.nan_to_num().max()),
-            "call model.eval() first; batch statistics, dropout and noise ",
-        )
-        what = f"the model gives different logits for the same image (by {most:.3g})"
-        raise ModelError(what, why=why, fix=f"{fix}have to be off")
+    first = one.detach().float()
+    difference = (first - two.detach().float()).abs()
+    if bool((difference > _TOLERANCE * (1 + first.abs().amax())).any()):
+        what = f"the model gives different logits for the same image (by {float(difference.nan_to_num().max()):.3g})"
+        fix = "call model.eval() first; batch statistics, dropout and noise have to be off"
+        raise ModelError(what, why=why, fix=fix)
 
 
 def check_logits(logits: Tensor) -> None:
@@ -151,3 +156,81 @@ def check_model(model: nn.Module, images: Tensor, num_classes: int = 2, *, react
             why, fix = "its logits are the same for every image", "look at its weights, and at what its forward does"
             raise ModelError("the model does not react to its input", why=why, fix=fix)
     return logits
+
+
+# --- modes ---------------------------------------------------------------------------------------------------------
+
+
+def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """The batch-normalisation layers of ``model``."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def attack_mode(model: nn.Module, batchnorm: str = "unchanged") -> Iterator[None]:
+    """Context in which no parameter takes a gradient and no buffer changes; everything is restored afterwards.
+
+    ``batchnorm="unchanged"`` leaves the mode (train or eval) as it is; ``"train"`` normalises by the statistics of the
+    batch under attack (Wang et al. 2023; Gowal et al. 2020); ``"eval"`` puts the network in eval mode (TRADES, MART).
+    """
+    require_module(model)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    layers = [layer for layer in model.modules() if batchnorm == "eval" or isinstance(layer, _BatchNorm)]
+    switched = [layer for layer in layers if layer.training is (batchnorm == "eval") and batchnorm != "unchanged"]
+
+    def switch(*, inside: bool) -> None:
+        for parameter in parameters:
+            parameter.requires_grad_(not inside)
+        for layer in switched:
+            layer.training = not layer.training
+
+    switch(inside=True)
+    try:
+        with kept_statistics(model):
+            yield
+    finally:
+        switch(inside=False)
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Context in which no buffer of ``model`` changes.
+
+    Batch normalisation in training mode normalises by the batch and leaves its running statistics alone; what other
+    layers write into their buffers is put back afterwards.
+    """
+    layers = [layer for layer in batchnorm_layers(model) if layer.track_running_stats and layer.training]
+    others = [module for module in model.modules() if not isinstance(module, _BatchNorm)]
+    buffers = [(module, *named) for module in others for named in module.named_buffers(recurse=False)]
+    saved = [(*one, one[2].clone(), one[2]._version) for one in buffers if not one[2].is_inference()]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+        for module, name, buffer, value, version in saved:
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(value)
+            if getattr(module, name) is not buffer:
+                setattr(module, name, buffer)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter or buffer; the CPU where there is none."""
+    return next(model.parameters(), next(model.buffers(), torch.empty(0, device="cpu"))).device
+
+
+@contextmanager
+def true_float32(device: str) -> Iterator[None]:
+    """Context that disables TF32 (torch's default for convolutions on a GPU) and autocast on a device of this type."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

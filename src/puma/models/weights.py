@@ -1,10 +1,11 @@
-"""Weights on disk: safetensors with the model's configuration and a checksum inside; nothing is ever unpickled.
+"""Weights on disk (safetensors with the model's configuration and a checksum; nothing is ever unpickled), and copies.
 
 What a header claims (sizes, configuration, class names) is checked against the file before memory is allocated for it.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -12,20 +13,22 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from puma.errors import ModelError, PumaError
 from puma.io import atomic_path
-from puma.models.modes import copy_network, require_module
+from puma.models.checks import require_module
 from puma.models.networks import build_model
 
 SCHEMA = "puma.model/1"
 _MOST_META = 1 << 22  # characters of the JSON in a header
+_Network = TypeVar("_Network", bound=nn.Module)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -37,7 +40,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+def state_of(model: nn.Module) -> dict[str, Tensor]:
     """The state dict by the names that the network has without wrappers (``module.``, ``_orig_mod.``)."""
     return {_bare(name): value for name, value in unwrap(model).state_dict().items()}
 
@@ -47,7 +50,7 @@ def _bare(name: str) -> str:
     return re.sub(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.", r"\1", name)
 
 
-def weights_sha256(weights: nn.Module | Mapping[str, torch.Tensor]) -> str:
+def weights_sha256(weights: nn.Module | Mapping[str, Tensor]) -> str:
     """Hex SHA-256 over the sorted state dict (names, types, shapes, bytes), whatever the device and memory format."""
     tensors = state_of(weights) if isinstance(weights, nn.Module) else weights
     digest = hashlib.sha256()
@@ -58,16 +61,16 @@ def weights_sha256(weights: nn.Module | Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path | str, schema: str, meta: Mapping[str, Any]) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path | str, schema: str, meta: Mapping[str, Any]) -> None:
     """Write named tensors and a JSON value ``meta`` to one safetensors file, atomically, with a checksum over both."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True, allow_nan=False)
     write_safetensors(plain, path, {"schema": schema, "meta": text, "sha256": _checksum(plain, schema, text)})
 
 
-def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path | str, header: Mapping[str, str]) -> None:
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path | str, header: Mapping[str, str]) -> None:
     """Write a safetensors file atomically; tensors that share memory (tied weights) once for each name."""
-    own: dict[str, torch.Tensor] = {}
+    own: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
         place = tensor.untyped_storage().data_ptr()
@@ -85,7 +88,7 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path | str, hea
             raise
 
 
-def load_tensors(path: Path | str, schema: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_tensors(path: Path | str, schema: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote: (tensors, meta); `ModelError` where it is missing, foreign or damaged."""
     path = Path(path)
     with _opened(path) as (file, header):
@@ -96,7 +99,7 @@ def load_tensors(path: Path | str, schema: str) -> tuple[dict[str, torch.Tensor]
     return tensors, meta
 
 
-def read_safetensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of any safetensors file; `ModelError` where it is missing, a pickle, or not whole."""
     with _opened(Path(path)) as (file, header):
         return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 (safe_open is no mapping)
@@ -182,7 +185,7 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
 
 
 def load_weights(
-    model: nn.Module, tensors: Mapping[str, torch.Tensor], origin: Path | str = "weights", *, new_head: bool = False
+    model: nn.Module, tensors: Mapping[str, Tensor], origin: Path | str = "weights", *, new_head: bool = False
 ) -> None:
     """Copy the state dict ``tensors`` into ``model``; prefixes of wrappers (``module.``, ``model.``) are ignored.
 
@@ -200,7 +203,7 @@ def load_weights(
     unwrapped.load_state_dict({name: given[_bare(name)] for name in unwrapped.state_dict()})
 
 
-def _renamed(tensors: Mapping[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
+def _renamed(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
     """``tensors`` without the prefixes that wrappers add, if that gives the wanted names."""
     plain = {_bare(name): value for name, value in tensors.items()}
     for prefix in 2 * ("module.", "model.", "network.", "net."):
@@ -226,10 +229,47 @@ def _require_fit(
         raise ModelError(f"{origin} does not fit {network}", why="; ".join(listed))
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor], schema: str, text: str) -> str:
+def _checksum(tensors: Mapping[str, Tensor], schema: str, text: str) -> str:
     return hashlib.sha256(f"{weights_sha256(tensors)} {schema} {text}".encode()).hexdigest()
 
 
 def set_class_names(model: nn.Module, names: Sequence[str] | None) -> None:
     """Note the names of a model's classes in ``model.class_names``, one for each logit."""
     object.__setattr__(model, "class_names", tuple(map(str, names)) if names else None)
+
+
+# --- copies and averages -------------------------------------------------------------------------------------------
+
+
+def copy_network(model: _Network) -> _Network:
+    """A deep copy, also of networks that keep computed weights (``torch.nn.utils.weight_norm``)."""
+    computed = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
+
+
+def ramped_decay(decay: float, step: int | float) -> float:
+    """``min(decay, (1 + step) / (10 + step))``: a short memory at first, so that the initial weights are forgotten."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+class EMA:
+    """An averaged copy of a bare network: ``average <- decay * average + (1 - decay) * live`` at every `update`.
+
+    Its ``model`` is in eval mode and without gradients.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.model = copy_network(network).eval().requires_grad_(False)
+        self._parameters: list[Tensor] = list(self.model.parameters())
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, decay: float) -> None:
+        """Average in the weights of the live ``network``; ``decay`` in [0, 1], 0 copies them."""
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # of torch
+        average(self._parameters, [parameter.detach() for parameter in network.parameters()], None)
+
+    @torch.no_grad()
+    def copy_buffers(self, network: nn.Module) -> None:
+        """Take over the buffers (running statistics) of the live network."""
+        for own, live in zip(self.model.buffers(), network.buffers(), strict=True):
+            own.copy_(live)

@@ -22,7 +22,7 @@ from puma.devices import resolve_device, warn_slow_bf16
 from puma.errors import ModelError
 from puma.io import Shards, temporary_path
 from puma.margins import MarginTable, part_size
-from puma.models.modes import device_of
+from puma.models.checks import device_of
 from puma.models.zoo import resolve_model
 from puma.progress import Progress
 from puma.scoring.labels import PROBABILITIES, LabelSettings

@@ -23,8 +23,7 @@ from puma.data.source import Source
 from puma.errors import ModelError, UsageError
 from puma.io import Shards
 from puma.margins import LABEL_ISSUE, LABEL_QUALITY, PART_ROWS, Columns, MarginTable, Status
-from puma.models.checks import apply_model
-from puma.models.modes import device_of
+from puma.models.checks import apply_model, device_of
 from puma.scoring.parts import Done, Rows, TableParts, checked_pool, pool_columns, table_meta, write_arrays
 
 PROBABILITIES = ".probabilities"  # folder, in that of the table, of the class probabilities until it is finished

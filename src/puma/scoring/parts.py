@@ -19,8 +19,7 @@ from puma.devices import environment
 from puma.errors import DataError
 from puma.io import Shards, fingerprint, require_same_settings, spans
 from puma.margins import SCHEMA_VERSION, Columns, MarginTable, read_header, read_part, write_part
-from puma.models.checks import check_model
-from puma.models.modes import device_of
+from puma.models.checks import check_model, device_of
 from puma.models.weights import unwrap, weights_sha256
 from puma.progress import Progress
 

@@ -20,7 +20,7 @@ from puma.devices import warn_slow_bf16
 from puma.errors import UsageError, integer, number
 from puma.io import spans
 from puma.margins import PART_ROWS, Columns, MarginTable
-from puma.models.modes import device_of
+from puma.models.checks import device_of
 from puma.progress import Progress
 from puma.scoring.parts import Done, Rows, checked_pool, make_table, pool_columns, table_meta
 from puma.threat import Norm, parse_norm

@@ -22,8 +22,7 @@ from puma.data.source import Source
 from puma.errors import DataError, ModelError, integer, unknown
 from puma.io import Shards, read_json, spans
 from puma.margins import PART_ROWS, Columns, MarginTable, Status
-from puma.models.checks import apply_model
-from puma.models.modes import device_of
+from puma.models.checks import apply_model, device_of
 from puma.models.weights import load_model, weights_sha256
 from puma.rng import batch_seed
 from puma.scoring.parts import Done, Rows, checked_pool, make_table, pool_columns, table_meta, write_arrays

@@ -29,9 +29,8 @@ from puma.data.source import Source
 from puma.devices import Devices, environment
 from puma.errors import CheckError, DataError, integer
 from puma.io import lock, read_record
-from puma.models.checks import as_logits
-from puma.models.modes import EMA, attack_mode, batchnorm_layers, kept_statistics
-from puma.models.weights import save_model
+from puma.models.checks import as_logits, attack_mode, batchnorm_layers, kept_statistics
+from puma.models.weights import EMA, save_model
 from puma.plan import Plan
 from puma.progress import Progress
 from puma.threat import ThreatModel

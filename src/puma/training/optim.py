@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from puma.data.pool import Pool
 from puma.devices import Devices
 from puma.errors import ModelError
-from puma.models.checks import as_logits, check_model, model_errors
-from puma.models.modes import batchnorm_layers, copy_network, kept_statistics, ramped_decay
+from puma.models.checks import as_logits, batchnorm_layers, check_model, kept_statistics, model_errors
 from puma.models.networks import build_model
-from puma.models.weights import set_class_names, unwrap
+from puma.models.weights import copy_network, ramped_decay, set_class_names, unwrap
 from puma.training.recipe import Recipe
 
 # Defaults of torch's OneCycleLR: range of the cycled momentum, div_factor and final_div_factor.
