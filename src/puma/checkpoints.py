@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Map
     """Write the state after ``step`` steps to ``folder`` and remove all but the two newest."""
     path = folder / f"state-{step:09d}.safetensors"
     save_tensors(tensors, path, SCHEMA, {"step": step, **meta})
-    for old in _states(folder)[:-_KEPT]:
+    for old in sorted(folder.glob("state-*.safetensors"))[:-_KEPT]:
         with suppress(OSError):
             old.unlink()
     return path
@@ -34,16 +33,12 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], meta: Map
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest state that is whole, (tensors, meta); None where there is none, `ModelError` if all are damaged."""
     problems = []
-    for path in reversed(_states(folder)):
+    for path in sorted(folder.glob("state-*.safetensors"), reverse=True):
         try:
-            state = load_tensors(path, SCHEMA)
+            return load_tensors(path, SCHEMA)
         except ModelError as error:
             problems.append(error.what)
             log.warning("%s; going back to the state before it", error.what)
-            continue
-        if problems:
-            log.warning("going on from %s", path)
-        return state
     if problems:
         raise ModelError("no state of this run is whole", why="; ".join(problems), fix="train again in another folder")
     return None
@@ -75,20 +70,16 @@ def unpack(
     tensors: Mapping[str, Tensor], network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     """Restore what `pack` gave (`ModelError` for another network); other tensors are left to the caller."""
-    groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, value in tensors.items():
-        group, _, rest = name.partition(".")
-        groups[group][rest] = value
-    load_weights(network, groups["model"], "the checkpoint's network")
-    load_weights(average, groups["ema"], "the checkpoint's average")
+
+    def group(start: str) -> dict[str, Tensor]:
+        return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+    load_weights(network, group("model."), "the checkpoint's network")
+    load_weights(average, group("ema."), "the checkpoint's average")
     parameters = dict(network.named_parameters())
-    for place, value in groups["optimizer"].items():
+    for place, value in group("optimizer.").items():
         kind, _, name = place.partition(".")
         parameter = parameters[name]
         # In the parameter's own memory format: a fused optimiser walks memory, and other strides change sums.
         kept = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
         optimizer.state[parameter][kind] = kept.to(parameter.device).copy_(value)
-
-
-def _states(folder: Path) -> list[Path]:
-    return sorted(folder.glob("state-*.safetensors"))

@@ -9,8 +9,7 @@ import io
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from cycler import cycler
@@ -24,12 +23,10 @@ INK, MUTED, GRID, PAPER = "#1f2328", "#6a727c", "#dfe3e8", "#ffffff"
 BLUE, SKY, GREEN, ORANGE = "#0072b2", "#3a9bd9", "#00845f", "#c27c00"
 RED, PURPLE, GREY, BROWN = "#d55e00", "#b0578d", "#737b85", "#7a5230"
 
-STATUS_COLOURS = {"crossed": BLUE, "misclassified": RED, "estimated": GREEN}
 CYCLE = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BROWN, GREY)  # of series that are not strategies
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """Look of one strategy in every figure: colour, marker, hollow marker (a control), kind of line."""
 
     colour: str
@@ -116,16 +113,16 @@ def plot_margins(
     default of a new pyplot figure.
     """
     axes, (factor, words) = axes or new_axes(), unit(norm)
-    finite = {name: factor * values[np.isfinite(values)] for name, values in margins.items()}
-    low, high = np.quantile(np.concatenate([*finite.values(), np.zeros(1)]), [0.001, 0.999])
+    found = {name: factor * values[np.isfinite(values)] for name, values in margins.items()}
+    found = {name: values for name, values in found.items() if len(values)}
+    low, high = np.quantile(np.concatenate([*found.values(), np.zeros(1)]), [0.001, 0.999])
     edges = np.linspace(min(low, 0.0), max(high, low + 1.0), 61)
-    base, total = np.zeros(60), max(sum(map(len, margins.values())), 1)
-    for number, (name, values) in enumerate(finite.items()):
-        counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
-        if counts.any():
-            colour = STATUS_COLOURS.get(name, CYCLE[number % len(CYCLE)])
-            axes.stairs(base + 100 * counts / total, edges, baseline=base, fill=True, color=colour, label=name)
-            base = base + 100 * counts / total
+    colours = {"crossed": BLUE, "misclassified": RED, "estimated": GREEN}
+    base, share = np.zeros(60), 100 / max(sum(map(len, margins.values())), 1)
+    for name, values in found.items():
+        top = base + share * np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+        axes.stairs(top, edges, baseline=base, fill=True, color=colours.get(name, GREY), label=name)
+        base = top
     axes.axvline(0, color=INK, linewidth=0.9, linestyle="--")
     if eps is not None:
         axes.axvline(eps * factor, color=MUTED, linewidth=0.9, linestyle="--")

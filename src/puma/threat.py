@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
-from puma.errors import UsageError
+from puma.errors import UsageError, number
 
 Norm = Literal["Linf", "L2"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
@@ -43,17 +42,10 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "norm", parse_norm(self.norm))
-        try:
-            eps = math.nan if isinstance(self.eps, (str, bytes, bool)) else float(self.eps)
-        except (TypeError, ValueError, OverflowError):
-            eps = math.nan
-        if not (math.isfinite(eps) and eps >= 0):
-            why = "it has to be finite and not negative"
-            raise UsageError(f"eps {self.eps!r} is not a radius", why=why, fix='write a number or a fraction, "8/255"')
-        if self.norm == "Linf" and eps > 1:
-            fix = f'eps is in pixel units of [0, 1] images: write "{eps:g}/255"?'
-            raise UsageError(f"eps {eps:g} in Linf is larger than the whole pixel range [0, 1]", fix=fix)
-        object.__setattr__(self, "eps", eps)
+        object.__setattr__(self, "eps", number("eps", self.eps))
+        if self.norm == "Linf" and self.eps > 1:
+            fix = f'eps is in pixel units of [0, 1] images: write "{self.eps:g}/255"?'
+            raise UsageError(f"eps {self.eps:g} in Linf is larger than the whole pixel range [0, 1]", fix=fix)
 
     @classmethod
     def parse(cls, text: str | ThreatModel) -> ThreatModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,14 +16,12 @@ from puma.data.load import load_dataset
 from puma.data.npz import read_comment
 from puma.errors import DataError, PumaError
 from puma.evaluation import Evaluation
-from puma.io import fingerprint, parse_json, read_json, read_toml, recorded_sha256, sha256_file
+from puma.io import fingerprint, parse_json, read_json, read_toml, sha256_file
 from puma.margins import MarginTable
 from puma.models.weights import load_tensors, read_safetensors, weights_sha256
 from puma.plan import Plan
 from puma.progress import Progress
 from puma.training.recipe import load_recipe
-
-_LISTED = 20
 
 
 class Artefact(NamedTuple):
@@ -43,25 +40,15 @@ class Artefact(NamedTuple):
 class Verification:
     """How many artefacts of each kind are undamaged, all damage and contradictions, and what could not be checked."""
 
-    folder: Path
     counts: Counter[str] = field(default_factory=Counter)
     problems: list[PumaError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    def raise_problems(self) -> None:
-        """Raise a `DataError` that names every bad file, if there is one."""
-        if self.problems:
-            lines = [error.what + (f" ({error.why})" if error.why else "") for error in self.problems]
-            more = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-            what = f"{self.folder}: {len(lines)} problems\n  " + "\n  ".join([*lines[:_LISTED], *more])
-            fix = "restore the files from a copy, or delete them and repeat the command that made them"
-            raise DataError(what, fix=fix)
 
 
 def verify(folder: Path | str, *, progress: bool = False) -> Verification:
     """Read everything under ``folder`` (or one file; `DataError` if there is none) and list what is damaged.
 
-    Checksums of shards, weights, evaluations, generated images, Parquet and ``.npz``; schema versions, JSON, TOML, CSV;
+    Checksums of shards, weights, evaluations, generated images, Parquet and ``.npz``; schema versions, JSON, TOML;
     complete margin tables; and whether run and recipe, run and plan, evaluation and weights, plan and table, generated
     images and their model belong together.
     """
@@ -70,15 +57,15 @@ def verify(folder: Path | str, *, progress: bool = False) -> Verification:
         raise DataError(f"{folder} does not exist", fix="name the folder of a margin table, run or study, or one file")
     paths = [folder] if folder.is_file() else [p for p in sorted(folder.rglob("*")) if p.is_file()]
     paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    result, artefacts = Verification(folder), dict[Path, Artefact]()
+    result, artefacts = Verification(), dict[Path, Artefact]()
 
     def read(path: Path, reader: Callable[[Path], Artefact]) -> None:
         try:
             artefacts[path] = reader(path)
         except PumaError as error:
             result.problems.append(error)
-        except OSError as error:
-            result.problems.append(DataError(f"{path} cannot be read", why=str(error)))
+        except (OSError, pa.ArrowException, zipfile.BadZipFile, ValueError, KeyError) as error:
+            result.problems.append(DataError(f"{path} is damaged or cannot be read", why=str(error).strip()[:200]))
 
     with Progress(f"verifying {folder.name}", sum(p.stat().st_size for p in paths), "bytes", show=progress) as bar:
         for path in paths:
@@ -104,42 +91,12 @@ def verify(folder: Path | str, *, progress: bool = False) -> Verification:
 
 
 def _check(path: Path) -> Artefact:
-    """Read one file with the reader of its kind; a `PumaError` says that it is damaged."""
+    """Compare one file with the checksum beside it, and read it with the reader of its kind."""
     for name in (f"{path.name}.sha256", f".{path.name}.sha256"):  # of `puma generate`, of resumable shards
         stated = path.with_name(name)
         if stated.is_file() and sha256_file(path) not in stated.read_text().split():
             raise DataError(f"{path} is damaged", why=f"its SHA-256 is not the one in {name}")
-    try:
-        if path.suffix == ".parquet":
-            return _parquet(path)
-        if path.suffix == ".safetensors":
-            return _weights(path)
-        if path.suffix == ".json":
-            return _json(path)
-        if path.suffix == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                if (member := archive.testzip()) is not None:
-                    raise DataError(f"{path} is damaged", why=f"the CRC-32 of its member {member!r} does not fit")
-            return _generated(path, read_comment(path))
-        if path.suffix == ".npy" and recorded_sha256(path):
-            return Artefact("features")
-        if path.name == "recipe.toml":
-            recipe = load_recipe(path).model_dump(mode="json", exclude={"name", "source"})
-            return Artefact("settings", fingerprint(recipe))
-        if path.suffix == ".toml":
-            read_toml(path)
-            return Artefact("settings")
-        if path.suffix == ".csv":
-            with path.open(newline="") as file:
-                rows = list(csv.reader(file, strict=True))
-            if wrong := [number for number, row in enumerate(rows, 1) if len(row) != len(rows[0])]:
-                raise DataError(f"{path} is damaged", why=f"line {wrong[0]} has another number of fields")
-            return Artefact("metrics")
-    except (pa.ArrowException, zipfile.BadZipFile, csv.Error, ValueError, KeyError) as error:
-        if isinstance(error, PumaError):
-            raise
-        raise DataError(f"{path} is damaged", why=str(error).strip()[:200]) from None
-    return Artefact("other")
+    return _READERS.get(path.suffix, lambda _: Artefact("other"))(path)
 
 
 def _parquet(path: Path) -> Artefact:
@@ -156,7 +113,7 @@ def _parquet(path: Path) -> Artefact:
         return Artefact("plan", plan.fingerprint, table)
     if {"img", "image"} & set(schema.names):
         load_dataset(path, verify="full")
-        return _generated(path, meta)
+        return Artefact("data")
     return Artefact({"puma.margins": "margin part", "puma.evaluation": "flags"}.get(kind, "table"))
 
 
@@ -166,9 +123,12 @@ def _margins(folder: Path) -> Artefact:
     return Artefact("margin table", table.fingerprint, [("margin model", model, ())] if model else [])
 
 
-def _generated(path: Path, meta: dict[str, Any]) -> Artefact:
+def _npz(path: Path) -> Artefact:
     """Images; the diffusion weights that generated ones name lie in a folder beside them."""
-    sampler = meta.get("generator")
+    with zipfile.ZipFile(path) as archive:
+        if (member := archive.testzip()) is not None:
+            raise DataError(f"{path} is damaged", why=f"the CRC-32 of its member {member!r} does not fit")
+    sampler = read_comment(path).get("generator")
     weights = sampler.get("weights") if isinstance(sampler, dict) else None
     beside = path.with_suffix(".diffusion") / "model.safetensors"
     return Artefact("data", origins=[("diffusion model", weights, (beside,))] if weights else [])
@@ -176,15 +136,16 @@ def _generated(path: Path, meta: dict[str, Any]) -> Artefact:
 
 def _weights(path: Path) -> Artefact:
     tensors, header = read_safetensors(path)
-    digest, config = weights_sha256(tensors), path.with_name("config.json")
-    if "sha256" in header and "schema" in header:
+    if ours := "sha256" in header and "schema" in header:
         load_tensors(path, header["schema"])
-        return Artefact("weights", digest)
-    expected = read_json(config).get("sha256") if path.stem == "model" and config.is_file() else None
-    if expected and digest != expected:
-        why = f"config.json beside it names {str(expected)[:12]}, not {digest[:12]}"
-        raise DataError(f"{path} is damaged", why=why)
-    return Artefact("weights", digest, note="" if expected else "it carries no checksum")
+    return Artefact("weights", weights_sha256(tensors), note="" if ours else "it carries no checksum")
+
+
+def _toml(path: Path) -> Artefact:
+    if path.name != "recipe.toml":
+        read_toml(path)
+        return Artefact("settings")
+    return Artefact("settings", fingerprint(load_recipe(path).model_dump(mode="json", exclude={"name", "source"})))
 
 
 def _json(path: Path) -> Artefact:
@@ -195,11 +156,6 @@ def _json(path: Path) -> Artefact:
         Evaluation.read(path)
         beside = tuple(path.with_name(f"{name}.safetensors") for name in ("last", "best"))
         return Artefact("evaluation", origins=[("weights", value["settings"]["model"], beside)])
-    if kind == "puma.features":
-        settings = value["settings"]
-        parts = [f"part-{part:06d}.npy" for part in range(-(-settings["rows"] // settings["part_rows"]))]
-        if missing := [name for name in parts if not path.with_name(name).exists()]:
-            raise DataError(f"{path.parent} lacks {len(missing)} parts of its features, the first is {missing[0]}")
     if kind != "puma.run":
         return Artefact("record")
     settings = value.get("settings", {})
@@ -209,3 +165,6 @@ def _json(path: Path) -> Artefact:
         plan = path.parent.parent.parent / "plans" / f"{path.parent.name}.parquet"
         origins.append(("plan", settings["plan"], (plan,)))
     return Artefact("run", origins=origins)
+
+
+_READERS = {".parquet": _parquet, ".safetensors": _weights, ".json": _json, ".toml": _toml, ".npz": _npz}

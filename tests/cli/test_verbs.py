@@ -102,7 +102,7 @@ MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
     ("plan --table margins --threat L1:0.5", 2, ("unknown norm", "Linf"), PLAN),
     ("plan --table margins --threat Linf=8/255", 2, ("no eps", "Linf:8/255"), PLAN.replace("0.1", "8/255")),
     ("plan --table margins --threat Linf:8/0", 2, ("cannot read", "8/255"), PLAN.replace("0.1", "8/255")),
-    ("plan --table margins --threat Linf:-0.1", 2, ("not a radius", "not negative", "8/255"), PLAN),
+    ("plan --table margins --threat Linf:-0.1", 2, ("eps = -0.1 is not a number in [0, inf)", "choose eps"), PLAN),
     ("plan --table margins --threat L2:0.5", 3, ("margins are in Linf", "one norm", "--norm L2"), f"{SCORE} --norm L2"),
     (f"{SCORE} --norm L2 --threat Linf:0.1", 2, ("contradicts", "leave out --norm"), f"{SCORE} --threat Linf:0.1"),
     ("demo --eps 8 --out OUT", 2, ("whole pixel range", "8/255"), "demo --help"),

@@ -43,10 +43,10 @@ def test_usual_spellings_are_read_and_eps_is_shown_as_typed(text: str, shown: st
         ("L1:8/255", "unknown norm 'L1'"),
         ("Linf:8", "8/255"),
         ("Linf:8/255/2", "as eps"),
-        ("Linf:1e400", "as eps|not a radius"),
+        ("Linf:1e400", "as eps|not a number"),
         ("Linf:1e999999999", "as eps"),
         ("Linf:nan", "as eps"),
-        ("Linf:-1/255", "not negative"),
+        ("Linf:-1/255", "not a number in"),
         ("Linf:1/0", "as eps"),
         ("L2:" + "9" * 100_000, "as eps"),
     ],
@@ -59,7 +59,7 @@ def test_others_get_the_right_hint(text: str, said: str) -> None:
 @pytest.mark.parametrize("eps", [np.float32(0.5), np.float64(0.5), 1, np.int64(1)])
 def test_numbers_of_numpy_are_numbers(eps: float) -> None:
     assert type(ThreatModel("L2", eps).eps) is float
-    with pytest.raises(UsageError, match="not a radius"):
+    with pytest.raises(UsageError, match="not a number"):
         ThreatModel("L2", "0.5")  # type: ignore[arg-type]
 
 

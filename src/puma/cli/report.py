@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 import puma
 from puma.cli.output import echo
-from puma.errors import UsageError
+from puma.errors import UsageError, unknown
 
 _PAGE = "The page; default report.html in the folder."
 _FORMATS = "svg, pdf, csv or latex; repeat it for several."
@@ -64,6 +64,7 @@ def _refresh(folder: Path) -> None:
 
 
 _MODEL_ID = "RobustBench: the model's id, <Author><Year><FirstWord>_<architecture>."
+_PAPER = "authors, link, venue, footnote, additional_data (real images of elsewhere: true) or licence (SPDX)."
 _EVALUATION = "evaluation.json of this model; default: that of the run folder."
 
 
@@ -76,12 +77,7 @@ def export(
     evaluation: Annotated[Path | None, Option(help=_EVALUATION)] = None,
     checkpoint: Annotated[Literal["last", "best"], Option(help="Of a run folder.")] = "last",
     dataset: Annotated[str, Option(help="The data set as the Hub or RobustBench names it.")] = "cifar10",
-    authors: Annotated[str, Option(help="Comma-separated.")] = "Unknown",
-    link: Annotated[str, Option(help="Of the paper or the code.")] = "https://arxiv.org/abs/2405.06298",
-    venue: Annotated[str, Option(help="Where it appeared.")] = "Unpublished",
-    footnote: Annotated[str | None, Option(help='Such as "It uses 1M synthetic images."')] = None,
-    additional_data: Annotated[bool, Option("--additional-data", help="Real images of elsewhere were used.")] = False,
-    licence: Annotated[str, Option("--licence", "--license", help="Of the weights, SPDX.")] = "apache-2.0",
+    fields: Annotated[list[str] | None, Option("--paper", metavar="FIELD=VALUE", help=_PAPER)] = None,
 ) -> None:
     """Make a folder for the Hugging Face Hub or a RobustBench submission. Offline; nothing is uploaded.
 
@@ -97,6 +93,7 @@ def export(
         raise UsageError("RobustBench needs the model's id", fix="--name Author2026Word_WRN-28-10")
     from puma.evaluation import Evaluation
     from puma.export import Paper, export_hub, export_robustbench
+    from puma.training.recipe import parse_changes
 
     run = model if model.is_dir() else model.parent
     if evaluation is None and model.is_dir():
@@ -104,13 +101,16 @@ def export(
         evaluation = default if default.is_file() else None
     result = None if evaluation is None else Evaluation.read(evaluation)
     network = puma.load_model(model / f"{checkpoint}.safetensors" if model.is_dir() else model)
-    paper = Paper(title, authors, link, venue, additional_data, footnote, licence)
+    known = parse_changes(fields or [], "--paper", "venue=ICML")
+    for field in known.keys() - Paper.__dataclass_fields__.keys():
+        raise unknown("field of --paper", field, Paper.__dataclass_fields__)
+    paper = Paper(title, **known)
     if layout == "hub":
         export_hub(network, out, paper=paper, dataset=dataset, evaluation=result, run=run)
         step = f"hf upload OWNER/NAME {out}"
     elif result is None:
         raise UsageError(f"{model} has not been evaluated", fix=f"puma evaluate {model} --data ... --threat ...")
     else:
-        export_robustbench(network, out, name=str(name), evaluation=result, paper=paper, dataset=dataset, run=run)
+        export_robustbench(network, out, name=str(name), evaluation=result, paper=paper, dataset=dataset)
         step = 'open a "New Model" issue at RobustBench with the fields of model_info/'
     echo(f"{out} read back gives the same logits\nnext     {step}")

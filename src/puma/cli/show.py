@@ -15,7 +15,7 @@ from puma.cli.output import echo, print_facts
 from puma.errors import DataError, ModelError
 from puma.io import parse_json, read_json, read_toml
 
-_SCREEN, _MOST_VALUES = 35, 12
+_SCREEN, _MOST_VALUES, _LISTED = 35, 12, 20
 _ARTEFACT = "Margin table, plan, run, study, evaluation, flags, weights, state, settings or data set."
 _KINDS = {"margins": "margin table", "model": "weights", "state": "state of a training"}  # others: as in the schema
 _NEXT = {
@@ -70,7 +70,11 @@ def verify(
     echo(f"read     {counts or 'nothing'}")
     for note in result.notes:
         echo(f"note     {note}")
-    result.raise_problems()
+    if result.problems:
+        lines = [error.what + (f" ({error.why})" if error.why else "") for error in result.problems]
+        more = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+        what = f"{folder}: {len(lines)} problems\n  " + "\n  ".join([*lines[:_LISTED], *more])
+        raise DataError(what, fix="restore the files from a copy, or delete them and repeat the command that made them")
     echo(f"verified {folder}: no problem")
 
 
