@@ -11,14 +11,12 @@ import pytest
 from puma.errors import DataError, UsageError
 from puma.tradeoff import (
     Comparison,
-    Estimate,
     Flags,
     Frontier,
     compare,
     gap,
     mean_interval,
     read_runs,
-    redundant,
     resample,
 )
 
@@ -110,11 +108,9 @@ def test_groups_are_never_mixed() -> None:
 
 def test_table_forms_read_alike() -> None:
     rows = study(2)
-    columns = {name: np.array([entry.get(name) for entry in rows], dtype=object) for name in rows[0]}
     arrow = pa.Table.from_pylist(rows)
     assert read_runs(rows) != []
     assert read_runs(arrow)[:4] == read_runs(arrow.to_pandas())[:4]
-    assert [run.key for run in read_runs(columns)] == [run.key for run in read_runs(rows)]
 
 
 def test_broken_tables_are_refused() -> None:
@@ -197,13 +193,6 @@ def _linear_gap(points: np.ndarray) -> np.ndarray:
     clean, robust = points[:, 0], points[:, 1]
     share = (robust[:, 2] - robust[:, 0]) / (robust[:, 1] - robust[:, 0])
     return clean[:, 2] - (clean[:, 0] + share * (clean[:, 1] - clean[:, 0]))
-
-
-def test_redundant_pool_needs_proof() -> None:
-    assert redundant(Estimate(-0.002, -0.006, 0.002, 5))
-    assert not redundant(Estimate(-0.002, -0.02, 0.016, 5))
-    assert not redundant(Estimate(-0.002, None, None, 1))
-    assert not redundant(None)
 
 
 def test_images_part_of_a_gap_is_that_of_every_resample_done_by_hand() -> None:

@@ -4,16 +4,15 @@
 """
 
 from puma.tradeoff.compare import Comparison as Comparison
+from puma.tradeoff.compare import Estimate as Estimate
 from puma.tradeoff.compare import Frontier as Frontier
 from puma.tradeoff.compare import Gap as Gap
 from puma.tradeoff.compare import compare as compare
 from puma.tradeoff.compare import gap as gap
-from puma.tradeoff.compare import redundant as redundant
+from puma.tradeoff.compare import mean_interval as mean_interval
+from puma.tradeoff.compare import resample as resample
 from puma.tradeoff.compare import why_not as why_not
-from puma.tradeoff.intervals import Estimate as Estimate
-from puma.tradeoff.intervals import mean_interval as mean_interval
-from puma.tradeoff.intervals import resample as resample
-from puma.tradeoff.intervals import wilson_interval as wilson_interval
+from puma.tradeoff.compare import wilson_interval as wilson_interval
 from puma.tradeoff.results import BASELINE as BASELINE
 from puma.tradeoff.results import CONTROLS as CONTROLS
 from puma.tradeoff.results import Flags as Flags

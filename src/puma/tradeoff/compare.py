@@ -1,8 +1,9 @@
-"""Statistics of a study: accuracies, gaps to the control frontiers, differences.
+"""Statistics of a study: accuracies with intervals, gaps to the control frontiers, differences.
 
 A control (a smaller uniform eps, another TRADES beta, each on all data) gives points of robust and clean accuracy; its
 frontier is the undominated ones, joined by straight lines, flat below the least robust of them as far as a point was
-measured; NaN beyond. Reasons: docs/statistics.md.
+measured; NaN beyond. Reasons: docs/statistics.md. Intervals are not scipy's: ``scipy.stats`` takes 0.5 s to import,
+``binomtest`` whole hits only, and one resample of the test images has to serve all runs and both accuracies.
 """
 
 from __future__ import annotations
@@ -11,50 +12,149 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
-from puma.errors import UsageError
-from puma.tradeoff.intervals import DRAWS, Estimate, Resampled, mean_interval, resample
+from puma.errors import DataError, UsageError
 from puma.tradeoff.results import BASELINE, CONTROLS, Flags, Group, Results, RunKey, RunResult, Setting, read_runs
 
 Array = NDArray[np.float64]
 Axis = Literal["clean", "robust"]
 Runs = Mapping[int, RunResult]  # of one setting by seed
+LEVEL = 0.95  # nominal coverage of every interval
+DRAWS = 1_000
 MIN_POINTS = 2
-
-REDUNDANT = 0.01
-"""A pool is redundant where random pruning loses less accuracy than this, with 95 % confidence."""
 
 
 @dataclass(frozen=True)
-class Frontier:
-    """The measured points of one control.
+class Estimate:
+    """A mean over seeds and its 95 % interval; no ends where there is none (one seed, no per-image flags).
 
-    ``name`` is ``"uniform-eps"`` or ``"trades-beta"``; robust and clean accuracies ``[P]`` stand in any order.
+    ``seed_error`` and ``image_error`` are standard errors: of the seeds, of the choice of test images; NaN if unknown.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    seeds: int
+    seed_error: float = math.nan
+    image_error: float = math.nan
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval (JASA 22, 1927) of a share in [0, 1] seen in ``n`` images; `UsageError` outside that."""
+    if not 0 <= share <= 1 or n < 1:
+        raise UsageError(f"no interval of a share {share!r} of {n!r} images")
+    z = float(special.ndtri((1 + LEVEL) / 2))
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
+
+
+def mean_interval(values: ArrayLike, resampled: ArrayLike | None = None) -> Estimate:
+    """The mean over seeds with Student's t, and the variance of the test images that all seeds share added.
+
+    Seeds share their test images, so their spread does not show how much the images matter. The part of the variance
+    under resamples that all seeds have in common is added (two-way random effects); each part has its own Student's t,
+    and the half-widths add in quadrature. Coverage in simulation: docs/statistics.md. With one seed the interval shows
+    the images only, or is None without resamples.
+
+    Args:
+        values: one per seed, finite ``[S]``.
+        resampled: ``[B, S]``, the same under B resamples of the images; NaN where it could not be computed.
+
+    >>> print(mean_interval([0.50, 0.52, 0.54]))
+    0.520 [0.470, 0.570]
+
+    Raises:
+        UsageError: no values.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or not len(sample):
+        raise UsageError("a mean over seeds needs at least one value")
+    seeds = len(sample)
+    between = float(sample.var(ddof=1)) / seeds if seeds > 1 else math.nan
+    images, draws = _shared_variance(np.asarray(resampled, np.float64)) if resampled is not None else (math.nan, 0)
+    value, errors = float(sample.mean()), (math.sqrt(between), math.sqrt(images))
+    freedom = [count - 1 if count > 1 else math.nan for count in (seeds, draws)]
+    halves = [float(special.stdtrit(df, (1 + LEVEL) / 2)) * error for df, error in zip(freedom, errors, strict=True)]
+    half = math.hypot(*known) if (known := [half for half in halves if math.isfinite(half)]) else None
+    low, high = (None, None) if half is None else (value - half, value + half)
+    return Estimate(value, low, high, seeds, *errors)
+
+
+def _shared_variance(resampled: Array) -> tuple[float, int]:
+    """Variance over image resamples that all seeds have in common, and how many resamples could be used."""
+    usable = resampled[np.isfinite(resampled).all(axis=1)]
+    draws, seeds = usable.shape
+    if draws < 2:
+        return math.nan, draws
+    of_mean = float(usable.mean(axis=1).var(ddof=1))
+    if seeds == 1:
+        return of_mean, draws
+    of_each = float(usable.var(axis=0, ddof=1).mean())
+    return max((seeds * of_mean - of_each) / (seeds - 1), 0.0), draws
+
+
+class Resampled(NamedTuple):
+    """A run's accuracies under each resample of the test images, float64 ``[B]``."""
+
+    clean: Array
+    robust: Array
+
+
+def resample(flags: Mapping[RunKey, Flags], draws: int = DRAWS, seed: int = 0) -> dict[RunKey, Resampled]:
+    """Accuracies of every run under ``draws`` bootstrap resamples of the test images.
+
+    All runs and both accuracies share the images of a resample, so that differences keep what these have in common.
+
+    Raises:
+        DataError: the runs were not evaluated on equally many images.
+    """
+    if not flags:
+        return {}
+    lengths = {len(np.asarray(part)) for each in flags.values() for part in (each.clean, each.robust)}
+    if len(lengths) != 1 or lengths == {0}:
+        what = f"the runs were evaluated on different numbers of test images: {sorted(lengths)}"
+        raise DataError(what, fix="evaluate all runs on the same test set")
+    (images,) = lengths
+    parts = ([each.clean for each in flags.values()], [each.robust for each in flags.values()])
+    hits = [np.stack([np.asarray(values, np.float64) for values in part], axis=1) for part in parts]
+    again, rng = (list[Array](), list[Array]()), np.random.default_rng(seed)
+    block = max(1, 4_000_000 // images)  # so many resamples at a time that their weights take 32 MB
+    for start in range(0, draws, block):
+        weights = rng.multinomial(images, np.full(images, 1 / images), size=min(block, draws - start)).astype(float)
+        for drawn, values in zip(again, hits, strict=True):
+            known = np.isfinite(values)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                drawn.append((weights @ np.where(known, values, 0)) / (weights @ known.astype(float)))
+    clean, robust = map(np.concatenate, again)
+    return {key: Resampled(clean[:, i], robust[:, i]) for i, key in enumerate(flags)}
+
+
+class Frontier:
+    """The measured points of one control: finite robust and clean accuracies ``[P]``, in any order, or a `UsageError`.
 
     >>> control = Frontier("uniform-eps", [0.2, 0.4, 0.3], [0.9, 0.7, 0.6])
     >>> control.corners
     (array([0.2, 0.4]), array([0.9, 0.7]))
     >>> control.clean_at([0.3, 0.5])
     array([0.8, nan])
-
-    Raises:
-        UsageError: lengths differ, or an accuracy is not finite.
     """
 
-    name: str
-    robust: Array
-    clean: Array
-
     def __init__(self, name: str, robust: ArrayLike, clean: ArrayLike) -> None:
-        points = np.asarray(robust, np.float64), np.asarray(clean, np.float64)
-        if points[0].shape != points[1].shape or points[0].ndim != 1 or not np.isfinite(points).all():
+        self.name, self.robust, self.clean = name, np.asarray(robust, np.float64), np.asarray(clean, np.float64)
+        same = self.robust.shape == self.clean.shape and self.robust.ndim == 1
+        if not same or not np.isfinite([self.robust, self.clean]).all():
             raise UsageError(f"the frontier {name!r} needs as many robust as clean accuracies, all finite")
-        for field, value in (("name", name), ("robust", points[0]), ("clean", points[1])):
-            object.__setattr__(self, field, value)
 
     @cached_property
     def corners(self) -> tuple[Array, Array]:
@@ -82,11 +182,10 @@ class Frontier:
 
 
 def gap(robust: ArrayLike, clean: ArrayLike, frontiers: Sequence[Frontier], axis: Axis = "clean") -> Array:
-    """Distance above the higher frontier: clean accuracy at equal robust (the headline), or the other way round.
+    """Distance above the highest frontier whose measured range covers a point, float64 ``[P]``; NaN where none does.
 
-    ``robust`` and ``clean`` are accuracies ``[P]``; at each point the highest frontier whose measured range covers it
-    decides. ``axis``: ``"clean"`` (clean accuracy at equal robust accuracy) or ``"robust"`` (robust at equal clean).
-    Returns float64 ``[P]``, positive = better than the controls; NaN where no frontier reaches (not comparable).
+    ``robust`` and ``clean`` are accuracies ``[P]``. ``axis``: ``"clean"`` (clean accuracy at equal robust accuracy, the
+    headline) or ``"robust"`` (robust at equal clean).
 
     >>> control = Frontier("uniform-eps", [0.2, 0.4], [0.9, 0.7])
     >>> gap([0.3, 0.5], [0.85, 0.85], [control]).round(3)
@@ -123,10 +222,7 @@ def frontiers(points: Iterable[tuple[Setting, float, float]]) -> list[Frontier]:
 
 @dataclass(frozen=True)
 class Gap:
-    """A setting's mean distance above the higher control frontier, over those of its seeds that can be compared.
-
-    ``estimate`` is None if no seed can; ``seeds`` of ``of`` seeds could; ``note`` says why others could not.
-    """
+    """Mean distance above the higher frontier, over ``seeds`` of ``of`` seeds; ``note`` says why not over all."""
 
     estimate: Estimate | None
     seeds: int
@@ -168,16 +264,12 @@ def compare(
 ) -> list[Comparison]:
     """Compare all settings of a results table, inside each group (study, pool, recipe, checkpoint).
 
-    Gaps are taken seed by seed against the frontiers of the same seed, then averaged.
+    Gaps are taken seed by seed against the frontiers of the same seed, then averaged. Errors: `read_runs`, `resample`.
 
     Args:
         results, robust: the table, and its column of robust accuracies; see `read_runs`.
-        flags: per-image flags by `RunResult.key`; adds the variance of the test images to every interval.
+        flags: per-image flags by `RunResult.key`; ``draws`` resamples of the test images then widen every interval.
         baseline: the strategy that differences are taken to.
-        draws: bootstrap resamples of the test images.
-
-    Raises:
-        DataError: the table is broken, see `read_runs` and `resample`.
     """
     comparisons, table = [], read_runs(results, robust)
     for group in dict.fromkeys(run.group for run in table):
@@ -192,28 +284,23 @@ def compare(
             clean = _mean(runs, "clean", again) or Estimate(math.nan, None, None, len(runs))
             means = clean, _mean(runs, "robust", again), clean_gaps[setting], robust_gaps[setting]
             changes = _mean(runs, "clean", again, other), _mean(runs, "robust", again, other)
-            facts = (_finite_mean(runs.values(), name) for name in ("kept", "mean_eps", "attack_cost"))
+            columns = [[getattr(run, name) for run in runs.values()] for name in ("kept", "mean_eps", "attack_cost")]
+            known = [[value for value in column if math.isfinite(value)] for column in columns]
+            facts = (float(np.mean(column)) if column else math.nan for column in known)
             comparisons.append(Comparison(group, setting, tuple(sorted(runs)), *means, *changes, *facts))
     return comparisons
 
 
-def _finite_mean(runs: Iterable[RunResult], name: str) -> float:
-    known = [value for run in runs if math.isfinite(value := getattr(run, name))]
-    return float(np.mean(known)) if known else math.nan
-
-
 def _mean(runs: Runs, axis: str, resampled: Mapping[RunKey, Resampled], minus: Runs | None = None) -> Estimate | None:
     """Mean accuracy over the seeds, or mean difference to another setting over their common seeds."""
-    values, again = [], []
+    values, again = list[float](), list[Array]()
     for seed, run in sorted(runs.items()):
-        other = None if minus is None else minus.get(seed)
-        value = getattr(run, axis) - (getattr(other, axis) if other else 0)
-        if (minus is not None and other is None) or not math.isfinite(value):
-            continue
-        values.append(value)
-        if run.key in resampled and (other is None or other.key in resampled):
-            drawn = getattr(resampled[run.key], axis)
-            again.append(drawn - getattr(resampled[other.key], axis) if other else drawn)
+        pair = [run] if minus is None else [run, minus[seed]] if seed in minus else []
+        accuracies = [getattr(one, axis) for one in pair]
+        if pair and all(map(math.isfinite, accuracies)):
+            values.append(accuracies[0] - sum(accuracies[1:]))
+            drawn = [getattr(resampled[one.key], axis) for one in pair if one.key in resampled]
+            again += [drawn[0] - sum(drawn[1:])] if len(drawn) == len(pair) else []
     return _interval(values, again)
 
 
@@ -225,25 +312,23 @@ def _interval(values: Sequence[float], again: Sequence[Array]) -> Estimate | Non
 
 def _gaps(settings: Mapping[Setting, Runs], resampled: Mapping[RunKey, Resampled], axis: Axis) -> dict[Setting, Gap]:
     """Mean gap of each setting over the seeds that can be compared."""
-    found: dict[Setting, tuple[list[float], list[Array], list[str]]] = {setting: ([], [], []) for setting in settings}
-    for seed in sorted({seed for runs in settings.values() for seed in runs}):
+    of_seed, summary = dict[int, tuple[list[Frontier], dict[Setting, Array]]](), dict[Setting, Gap]()
+    for seed in {seed for runs in settings.values() for seed in runs}:
         runs = {setting: by_seed[seed] for setting, by_seed in settings.items() if seed in by_seed}
         controls = frontiers((setting, run.robust, run.clean) for setting, run in runs.items())
-        gaps_again = _resampled_gaps(runs, resampled, axis)
-        for setting, run in runs.items():
-            values, again, notes = found[setting]
-            value = float(gap(run.robust, run.clean, controls, axis))
-            if math.isnan(value):
-                notes.append(why_not(run.robust, run.clean, controls, axis))
-            else:
-                values.append(value)
-                again += [gaps_again[setting]] if setting in gaps_again else []
-    summary = {}
-    for setting, (values, again, notes) in found.items():
-        of = len(settings[setting])
+        of_seed[seed] = controls, _resampled_gaps(runs, resampled, axis)
+    for setting, by_seed in settings.items():
+        values, again, notes, of = list[float](), list[Array](), list[str](), len(by_seed)
         if setting.is_control:
             summary[setting] = Gap(None, 0, of, "is itself a point of the control frontiers")
             continue
+        for seed, run in sorted(by_seed.items()):
+            controls, gaps_again = of_seed[seed]
+            if note := why_not(run.robust, run.clean, controls, axis):
+                notes.append(note)
+                continue
+            values.append(float(gap(run.robust, run.clean, controls, axis)))
+            again += [gaps_again[setting]] if setting in gaps_again else []
         note = f"{len(values)} of {of} seeds; for the others {notes[0]}" if notes and values else "".join(notes[:1])
         summary[setting] = Gap(_interval(values, again), len(values), of, note)
     return summary
@@ -267,11 +352,3 @@ def _resampled_gaps(
         controls = frontiers((s, drawn[s].robust[b], drawn[s].clean[b]) for s in points)
         gaps[b] = gap(robust[b], clean[b], controls, axis)
     return {setting: gaps[:, column] for column, setting in enumerate(compared)}
-
-
-def redundant(difference: Estimate | None, tolerance: float = REDUNDANT) -> bool:
-    """Whether random pruning loses less than ``tolerance`` (lower end of its interval): no data saving can be shown.
-
-    ``difference`` is the accuracy of ``random`` minus that of ``none``, paired by seed.
-    """
-    return difference is not None and difference.low is not None and difference.low > -tolerance

@@ -44,8 +44,8 @@ FLAGS = pa.schema(
 MISLABELLED = pa.schema({**_RUN, "share": _FLOAT, "by_attack": _FLOAT}, metadata={"schema": "puma.mislabelled/2"})
 _NULLABLE = {*ROBUST, "params", "attack_cost"}
 
-Results = Mapping[str, Any] | Iterable[Mapping[str, Any]]
-"""A table: columns by name, a pyarrow table, a pandas frame, or rows as mappings."""
+Results = Any
+"""A table: a pyarrow table, a pandas frame, or rows as mappings."""
 
 
 @dataclass(frozen=True, order=True)
@@ -129,26 +129,27 @@ def read_runs(results: Results, robust: str = "robust_accuracy") -> list[RunResu
     if robust not in ROBUST:
         raise unknown("robust accuracy", robust, ROBUST)
     runs: dict[RunKey, RunResult] = {}
-    for row in _rows(results):
+    frame = hasattr(results, "to_dict")
+    for row in (
+        results.to_pylist() if hasattr(results, "to_pylist") else results.to_dict("records") if frame else results
+    ):
         for column in ("strategy", "seed", "clean_accuracy"):
             if row.get(column) is None:
                 raise DataError(f"the results lack {column!r}", fix="give a table with the columns of results.parquet")
-        parsed = row.get("params") or "{}"
-        params = json.dumps(dict(parsed) if isinstance(parsed, Mapping) else json.loads(str(parsed)), sort_keys=True)
-        study, pool, recipe, checkpoint = (
-            str(row.get(name) or "") for name in ("study", "pool", "recipe", "checkpoint")
-        )
-        group = Group(study, pool, recipe, checkpoint or "last")
-        names = ("prune_fraction", "clean_accuracy", robust, "kept", "mean_eps", "attack_cost")
-        share, *facts = (math.nan if row.get(name) is None else float(row[name]) for name in names)
+        params = normal_params(row.get("params"), "the results table")
+        names = {name: str(row.get(name) or "") for name in ("study", "pool", "recipe", "checkpoint")}
+        group = Group(**names | {"checkpoint": names["checkpoint"] or "last"})
+        numbers = ("prune_fraction", "clean_accuracy", robust, "kept", "mean_eps", "attack_cost")
+        share, *facts = (math.nan if row.get(name) is None else float(row[name]) for name in numbers)
         setting = Setting(str(row["strategy"]), params, 0.0 if math.isnan(share) else share)
         run = RunResult(group, setting, int(row["seed"]), *facts)
         for name, value in (("clean_accuracy", run.clean), (robust, run.robust)):
             if not (math.isnan(value) or 0 <= value <= 1):
                 raise DataError(f"{name} {value!r} of {run.setting.label} is not in [0, 1]")
         if run.key in runs:
-            twice = f"the results hold {setting.label}, seed {run.seed}, twice"
-            raise DataError(twice, fix="compare one study at a time")
+            raise DataError(
+                f"the results hold {setting.label}, seed {run.seed}, twice", fix="compare one study at a time"
+            )
         runs[run.key] = run
     return list(runs.values())
 
@@ -157,40 +158,28 @@ def read_results(path: Path | str) -> list[dict[str, Any]]:
     """Rows of ``results.parquet``, in its order; ``params`` is JSON with sorted keys.
 
     Raises:
-        DataError: missing, not Parquet, columns missing, nulls where none belong, accuracies outside [0, 1], a run
-            twice.
+        DataError: no such table, nulls where none belong, accuracies outside [0, 1], a run twice.
     """
     if not Path(path).is_file():
-        raise DataError(
-            f"{path} does not exist", fix="`puma study run` makes it, `puma study status` says how far it is"
-        )
+        raise DataError(f"{path} does not exist", fix="`puma study run` makes it")
     rows = _read(path, RESULTS)
     for row, name in itertools.product(rows, set(RESULTS.names) - _NULLABLE):
         if row[name] is None:
-            raise DataError(
-                f"{path} has an empty {name} for {row['strategy']!r}", fix="`puma study run` writes it anew"
-            )
+            raise DataError(f"{path} has an empty {name} for {row['strategy']!r}")
     for column in ROBUST:
         read_runs(rows, column)
     return rows
 
 
 def read_mislabelled(path: Path | str) -> list[dict[str, Any]]:
-    """Rows of ``mislabelled.parquet``; ``share`` and ``by_attack`` are fractions in [0, 1].
-
-    Raises:
-        DataError: missing, not Parquet, columns missing.
-    """
+    """Rows of ``mislabelled.parquet``, shares as fractions; `DataError` if it is missing or no such table."""
     return _read(path, MISLABELLED)
 
 
 def read_flags(path: Path | str, attack: str | None = None) -> dict[RunKey, AttackedFlags]:
-    """Flags of ``flags.parquet`` by run.
+    """Flags of ``flags.parquet`` by run; `DataError` if it is missing or no such table.
 
     ``attack``: only the flags under this attack; None takes AutoAttack standard where a run has it, else what it has.
-
-    Raises:
-        DataError: missing, not Parquet, columns missing.
     """
     flags: dict[RunKey, AttackedFlags] = {}
     for row in _read(path, FLAGS):
@@ -206,11 +195,9 @@ def write_flags(path: Path | str, flags: Iterable[tuple[RunKey, AttackedFlags]],
     """Write ``flags.parquet``: one row for each run and attack."""
     rows = []
     for (group, setting, seed), (images, attack) in flags:
-        row = asdict(group) | asdict(setting) | {"seed": seed, "attack": attack}
-        for name in ("clean", "robust"):
-            values = np.asarray(getattr(images, name), np.float64)
-            row[name] = [None if np.isnan(value) else bool(value) for value in values]
-        rows.append(row)
+        values = {name: np.asarray(getattr(images, name), np.float64) for name in ("clean", "robust")}
+        known = {name: [None if np.isnan(hit) else bool(hit) for hit in hits] for name, hits in values.items()}
+        rows.append(asdict(group) | asdict(setting) | {"seed": seed, "attack": attack} | known)
     write_table(path, FLAGS, rows, origin)
 
 
@@ -228,11 +215,7 @@ def write_table(
 
 
 def normal_params(text: str | None, origin: Path | str) -> str:
-    """JSON of a strategy's parameters with sorted keys.
-
-    Raises:
-        DataError: it is no JSON object.
-    """
+    """JSON of a strategy's parameters with sorted keys; `DataError` if it is no JSON object."""
     try:
         return json.dumps(dict(json.loads(text or "{}")), sort_keys=True)
     except (TypeError, ValueError, RecursionError):
@@ -248,13 +231,3 @@ def _read(path: Path | str, schema: pa.Schema) -> list[dict[str, Any]]:
         raise DataError(f"{path} is not such a table", why=f"it lacks the columns {', '.join(missing)}")
     rows = table.select(schema.names).to_pylist()
     return [row | {"params": normal_params(row["params"], path)} for row in rows]
-
-
-def _rows(results: Results) -> list[Mapping[str, Any]]:
-    if hasattr(results, "to_pylist"):
-        return list(results.to_pylist())
-    if hasattr(results, "to_dict") and hasattr(results, "columns"):
-        return list(results.to_dict("records"))
-    if isinstance(results, Mapping):
-        return [dict(zip(results, row, strict=True)) for row in zip(*results.values(), strict=True)]
-    return list(results)
