@@ -21,7 +21,6 @@ from puma.report import make_report, verdict, write_report
 from puma.report.page import number
 from puma.report.study import plot_study, quality_rows
 from puma.report.study_data import StudyData
-from puma.study.folder import StudyFolder
 from puma.tradeoff import compare
 
 
@@ -115,8 +114,8 @@ def test_labels_of_the_picture_do_not_overlap(report):
             assert wide <= 1 or high <= 1
 
 
-def test_a_study_and_its_plans_plot_themselves(study, report):
-    axes = StudyFolder.open(study).plot()
+def test_a_study_and_its_plans_are_plotted(study, report):
+    axes = plot_study(study)
     assert axes.get_xlabel() == "robust accuracy, % →"
     assert {"puma", "none", "×0.5", "β 8"} <= {text.get_text() for text in axes.texts}
     picture = report.pictures["tradeoff"].figure.axes[0]

@@ -50,7 +50,8 @@ def demo(
     folder = StudyFolder.create(StudySpec.parse(settings, "puma demo"), out, write=not dry_run)
     if dry_run:
         return print_cost(folder, jobs)
-    conclude(folder, run_study(folder, Workers(jobs, gpus=1), show=not quiet))
+    run_study(folder, Workers(jobs, gpus=1), show=not quiet)
+    conclude(folder, True)
     echo(f"\ntook     {(time.monotonic() - started) / 60:.1f} min")
 
 

@@ -58,11 +58,11 @@ def run(
       grid = [{ strategies = ["none", "puma"], prune_fractions = [0.6], seeds = [0, 1, 2] }]
     """
     from puma.study.folder import StudyFolder
-    from puma.study.runner import Budget, run_study, work
+    from puma.study.runner import run_study, time_limit, work
     from puma.study.spec import StudySpec
 
     share = share_of("auto", jobs, worker, num_workers, engine, address)
-    budget = Budget.of(parse_time(time_budget) if time_budget else None)
+    seconds = parse_time(time_budget) if time_budget else None
     if study.is_dir():
         if only is not None:
             raise UsageError(f"{study} is the folder of a study", fix="give --only with the study's TOML file")
@@ -78,24 +78,26 @@ def run(
         folder = StudyFolder.create(spec, place, write=not dry_run)
     if dry_run:
         return print_cost(folder, max(jobs, num_workers or 1))
-    if join or num_workers is not None:
-        done = work(folder, worker=worker or 0, num_workers=num_workers or 1, budget=budget, show=not quiet)
-    else:
-        done = run_study(folder, share.workers, budget=budget, show=not quiet)
-    if not done or not (join or worker):
-        conclude(folder, done)
+    with time_limit(seconds) as over:
+        if join or num_workers is not None:
+            work(folder, worker=worker or 0, num_workers=num_workers or 1, show=not quiet)
+        else:
+            run_study(folder, share.workers, show=not quiet)
+    if over.is_set() or not (join or worker):
+        conclude(folder, not over.is_set())
 
 
 def print_cost(folder: StudyFolder, jobs: int) -> None:
     """Print what is left of a study and what it costs here; nothing is written."""
     import torch
 
-    from puma.study.cost import study_cost
+    from puma.study.stages import study_cost
 
     costs, memory = study_cost(folder)
-    seconds, cores = sum(cost.left for cost in costs), max(1, torch.get_num_threads() // jobs)
+    seconds = sum((tasks - finished) * each for _, tasks, finished, each, _ in costs)
+    cores = max(1, torch.get_num_threads() // jobs)
     origin = ("measured", "recorded")
-    rows = [(one.kind, one.tasks, one.finished, duration(one.seconds), origin[one.recorded]) for one in costs]
+    rows = [(*counts, duration(each), origin[recorded]) for *counts, each, recorded in costs]
     echo(f"study    {folder.spec.name}: {len(folder.spec.runs())} runs, in {folder.path}")
     print_table(("task", "tasks", "finished", "each", "from"), rows)
     gpu = f" and {seconds / 3600:,.2f} GPU-hours" if resolve_device("auto").type == "cuda" else ""
@@ -130,17 +132,16 @@ def status(folder: Annotated[Path, Argument(help="Folder of a study.")]) -> None
 
     study = StudyFolder.open(folder)
     lines, marks = grid(study), {"finished": "x", "evaluating": "/", "running": "o", "waiting": "."}
-    seeds = sorted({seed for line in lines for seed in line.states if seed is not None})
+    seeds = sorted({seed for states in lines.values() for seed in states if seed is not None})
     rows = []
-    for line in lines:
-        cells = [marks.get(line.states.get(seed, ""), "") for seed in seeds]
-        if None in line.states and seeds:
-            cells[0] = marks[line.states[None]]
-        shares = ["" if share is None else f"{share:.1%}" for share in (line.clean, line.robust)]
-        rows.append((line.label, *cells, *shares))
-    print_table(("task, strategy by seed", *map(str, seeds), "clean", "robust"), rows)
-    echo("x finished, / being evaluated, o running, . waiting; accuracies: means over finished seeds")
-    running = sum(state == "running" for line in lines for state in line.states.values())
+    for label, states in lines.items():
+        cells = [marks.get(states.get(seed, ""), "") for seed in seeds]
+        if None in states and seeds:
+            cells[0] = marks[states[None]]
+        rows.append((label, *cells))
+    print_table(("task, strategy by seed", *map(str, seeds)), rows)
+    echo("x finished, / being evaluated, o running, . waiting")
+    running = sum(state == "running" for states in lines.values() for state in states.values())
     counter = StudyStatus(study, max(1, running))
     at_work = f"{running} running" if running else "no process is running"
     echo(f"{counter.done()} % finished: {counter.summary()}; {at_work}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from puma.study.spec import RunSpec, StudySpec
 from puma.tradeoff import Flags, RunKey, read_runs
 from puma.tradeoff import results as tables
 from puma.training.recipe import Recipe, load_recipe
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -40,16 +37,13 @@ class StudyFolder:
             UsageError, StorageError: a recipe that cannot be used; a folder that cannot be written.
         """
         folder = cls(spec, io.prepare_folder(path) if write else Path(path))
-        if folder.settings_file.exists():
+        if (folder.path / "study.toml").exists():
             there, now = (study.model_dump(exclude={"grid"}) for study in (cls.open(path).spec, spec))
             io.require_same_settings(path, there, now, fix="choose another --out, or delete the folder")
         folder.freeze_recipes(write=write)
         if write:
-            io.write_toml(folder.settings_file, spec.model_dump(exclude_none=True))
+            io.write_toml(folder.path / "study.toml", spec.model_dump(exclude_none=True))
         return folder
-
-    def __repr__(self) -> str:
-        return f"<StudyFolder {self.spec.name}: {len(self.spec.runs())} runs, in {self.path}>"
 
     @classmethod
     def open(cls, path: Path | str) -> StudyFolder:
@@ -58,17 +52,6 @@ class StudyFolder:
         if not file.is_file():
             raise DataError(f"{path} holds no study", why="it has no study.toml", fix="make one with `puma study run`")
         return cls(StudySpec.parse(io.read_toml(file), str(file)), file.parent)
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw clean against robust accuracy of every finished setting; `DataError` before there are results."""
-        from puma.report.study import plot_study
-
-        return plot_study(self.path, ax)
-
-    @property
-    def settings_file(self) -> Path:
-        """Its own copy of its settings."""
-        return self.path / "study.toml"
 
     @property
     def synthetic_file(self) -> Path:
@@ -95,11 +78,9 @@ class StudyFolder:
                 if write:
                     io.write_text(copy, now.to_toml())
             elif changed := io.settings_diff(_settings(load_recipe(copy)), _settings(now)):
-                raise ResumeError(
-                    f"recipe {recipe} is not the one that {self.path} was begun with ({copy})",
-                    why="; ".join(changed),
-                    fix="restore the recipe, give the other one a name of its own, or choose another --out",
-                )
+                what = f"recipe {recipe} is not the one that {self.path} was begun with ({copy})"
+                fix = "restore the recipe, give the other one a name of its own, or choose another --out"
+                raise ResumeError(what, why="; ".join(changed), fix=fix)
 
     def _recipe_file(self, recipe: str) -> Path:
         return self.path / "recipes" / f"{Path(recipe).stem}.toml"  # no two recipes of a study share a stem
@@ -110,7 +91,7 @@ class StudyFolder:
         files = {recipe: file for recipe in self.spec.recipes if (file := self._recipe_file(recipe)).is_file()}
         recipes = {recipe: io.fingerprint(_settings(load_recipe(file))) for recipe, file in files.items()}
         margins = {path.stem: io.read_json(path)["fingerprints"] for path in (self.path / "done").glob("margins*.json")}
-        return {"study.toml": io.sha256_file(self.settings_file), "recipes": recipes, **margins}
+        return {"study.toml": io.sha256_file(self.path / "study.toml"), "recipes": recipes, **margins}
 
     def result(self, task: str) -> dict[str, Any] | None:
         """What a finished task gave (``seconds``, where and by which code, and its own keys); None if not finished."""
@@ -120,10 +101,6 @@ class StudyFolder:
     def finish(self, task: str, result: dict[str, Any]) -> None:
         """Record that a task is finished."""
         io.write_json(self.path / "done" / f"{task}.json", result, checksum=True)
-
-    def forget(self, task: str) -> None:
-        """Delete the record of a finished task, so that it is done again."""
-        (self.path / "done" / f"{task}.json").unlink(missing_ok=True)
 
     def row(self, run: RunSpec, checkpoint: int = 0) -> dict[str, Any]:
         """The row of a finished run (its first checkpoint unless said otherwise), with its later attack if any."""
@@ -154,8 +131,7 @@ def write_results(study: StudyFolder) -> Path:
     for run in study.spec.runs():
         if (result := study.result(run.key)) is None:
             continue
-        mislabelled = study.result(f"mislabelled-{run.key}") or {}
-        if "by_attack" in mislabelled:  # records of before schema 2 lack it
+        if mislabelled := study.result(f"mislabelled-{run.key}"):
             row = result["rows"][0] | mislabelled
             shares.append({name: row[name] for name in tables.MISLABELLED.names})
         keys = {run_row.group.checkpoint: run_row.key for run_row in read_runs(result["rows"])}

@@ -131,17 +131,15 @@ class StudySpec(_Settings):
 
     def _refuse_equal_names(self, origin: str) -> None:
         """Two recipes or runs of one name would share one folder, and the second take the first's result."""
-        recipes: list[tuple[str, Any]] = [(Path(recipe).stem, recipe) for recipe in self.recipes]
-        runs: list[tuple[str, Any]] = [(run.key, run) for run in self.runs()]
-        for kind, pairs, fix in (
-            ("recipes", recipes, "rename one of the files; write one and the same file in one way"),
-            ("runs", runs, "give them values that differ in more than their last digits or their punctuation"),
-        ):
-            seen: dict[str, Any] = {}
-            for name, value in pairs:
-                if (other := seen.setdefault(name, value)) != value:
-                    why = f"{other} and {value} would share one result"
-                    raise UsageError(f"{origin} has two {kind} called {name!r}", why=why, fix=fix)
+        recipes, runs = [("recipes", Path(one).stem, one) for one in self.recipes], self.runs()
+        seen: dict[tuple[str, str], Any] = {}
+        for kind, name, value in (*recipes, *(("runs", run.key, run) for run in runs)):
+            if (other := seen.setdefault((kind, name), value)) != value:
+                why, fix = (
+                    f"{other} and {value} would share one result",
+                    "rename one, or give values that differ in more",
+                )
+                raise UsageError(f"{origin} has two {kind} called {name!r}", why=why, fix=fix)
 
     @property
     def recipes(self) -> list[str]:
@@ -183,15 +181,12 @@ class StudySpec(_Settings):
             pool = None if size == self.pool.synthetic else size
             lists = [value if isinstance(value, list) else [value] for value in entry.values()]
             for value in itertools.chain(*lists):
-                if not isinstance(value, (str, int, float)) or value is True or value is False or _is_no_number(value):
+                number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
+                if not number and not isinstance(value, str):
                     fix = "give finite numbers or texts, or lists of them"
                     raise UsageError(f"strategy {name!r} has a parameter {value!r}", fix=fix)
             for values in itertools.product(*lists):
                 yield RunSpec(name, tuple(sorted(zip(entry, values, strict=True))), fraction, seed, recipe, pool)
-
-
-def _is_no_number(value: str | float) -> bool:
-    return not isinstance(value, str) and not abs(value) < 2**63
 
 
 @dataclass(frozen=True)

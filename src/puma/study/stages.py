@@ -1,4 +1,4 @@
-"""The tasks of a study: synthetic images, margins, other scores, the reference model, runs, attacks.
+"""The tasks of a study (synthetic images, margins, other scores, the reference model, runs, attacks) and their cost.
 
 Each reads what earlier ones left in the study's folder, and returns what is recorded in ``done/``.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,20 +22,23 @@ from puma.data.images import shared_copies
 from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.data.source import Source
-from puma.devices import resolve_device
-from puma.evaluation import Evaluation, evaluate, mislabelled_shares
-from puma.generation import diffusion_config, generate, measure
+from puma.devices import Devices, resolve_device
+from puma.evaluation import Evaluation, estimate_cost, evaluate, mislabelled_shares
+from puma.generation import SamplerConfig, diffusion_config, generate, measure
+from puma.generation.sampling import estimate_cost as sampling_cost
 from puma.io import write_json
 from puma.margins import MarginTable, Status
 from puma.models.networks import build_model
 from puma.models.weights import load_model
 from puma.plan import Plan
 from puma.scoring import score_margins
-from puma.scoring.snapshots import embed, load_snapshots, score_run
+from puma.scoring.job import estimate
+from puma.scoring.score import ScoringSettings
+from puma.scoring.snapshots import SnapshotSettings, embed, load_snapshots, score_run
 from puma.strategies import get_strategy, make_plan, regime
 from puma.study.folder import StudyFolder
 from puma.study.spec import RunSpec
-from puma.training.loop import train
+from puma.training.loop import prepare, train
 from puma.training.recipe import load_recipe
 from puma.training.run import Run
 
@@ -110,7 +114,7 @@ def score_pool(study: StudyFolder, synthetic: int | None, show: bool) -> dict[st
         label, run = f"margin model {number + 1} of {count}", folder / f"margin-model-{number}"
         model = _train_full(study, pool, ~unseen, run, settings.seed + number, label, show)
         out = folder / ("margins" if count == 1 else f"margins-fold-{number}")
-        model = _on_device(model)
+        model = model.to(resolve_device("auto"))
         tables.append(score_margins(model, pool, norm=threat.norm, mode=settings.mode, out=out, progress=show))
         scores.append(unseen | pool.synthetic if settings.folds > 1 else ~unseen)
     table = tables[0]
@@ -126,7 +130,7 @@ def score_snapshots(study: StudyFolder, synthetic: int | None, show: bool) -> di
     folder, pool = study.pool_folder(synthetic), load_pool(study, synthetic)
     run, device = folder / "margin-model-0", resolve_device("auto")
     score_run(run, pool, out=folder / "scores", threat=study.spec.threat_model, device=device, progress=show)
-    embed(_on_device(load_snapshots(run)[-1]), pool, folder / "features", progress=show)
+    embed(load_snapshots(run)[-1].to(device), pool, folder / "features", progress=show)
     return {}
 
 
@@ -179,15 +183,14 @@ def attack_one(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
     """Run ``evaluation.attack`` on a finished run that was only given the screening attack."""
     results = _evaluate(study, spec, Run.read(study.run_folder(spec)), show)
     names = ("robust_accuracy", "apgd_accuracy", "n_test")
-    rows = [
-        {"checkpoint": place} | {name: getattr(result, name) for name in names} for place, result in results.items()
-    ]
-    return {"accuracies": rows, "flags": [_flags(place, result) for place, result in results.items()]}
+    rows = [{"checkpoint": at} | {name: getattr(result, name) for name in names} for at, result in results.items()]
+    return {"accuracies": rows, "flags": [_flags(at, result) for at, result in results.items()]}
 
 
 def mislabelled_of(study: StudyFolder, spec: RunSpec, show: bool) -> dict[str, Any]:
     """Shares of a run's kept training images whose perturbation the reference model gives another class."""
-    model, reference = (_on_device(load_model(path)) for path in (study.run_folder(spec), study.path / "reference"))
+    paths, device = (study.run_folder(spec), study.path / "reference"), resolve_device("auto")
+    model, reference = (load_model(path).to(device) for path in paths)
     pool, plan = load_pool(study, spec.synthetic), Plan.read(study.plan_file(spec))
     options: dict[str, Any] = {"sample": study.spec.evaluation.mislabelled, "seed": spec.seed, "progress": show}
     return mislabelled_shares(model, reference, pool, plan, study.spec.threat_model, **options)._asdict()
@@ -224,8 +227,8 @@ def split_folds(pool: Pool, folds: int) -> NDArray[np.int64]:
 def average(tables: list[MarginTable], scores: NDArray[np.bool_], kind: str) -> MarginTable:
     """One table from those of K margin models: each image takes the mean margin of the models that score it.
 
-    ``scores``: bool ``[K, N]``, which models score which image; at least one each. An image that one of them could not
-    measure takes the first one's row as it is. ``kind``: the name under which ``meta["model"]`` lists all K models.
+    ``scores``: bool ``[K, N]``, which models score which image. One that they could not all measure takes the first
+    one's row as it is. ``kind``: the name under which ``meta["model"]`` lists all K models.
     """
     stacked = np.stack([table.margin for table in tables])
     first, rows = scores.argmax(axis=0), np.arange(scores.shape[1])
@@ -262,18 +265,12 @@ def new_network(study: StudyFolder, pool: Pool, seed: int) -> nn.Module:
     return build_model(network.name, pool.num_classes, seed=seed, **shape)
 
 
-def _on_device(model: nn.Module) -> nn.Module:
-    return model.to(resolve_device("auto"))
-
-
-def _evaluate(
-    study: StudyFolder, spec: RunSpec, run: Run, show: bool, *, screen: bool = False
-) -> dict[str, Evaluation]:
+def _evaluate(study: StudyFolder, spec: RunSpec, run: Run, show: bool, screen: bool = False) -> dict[str, Evaluation]:
     settings, threat, test = study.spec.evaluation, study.spec.threat_model, _open(study.spec.pool.test)
     attack, subset = (settings.screen, settings.screen_subset) if screen else (settings.attack, settings.subset)
     results: dict[str, Evaluation] = {}
     for checkpoint in settings.checkpoints:
-        model = _on_device(run.model if checkpoint == "last" else run.best)
+        model = (run.model if checkpoint == "last" else run.best).to(resolve_device("auto"))
         if resolve_device("auto").type == "cpu":
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster there
         out = study.run_folder(spec) / ("" if checkpoint == "last" else checkpoint)
@@ -286,3 +283,59 @@ def _flags(checkpoint: str, result: Evaluation) -> dict[str, Any]:
     names = ("clean_correct", "attacked", "robust")
     bits = {name: np.packbits(getattr(result, name)).tobytes().hex() for name in names}
     return {"checkpoint": checkpoint, "attack": result.attack, "images": result.n_clean, **bits}
+
+
+def study_cost(study: StudyFolder) -> tuple[list[tuple[str, int, int, float, bool]], int]:
+    """The cost of each kind of task, and bytes of memory of one training; nothing is written.
+
+    A kind: its name, how many tasks, how many are finished, seconds of each, and whether these are recorded in the
+    folder, else measured on a few steps, batches and images.
+    """
+    spec, device, recipe = study.spec, resolve_device("auto"), load_recipe(study.spec.recipe)
+    real, test, settings = load_dataset(spec.pool.real), load_dataset(spec.pool.test), spec.evaluation
+    to_make = spec.pool.synthetic if isinstance(spec.pool.synthetic, int) and not study.synthetic_file.exists() else 0
+    pool = Pool([real]) if to_make else load_pool(study, None)
+    network, devices, images = new_network(study, pool, 0), Devices(recipe.precision, "auto"), len(pool) + to_make
+    cost = prepare(network, pool, spec.threat_model, None, recipe, 0, 0, devices).estimate()
+    network, training = network.to(device), cost.step_seconds * recipe.steps
+    per_image = training / recipe.steps / recipe.batch_size
+
+    def generated() -> float:
+        config = diffusion_config(real.image_shape, **spec.pool.diffusion)
+        return sum(sampling_cost(real, to_make, config, SamplerConfig(), device)[1:]) if to_make else 0.0
+
+    def scored(models: list[nn.Module], settings: ScoringSettings | SnapshotSettings) -> float:
+        return images / estimate(models, pool, settings).images_per_s
+
+    def margins() -> float:
+        scoring = ScoringSettings.sized(device, norm=spec.threat_model.norm, mode=spec.margins.mode)
+        return spec.margins.folds * spec.margins.models * (training + scored([network], scoring))
+
+    def attacked(screen: bool) -> float:
+        attack, subset = (settings.screen, settings.screen_subset) if screen else (settings.attack, settings.subset)
+        return len(settings.checkpoints) * estimate_cost(network, test, attack=str(attack), subset=subset).seconds
+
+    def trained() -> float:
+        recipes = [load_recipe(run.recipe) for run in spec.runs()]
+        return fmean(one.steps * one.batch_size for one in recipes) * per_image
+
+    kinds: dict[str, tuple[str, Callable[[], float]]] = {
+        "synthetic": ("synthetic images", generated),
+        "margins": ("margin models and margins", margins),
+        "scores": ("other scores", lambda: scored([network] * SNAPSHOTS, SnapshotSettings(spec.threat_model))),
+        "reference": ("reference model", lambda: training),
+        "run": ("runs", lambda: trained() + attacked(settings.screen is not None)),
+        "attack": ("attacks", lambda: attacked(False)),
+        "mislabelled": ("mislabelled perturbations", lambda: settings.mislabelled * per_image),
+    }
+    groups: dict[str, list[float | None]] = {}
+    for task in study_tasks(study):
+        kind, result = task.name.partition("-")[0], study.result(task.name)
+        seconds = None if result is None else float(result["seconds"])
+        groups.setdefault(kind if kind in kinds else "run", []).append(seconds)
+    costs = []
+    for kind, recorded in groups.items():
+        known, (words, measured) = [one for one in recorded if one is not None], kinds[kind]
+        each = fmean(known) if known else measured()
+        costs.append((words, len(recorded), len(known), each, bool(known)))
+    return costs, cost.memory
