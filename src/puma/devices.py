@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import platform
+import re
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,17 +28,13 @@ def resolve_device(name: str = "auto", local: int = 0) -> torch.device:
     """
     import torch
 
-    if name in ("auto", "cuda") and (count := torch.cuda.device_count()):
+    count = torch.cuda.device_count()
+    if name in ("auto", "cuda") and count:
         name = f"cuda:{local % count}" if count > 1 else "cuda"
-    elif name == "auto":
-        name = "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise UsageError(f"unknown device {name!r}", fix="auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+    device = torch.device("cpu" if name == "auto" else name)
+    if device.type == "cuda" and (device.index or 0) >= count:
         raise UsageError(f"there is no device {name!r} here", why=f"{count} GPUs are visible", fix="--device cpu")
     return device
 
@@ -122,26 +119,17 @@ class Devices:
         self.is_rank_zero = self.rank == 0  # it alone writes files
         self.world_size: int = self._fabric.world_size
         self.device: torch.device = self._fabric.device
+        self.backward = self._fabric.backward  # gradients are averaged over the processes
+        self.autocast = self._fabric.autocast  # the precision of the wrapped network, for calls of the bare one
+        self.barrier = self._fabric.barrier
 
     def wrap(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Wrap a network that is on `device` already, and its optimiser."""
         return cast("tuple[Any, Any]", self._fabric.setup(model, optimizer, move_to_device=False))
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of ``loss``, averaged over the processes."""
-        self._fabric.backward(loss)
-
     def no_sync(self, model: nn.Module, enabled: bool) -> AbstractContextManager[Any]:
         """Backward passes inside keep their gradients to themselves, if ``enabled``: others of the step follow."""
         return self._fabric.no_backward_sync(cast(Any, model), enabled=enabled)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of the wrapped network, for calls of the bare one."""
-        return self._fabric.autocast()
-
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        self._fabric.barrier()
 
     def all_reduce(self, value: Tensor) -> Tensor:
         """Sum over the processes."""

@@ -29,22 +29,18 @@ from puma.progress import LOG_EVERY_ENV, configure_logging
 
 Item = TypeVar("Item", bound=Hashable)
 Result = TypeVar("Result")
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
 
 
 def worker_from_environment(environment: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
-    """``(worker, num_workers, local)`` as torchrun or SLURM name them, else ``(0, 1, 0)``; `UsageError` for no numbers.
+    """``(worker, num_workers, local)`` as torchrun or SLURM name them, else ``(0, 1, 0)``.
 
     >>> worker_from_environment({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"})
     (3, 8, 1)
     """
     for rank, size, local in _LAUNCHERS:
         if rank in environment and size in environment:
-            texts = environment[rank], environment[size], environment.get(local, "0")
-            if not all(text.isdecimal() for text in texts):
-                raise UsageError(f"{rank}={texts[0]!r}, {size}={texts[1]!r} are no numbers")
-            return int(texts[0]), int(texts[1]), int(texts[2])
+            return int(environment[rank]), int(environment[size]), int(environment.get(local, "0"))
     return 0, 1, 0
 
 
@@ -61,7 +57,7 @@ class Workers:
         threads: CPU threads of each process; None: ``OMP_NUM_THREADS`` if it is set, else an equal share of the cores.
         gpus: GPUs of each task, for Ray fractions too. Local processes take the visible GPUs in turn.
         ray: address of a Ray cluster (``"auto"``, ``"host:6379"``), or ``"local"`` to start one; then not ``count``.
-        cpus, retries: CPUs of each Ray task; how often it runs again where its worker was lost.
+        cpus: CPUs of each Ray task.
         ranks: the processes train together: each gets torchrun's variables and exactly one task.
         on_line: called with (number of the process, line) for what local processes write to stderr, from other threads;
             then even a single task gets a process. None passes the lines on.
@@ -72,7 +68,6 @@ class Workers:
     gpus: float = 0
     ray: str | None = None
     cpus: float = 1
-    retries: int = 3
     ranks: bool = False
     on_line: Callable[[int, str], None] | None = None
 
@@ -92,16 +87,13 @@ def run_tasks(
 
     Where a task fails, or the caller stops iterating, the other processes get SIGTERM and some seconds to end. They end
     when their parent is gone, however it was killed. Raises the first error of a task, `WorkerLost` where its process
-    was killed, `UsageError` without Ray.
+    was killed (Ray runs the task again), `UsageError` without Ray.
 
     Args:
         function: importable in another process, with a picklable result.
         items: what the tasks are called with; hashable and picklable.
         workers: where they run; None: in this process.
         needs: items that have to be done before an item starts; those not among ``items`` count as done.
-
-    >>> sorted(run_tasks(abs, [-2, 1]))
-    [(-2, 2), (1, 1)]
     """
     workers, waiting = workers or Workers(), list(items)
     unfinished, busy = set(waiting), 0
@@ -114,9 +106,7 @@ def run_tasks(
     with context as engine:
         while waiting or busy:
             for item in list(waiting):
-                if engine.full:
-                    break
-                if unfinished.isdisjoint((needs or {}).get(item, ())):
+                if busy < engine.slots and unfinished.isdisjoint((needs or {}).get(item, ())):
                     engine.submit(item)
                     waiting.remove(item)
                     busy += 1
@@ -129,34 +119,35 @@ def run_tasks(
 
 
 class _Here:
-    """The engine of this process. Every engine takes items until it is `full`, and gives them back with results."""
+    """The engine of this process. Every engine takes up to ``slots`` items, and gives them back with results."""
+
+    slots = 1
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function, self._item, self.full = function, None, False
+        self._function = function
 
     def submit(self, item: Any) -> None:
-        self._item, self.full = item, True
+        self._item = item
 
     def next(self) -> tuple[Any, Any]:
-        self.full = False
         return self._item, self._function(self._item)
 
 
 # --- ... in processes of this machine
 
 _GRACE_S, _GRACE_OF_RANKS_S, _POLL_S = 30.0, 5.0, 0.2
-_SERVE = "import sys; from puma.tasks import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+_CHECKOUT = [str(folder) for folder in [Path(__file__).parents[1]] if not folder.name.endswith("-packages")]
+_SERVE = "import sys; sys.path[:0] = sys.argv[3:]; from puma.tasks import serve; serve(*map(int, sys.argv[1:3]))"
 
 
 class _Process:
-    """A Python process that calls functions: tasks go to it, and results come back, through a socket."""
+    """A Python process that calls a function: items go to it, and results come back, through a socket."""
 
-    def __init__(self, number: int, workers: Workers, environment: Mapping[str, str]) -> None:
+    def __init__(self, number: int, function: Any, workers: Workers, environment: Mapping[str, str]) -> None:
         ours, theirs = socket.socketpair()
         # -P: the working folder is not searched for modules, where a `json.py` would be run in place of Python's
-        command = [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno()), str(os.getpid())]
-        self.number: int = number
-        self.item: Any = None
+        command = [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno()), str(os.getpid()), *_CHECKOUT]
+        self.number, self.item = number, None
         self.process = subprocess.Popen(
             command,
             env=environment,
@@ -167,7 +158,8 @@ class _Process:
         )
         theirs.close()
         self.connection = Connection(ours.detach())
-        self.send("path", [entry for entry in sys.path if entry])
+        self.send([entry for entry in sys.path if entry])
+        self.send(function)
         if workers.on_line is not None:
             threading.Thread(target=self._read, args=(workers.on_line,), daemon=True).start()
 
@@ -175,36 +167,29 @@ class _Process:
         for line in self.process.stderr or ():
             on_line(self.number, line.decode(errors="replace").rstrip())
 
-    def send(self, *message: Any) -> None:
+    def send(self, message: Any) -> None:
         data = pickle.dumps(message)
         with suppress(OSError):  # it is dead: `next` says so
             self.connection.send_bytes(data)
 
 
 class _Processes:
-    def __init__(self, function: Callable[[Any], Any], processes: list[_Process]) -> None:
-        self._function, self._idle, self._busy = function, processes[::-1], dict[Any, _Process]()
-
-    @property
-    def full(self) -> bool:
-        return not self._idle
+    def __init__(self, processes: list[_Process]) -> None:
+        self.slots, self._idle, self._busy = len(processes), processes[::-1], dict[Any, _Process]()
 
     def submit(self, item: Any) -> None:
         process = self._idle.pop()
         process.item = item
-        process.send("call", (self._function, item))
+        process.send(item)
         self._busy[process.connection] = process
 
     def next(self) -> tuple[Any, Any]:
-        while True:
+        ready: list[Any] = []
+        while not ready:
             ready = cast("list[Any]", wait(list(self._busy), _POLL_S))
-            # a child of a killed process may hold its socket open, so that only the exit code says that it is gone
-            ready = ready or [key for key, process in self._busy.items() if process.process.poll() is not None]
-            if ready:  # a killed process before those that report that they miss it
-                first = min(ready, key=lambda key: self._busy[key].process.poll() is None)
-                return self._receive(self._busy.pop(first))
-
-    def _receive(self, process: _Process) -> tuple[Any, Any]:
+            # a killed process before those that report that they miss it; a child of it may hold its socket open
+            ready = [key for key, one in self._busy.items() if one.process.poll() is not None] or ready
+        process = self._busy.pop(ready[0])
         try:
             if not process.connection.poll():
                 raise EOFError
@@ -223,33 +208,35 @@ class _Processes:
 
 @contextmanager
 def _processes(function: Callable[[Any], Any], count: int, workers: Workers) -> Iterator[Any]:
-    processes: list[_Process] = []
+    started: list[_Process] = []
     grace = _GRACE_S
     try:
         for number, environment in enumerate(_environments(count, workers)):
-            processes.append(_Process(number, workers, environment))
-        yield _Processes(function, processes)
-        for process in processes:
-            process.send("end", None)
-        for process in processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.process.wait(_GRACE_OF_RANKS_S)
+            started.append(_Process(number, function, workers, environment))
+        yield _Processes(started)
     except Exception:
         grace = _GRACE_OF_RANKS_S if workers.ranks else _GRACE_S  # ranks that wait for a dead one do so for minutes
         raise
     finally:
-        _stop([process.process for process in processes], grace)
-        for process in processes:
-            process.connection.close()
+        for one in started:
+            one.process.terminate()
+        deadline = time.monotonic() + grace
+        try:
+            for one in started:
+                with suppress(subprocess.TimeoutExpired):
+                    one.process.wait(max(deadline - time.monotonic(), 0))
+        finally:  # at once at a second Ctrl-C
+            for one in started:
+                one.process.kill()
+                one.process.wait()
+                one.connection.close()
 
 
 def _environments(count: int, workers: Workers) -> Iterator[dict[str, str]]:
     """The environment of each process: threads, its GPU, its rank."""
-    source = Path(__file__).parents[1]
-    common = {**os.environ, "PYTHONPATH": _python_path("" if source.name.endswith("-packages") else str(source))}
-    if workers.threads or "OMP_NUM_THREADS" not in os.environ:
-        threads = workers.threads or max(1, len(os.sched_getaffinity(0)) // count)
-        common |= dict.fromkeys(_THREADS, str(threads))
+    common = dict(os.environ)
+    if workers.threads or "OMP_NUM_THREADS" not in common:
+        common["OMP_NUM_THREADS"] = str(workers.threads or max(1, len(os.sched_getaffinity(0)) // count))
     if workers.on_line is not None:
         common[LOG_EVERY_ENV] = "1"
     if workers.ranks:
@@ -268,41 +255,18 @@ def _environments(count: int, workers: Workers) -> Iterator[dict[str, str]]:
         yield common | own
 
 
-def _python_path(source: str) -> str:
-    return os.pathsep.join(path for path in (source, *os.environ.get("PYTHONPATH", "").split(os.pathsep)) if path)
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
-    """End the processes that still run: SIGTERM, and SIGKILL after ``grace`` seconds or at a second Ctrl-C."""
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + grace
-    try:
-        for process in processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(deadline - time.monotonic(), 0))
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
 def serve(descriptor: int, parent: int) -> None:
-    """The program of a process of `run_tasks`: call what comes through the socket, and send back what it gives."""
-    connection = Connection(descriptor)
+    """The program of a process of `run_tasks`: call the function with each item, and send back what it gives."""
+    connection = Connection(descriptor)  # from our parent, through a socket of its own
     os.set_inheritable(descriptor, False)
     configure_logging()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with suppress(EOFError, OSError):
+        sys.path.extend(entry for entry in connection.recv() if entry not in sys.path)
+        function = connection.recv()
         while True:
-            kind, content = pickle.loads(connection.recv_bytes())  # from our parent, through a socket of its own
-            if kind == "end":
-                return
-            if kind == "path":
-                sys.path.extend(entry for entry in content if entry not in sys.path)
-                continue
-            function, item = content
+            item = connection.recv()
             reply: tuple[Any, Any, str]
             try:
                 reply = function(item), None, ""
@@ -329,31 +293,29 @@ def _end_with(parent: int) -> None:
 
 # --- ... on a Ray cluster
 
+_RETRIES = 5  # of a task whose worker was lost
+
 
 class _Ray:
     """Tasks of a Ray cluster, which runs those again whose worker was lost and lets machines join or leave."""
 
+    slots = sys.maxsize
+
     def __init__(self, ray: Any, function: Callable[[Any], Any], workers: Workers) -> None:
-        self._ray, self._function, self._workers = ray, function, workers
-        self._remote = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=workers.retries)(_ray_task)
-        self._busy: dict[Any, Any] = {}
-        self.full = False
+        self._ray, self._function, self.busy = ray, function, dict[Any, Any]()
+        self._threads = workers.threads or max(1, int(workers.cpus))
+        self._task = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=_RETRIES)(_ray_task)
 
     def submit(self, item: Any) -> None:
-        threads = self._workers.threads or max(1, int(self._workers.cpus))
-        self._busy[self._remote.remote(self._function, item, threads, str(Path.cwd()))] = item
+        self.busy[self._task.remote(self._function, item, self._threads, str(Path.cwd()))] = item
 
     def next(self) -> tuple[Any, Any]:
-        (reference,), _ = self._ray.wait(list(self._busy), num_returns=1)
-        item = self._busy.pop(reference)
+        (reference,), _ = self._ray.wait(list(self.busy), num_returns=1)
+        item = self.busy.pop(reference)
         try:
             return item, self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, PumaError) else error) from error
-
-    def cancel(self) -> None:
-        for reference in self._busy:
-            self._ray.cancel(reference)
 
 
 def _ray_task(function: Callable[[Any], Any], item: Any, threads: int, folder: str) -> Any:
@@ -371,10 +333,11 @@ def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Any]:
 
     ours = not ray.is_initialized()
     if ours:
-        variables = {"env_vars": {"PYTHONPATH": _python_path(str(Path(__file__).parents[1]))}}
+        path = os.pathsep.join([*_CHECKOUT, *filter(None, [os.environ.get("PYTHONPATH")])])
         dashboard = False if workers.ray == "local" else None
+        options = {"include_dashboard": dashboard, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
         try:  # not None for a cluster of our own: that joins one that happens to run here, and dies with it
-            ray.init(address=workers.ray, log_to_driver=False, include_dashboard=dashboard, runtime_env=variables)
+            ray.init(address=workers.ray, log_to_driver=False, **options)
         except (ConnectionError, ValueError) as error:
             why, fix = str(error).splitlines()[0], "`ray start --head` starts one"
             raise UsageError(f"no Ray cluster at {workers.ray!r}", why=why, fix=fix) from error
@@ -382,7 +345,8 @@ def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Any]:
     try:
         yield engine
     finally:
-        engine.cancel()
+        for reference in engine.busy:
+            ray.cancel(reference)
         if ours:
             ray.shutdown()
 

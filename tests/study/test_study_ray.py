@@ -73,7 +73,7 @@ def test_stated_cpus_and_gpus_a_users_mistake_and_a_time_budget(
     with pytest.raises(UsageError, match="widht"):  # as it was raised on the cluster
         run_study(study, Workers(ray=address, cpus=2, gpus=0.5))
     asked = [options for options in given if "max_retries" in options]
-    assert asked == [{"num_cpus": 2, "num_gpus": 0.5, "max_retries": 3}]
+    assert asked == [{"num_cpus": 2, "num_gpus": 0.5, "max_retries": 5}]
     assert (study.result("synthetic") or {})["threads"] == 2  # done before the mistake was met
 
     study = small_study(tmp_path / "long", **SHORT)

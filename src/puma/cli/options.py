@@ -130,4 +130,4 @@ def share_of(
     gpus = int(place.type == "cuda")
     ray = (address or "local") if engine == "ray" else None
     own = "cuda" if gpus and (ray or devices > 1) else str(place)  # such processes see one GPU each
-    return Share(me or 0, size or 1, own, Workers(devices, gpus=gpus, ray=ray, retries=5))
+    return Share(me or 0, size or 1, own, Workers(devices, gpus=gpus, ray=ray))
