@@ -335,7 +335,7 @@ def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Any]:
     if ours:
         path = os.pathsep.join([*_CHECKOUT, *filter(None, [os.environ.get("PYTHONPATH")])])
         dashboard = False if workers.ray == "local" else None
-        options = {"include_dashboard": dashboard, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
+        options: dict[str, Any] = {"include_dashboard": dashboard, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
         try:  # not None for a cluster of our own: that joins one that happens to run here, and dies with it
             ray.init(address=workers.ray, log_to_driver=False, **options)
         except (ConnectionError, ValueError) as error:
