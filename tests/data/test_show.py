@@ -75,9 +75,8 @@ def test_puma_data_show_verifies_when_asked(tmp_path: Path) -> None:
     data[data.find(arrays["image"].tobytes()) + 27_000] ^= 1
     path.write_bytes(data)
     assert runner.invoke(data_app, ["show", str(path), "--quiet"]).exit_code == 0
-    for command in ([str(path), "--verify", "full"], [f"{path}?verify=full"]):
-        assert "CRC-32" in str(runner.invoke(data_app, ["show", *command, "--quiet"]).exception)
-    assert isinstance(runner.invoke(data_app, ["show", str(path), "--verify", "fast"]).exception, UsageError)
+    assert "CRC-32" in str(runner.invoke(data_app, ["show", f"{path}?verify=full", "--quiet"]).exception)
+    assert isinstance(runner.invoke(data_app, ["show", f"{path}?verify=fast"]).exception, UsageError)
 
 
 def test_unpacked_npz_is_the_same_data_mapped(tmp_path: Path) -> None:

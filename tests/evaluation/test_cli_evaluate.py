@@ -173,7 +173,7 @@ def test_export_of_a_run(run: Path, tmp_path: Path) -> None:
     puma("evaluate", run, *arguments)
     text = puma("export", "hub", run, "--out", tmp_path / "share", "--title", "A test", "--dataset", "digits")
     assert "gives the same logits" in text
-    assert ", Linf:0 |" in (tmp_path / "share" / "README.md").read_text()
+    assert " at Linf:0 " in (tmp_path / "share" / "README.md").read_text()
 
 
 @pytest.mark.dist

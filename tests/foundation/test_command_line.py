@@ -161,6 +161,9 @@ def test_nested_metadata_of_any_table_is_refused(tmp_path: Path) -> None:
         ("puma plan --strategy puma-", ["puma-plus", "puma-shuffled"]),
         ("puma train --recipe trades-", ["trades-edm"]),
         ("puma train --model wrn-2", ["wrn-28-10"]),
+        ("puma train --logger w", ["wandb"]),
+        ("puma score --mode d", ["deepfool"]),
+        ("puma evaluate --attack cw", ["cw-20"]),
     ],
 )
 def test_names_are_completed_in_the_shell(words: str, expected: list[str]) -> None:

@@ -49,7 +49,7 @@ def test_real_images_of_32_pixels_with_the_unet(cifar10_dir: Path, tmp_path: Pat
     out = tmp_path / "made.npz"
     small = ["width=8", "blocks=1", "steps=3", "batch_size=4", "label_dropout=0.2", "sampler.steps=2"]
     options = [argument for setting in small for argument in ("--set", setting)]
-    options += ["--guidance", 2, "--quiet"]
+    options += ["--set", "sampler.guidance=2", "--quiet"]
     splits = [f"{cifar10_dir}?split={split}&subset=100" for split in ("train", "test")]
     told = _puma(splits[0], "--eval-data", splits[1], "--count", 20, "--out", out, *options)
     assert "64 principal components of the training images' 3072 pixels" in told
@@ -74,13 +74,16 @@ def test_dry_run_says_what_it_will_cost_and_makes_nothing(tmp_path: Path) -> Non
 
 
 def test_config_file_and_flags(tmp_path: Path) -> None:
-    (tmp_path / "my.toml").write_text('count = 12\nsettings = ["steps=2", "width=16"]\nbatch_size = 5\n')
+    (tmp_path / "my.toml").write_text(
+        'count = 12\nsettings = ["steps=2", "width=16", "sampler.batch_size=6"]\nseed = 5\n'
+    )
     out = tmp_path / "made.npz"
-    _puma("digits", "--config", tmp_path / "my.toml", "--out", out, "--batch-size", 6, "--quiet")
+    _puma("digits", "--config", tmp_path / "my.toml", "--out", out, "--seed", 6, "--quiet")
     told = json.loads((tmp_path / "made.diffusion" / "generated.json").read_text())
     assert told["count"] == 12
     assert told["model"]["config"]["width"] == 16
     assert told["batch_size"] == 6
+    assert told["generator"]["seed"] == 6
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_config_file_and_flags(tmp_path: Path) -> None:
         (["digits", "--set", "steps"], UsageError, "is not NAME=VALUE"),
         (["digits", "--set", "stepz=3"], UsageError, "stepz"),
         (["digits", "--set", "sampler.stepz=3"], UsageError, "stepz"),
-        (["digits", "--guidance", "2"], UsageError, "label_dropout"),
+        (["digits", "--set", "sampler.guidance=2"], UsageError, "label_dropout"),
         (["digits", "--device", "tpu9"], UsageError, "device"),
         (["digitz"], PumaError, "digit"),
     ],

@@ -32,19 +32,9 @@ VALIDATE = ("--validation", "50", "--set", "validation_every=10", "--set", "vali
 SCORE = ("score", "{model}", "digits?subset=300", "--mode", "deepfool", "--part-rows", "30", "--batch-size", "15")
 SCORE_RUN = ("score-run", "{run}", "digits?subset=300", "--part-rows", "30", "--features", "out/features")
 LABELS = ("data", "labels", "{model}", "digits?subset=300", "--part-rows", "30", "--batch-size", "15")
-GENERATE = (
-    "generate",
-    "digits",
-    "--out",
-    "out/images.npz",
-    "--count",
-    "300",
-    "--shard-rows",
-    "30",
-    "--batch-size",
-    "30",
-)
-DIFFUSION = ("--set", "steps=300", "--set", "width=32", "--set", "blocks=1", "--set", "sampler.steps=6")
+GENERATE = ("generate", "digits", "--out", "out/images.npz", "--count", "300")
+SAMPLE = ("--set", "sampler.shard_rows=30", "--set", "sampler.batch_size=30")
+DIFFUSION = (*SAMPLE, "--set", "steps=300", "--set", "width=32", "--set", "blocks=1", "--set", "sampler.steps=6")
 EVALUATE = ("evaluate", "{run}", "--data", "digits:test?subset=40", "--threat", "Linf:0.02", "--shard-rows", "10")
 STUDY = ("study", "run", "{study}")
 COMMANDS = [

@@ -17,19 +17,7 @@ import puma
 from puma.errors import StorageError
 from puma.scoring import score_margins
 
-OPTIONS = [
-    "--part-rows",
-    "100",
-    "--batch-size",
-    "50",
-    "--mode",
-    "deepfool",
-    "--threads",
-    "1",
-    "--device",
-    "cpu",
-    "--quiet",
-]
+OPTIONS = ["--part-rows", "100", "--batch-size", "50", "--mode", "deepfool", "--device", "cpu", "--quiet"]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 import puma
-from puma.cli.options import Device, DryRun, Quiet, Threads
+from puma.cli.options import Device, DryRun, Quiet
 from puma.cli.output import echo, print_facts
 from puma.cli.score import MarginModel, PartRows, Roles, Sources, Weights, print_estimate
 from puma.errors import UsageError
@@ -32,7 +32,6 @@ _UNPACKED = "File to write; default FILE-unpacked.npz beside it."
 def show(
     sources: Annotated[list[str], Argument(metavar="SOURCE...", help=f"One or several: {_SPEC}.")],
     test: Annotated[str | None, Option(metavar="SOURCE", help=_TEST)] = None,
-    verify: Annotated[str, Option(help="full: read every byte and compare checksums.")] = "headers",
     duplicates: Annotated[bool, Option(help="Search for equal images: reads everything once.")] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -41,9 +40,8 @@ def show(
     Files of generated images are usually sorted by class, sometimes by confidence too: their first rows are no sample.
     Equal images are searched inside each source, between sources, and in the test set.
     """
-    options = {} if verify == "headers" else {"verify": verify}
-    opened = [puma.load_dataset(spec, **options) for spec in sources]
-    against = puma.load_dataset(test, **options) if test is not None else None
+    opened = [puma.load_dataset(spec) for spec in sources]
+    against = puma.load_dataset(test) if test is not None else None
     for source in opened:
         _print_summary(source)
     if duplicates:
@@ -122,7 +120,6 @@ def labels(
     batch_size: Annotated[int, Option(min=1, help="Images per forward pass.")] = 512,
     part_rows: PartRows = 65_536,
     device: Device = "auto",
-    threads: Threads = 0,
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
@@ -134,16 +131,12 @@ def labels(
 
     Example: puma data labels model.safetensors digits synthetic.npz --out label-quality
     """
-    import torch
-
     from puma.margins import LABEL_ISSUE, LABEL_QUALITY
     from puma.scoring.job import estimate, open_model, open_pool
     from puma.scoring.labels import LabelSettings, require_cleanlab, score_labels
     from puma.scoring.parts import checked_pool
 
     require_cleanlab()
-    if threads:
-        torch.set_num_threads(threads)
     pool = open_pool(tuple(sources), None if roles is None else tuple(roles.split(",")))
     network, record = open_model(model, None if weights is None else str(weights), device), Path(model) / "run.json"
     if record.is_file() and read_json(record).get("settings", {}).get("pool") == pool.fingerprint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 import puma
-from puma.cli.options import Config, Device, Devices, DryRun, NumWorkers, Quiet, Seed, Threads, Threat, Worker, share_of
+from puma.cli import options
+from puma.cli.options import Config, Device, Devices, DryRun, NumWorkers, Quiet, Seed, Threat, Worker
 from puma.cli.output import duration, echo
 from puma.errors import UsageError
 from puma.tasks import run_tasks
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _MODEL = "Run folder, weights file, package.module:factory, or the name of a network."
 _WEIGHTS = "For a factory or a name: safetensors weights, or the run folder that made them."
+_ATTACK = "standard (AutoAttack), clean, apgd-ce, pgd-20, cw-20."
+_ATTACKS = options.completion("standard", "clean", "apgd-ce", "pgd-20", "cw-20")
 _OUT = "Folder of evaluation.json; a run folder keeps its own by default."
 
 
@@ -33,14 +35,13 @@ def evaluate(
     threat: Threat,
     weights: Annotated[Path | None, Option(help=_WEIGHTS)] = None,
     out: Annotated[Path | None, Option(help=_OUT)] = None,
-    attack: Annotated[str, Option(help="standard (AutoAttack), clean, apgd-ce, pgd-20, cw-20.")] = "standard",
+    attack: Annotated[str, Option(help=_ATTACK, autocompletion=_ATTACKS)] = "standard",
     subset: Annotated[int | None, Option(min=1, help="Attack a stratified subset of this many images.")] = None,
     checkpoint: Annotated[str, Option(help="Of a run folder: both (last and best), last, or best.")] = "both",
     batch_size: Annotated[int, Option(min=1, help="Images attacked together.")] = 256,
     shard_rows: Annotated[int, Option(min=1, help="Images of a shard, the unit of sharing.")] = 1024,
     device: Device = "auto",
     devices: Devices = 1,
-    threads: Threads = 0,
     worker: Worker = None,
     num_workers: NumWorkers = None,
     seed: Seed = 0,
@@ -64,70 +65,62 @@ def evaluate(
     """
     if checkpoint not in ("both", "last", "best"):
         raise UsageError(f"unknown checkpoint {checkpoint!r}", fix="both, last or best")
-    share = share_of(device, devices, worker, num_workers)
+    share = options.share_of(device, devices, worker, num_workers)
     run = next((Path(p) for p in (model, weights) if p and (Path(p) / "last.safetensors").is_file()), None)
     folder = out or run
     if devices > 1 and folder is None:
         raise UsageError("--devices needs a folder to share", fix="give --out")
     arguments = {"subset": subset, "seed": seed, "attack": attack, "batch_size": batch_size, "shard_rows": shard_rows}
-    names = ("last", "best") if run and checkpoint == "both" else (checkpoint if run else "last",)
-    job = _Job(model, weights, data, run, folder, names, {"threat": threat, **arguments}, share.device, threads, quiet)
+    names = (("last", "best") if checkpoint == "both" else (checkpoint,)) if run else (model,)
+    files = {name: run / f"{name}.safetensors" if run else weights for name in names}
+    networks = {name: (str(file or model), None) if weights is None else (model, file) for name, file in files.items()}
+    job = _Job(networks, data, folder, {"threat": threat, **arguments}, share.device, quiet)
     if dry_run:
         return job.print_cost(max(devices, share.num_workers))
     if devices > 1:
-        for _ in run_tasks(partial(_run_worker, job, devices), range(devices), share.workers):
+        for _ in run_tasks(partial(job.run, num_workers=devices), range(devices), share.workers):
             pass  # the results lie in the shared folder
-    for name, result in job.run(share.worker, share.num_workers):
+    for name, result in job.run(share.worker, share.num_workers).items():
         if isinstance(result, str):
             echo(f"{name}: the same weights as {result}, evaluated once")
         else:
-            _print(result, name if run else model)
+            _print(result, name)
 
 
 @dataclass(frozen=True)
 class _Job:
     """Everything that a worker needs to evaluate its share, as text and numbers."""
 
-    model: str
-    weights: Path | None
+    networks: dict[str, tuple[str, Path | None]]  # by checkpoint: what `resolve_model` takes
     data: str
-    run_folder: Path | None
     out: Path | None
-    checkpoints: tuple[str, ...]
     arguments: dict[str, Any]
     device: str
-    threads: int
     quiet: bool
 
-    def run(self, worker: int, num_workers: int) -> Iterator[tuple[str, Evaluation | str]]:
-        """Yield the name and the evaluation of each checkpoint, or the name of an earlier one with the same weights."""
-        import torch
-
+    def run(self, worker: int, num_workers: int) -> dict[str, Evaluation | str]:
+        """The evaluation of each checkpoint, or the name of an earlier one with the same weights."""
         from puma.models.weights import weights_sha256
 
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        test = puma.load_dataset(self.data)
-        evaluated: dict[str, str] = {}
-        for name in self.checkpoints:
+        test, evaluated, results = puma.load_dataset(self.data), dict[str, str](), dict[str, Evaluation | str]()
+        share = {**self.arguments, "worker": worker, "num_workers": num_workers}
+        for name in self.networks:
             network = self._model(test, name)
             target = self.out / name if self.out and name == "best" else self.out
-            same = evaluated.setdefault(weights_sha256(network), name)
-            if same != name:  # without validation images the last model is the best one known
-                yield name, same
-                continue
-            share = {**self.arguments, "worker": worker, "num_workers": num_workers}
-            progress = not self.quiet and worker == 0
-            yield name, puma.evaluate(network.to(self.device), test, out=target, progress=progress, **share)
+            results[name] = same = evaluated.setdefault(weights_sha256(network), name)
+            if same == name:  # without validation images the last model is the best one known
+                progress = not self.quiet and worker == 0
+                results[name] = puma.evaluate(network.to(self.device), test, out=target, progress=progress, **share)
+        return results
 
     def print_cost(self, workers: int) -> None:
         """Print what the evaluation of one checkpoint costs at most; it is timed on one batch."""
         from puma.evaluation import estimate_cost
 
         test, options = puma.load_dataset(self.data), ("attack", "subset", "batch_size")
-        network = self._model(test, self.checkpoints[0]).to(self.device)
+        network = self._model(test, next(iter(self.networks))).to(self.device)
         cost = estimate_cost(network, test, **{name: self.arguments[name] for name in options})
-        several = f" for each of {' and '.join(self.checkpoints)}" if len(self.checkpoints) > 1 else ""
+        several = f" for each of {' and '.join(self.networks)}" if len(self.networks) > 1 else ""
         echo(f"images   {len(test):,}, of which {cost.images:,} are attacked ({self.arguments['attack']})")
         echo(f"passes   at most {cost.passes:,}{several}; images that fall early cost less")
         echo(f"time     at most {duration(cost.seconds / workers)} on {workers} x {self.device}{several}")
@@ -136,17 +129,9 @@ class _Job:
         """The model, or a checkpoint of the run; a bare name of a network takes its sizes from the test images."""
         from puma.models.zoo import resolve_model
 
-        file = self.run_folder and self.run_folder / f"{checkpoint}.safetensors"
-        if self.weights is None:
-            return resolve_model(file or self.model)
-        height, _, channels = test.image_shape
+        (model, weights), (height, _, channels) = self.networks[checkpoint], test.image_shape
         sizes: dict[str, Any] = {"num_classes": test.num_classes, "in_channels": channels, "image_size": height}
-        return resolve_model(self.model, file or self.weights, **sizes)
-
-
-def _run_worker(job: _Job, num_workers: int, worker: int) -> None:
-    for _ in job.run(worker, num_workers):
-        pass
+        return resolve_model(model) if weights is None else resolve_model(model, weights, **sizes)
 
 
 def _print(result: Evaluation, name: str) -> None:

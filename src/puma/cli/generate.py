@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 import puma
-from puma.cli.options import Config, Device, DryRun, Quiet, Seed, Threads
+from puma.cli.options import Config, Device, DryRun, Quiet, Seed
 from puma.cli.output import duration, echo, print_table
 from puma.devices import resolve_device
 from puma.errors import UsageError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from puma.generation.sampling import Sampler
 
 _SAMPLER = "sampler."
-_SETTINGS = "steps=2000, width=96, sampler.steps=40 ...; with --diffusers: of its call."
+_SETTINGS = "steps=2000, width=96, sampler.steps=40, sampler.batch_size=64 ...; with --diffusers: of its call."
 _EVAL_DATA = "Measure the quality against these real test images."
 _DIFFUSERS = "Sample from this diffusers pipeline (folder or hub name)."
 _CLASS_IDS = "With --diffusers: its ids of these classes, 281,207,..."
@@ -32,9 +32,6 @@ def generate(
     count: Annotated[int, Option("--count", min=1, help="How many images to sample.")],
     source: Annotated[str | None, Argument(help="Real images to train on: digits, an .npz, Parquet ...")] = None,
     settings: Annotated[list[str] | None, Option("--set", metavar="NAME=VALUE", help=_SETTINGS)] = None,
-    guidance: Annotated[float, Option(min=0, help="Above 1 exaggerates the label (needs label_dropout).")] = 1.0,
-    batch_size: Annotated[int, Option(min=1, help="Images sampled together.")] = 512,
-    shard_rows: Annotated[int, Option(min=1, help="Images per shard: what an interruption can cost.")] = 2048,
     eval_data: Annotated[str | None, Option(metavar="TEST", help=_EVAL_DATA)] = None,
     model: Annotated[Path | None, Option(help="Sample from this NAME.diffusion folder; nothing is trained.")] = None,
     diffusers: Annotated[str | None, Option(metavar="NAME", help=_DIFFUSERS)] = None,
@@ -43,7 +40,6 @@ def generate(
     prompt: Annotated[str, Option(help=_PROMPT)] = "a photo of a {name}",
     size: Annotated[int | None, Option(min=8, help="With --diffusers: shrink images to this side.")] = None,
     device: Device = "auto",
-    threads: Threads = 0,
     seed: Seed = 0,
     config: Config = None,
     dry_run: DryRun = False,
@@ -59,8 +55,6 @@ def generate(
 
     Example: puma generate digits --count 10000 --out synthetic.npz --eval-data digits:test
     """
-    import torch
-
     from puma.generation import Diffusion, SamplerConfig, diffusion_config, generate_from
     from puma.generation import generate as train_and_sample
     from puma.generation.networks import validated
@@ -74,11 +68,8 @@ def generate(
     changes = {name: given[name] for name in given if not name.startswith(_SAMPLER)}
     if changes and model is not None:
         raise UsageError("--set trains a model; there is one already", fix="--set sampler.NAME=VALUE")
-    flags = {"guidance": guidance, "batch_size": batch_size, "shard_rows": shard_rows}
-    sampler_config = validated(SamplerConfig, flags | sampling)
+    sampler_config = validated(SamplerConfig, sampling)
     on = resolve_device(device)
-    if threads:
-        torch.set_num_threads(threads)
     real = None if source is None else puma.load_dataset(source)
     test = None if eval_data is None else puma.load_dataset(eval_data)
     if real is not None and test is not None:
@@ -93,7 +84,8 @@ def generate(
         if dry_run:
             if isinstance(generator, Diffusion):
                 generator = diffusion_sampler(generator, seed, sampler_config)
-            return _echo_cost(count, sampling_seconds(generator, count, batch_size), math.prod(generator.image_shape))
+            seconds = sampling_seconds(generator, count, sampler_config.batch_size)
+            return _echo_cost(count, seconds, math.prod(generator.image_shape))
         generate_from(generator, count, out=out, config=sampler_config, seed=seed, progress=not quiet)
     elif real is not None:
         diffusion = diffusion_config(real.image_shape, **changes)
@@ -116,16 +108,15 @@ def _echo_cost(count: int, seconds: float, image_bytes: int) -> None:
 
 def _check_origin(source: str | None, model: Path | None, diffusers: str | None, eval_data: str | None) -> None:
     trained = model is not None or diffusers is not None
-    if model is not None and diffusers is not None:
-        raise UsageError("--model and --diffusers are two generators", fix="give one of them")
-    if source is None and not trained:
-        fix = "puma generate digits --count 10000 --out synthetic.npz"
-        raise UsageError("there is nothing to sample from", fix=fix)
-    if source is None and eval_data is not None:
-        raise UsageError("--eval-data compares with the training images too", fix="give SOURCE")
-    if source is not None and trained and eval_data is None:
-        what = f"{source} would not be used: --model and --diffusers train nothing"
-        raise UsageError(what, fix="leave it out, or add --eval-data TEST, which it would serve")
+    unused = f"{source} would not be used: --model and --diffusers train nothing"
+    for wrong, what, fix in (
+        (model and diffusers, "--model and --diffusers are two generators", "give one of them"),
+        (not source and not trained, "there is nothing to sample from", "puma generate digits --count 9 --out x.npz"),
+        (not source and eval_data, "--eval-data compares with the training images too", "give SOURCE"),
+        (source and trained and not eval_data, unused, "leave it out, or add --eval-data TEST, which it would serve"),
+    ):
+        if wrong:
+            raise UsageError(what, fix=fix)
 
 
 def _pipeline(name: str, device: Any, classes: str | None, class_ids: str | None, **options: Any) -> Sampler:
@@ -143,20 +134,16 @@ def _pipeline(name: str, device: Any, classes: str | None, class_ids: str | None
 def _measure(real: Source, test: Source, out: Path) -> None:
     from puma.generation.quality import measure
 
-    quality = measure(real, test, puma.load_dataset(out))
-    target = out.with_suffix(".quality.json")
+    quality, target = measure(real, test, puma.load_dataset(out)), out.with_suffix(".quality.json")
     write_json(target, quality)
     near, accuracy = quality["neighbor"], quality["real_accuracy"]
-    roles, used = ("synthetic", "test"), {role: f"{one['used']:,}" for role, one in quality["sources"].items()}
-    least = [min((one for one in quality["coverage"][role].values() if one is not None), default=0.0) for role in roles]
-    rows = {
-        "label agreement of a classifier trained on real images": (quality["label_agreement"], accuracy),
-        "accuracy on real test images of one trained on these": (quality["synthetic_trained_accuracy"], accuracy),
-        "mean distance to the nearest training image": [near[f"{role}_to_train"]["mean"] for role in roles],
-        "nearer to one than 99 % of test images": (near["copies"], 0.01),
-        "coverage, worst class": least,
-    }
-    title = f"{used['synthetic']} synthetic images against {used['train']} training and {used['test']} test images"
-    cells = [(words, *(f"{value:.4f}" for value in values)) for words, values in rows.items()]
-    print_table(["", "synthetic", "real test"], cells, title=title)
-    echo(f"features: {quality['features']}; all figures in {target}")
+    distances = (near[f"{role}_to_train"]["mean"] for role in ("synthetic", "test"))
+    rows = (
+        ("label agreement of a classifier trained on real images", quality["label_agreement"], accuracy),
+        ("accuracy on real test images of one trained on these", quality["synthetic_trained_accuracy"], accuracy),
+        ("mean distance to the nearest training image", *distances),
+        ("nearer to one than 99 % of test images", near["copies"], 0.01),
+    )
+    cells = [(words, *(f"{value:.4f}" for value in values)) for words, *values in rows]
+    print_table(("", "synthetic", "real test"), cells)
+    echo(f"features: {quality['features']}; coverage by class, and all figures: {target}")

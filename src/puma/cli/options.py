@@ -53,18 +53,15 @@ def parse_threat(text: str) -> ThreatModel:
         raise typer.BadParameter("; ".join(filter(None, (error.what, error.why, error.fix)))) from None
 
 
-def _completion(module: str = "puma.cli.options", names: str = "_model_names") -> Callable[[str], list[str]]:
-    """What completes a value in the shell: names that a function gives, whose module is loaded only then."""
+def completion(*names: str) -> Callable[[str], list[str]]:
+    """What completes a value in the shell: these names, or those that "module:function" gives, loaded only then."""
 
     def complete(incomplete: str) -> list[str]:
-        return [name for name in getattr(import_module(module), names)() if name.startswith(incomplete)]
+        module, _, function = names[0].partition(":")
+        known = getattr(import_module(module), function)() if function else names
+        return [name for name in known if name.startswith(incomplete)]
 
     return complete
-
-
-def _model_names() -> list[str]:
-    wide = [f"wrn-{size}" for size in ("16-4", "28-10", "34-10", "70-16")]
-    return ["small-cnn", *wide, "preactresnet-18", "preactresnet-34"]
 
 
 _CONFIG = "TOML file of this command's settings; flags win."
@@ -75,7 +72,6 @@ Quiet = Annotated[bool, Option("--quiet", help="No progress.")]
 Seed = Annotated[int, Option("--seed", min=0, help="Seed of everything random.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Say what it will cost, and stop.")]
 Device = Annotated[str, Option("--device", help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
-Threads = Annotated[int, Option("--threads", min=0, help="Processor threads; 0 leaves it to torch.")]
 Devices = Annotated[int, Option("--devices", min=1, help="Share the work among so many processes, one for each GPU.")]
 Jobs = Annotated[int, Option("--jobs", min=1, help="Processes on this machine; they share its cores and its GPUs.")]
 _NUMBER = "Number of this process, from 0; else torchrun's or SLURM's."
@@ -83,12 +79,13 @@ Worker = Annotated[int | None, Option("--worker", min=0, help=_NUMBER)]
 NumWorkers = Annotated[int | None, Option("--num-workers", min=1, help="Processes that share --out.")]
 Engine = Annotated[str, Option("--engine", help="local, or ray (--out seen by every machine).")]
 Address = Annotated[str | None, Option("--address", help="Ray cluster, as host:6379; without it one starts here.")]
-_RULES, _STRATEGIES = "A rule; `puma plan --list` names them all.", _completion("puma.strategies", "names")
+_RULES, _STRATEGIES = "A rule; `puma plan --list` names them all.", completion("puma.strategies:names")
 Strategy = Annotated[str, Option("--strategy", help=_RULES, autocompletion=_STRATEGIES)]
-_NAMES, _RECIPES = "A name of `puma recipe list`, or a TOML file.", _completion("puma.training.recipe", "recipe_names")
+_NAMES, _RECIPES = "A name of `puma recipe list`, or a TOML file.", completion("puma.training.recipe:recipe_names")
 RecipeName = Annotated[str, Option("--recipe", help=_NAMES, autocompletion=_RECIPES)]
 _MODELS = "small-cnn, wrn-D-K, preactresnet-18, or package.module:factory."
-ModelName = Annotated[str, Option("--model", help=_MODELS, autocompletion=_completion())]
+_NETWORKS = completion("small-cnn", *(f"wrn-{size}" for size in ("16-4", "28-10", "34-10")), "preactresnet-18")
+ModelName = Annotated[str, Option("--model", help=_MODELS, autocompletion=_NETWORKS)]
 
 
 class Share(NamedTuple):

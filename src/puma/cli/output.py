@@ -39,8 +39,7 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, title
 
     table = Table(box=SIMPLE if any(heads) else None, padding=(0, 1, 0, 0), pad_edge=False, show_header=any(heads))
     for number, head in enumerate(heads):
-        text = number == 0 or head == "meaning"
-        table.add_column(Text(head), justify="left" if text else "right", no_wrap=not text, overflow="fold")
+        table.add_column(Text(head), justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(value)) for value in row))
     if title:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from puma.cli import options
-from puma.cli.options import Address, Config, Device, Devices, DryRun, Engine, NumWorkers, Quiet, Threads, Worker
-from puma.cli.output import echo
+from puma.cli.options import Address, Config, Device, Devices, DryRun, Engine, NumWorkers, Quiet, Worker
+from puma.cli.output import duration, echo
 from puma.devices import resolve_device
 from puma.errors import UsageError
 from puma.threat import ThreatModel, parse_eps, parse_norm
@@ -30,6 +30,7 @@ _NORM = Option(help='"Linf" or "L2", that of the training to come.', show_defaul
 _THREAT = "Threat model of the training to come, as Linf:8/255: --refine-below twice its eps."
 _REFINE = "Estimate every margin, search only where the estimate is below this, as 16/255."
 _REFINE_DEFAULT = "twice eps with --threat, else every image is searched"
+_MODES = options.completion("fast", "deepfool", "refined", "tight")
 
 
 def score(
@@ -38,17 +39,15 @@ def score(
     out: Out,
     norm: Annotated[str | None, _NORM] = None,
     threat: Annotated[ThreatModel | None, Option(parser=options.parse_threat, metavar="NORM:EPS", help=_THREAT)] = None,
-    mode: Annotated[str, Option(help="fast (estimates), deepfool, refined, tight.")] = "refined",
+    mode: Annotated[str, Option(help="fast (estimates), deepfool, refined, tight.", autocompletion=_MODES)] = "refined",
     refine_below: Annotated[str | None, Option(help=_REFINE, show_default=_REFINE_DEFAULT)] = None,
     weights: Weights = None,
     roles: Roles = None,
-    steps: Annotated[int, Option(min=1, help="Linearizations at most for one image.")] = 50,
     batch_size: BatchSize = None,
     part_rows: PartRows = 65_536,
     precision: Annotated[str, Option(help="Of gradients: float32 or bf16; crossings in float32.")] = "float32",
     compile: Annotated[bool, Option("--compile", help="Search with torch.compile's model.")] = False,
     device: Device = "auto",
-    threads: Threads = 0,
     worker: Worker = None,
     num_workers: NumWorkers = None,
     devices: Devices = 1,
@@ -65,7 +64,6 @@ def score(
     Interrupted or killed, the same command goes on. Several processes may share one --out: give each --worker i
     --num-workers n, or start them with torchrun or srun, or use --devices n on one machine, or --engine ray.
     """
-    from puma.attacks.deepfool import parse_mode, parse_precision
     from puma.scoring.job import ScoringJob
     from puma.scoring.score import ScoringSettings
 
@@ -75,27 +73,12 @@ def score(
     limit = None if refine_below is None else parse_eps(refine_below)
     if limit is None and threat is not None and mode != "fast":
         limit = 2 * threat.eps
-    settings = ScoringSettings.sized(
-        resolve_device(share.device),
-        norm=threat.norm if threat else parse_norm(norm or "Linf"),
-        mode=parse_mode(mode),
-        refine_below=limit,
-        steps=steps,
-        batch_size=batch_size,
-        part_rows=part_rows,
-        precision=parse_precision(precision),
-        compile=compile,
-    )
-    job = ScoringJob(
-        model=model,
-        sources=tuple(sources),
-        out=str(out.absolute()),
-        settings=settings,
-        weights=None if weights is None else str(weights),
-        roles=None if roles is None else tuple(roles.split(",")),
-        device=share.device,
-        threads=threads,
-    )
+    chosen = threat.norm if threat else parse_norm(norm or "Linf")
+    sizes: dict[str, Any] = {"batch_size": batch_size, "part_rows": part_rows}
+    search: dict[str, Any] = {"norm": chosen, "mode": mode, "refine_below": limit, "precision": precision}
+    settings = ScoringSettings.sized(resolve_device(share.device), **search, **sizes, compile=compile)
+    file, parts = None if weights is None else str(weights), None if roles is None else tuple(roles.split(","))
+    job = ScoringJob(model, tuple(sources), str(out.absolute()), settings, file, parts, share.device)
     _make(job, share, out, dry_run, quiet)
 
 
@@ -109,12 +92,9 @@ def score_run(
     batch_size: BatchSize = None,
     part_rows: PartRows = 65_536,
     device: Device = "auto",
-    threads: Threads = 0,
     worker: Worker = None,
     num_workers: NumWorkers = None,
     devices: Devices = 1,
-    engine: Engine = "local",
-    address: Address = None,
     dry_run: DryRun = False,
     config: Config = None,
     quiet: Quiet = False,
@@ -129,12 +109,12 @@ def score_run(
     from puma.scoring.job import ScoringJob, open_pool
     from puma.scoring.snapshots import SnapshotSettings, embed, load_snapshots, threat_of
 
-    share = options.share_of(device, devices, worker, num_workers, engine, address)
+    share = options.share_of(device, devices, worker, num_workers)
     where = resolve_device(share.device)
     size = batch_size or (1024 if where.type == "cuda" else 256)
     settings = SnapshotSettings(threat_of(run), rows=rows, batch_size=size, part_rows=part_rows)  # type: ignore[arg-type]  # rows is checked there
     chosen, folders = None if roles is None else tuple(roles.split(",")), (str(run.absolute()), str(out.absolute()))
-    job = ScoringJob(folders[0], tuple(sources), folders[1], settings, None, chosen, share.device, threads)
+    job = ScoringJob(folders[0], tuple(sources), folders[1], settings, None, chosen, share.device)
     if _make(job, share, out, dry_run, quiet):
         echo("give it to puma plan as another --table")
     if features is not None and share.worker == 0 and not dry_run:
@@ -171,12 +151,11 @@ def _make(job: ScoringJob, share: options.Share, out: Path, dry_run: bool, quiet
 
 def print_estimate(cost: Estimate) -> None:
     """Print what a table costs, a line for each of the things that may run out."""
-    hours, rest = divmod(round(cost.seconds), 3600)
     free = "" if cost.disk_free is None else f" of {cost.disk_free / 1e9:,.1f} GB free"
     echo(
         f"images   {cost.images:,} to score, {cost.finished:,} finished\n"
         f"speed    {cost.images_per_s:,.1f} images/s a worker (measured on {cost.measured:,})\n"
-        f"time     {hours} h {rest // 60} min {rest % 60} s\n"
+        f"time     {duration(cost.seconds)}\n"
         f"memory   {'' if cost.full_batch else 'at least '}{cost.memory_bytes / 1e9:,.2f} GB a worker\n"
         f"disk     {cost.disk_bytes / 1e6:,.1f} MB{free}"
     )

@@ -43,18 +43,13 @@ def run(
     Stop it in any way and run the same command again: nothing that was finished is repeated. Runs may be added to the
     file later. An example, complete:
 
+    \b
       name = "digits"
-
       threat = "Linf:0.2"
-
       recipe = "digits"
-
       pool = { real = "digits:train", test = "digits:test", synthetic = 10000 }
-
       network = { name = "small-cnn" }
-
       evaluation = { subset = 400 }
-
       grid = [{ strategies = ["none", "puma"], prune_fractions = [0.6], seeds = [0, 1, 2] }]
     """
     from puma.study.folder import StudyFolder

@@ -11,7 +11,7 @@ import typer
 from typer import Argument, Option
 
 import puma
-from puma.cli.options import Config, Device, Devices, DryRun, ModelName, Quiet, RecipeName, Seed, Threat
+from puma.cli.options import Config, Device, Devices, DryRun, ModelName, Quiet, RecipeName, Seed, Threat, completion
 from puma.cli.output import echo
 from puma.devices import world_size
 from puma.errors import PumaError
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from puma.training.recipe import Recipe
 
-    _Work = tuple[nn.Module, puma.Pool, Recipe]
+    _Work = Callable[[], tuple[nn.Module, puma.Pool]]
 
+_LOGGER = "tensorboard, wandb or mlflow: send the metrics there too."
+_LOGGERS = completion("tensorboard", "wandb", "mlflow")
 recipe_app = typer.Typer(help="Recipes: the frozen settings of training.", no_args_is_help=True)
 
 
@@ -62,7 +64,7 @@ def train(
     validation: Annotated[int | None, Option(min=0, help="Real images held out to choose the best checkpoint.")] = None,
     devices: Devices = 1,
     device: Device = "auto",
-    logger: Annotated[str | None, Option(help="tensorboard, wandb or mlflow: send the metrics there too.")] = None,
+    logger: Annotated[str | None, Option(help=_LOGGER, autocompletion=_LOGGERS)] = None,
     yes: Annotated[bool, Option("--yes", help="Start whatever the estimate of memory and time says.")] = False,
     dry_run: DryRun = False,
     seed: Seed = 0,
@@ -81,16 +83,12 @@ def train(
 
     On several machines: torchrun --nnodes ... -m puma train ... (without --devices).
     """
-    work = partial(_materials, real, synthetic or [], model, weights, new_head, recipe, change or [], seed)
-    arguments: dict[str, Any] = {
-        "threat": threat,
-        "plan": plan,
-        "out": out,
-        "seed": seed,
-        "validation": validation,
-        "device": device,
-    }
-    arguments |= {"logger": logger, "ignore_estimate": yes}
+    from puma.training.recipe import load_recipe, parse_changes
+
+    chosen = load_recipe(recipe, **parse_changes(change or []))
+    work = partial(_materials, real, synthetic or [], model, weights, new_head, seed)
+    arguments: dict[str, Any] = {"threat": threat, "plan": plan, "recipe": chosen, "seed": seed, "device": device}
+    arguments |= {"out": out, "validation": validation, "logger": logger, "ignore_estimate": yes}
     if dry_run:
         return _print_cost(*work(), **arguments)
     if devices > 1 and world_size() == 1:
@@ -116,33 +114,23 @@ def train(
     echo(f"next     puma evaluate {evaluated} --data TEST --threat {threat}")
 
 
-def _train(work: Callable[[], _Work], arguments: dict[str, Any], quiet: bool, rank: int) -> dict[str, Any]:
+def _train(work: _Work, arguments: dict[str, Any], quiet: bool, rank: int) -> dict[str, Any]:
     """Train as process ``rank`` of those that train together; return facts about the run."""
-    model, pool, recipe = work()
-    run = puma.train(model, pool, recipe=recipe, progress=rank == 0 and not quiet, **arguments)
+    run = puma.train(*work(), progress=rank == 0 and not quiet, **arguments)
     return {**run.meta, "built_by_puma": bool(getattr(run.model, "config", None))}
 
 
 def _materials(
-    real: list[str],
-    synthetic: list[str],
-    model: str,
-    weights: Path | None,
-    new_head: bool,
-    recipe: str,
-    changes: list[str],
-    seed: int,
-) -> _Work:
-    """The network, the pool and the recipe that the options name, made anew in each process that trains."""
+    real: list[str], synthetic: list[str], model: str, weights: Path | None, new_head: bool, seed: int
+) -> tuple[nn.Module, puma.Pool]:
+    """The network and the pool that the options name, made anew in each process that trains."""
     from puma.models.zoo import resolve_model
-    from puma.training.recipe import load_recipe, parse_changes
 
-    chosen = load_recipe(recipe, **parse_changes(changes))
     roles = ["real"] * len(real) + ["synthetic"] * len(synthetic)
     pool = puma.Pool([puma.load_dataset(spec) for spec in (*real, *synthetic)], roles)
     height, _, channels = pool.image_shape
     sizes = {"num_classes": pool.num_classes, "in_channels": channels, "image_size": height, "seed": seed}
-    return resolve_model(model, weights, new_head=new_head, **sizes), pool, chosen
+    return resolve_model(model, weights, new_head=new_head, **sizes), pool
 
 
 def _print_cost(model: nn.Module, pool: puma.Pool, recipe: Recipe, **arguments: Any) -> None:

@@ -6,7 +6,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
@@ -43,15 +43,12 @@ class ScoringJob:
     weights: str | None = None  # safetensors file for a factory
     roles: tuple[str, ...] | None = None  # as in `Pool`
     device: str = "auto"
-    threads: int = 0  # of the processor; 0 leaves it to torch
 
     def load(self) -> tuple[list[nn.Module], Pool]:
         """The margin model, or the snapshots, in eval mode on its device, and the pool; checked against each other.
 
         `UsageError`, `ModelError` or `DataError` for a device, model or source that is not there or does not fit.
         """
-        if self.threads:
-            torch.set_num_threads(self.threads)
         pool = open_pool(self.sources, self.roles)
         if isinstance(self.settings, SnapshotSettings):
             models = [model.to(resolve_device(self.device)) for model in load_snapshots(self.model)]
@@ -96,7 +93,7 @@ class ScoringJob:
         rows, left = sum(map(len, parts.ranges)), sum(len(parts.ranges[number]) for number in missing)
         try:
             with Progress("scores", rows, "images", show=progress, done=rows - left) as bar:
-                for number, _ in run_tasks(task, missing, replace(workers, threads=self.threads or workers.threads)):
+                for number, _ in run_tasks(task, missing, workers):
                     bar.advance(len(parts.ranges[number]))
         finally:
             mark.unlink(missing_ok=True)
