@@ -102,7 +102,8 @@ class _Job:
         """The evaluation of each checkpoint, or the name of an earlier one with the same weights."""
         from puma.models.weights import weights_sha256
 
-        test, evaluated, results = puma.load_dataset(self.data), dict[str, str](), dict[str, Evaluation | str]()
+        test, evaluated = puma.load_dataset(self.data), dict[str, str]()
+        results: dict[str, Evaluation | str] = {}
         share = {**self.arguments, "worker": worker, "num_workers": num_workers}
         for name in self.networks:
             network = self._model(test, name)
