@@ -35,7 +35,7 @@ def test_train_sample_measure_then_sample_more(tmp_path: Path) -> None:
     out = tmp_path / "made.npz"
     told = _puma("digits", "--count", 60, "--out", out, "--eval-data", "digits:test", *TINY)
     assert f"60 images in {out}" in told
-    assert "coverage, worst class" in told
+    assert "coverage by class" in told
     quality = json.loads((tmp_path / "made.quality.json").read_text())
     assert quality["sources"]["synthetic"]["rows"] == 60
     assert f"{quality['label_agreement']:.4f}" in told
