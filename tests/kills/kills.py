@@ -100,7 +100,7 @@ def small_experiments() -> tuple[Any, ...]:
     from puma.perceptron import experiments
 
     small = {"dimension": 20, "seeds": 2}
-    grids = [(2.0, 20.0), (20.0,), (2.0, 5.0, 20.0), (2.0, 5.0, 20.0), (20.0,)]
+    grids = [(2.0, 20.0), (20.0,), (2.0, 5.0, 20.0), (2.0, 5.0, 20.0)]
     return tuple(
         replace(one, keeps=one.keeps[:2], eps=one.eps[:1], alphas=alphas, **small)  # type: ignore[arg-type]
         for one, alphas in zip(experiments.DEFAULT, grids, strict=True)

@@ -14,7 +14,6 @@ from scipy.stats import multivariate_normal, norm
 
 from puma.errors import UsageError
 from puma.perceptron import (
-    capped_robust_error,
     clean_error,
     collapse_fraction,
     mislabelled_share,
@@ -46,12 +45,9 @@ def assert_frequency(events: np.ndarray, probability: float) -> None:
 @pytest.mark.parametrize("R", OVERLAPS)
 @pytest.mark.parametrize("eps", [0.05, 0.3, 1.0])
 def test_errors_against_monte_carlo(R: float, eps: float) -> None:
-    s, v = sample(R)
+    _, v = sample(R)
     assert_frequency(v < 0, clean_error(R))
     assert_frequency(v < eps, robust_error(R, eps))
-    assert_frequency(~((s > eps) & (v > eps)), robust_error(R, eps, definition="moved"))
-    for c in (0.25, 0.5, 1.0, 2.0):
-        assert_frequency(v < np.minimum(eps, c * s), capped_robust_error(R, eps, c))
 
 
 @pytest.mark.parametrize("R", OVERLAPS)
@@ -77,27 +73,6 @@ def test_errors_against_quadrature(R: float, eps: float) -> None:
 
     assert clean_error(R) == pytest.approx(integral(lambda s: 0.0), abs=1e-10)
     assert robust_error(R, eps) == pytest.approx(integral(lambda s: eps), abs=1e-10)
-    safe = norm.sf(eps) * 2 - integral(lambda s: eps, start=eps)
-    assert robust_error(R, eps, "moved") == pytest.approx(1 - safe, abs=1e-10)
-    for c in (0.25, 0.5, 1.0, 4.0):
-        expected = integral(lambda s, c=c: min(eps, c * s))
-        assert capped_robust_error(R, eps, c) == pytest.approx(expected, abs=1e-10)
-
-
-@pytest.mark.parametrize(("R", "eps"), [(0.95, 0.3), (0.5, 0.2), (-0.4, 0.5)])
-def test_moved_error_by_brute_force_in_the_plane(R: float, eps: float) -> None:
-    """Search the ball point by point for one that student and teacher label differently."""
-    student = np.array([R, np.sqrt(1 - R**2)])
-    x = np.random.default_rng(1).standard_normal((20_000, 2))
-    angles = np.linspace(0, 2 * np.pi, 720, endpoint=False)
-    attacked = np.zeros(len(x), dtype=bool)
-    for radius in np.linspace(0, eps, 4):
-        for angle in angles:
-            moved = x + radius * np.array([np.cos(angle), np.sin(angle)])
-            attacked |= (moved[:, 0] > 0) != (moved @ student > 0)
-    error = np.sqrt(0.25 / len(x))
-    # the polygon of 720 directions misses at most eps (1 - cos(pi / 720)) of the ball's reach
-    assert abs(attacked.mean() - robust_error(R, eps, "moved")) < 4 * error + 1e-4
 
 
 def test_errors_with_another_covariance() -> None:
@@ -118,35 +93,19 @@ def test_errors_at_the_edges() -> None:
     np.testing.assert_allclose(robust_error(1, eps), mislabelled_share(eps), atol=1e-15)
     np.testing.assert_allclose(robust_error(-1, eps), 1, atol=1e-15)
     np.testing.assert_allclose(robust_error(0.3, 0), clean_error(0.3), atol=1e-15)
-    np.testing.assert_allclose(robust_error(0.3, 0, "moved"), clean_error(0.3), atol=1e-15)
-    np.testing.assert_allclose(robust_error(-1, eps, "moved"), 1, atol=1e-15)
-    assert (robust_error(1, eps, "moved") == 0).all()
-    assert robust_error(1 - 1e-14, 0.3, "moved") == pytest.approx(mislabelled_share(0.3), abs=1e-6)
-    assert capped_robust_error(1 - 1e-13, 0.3, 1) == pytest.approx(mislabelled_share(0.3) / 2, abs=1e-6)
-    assert capped_robust_error(1, 0.3, [0.5, 1, 1.5]) == pytest.approx([0, 0, float(mislabelled_share(0.3))])
-    np.testing.assert_allclose(capped_robust_error(-1, eps, 0.5), 1, atol=1e-15)
-    np.testing.assert_allclose(capped_robust_error([0.2, 0.9], 0.3, 0), clean_error([0.2, 0.9]), atol=1e-15)
-    np.testing.assert_allclose(capped_robust_error([0.2, 0.9], 0.3, np.inf), robust_error([0.2, 0.9], 0.3), atol=1e-15)
 
 
 def test_near_overlap_one_errors_lose_no_digits() -> None:
-    """At eps = 0 all definitions are theta / pi; 1 - R is exact in floating point near 1, so theta is too."""
+    """At eps = 0 it is theta / pi; 1 - R is exact in floating point near 1, so theta is too."""
     R = 1 - np.array([2.0**-20, 2.0**-40, 2.0**-50])
     theta = 2 * np.arcsin(np.sqrt((1 - R) / 2))
-    for error in (robust_error(R, 0), robust_error(R, 0, "moved"), capped_robust_error(R, 0, 0.5)):
-        np.testing.assert_allclose(error, theta / np.pi, atol=1e-15)
+    np.testing.assert_allclose(robust_error(R, 0), theta / np.pi, atol=1e-15)
 
 
-@given(R=st.floats(-1, 1), eps=st.floats(0, 6), c=st.floats(0, 1), more=st.floats(0, 1))
+@given(R=st.floats(-1, 1), eps=st.floats(0, 6), more=st.floats(0, 1))
 @settings(max_examples=200, deadline=None)
-def test_errors_are_ordered(R: float, eps: float, c: float, more: float) -> None:
-    """clean <= capped <= fixed <= moved (but for R = 1), and each grows with eps."""
-    clean, capped, fixed = clean_error(R), capped_robust_error(R, eps, c), robust_error(R, eps)
-    assert clean - 1e-12 <= capped <= fixed + 1e-12 <= 1 + 2e-12
-    if R < 1:
-        assert fixed <= robust_error(R, eps, "moved") + 1e-12
-    assert capped <= capped_robust_error(R, eps + more, c) + 1e-12
-    assert fixed <= robust_error(R, eps + more) + 1e-12
+def test_errors_are_ordered(R: float, eps: float, more: float) -> None:
+    assert clean_error(R) - 1e-12 <= robust_error(R, eps) <= robust_error(R, eps + more) + 1e-12 <= 1 + 2e-12
 
 
 @pytest.mark.parametrize("angle", [0.0, 10.0, 40.0, 90.0, 140.0])
@@ -194,7 +153,7 @@ def test_mislabelled_share_after_pruning_at_the_edges() -> None:
     assert mislabelled_share_after_pruning(0.0, [0.0, 0.5], probe_angle=[0.0, 0.3]) == pytest.approx([0, 0])
     thin = float(mislabelled_share(0.3 / np.sin(0.2)))  # v0 = 0: u is normal with deviation sin(t)
     for keep in (0.0, 1e-300, 1e-9):
-        assert mislabelled_share_after_pruning(0.3, keep, "high", 0.2) == pytest.approx(thin, abs=1e-10)
+        assert mislabelled_share_after_pruning(0.3, keep, "high", 0.2) == pytest.approx(thin, abs=1e-9)
     assert mislabelled_share_after_pruning(0.3, [0.0, 1e-300], "low", 0.2) == pytest.approx([0, 0], abs=1e-10)
     for end in ("high", "low"):  # a perfect probe is the limit of good ones; at right angles margins mean nothing
         near = mislabelled_share_after_pruning(0.3, [0.2, 0.9], end, 1e-12)
@@ -218,7 +177,6 @@ def test_residual_mass_against_monte_carlo(angle: float, c: float) -> None:
     s, m = sample(float(np.cos(np.radians(angle))), seed=4)
     cap = c * np.maximum(m, 0)
     assert_frequency(s < cap, residual_mislabelled_mass(c, np.radians(angle)))
-    assert_frequency(s < np.minimum(0.3, cap), residual_mislabelled_mass(c, np.radians(angle), eps=0.3))
 
 
 def test_residual_mass_at_the_edges() -> None:
@@ -228,10 +186,6 @@ def test_residual_mass_at_the_edges() -> None:
     assert residual_mislabelled_mass(1, 0.3) == pytest.approx(0.5 - 0.3 / (2 * np.pi), abs=1e-15)
     assert residual_mislabelled_mass(0.5, np.pi) == pytest.approx(0, abs=1e-15)
     assert residual_mislabelled_mass(np.inf, 0.3) == pytest.approx(1 - 0.3 / np.pi)  # every row with m > 0
-    large = residual_mislabelled_mass([0.25, 1.0, 3.0], 0.3, eps=30.0)
-    assert large == pytest.approx(residual_mislabelled_mass([0.25, 1.0, 3.0], 0.3), abs=1e-12)
-    assert residual_mislabelled_mass([0.5, 1.5], 0.0, eps=0.3) == pytest.approx([0, float(mislabelled_share(0.3))])
-    assert residual_mislabelled_mass(0.5, 0.3, eps=0) == 0
 
 
 def test_collapse_fraction_against_the_published_values_and_its_law() -> None:
@@ -257,17 +211,12 @@ def test_collapse_fraction_at_the_edges() -> None:
 
 def test_shapes_broadcast_and_equal_the_loop() -> None:
     R, eps = np.linspace(-1, 1, 5)[:, None], np.array([0.0, 0.2, 1.0])
-    for function in (
-        robust_error,
-        lambda R, eps: robust_error(R, eps, "moved"),
-        lambda R, e: capped_robust_error(R, e, 0.5),
-    ):
-        table = function(R, eps)
-        assert table.shape == (5, 3)
-        assert table.dtype == np.float64
-        for i in range(5):
-            for j in range(3):
-                assert table[i, j] == function(R[i, 0], eps[j])
+    table = robust_error(R, eps)
+    assert table.shape == (5, 3)
+    assert table.dtype == np.float64
+    for i in range(5):
+        for j in range(3):
+            assert table[i, j] == robust_error(R[i, 0], eps[j])
     share = mislabelled_share_after_pruning(eps, np.array([0.1, 0.5])[:, None], "high", 0.3)
     assert share.shape == (2, 3)
     assert share[1, 2] == mislabelled_share_after_pruning(1.0, 0.5, "high", 0.3)
@@ -279,8 +228,6 @@ def test_shapes_broadcast_and_equal_the_loop() -> None:
         lambda: clean_error(1.1),
         lambda: clean_error(np.nan),
         lambda: robust_error(0.5, -0.1),
-        lambda: robust_error(0.5, 0.1, definition="mooved"),
-        lambda: capped_robust_error(0.5, 0.1, -1),
         lambda: mislabelled_share(-1),
         lambda: mislabelled_share_after_pruning(0.3, 1.5),
         lambda: mislabelled_share_after_pruning(0.3, 0.5, end="hihg"),

@@ -27,7 +27,7 @@ from puma.report.perceptron import (
 
 SMALL = tuple(
     replace(experiment, dimension=40, seeds=2, keeps=(0.4, 0.8), eps=experiment.eps[:1], alphas=alphas)
-    for experiment, alphas in zip(experiments.DEFAULT, [(2, 20), (20,), (2, 5, 20), (2, 5, 20), (20,)], strict=True)
+    for experiment, alphas in zip(experiments.DEFAULT, [(2, 20), (20,), (2, 5, 20), (2, 5, 20)], strict=True)
 )
 
 

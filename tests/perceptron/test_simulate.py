@@ -44,8 +44,6 @@ def test_a_student_of_the_table_can_be_rebuilt_by_hand() -> None:
     attacked = np.sign(fresh[:, 0]) * (fresh @ weights) / np.linalg.norm(weights)
     assert table["clean_error"][0] == pytest.approx((attacked < 0).mean(), abs=0.006)
     assert table["robust_error"][0] == pytest.approx((attacked < 0.3).mean(), abs=0.008)
-    capped = np.minimum(0.3, np.abs(fresh[:, 0]) / 2)
-    assert table["consistent_error"][0] == pytest.approx((attacked < capped).mean(), abs=0.008)
     assert table["length"][0] == pytest.approx(np.linalg.norm(weights), rel=1e-9)
 
 
@@ -121,12 +119,10 @@ def test_errors_of_the_anisotropic_task_against_monte_carlo() -> None:
     weights = task.teacher * [1.0 if scale == 1 else 0.3 for scale in task.scale] + 0.3 * rng.standard_normal(40)
     rows = task.sample(300_000, rng)
     margin = rows @ weights / np.linalg.norm(weights)
-    distance = rows @ task.teacher / np.linalg.norm(task.teacher)
-    assert (distance >= 0).all()
-    errors = task.errors(weights, 0.25, c=0.5)
+    assert (rows @ task.teacher >= 0).all()
+    errors = task.errors(weights, 0.25)
     assert errors["clean_error"] == pytest.approx((margin < 0).mean(), abs=0.004)
     assert errors["robust_error"] == pytest.approx((margin < 0.25).mean(), abs=0.004)
-    assert errors["consistent_error"] == pytest.approx((margin < np.minimum(0.25, distance / 2)).mean(), abs=0.004)
 
 
 def test_isotropic_errors_are_the_closed_forms_and_a_collapsed_student_guesses() -> None:
@@ -135,7 +131,7 @@ def test_isotropic_errors_are_the_closed_forms_and_a_collapsed_student_guesses()
     overlap = weights[0] / np.linalg.norm(weights)
     assert task.errors(weights, 0.2)["clean_error"] == pytest.approx(float(clean_error(overlap)))
     assert task.errors(weights, 0.2)["robust_error"] == pytest.approx(float(robust_error(overlap, 0.2)))
-    guess = {"clean_error": 0.5, "robust_error": 1.0, "consistent_error": 1.0}
+    guess = {"clean_error": 0.5, "robust_error": 1.0}
     assert task.errors(np.zeros(30), 0.2) == guess
 
 

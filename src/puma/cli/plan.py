@@ -149,9 +149,4 @@ def _explain(plan: puma.Plan, table: puma.MarginTable) -> None:
         ]
         print_table((f"tenths by margin in {table.norm}", "images", "kept", "mean eps"), tenths)
     facts = {"settings": plan.meta["params"], "warnings": plan.warnings}
-    if table.norm == norm and len(images):
-        from puma.perceptron import bridge
-
-        theory = bridge(table.margin, plan.threat.eps, plan.kept / len(plan))
-        facts["theory of a linear two-class student (a compass, not a law)"] = theory
     print_facts(facts)

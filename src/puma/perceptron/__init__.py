@@ -1,8 +1,6 @@
 """The linear task in which PUMA's claims can be computed: closed forms, optimal students, theory, simulations."""
 
 from puma.perceptron.closed_forms import (
-    bridge,
-    capped_robust_error,
     clean_error,
     collapse_fraction,
     mislabelled_share,
@@ -14,8 +12,6 @@ from puma.perceptron.experiments import simulate
 from puma.perceptron.task import fit
 
 __all__ = [
-    "bridge",
-    "capped_robust_error",
     "clean_error",
     "collapse_fraction",
     "fit",

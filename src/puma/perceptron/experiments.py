@@ -28,7 +28,7 @@ from puma.tasks import Workers, run_tasks
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = "puma.perceptron/2"
+SCHEMA = "puma.perceptron/3"
 Probe = float | Literal["self", "clean"]
 TrainingSet = tuple[float, float, int]  # data amount, eps and seed
 UNIFORM_EPS = tuple(f"uniform-eps({factor:g})" for factor in (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875))
@@ -62,24 +62,20 @@ class Experiment:
     def check(self) -> None:
         """Refuse a grid that cannot be computed (`UsageError`), before anything is."""
         Task.named(self.task, self.dimension)
-        sets, probe, named = self.training_sets, self.probe, isinstance(self.probe, str)
-        for holds, what, why in (
-            (self.strategies and self.keeps and sets, "the grid is empty", "it needs one value of each argument"),
-            (all(seed >= 0 for *_, seed in sets), f"seeds are {self.seeds}", "none may be negative"),
-            (all(0 < keep <= 1 for keep in self.keeps), f"keeps are {self.keeps}", "kept shares lie in (0, 1]"),
-            (
-                all(math.inf > a * self.dimension >= 2 for a, *_ in sets),
-                f"alphas are {self.alphas}",
-                "too few examples",
-            ),
-            (all(math.inf > e >= 0 for _, e, _ in sets), f"eps are {self.eps}", "they are finite and not negative"),
-            (math.inf > self.l2 > 0, f"l2 is {self.l2}", "separable data have no optimum without a positive penalty"),
-            (not named or probe in ("self", "clean"), f"probe {probe!r}", 'it is "self", "clean" or an angle'),
-            (named or self.task == "isotropic", f"probe {probe!r}", "an angle is for the isotropic task only"),
-            (named or 0 <= float(probe) <= math.pi, f"probe {probe!r}", "an angle lies in [0, pi] radians"),
+        sets, angle = self.training_sets, not isinstance(self.probe, str)
+        for holds, why in (
+            (self.strategies and self.keeps and sets, "the grid is empty: it needs one value of each argument"),
+            (all(seed >= 0 for *_, seed in sets), f"seeds are {self.seeds}, but none may be negative"),
+            (all(0 < keep <= 1 for keep in self.keeps), f"kept shares lie in (0, 1], not {self.keeps}"),
+            (all(math.inf > a * self.dimension >= 2 for a, *_ in sets), f"too few examples with alphas {self.alphas}"),
+            (all(math.inf > e >= 0 for _, e, _ in sets), f"eps are finite and not negative, not {self.eps}"),
+            (math.inf > self.l2 > 0, f"separable data have no optimum with l2 {self.l2}"),
+            (angle or self.probe in ("self", "clean"), f'a probe is "self", "clean" or an angle, not {self.probe!r}'),
+            (not angle or self.task == "isotropic", "the probe is an angle on the isotropic task only"),
+            (not angle or 0 <= float(self.probe) <= math.pi, f"an angle lies in [0, pi] radians, not {self.probe!r}"),
         ):
             if not holds:
-                raise UsageError(f"cannot simulate: {what}", why=why)
+                raise UsageError("cannot simulate this grid", why=why)
 
     def run(self, out: Path | str | None = None, workers: int = 1, progress: bool = False) -> pd.DataFrame:
         """Simulate the grid; with ``out`` finished shards are kept and reused."""
@@ -92,30 +88,25 @@ class Experiment:
         shared = {name: getattr(self, name) for name in ("task", "strategies", "keeps", "dimension", "probe", "l2")}
         settings = shared | {"parameters": parameters}
         shards = None if out is None else Shards(Path(out) / "shards", settings, suffix=".json", schema=SCHEMA)
+        keys = {one: "alpha-{!r}_eps-{!r}_seed-{}".format(*one) for one in self.training_sets}
         with nullcontext() if shards is None else shards.held():
-            table = pd.DataFrame(self._train_all(shards, workers, progress)).astype({"overlap": float})
+            missing = set(keys.values() if shards is None else shards.missing(keys.values()))
+            found = {one: key for one, key in keys.items() if key not in missing}
+            students = {} if shards is None else {one: read_json(shards.path(key)) for one, key in found.items()}
+            # the largest first, so that no worker is left with one at the end
+            left = sorted((one for one in keys if one not in students), key=lambda one: -one[0])
+            pool = Workers(count=workers, threads=1)
+            with Progress(f"perceptron, {self.task}", len(keys), "sets", show=progress, done=len(students)) as bar:
+                for one, rows in run_tasks(partial(train_students, self), left, pool):
+                    students[one] = rows
+                    if shards is not None:
+                        with shards.writing(keys[one]) as temporary:
+                            temporary.write_text(json.dumps(rows))
+                    bar.advance()
+            table = pd.DataFrame([row for one in keys for row in students[one]]).astype({"overlap": float})
             if out is not None:
                 write_text(Path(out) / "simulation.csv", table.to_csv(index=False))
         return table
-
-    def _train_all(self, shards: Shards | None, workers: int, progress: bool) -> list[dict[str, Any]]:
-        """The rows of all training sets, in order; finished shards are read, new ones written."""
-        keys = {one: "alpha-{!r}_eps-{!r}_seed-{}".format(*one) for one in self.training_sets}
-        missing = set(keys.values() if shards is None else shards.missing(keys.values()))
-        students: dict[TrainingSet, list[dict[str, Any]]] = {
-            one: read_json(shards.path(key)) for one, key in keys.items() if shards is not None and key not in missing
-        }
-        # the largest first, so that no worker is left with one at the end
-        left = sorted((one for one in keys if one not in students), key=lambda one: -one[0])
-        pool = Workers(count=workers, threads=1)
-        with Progress(f"perceptron, {self.task}", len(keys), "sets", show=progress, done=len(students)) as bar:
-            for one, rows in run_tasks(partial(train_students, self), left, pool):
-                students[one] = rows
-                if shards is not None:
-                    with shards.writing(keys[one]) as temporary:
-                        temporary.write_text(json.dumps(rows))
-                bar.advance()
-        return [row for one in keys for row in students[one]]
 
     def cost(self, out: Path) -> tuple[int, int, float]:
         """Training sets, those finished in ``out``, and seconds of the rest: the smallest is timed, others by size."""
@@ -128,7 +119,7 @@ class Experiment:
     def theory(
         self, strategies: Sequence[str], alphas: Sequence[float], keeps: Sequence[float], *, workers: int = 1
     ) -> pd.DataFrame:
-        """The predictions at all its eps, on axes of your own; a point whose saddle was not found is left out."""
+        """Predictions at all its eps on the isotropic task; points whose saddle was not found are left out."""
         import pandas as pd
 
         axes = itertools.product(strategies, map(float, alphas), map(float, keeps), self.eps)
@@ -213,8 +204,7 @@ def train_students(grid: Experiment, training_set: TrainingSet) -> list[dict[str
         strategy = Strategy.parse(text)
         for keep in (1.0,) if strategy.name in WHOLE else grid.keeps:
             chosen, eps_i = strategy.select(margin, eps, keep, np.random.default_rng([seed, 1]))
-            kept = rows[chosen]
-            weights = fit(kept, eps_i, grid.l2)
+            weights = fit(rows[chosen], eps_i, grid.l2)
             size, overlap = float(np.linalg.norm(weights)), task.overlap(weights)
             toward = weights @ task.teacher / (size * np.linalg.norm(task.teacher)) if size > 0 else 0.0
             point: dict[str, Any] = {
@@ -225,10 +215,9 @@ def train_students(grid: Experiment, training_set: TrainingSet) -> list[dict[str
             }
             point |= {"alpha": alpha, "keep": keep, "eps": eps, "seed": seed}
             point |= {"rows": len(chosen), "mean_eps": float(eps_i.mean()), **task.errors(weights, eps)}
-            point |= {"overlap": None if math.isnan(overlap) else overlap, "length": size}
+            point |= {"overlap": None if math.isnan(overlap) else overlap, "length": size, "collapsed": size == 0}
             point["mislabelled"] = float(np.mean(distance[chosen] < eps_i * toward))
-            point["mean_margin"] = float(np.linalg.norm(kept.mean(axis=0)))
-            table.append(point | {"collapsed": size == 0})
+            table.append(point | {"mean_margin": float(np.linalg.norm(rows[chosen].mean(axis=0)))})
     return table
 
 
@@ -236,7 +225,7 @@ def _predicted(experiment: Experiment, point: tuple[str, float, float, float]) -
     strategy, alpha, keep, eps = point
     angle = experiment.probe if not isinstance(experiment.probe, str) else 0.0
     try:
-        student = predict(strategy, alpha, eps, keep, task=experiment.task, angle=angle)
+        student = predict(strategy, alpha, eps, keep, angle=angle)
     except CheckError:
         return {}
     axes = {"strategy": strategy, "alpha": alpha, "keep": keep, "eps": eps}
@@ -282,19 +271,10 @@ TRADEOFF = Experiment(
     task="anisotropic",
     probe="self",
 )  # fmt: skip
-NONROBUST = replace(
-    TRADEOFF,
-    name="nonrobust",
-    question="The same with a margin model that is not robust.",
-    strategies=("none", *UNIFORM_EPS, "puma(0.5)", "puma-plus"),
-    alphas=(20,),
-    probe="clean",
-)
-DEFAULT = (LEARNING, COLLAPSE, ENDS, TRADEOFF, NONROBUST)
+DEFAULT = (LEARNING, COLLAPSE, ENDS, TRADEOFF)
 FULL = (
     replace(LEARNING, alphas=(*LEARNING.alphas, 30), seeds=12),
     replace(COLLAPSE, keeps=tuple(k / 40 for k in range(8, 41)), seeds=6),
     replace(ENDS, alphas=(1, 2, 5, 10, 20), seeds=12, dimension=200),
     replace(TRADEOFF, seeds=12),
-    replace(NONROBUST, seeds=12),
 )

@@ -14,7 +14,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.special import expit
 
 from puma.errors import CheckError, DataError, UsageError, unknown
-from puma.perceptron.closed_forms import Array, capped_robust_error, clean_error, robust_error
+from puma.perceptron.closed_forms import Array, clean_error, robust_error
 from puma.strategies import STRATEGIES
 from puma.strategies.rules import automatic_c
 
@@ -94,27 +94,20 @@ class Task:
         length = float(np.linalg.norm(self.scale * weights))
         return float(np.clip(weights @ (self.scale**2 * self.teacher) / length, -1, 1)) if length else math.nan
 
-    def errors(self, weights: Array, eps: float, c: float = 0.5) -> dict[str, float]:
-        """Exact ``clean_error``, ``robust_error`` (label fixed) and ``consistent_error`` (attack ``min(eps, c s)``).
-
-        A student ``weights`` ``[d]`` of no length guesses, and every attack on it succeeds.
-        """
+    def errors(self, weights: Array, eps: float) -> dict[str, float]:
+        """The errors of a student ``weights`` ``[d]``, see `errors_at`."""
         length = float(np.linalg.norm(weights))
-        stretch = length / float(np.linalg.norm(self.scale * weights)) if length > 0 else math.nan
-        return self.errors_at(self.overlap(weights), stretch, eps, c)
+        # in units of the student's output, eps grows by |w| / |w|_S
+        return errors_at(
+            self.overlap(weights), eps * length / float(np.linalg.norm(self.scale * weights)) if length else eps
+        )
 
-    def errors_at(self, overlap: float, stretch: float, eps: float, c: float = 0.5) -> dict[str, float]:
-        """The errors of `errors` for a student with this overlap and ``stretch = |w| / |w|_S``."""
-        if math.isnan(overlap):
-            robust = 1.0 if eps > 0 else 0.5
-            return {"clean_error": 0.5, "robust_error": robust, "consistent_error": robust if c > 0 else 0.5}
-        # in units of the student's output: eps grows by the stretch, the teacher's distance shrinks by its own length
-        cap = c * stretch / float(np.linalg.norm(self.teacher))
-        return {
-            "clean_error": float(clean_error(overlap)),
-            "robust_error": float(robust_error(overlap, eps * stretch)),
-            "consistent_error": float(capped_robust_error(overlap, eps * stretch, cap)),
-        }
+
+def errors_at(overlap: float, eps: float) -> dict[str, float]:
+    """Exact ``clean_error`` and ``robust_error``; a student without overlap (NaN) guesses, any attack succeeds."""
+    if math.isnan(overlap):
+        return {"clean_error": 0.5, "robust_error": 1.0 if eps > 0 else 0.5}
+    return {"clean_error": float(clean_error(overlap)), "robust_error": float(robust_error(overlap, eps))}
 
 
 @dataclass(frozen=True)

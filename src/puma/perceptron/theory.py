@@ -14,8 +14,7 @@ and fitting moves the training rows' margins from it by at most ``h = r / sqrt(a
     ``min_{b, r}  max_{g > 0}  E[ min_z softplus(-z) + (z - q)^2 / 2g ] - h^2 / 2g  +  l2 N^2 / 2``,
 
 convex in a handful of numbers; its minimiser gives the student's overlap with the teacher, and the closed forms its
-errors. With blocks of coordinates of deviation ``s_k`` and share ``d_k``, each block has its own ``a_k`` along the
-teacher and ``r_k``: ``h = sum_k s_k r_k sqrt(d_k / alpha)`` and the variances add up.
+errors.
 
 At ``d = 200`` the mean over seeds lies within 0.3 points of it (tests/perceptron), but near the collapse and with very
 little data, which are marked. Students better than 1 % clean error under a cap may be off by 0.2 points (quadrature).
@@ -37,7 +36,7 @@ from scipy.special import expit, ndtr, owens_t, wrightomega
 
 from puma.errors import CheckError, UsageError
 from puma.perceptron.closed_forms import Array, panels
-from puma.perceptron.task import WHOLE, Strategy, Task
+from puma.perceptron.task import WHOLE, Strategy, errors_at
 
 _REACH, _MARGIN_NODES = 8.0, 12
 _NOISE_REACH, _NOISE_NODES = 7.5, 48
@@ -128,7 +127,6 @@ class Prediction:
 
     clean_error: float
     robust_error: float
-    consistent_error: float
     overlap: float
     length: float
     mean_eps: float
@@ -142,19 +140,12 @@ class Prediction:
 
 
 def predict(
-    strategy: str,
-    alpha: float,
-    eps: float,
-    keep: float = 1.0,
-    *,
-    task: str = "isotropic",
-    angle: float = 0.0,
-    l2: float = 1e-5,
+    strategy: str, alpha: float, eps: float, keep: float = 1.0, *, angle: float = 0.0, l2: float = 1e-5
 ) -> Prediction:
-    """The student of `simulate` in the limit of many dimensions, for a probe that is independent of the data.
+    """The student of `simulate` on the isotropic task in the limit of many dimensions.
 
-    Arguments as in `simulate`; ``angle`` is the probe's, in radians. On the ``"anisotropic"`` task only `NO_MARGINS`
-    can be computed (`UsageError`); `CheckError` where the saddle point was not found.
+    The probe is independent of the data, at ``angle`` radians from the teacher; other arguments as in `simulate`.
+    `CheckError` where the saddle point was not found.
 
     >>> student = predict("none", alpha=10, eps=0.3)
     >>> round(student.clean_error, 3), round(student.robust_error, 3)
@@ -163,15 +154,15 @@ def predict(
     rule = Strategy.parse(strategy)
     if not (alpha > 0 and eps >= 0 and 0 < keep <= 1 and 0 <= angle <= math.pi / 2 and l2 > 0):
         raise UsageError(f"no prediction for alpha {alpha}, eps {eps}, keep {keep}, angle {angle}, l2 {l2}")
-    if task != "isotropic" and rule.name not in NO_MARGINS:
-        what = f"no prediction for {rule.name!r} on the {task} task"
-        raise UsageError(what, why="its probe is trained on the same data")
-    population, shape = Population.of(rule, eps, keep, angle), Task.named(task, 1000)
-    saddle = SaddlePoint(population, shape, alpha * population.keep, l2)
+    population = Population.of(rule, eps, keep, angle)
+    saddle = SaddlePoint(population, alpha * population.keep, l2)
     mean_margin, mean_eps = saddle.mean_margin(), population.mean_eps
     reliable = alpha * population.keep >= 1.5 and not 0.9 < mean_margin / max(mean_eps, 1e-300) < 1.1
-    overlap, stretch, length = (math.nan, math.nan, 0.0) if mean_margin <= mean_eps else saddle.summary(saddle.solve())
-    errors = shape.errors_at(overlap, stretch, eps)
+    overlap, length = math.nan, 0.0
+    if mean_margin > mean_eps:
+        (along, across, _), length = saddle.parts(weights := saddle.solve()), float(np.linalg.norm(weights))
+        overlap = (along * math.cos(population.angle) + across * math.sin(population.angle)) / length
+    errors = errors_at(overlap, eps)
     return Prediction(
         **errors, overlap=overlap, length=length, mean_eps=mean_eps, mean_margin=mean_margin, reliable=reliable
     )
@@ -180,14 +171,11 @@ def predict(
 class SaddlePoint:
     """The scalar problem of one strategy at one data amount.
 
-    Weights are a vector: signal coordinates first (``b_p, b_o``, or ``a_k`` of each block), then the lengths ``r_k``.
+    Weights are a vector: ``b_p``, ``b_o`` (left out with a perfect probe, where it is 0) and the length ``r``.
     """
 
-    def __init__(self, population: Population, task: Task, alpha: float, l2: float) -> None:
+    def __init__(self, population: Population, alpha: float, l2: float) -> None:
         self.population, self.alpha, self.l2 = population, alpha, l2
-        self.scale = np.array([block.scale for block in task.blocks])
-        self.share = np.array([block.share for block in task.blocks])
-        self.signal = np.sqrt([block.signal for block in task.blocks])
         self.planar = population.angle > 0
         self.noise, weight = panels(np.linspace(-_NOISE_REACH, _NOISE_REACH, 5), _NOISE_NODES // 4)
         self.weight = population.weight[:, None] * (weight * np.exp(-(self.noise**2) / 2) / np.sqrt(2 * np.pi))
@@ -195,60 +183,42 @@ class SaddlePoint:
 
     def mean_margin(self) -> float:
         """``|mean(y x)|`` over the kept rows, with the noise that finite data add to every coordinate."""
-        along, across = self.population.mean_margin
-        signal = np.sum((self.scale * self.signal) ** 2) * along**2 + across**2
-        return float(np.sqrt(signal + np.sum(self.scale**2 * self.share) / self.alpha))
+        return math.sqrt(sum(part**2 for part in self.population.mean_margin) + 1 / self.alpha)
 
-    def outputs(self, weights: Array) -> tuple[float, float, float, float, float]:
-        """``b_p, b_o``, the deviation of the noise in ``q``, ``N`` and ``h`` of these weights."""
-        if self.planar:
-            along, across, r = weights
-            return along, across, r, float(np.linalg.norm(weights)), r / np.sqrt(self.alpha)
-        a, r = np.split(weights, 2)
-        along = float(np.sum(self.scale * self.signal * a))
-        beside = np.sum((self.scale * a) ** 2) - along**2 + np.sum((self.scale * r) ** 2)
-        h = float(np.sum(self.scale * r * np.sqrt(self.share / self.alpha)))
-        return along, 0.0, float(np.sqrt(max(beside, 0.0))), float(np.linalg.norm(weights)), h
-
-    def summary(self, weights: Array) -> tuple[float, float, float]:
-        """Overlap with the teacher, ``|w| / |w|_S`` and ``|w|``."""
-        along, across, noise, length, _ = self.outputs(weights)
-        size, angle = math.hypot(along, across, noise), self.population.angle
-        return (along * math.cos(angle) + across * math.sin(angle)) / size, length / size, length
+    def parts(self, weights: Array) -> tuple[float, float, float]:
+        """``b_p, b_o, r`` of these weights."""
+        return weights[0], weights[1] if self.planar else 0.0, weights[-1]
 
     def solve(self) -> Array:
         """The weights of the saddle point.
 
         The loss can be many orders of magnitude below 1 where data are separable, so its logarithm is minimised, over
-        the signal and the logarithms of the lengths ``r``.
+        the signal and the logarithm of ``r``.
         """
-        along, across = self.population.mean_margin
-        noise = self.scale * np.sqrt(self.share / self.alpha)
-        signal = np.array([along, across]) if self.planar else self.scale * self.signal * along
-        start, count = 3.0 * np.concatenate([signal, noise]), len(signal)
 
         def objective(point: Array) -> tuple[float, Array]:
-            weights = np.concatenate([point[:count], np.exp(point[count:])])
+            weights = np.append(point[:-1], np.exp(point[-1]))
             value, gradient = self.loss(weights)
-            gradient[count:] *= weights[count:]
+            gradient[-1] *= weights[-1]
             if value <= 0:  # rounding, far outside: no optimum is there
                 return math.inf, gradient
             return math.log(value), gradient / value
 
-        point = np.concatenate([start[:count], np.log(start[count:])])
+        signal = 3.0 * np.array(self.population.mean_margin[: 1 + self.planar])
+        point = np.append(signal, math.log(3.0 / math.sqrt(self.alpha)))
         for tolerance in (1e-3, 1e-5, 1e-7):
             point = minimize(objective, point, jac=True, method="BFGS", options={"gtol": tolerance}).x
             # the valley is flat along the overlap: only a root of the gradient fixes it to enough digits
             solution = root(lambda at: objective(at)[1], point, options={"xtol": 1e-9})
             if np.abs(solution.fun).max() < 1e-8 and objective(solution.x)[0] <= objective(point)[0] + 1e-9:
-                return np.concatenate([solution.x[:count], np.exp(solution.x[count:])])
+                return np.append(solution.x[:-1], np.exp(solution.x[-1]))
         raise CheckError("the saddle point was not found", why=f"the gradient is {np.abs(solution.fun).max():.1e}")
 
     def loss(self, weights: Array) -> tuple[float, Array]:
         """The loss after the inner maximum over ``g``, and its gradient (by the envelope theorem ``g`` is constant)."""
-        along, across, noise, length, h = self.outputs(weights)
+        (along, across, noise), length = self.parts(weights), float(np.linalg.norm(weights))
         margin, eps, spread = self.population.margin[:, None], self.population.eps[:, None], math.hypot(across, noise)
-        q, weight = along * margin - eps * length + spread * self.noise, self.weight
+        q, weight, h = along * margin - eps * length + spread * self.noise, self.weight, noise / math.sqrt(self.alpha)
         if self.planar:
             cot = 1 / math.tan(self.population.angle)
             inside = (cot * margin * spread + across * self.noise) / noise
@@ -256,20 +226,14 @@ class SaddlePoint:
         gap, rate = self._inner(q, weight, h)  # rate = 1 / g
         envelope, force = np.logaddexp(0, -q - gap) + gap**2 * rate / 2, weight * expit(-q - gap)
         value = float(np.sum(weight * envelope)) - h**2 * rate / 2 + self.l2 * length**2 / 2
-        by_along, by_spread = -float(np.sum(force * margin)), -float(np.sum(force * self.noise))
-        by_length = float(np.sum(force * eps)) + self.l2 * length
-        by_across, by_noise = by_spread * across / spread, by_spread * noise / spread
+        by_spread, by_length = -float(np.sum(force * self.noise)), float(np.sum(force * eps)) + self.l2 * length
+        by_across, by_noise = by_spread * across / spread, by_spread * noise / spread - h * rate / math.sqrt(self.alpha)
         if self.planar:
             edge = self.weight * np.exp(-(inside**2) / 2) / np.sqrt(2 * np.pi) * envelope
             by_across += float(np.sum(edge * (cot * margin * across / spread + self.noise))) / noise
             by_noise += float(np.sum(edge * (cot * margin * noise / spread - inside))) / noise
-            by_weights = np.array([by_along, by_across, by_noise - h * rate / math.sqrt(self.alpha)])
-            return value, by_weights + by_length * weights / length
-        a, r = np.split(weights, 2)
-        lead = self.scale * self.signal
-        by_a = by_along * lead + by_noise * (self.scale**2 * a - along * lead) / noise
-        by_r = by_noise * self.scale**2 * r / noise - h * rate * self.scale * np.sqrt(self.share / self.alpha)
-        return value, np.concatenate([by_a, by_r]) + by_length * weights / length
+        by_parts = [-float(np.sum(force * margin)), *[by_across][: self.planar], by_noise]
+        return value, np.array(by_parts) + by_length * weights / length
 
     def _inner(self, q: Array, weight: Array, h: float) -> tuple[Array, float]:
         """``z - q`` and ``1 / g`` of the inner maximum: ``E (z - q)^2 = h^2``, whose left side increases in ``g``."""

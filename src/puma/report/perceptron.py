@@ -19,8 +19,8 @@ from matplotlib.ticker import PercentFormatter
 
 from puma.io import write_text
 from puma.perceptron import collapse_fraction, mislabelled_share, mislabelled_share_after_pruning
-from puma.perceptron.experiments import COLLAPSE, LEARNING, PROBE, TRADEOFF, UNIFORM_EPS, Experiment
-from puma.plots import BLUE, GREEN, INK, MUTED, RED, SKY, figure_style, mark, new_figure
+from puma.perceptron.experiments import COLLAPSE, LEARNING, PROBE, TRADEOFF, Experiment
+from puma.plots import BLUE, INK, MUTED, RED, SKY, figure_style, mark, new_figure
 from puma.report.page import Kind, Picture, Report, Table, points, show
 from puma.tradeoff import Estimate, Frontier
 
@@ -48,13 +48,12 @@ def run_experiments(
     """
     by_name = {one.name: one for one in experiments}
     tables = {name: one.run(Path(out) / name, workers=workers, progress=progress) for name, one in by_name.items()}
-    learning, collapse, tradeoff = (by_name[one.name] for one in (LEARNING, COLLAPSE, TRADEOFF))
+    learning, collapse = by_name[LEARNING.name], by_name[COLLAPSE.name]
     keeps = sorted({*np.linspace(0.3, 1, 15).round(3).tolist(), *collapse.keeps})
     alphas = sorted({1.4, *learning.alphas})
     curves = {
         learning.name: learning.theory(learning.strategies, alphas, learning.keeps, workers=workers),
         collapse.name: collapse.theory(("easy",), collapse.alphas, keeps, workers=workers),
-        tradeoff.name: tradeoff.theory(("none", *UNIFORM_EPS), (ABUNDANT,), (1.0,), workers=workers),
     }
     for name, curve in curves.items():
         write_text(Path(out) / name / "theory.csv", curve.to_csv(index=False))
@@ -66,7 +65,7 @@ def write_page(results: Results, out: Path | str, pictures: Path | str | None = 
     tables, curves = results.tables, results.curves
     with figure_style():
         figures = {
-            "tradeoff": _tradeoff_figure(rows_of(tables["tradeoff"], alpha=ABUNDANT), curves["tradeoff"]),
+            "tradeoff": _tradeoff_figure(rows_of(tables["tradeoff"], alpha=ABUNDANT)),
             "mislabelling": _mislabelling_figure(),
             "ends": _ends_figure(tables["ends"], tables["tradeoff"]),
             "collapse": _collapse_figure(tables["collapse"], curves["collapse"], tables["ends"]),
@@ -153,7 +152,6 @@ def _tables(results: Results) -> dict[str, Table]:
     return {
         "strategies": Table(gap, main),
         "gaps": Table({"examples per dimension": "number", **gap}, every),
-        "nonrobust": Table(gap, _cells(results.tables["nonrobust"])),
     }
 
 
@@ -257,7 +255,7 @@ def _ends_figure(isotropic: pd.DataFrame, anisotropic: pd.DataFrame) -> Figure:
     return figure
 
 
-def _tradeoff_figure(table: pd.DataFrame, theory: pd.DataFrame) -> Figure:
+def _tradeoff_figure(table: pd.DataFrame) -> Figure:
     """Accuracies against each other, with the frontier of the free control."""
     figure, (axes,) = new_figure(5.0, 4.0)
     means = 1 - table[_is_control(table)].groupby("strategy")[list(METRICS)].mean()
@@ -266,8 +264,6 @@ def _tradeoff_figure(table: pd.DataFrame, theory: pd.DataFrame) -> Figure:
     axes.plot(means["robust_error"], means["clean_error"], "-o", **look)
     full = means.loc["none"]
     axes.annotate("none", (full["robust_error"], full["clean_error"]), (8, 0), textcoords="offset points", va="center")
-    curve = 1 - theory.sort_values("robust_error")[list(METRICS)]
-    axes.plot(curve["robust_error"], curve["clean_error"], color=GREEN, lw=1, ls="--", label="the same, theory")
     for gap in measure_gaps(table).sort_values(["strategy", "keep"], ascending=[True, False]).to_dict("records"):
         base = _base(gap["strategy"])
         if gap["clean"] > 0.55:  # a collapsed student would hide the rest
