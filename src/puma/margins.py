@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
@@ -174,19 +174,18 @@ class MarginTable:
         if not paths or not paths[0].is_file():
             raise DataError(f"no margin table at {path}", fix="make one with `puma score`")
         headers = [read_header(part) for part in paths]  # all of them before any memory is taken
-        meta, rows = headers[0][0], sum(count for _, count in headers)
+        meta, rows = headers[0][0], sum(count for _, count, _ in headers)
         total = sum(source["rows"] for source in meta["pool"]["sources"])
         columns: Columns = {}
         start = 0
-        for number, (part, (other, count)) in enumerate(zip(paths, headers, strict=True)):
+        for number, (part, (other, count, _)) in enumerate(zip(paths, headers, strict=True)):
             if other != meta:
                 why, fix = "; ".join(settings_diff(meta, other)), "keep each table in a folder of its own"
-                what = f"{part} is of another table than {paths[0].name}"
-                raise DataError(what, why=why or "their metadata differ", fix=fix)
+                raise DataError(f"{part} is of another table than {paths[0].name}", why=why, fix=fix)
             values = read_part(part, meta)
             index, named = values.pop("index"), part in (path, part_path(path, number))
-            if count and index[0] > start and part != part_path(path, number):
-                raise _incomplete(path, total, start, rows)
+            if count and index[0] > start and part != part_path(path, number):  # one before it is missing
+                break
             if not named or (index != np.arange(start, start + count)).any():
                 what = f"{part} does not hold rows {start} to {start + count - 1}, as part {number} of the table has to"
                 why = f"its rows begin with {index[0]}: a part under another number?" if count else "it is empty"
@@ -195,7 +194,11 @@ class MarginTable:
                 columns.setdefault(name, np.empty(rows, value.dtype))[start : start + count] = value
             start += count
         if start != total:
-            raise _incomplete(path, total, start, rows)
+            what = f"{path} lacks {total - rows} of {total} rows, the first is {start}"
+            what = what if rows < total else f"{path} holds {rows} rows, the pool {total}"
+            why = "scoring has not finished, or a part was removed"
+            fix = "run the same `puma score` command again: it makes only what is missing"
+            raise DataError(what, why=why, fix=fix)
         scores = {name: columns.pop(name) for name in list(columns) if name not in _TABLE_COLUMNS}
         columns.setdefault("margin", np.full(total, np.nan, np.float32))
         return cls(**columns, meta=meta, scores=scores)
@@ -222,11 +225,11 @@ class MarginTable:
 
         if not np.isfinite(self.margin).any():
             raise DataError("the table has no finite margins to plot", why=f"it was made by mode {self.meta['mode']}")
-        threat = None if threat is None else ThreatModel.parse(threat)
-        if threat is not None and threat.norm != self.norm:
-            raise DataError(f"margins are in {self.norm}, the threat model {threat} is not")
+        parsed = None if threat is None else ThreatModel.parse(threat)
+        if parsed and parsed.norm != self.norm:
+            raise DataError(f"margins are in {self.norm}, the threat model {parsed} is not")
         margins = {text: self.margin[self.status == STATUS_NAMES.index(text)] for text in self.counts()}
-        return plot_margins(margins, self.norm, None if threat is None else threat.eps, ax)
+        return plot_margins(margins, self.norm, parsed and parsed.eps, ax)
 
     def __repr__(self) -> str:
         parts = [f"{count:,} {text}" for text, count in self.counts().items()]
@@ -236,28 +239,19 @@ class MarginTable:
         return f"<MarginTable {len(self):,} images, {self.norm}, {self.meta['mode']}: {'; '.join(parts)}>"
 
     def _repr_html_(self) -> str:
-        span = sparkline(self.margin[np.isfinite(self.margin)])
         shares = [(text, f"{count:,}", f"{count / len(self):.1%}") for text, count in self.counts().items()]
-        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in shares)
-        return f"<div>{html.escape(repr(self)[1:-1])}{span}<table>{rows}</table></div>"
+        return notebook_html(repr(self)[1:-1], self.margin[np.isfinite(self.margin)], shares)
 
 
-def sparkline(values: NDArray[np.floating[Any]]) -> str:
-    """A histogram of finite values as a line of text between the lowest and the highest, for a notebook."""
-    if not len(values):
-        return ""
-    bars = np.histogram(values, 40)[0]
-    line = "".join(" ▁▂▃▄▅▆▇█"[-(-8 * int(bar) // int(bars.max()))] for bar in bars)
-    return f"<br><code>{values.min():.3g} {line} {values.max():.3g}</code>"
-
-
-def _incomplete(path: Path, total: int, first: int, rows: int) -> DataError:
-    if rows > total:
-        fix = "delete the parts that are too many"
-        return DataError(f"{path} holds {rows} rows, beyond the pool's {total}", fix=fix)
-    why = "scoring has not finished, or a part was removed"
-    fix = "run the same `puma score` command again: it makes only what is missing"
-    return DataError(f"{path} lacks {total - rows} of {total} rows, the first is {first}", why=why, fix=fix)
+def notebook_html(text: str, values: NDArray[np.floating[Any]], rows: Iterable[tuple[str, ...]]) -> str:
+    """What a notebook shows: a text, a histogram of finite values as a line of characters, and a table."""
+    line = ""
+    if len(values):
+        bars = np.histogram(values, 40)[0]
+        line = "".join(" ▁▂▃▄▅▆▇█"[-(-8 * int(bar) // int(bars.max()))] for bar in bars)
+        line = f"<br><code>{values.min():.3g} {line} {values.max():.3g}</code>"
+    cells = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<div>{html.escape(text)}{line}<table>{cells}</table></div>"
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
@@ -291,17 +285,12 @@ def part_size(columns: Columns, meta: Mapping[str, Any]) -> int:
     return int(sink.getvalue().size)
 
 
-def read_header(path: Path | str) -> tuple[dict[str, Any], int]:
-    """Metadata and number of rows of one part, from its footer; `DataError` for what no margin table can be."""
-    return _read_footer(Path(path))[:2]
-
-
 def read_part(path: Path | str, meta: Mapping[str, Any] | None = None) -> Columns:
-    """Columns of one part, checksums verified (else `DataError`), status and source as codes in the order of ``meta``.
+    """Columns of one part, checksums verified (else `DataError`), status and source as codes.
 
-    ``meta`` is the table's metadata, that of the part itself unless given.
+    ``meta``, by default the part's own metadata, gives the order of the sources.
     """
-    own, rows, digest = _read_footer(Path(path))
+    own, rows, digest = read_header(path)
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
@@ -336,8 +325,8 @@ def _digest(columns: Columns, meta: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _read_footer(path: Path) -> tuple[dict[str, Any], int, str]:
-    """Metadata, number of rows and stated SHA-256, from the footer alone; `DataError` for what no table can be."""
+def read_header(path: Path | str) -> tuple[dict[str, Any], int, str]:
+    """Metadata, number of rows and SHA-256 of one part, from its footer; `DataError` for what no table can be."""
     meta, schema, rows = read_footer(path, SCHEMA_VERSION, "a margin table", "score the pool again")
     digest = str(meta.pop("sha256", ""))
     try:
@@ -350,7 +339,7 @@ def _read_footer(path: Path) -> tuple[dict[str, Any], int, str]:
         sound = False
     if not sound:
         raise DataError(f"{path} does not say which pool it is of", why="its metadata are incomplete", fix=_REDO)
-    most = _ROWS_PER_BYTE * path.stat().st_size
+    most = _ROWS_PER_BYTE * Path(path).stat().st_size
     if rows > most or min(numbers) < 0 or not 0 < classes <= _MOST_CLASSES:
         why = f"a file of its size holds at most {most:,} rows, a table at most {_MOST_CLASSES:,} classes"
         raise DataError(f"{path} claims {rows:,} rows and {classes:,} classes", why=why)

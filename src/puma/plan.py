@@ -8,7 +8,6 @@ pool, counts, and the warnings that were given.
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from puma.errors import DataError
 from puma.io import atomic_path, fingerprint, read_footer
+from puma.margins import METADATA_KEY, notebook_html
 from puma.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SCHEMA_VERSION = "puma.plan/1"
-METADATA_KEY = b"puma"
 _AGAIN = "make it again with `puma plan`"
 _SCHEMA = pa.schema([("index", pa.int64()), ("keep", pa.bool_()), ("eps", pa.float32())])
 
@@ -116,19 +115,14 @@ class Plan:
                 threat model's.
             threat: the threat model of the training to come.
         """
-        threat, rows, chosen = ThreatModel.parse(threat), len(pool), np.asarray(keep).ravel()
-        if chosen.dtype == np.bool_:
-            if len(chosen) != rows:
-                raise DataError(f"the mask has {len(chosen):,} entries, the pool has {rows:,} images")
-            chosen = np.flatnonzero(chosen)
-        if not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):
-            fix = "give row numbers of the pool, or a bool mask"
-            raise DataError(f"cannot keep {chosen.dtype} {chosen[:5]}", fix=fix)
-        low, high, different = chosen.min(), chosen.max(), len(np.unique(chosen))
-        if low < 0 or high >= rows or different != len(chosen):
-            why = f"they are {different:,} different numbers from {low} to {high}, {len(chosen):,} in all"
-            what = "the rows to keep repeat themselves or lie outside the pool"
-            raise DataError(what, why=f"{why}; the pool has the rows 0 to {rows - 1}")
+        threat, rows, given_rows = ThreatModel.parse(threat), len(pool), np.asarray(keep).ravel()
+        is_mask = given_rows.dtype == np.bool_ and len(given_rows) == rows
+        chosen = np.flatnonzero(given_rows) if is_mask else given_rows
+        numbers = len(chosen) and np.issubdtype(chosen.dtype, np.integer)
+        if not numbers or chosen.min() < 0 or chosen.max() >= rows or len(np.unique(chosen)) != len(chosen):
+            why = f"{len(chosen):,} {chosen.dtype}, beginning with {chosen[:5]}; the pool has {rows:,} rows"
+            fix = f"give different row numbers from 0 to {rows - 1}, or a bool mask of all rows"
+            raise DataError("these are no rows to keep", why=why, fix=fix)
         kept, values = np.zeros(rows, dtype=bool), np.zeros(rows, dtype=np.float32)
         kept[chosen] = True
         given = np.float32(threat.eps) if eps is None else np.asarray(eps, dtype=np.float32)
@@ -167,33 +161,22 @@ class Plan:
     def read(cls, path: Path | str) -> Plan:
         """Read a plan; `DataError` unless it is whole and covers its pool exactly."""
         meta, _, _ = read_footer(path, SCHEMA_VERSION, "a plan", "make a plan with `puma plan`")
-        stated = meta.pop("checksum", None)
         try:
-            whole = stated is None or stated == fingerprint(meta)
-        except ValueError:  # NaN, which is never written
-            whole = False
+            whole = meta.pop("checksum", None) == fingerprint(meta)
+            table = pq.read_table(path, page_checksum_verification=True)
+        except (pa.ArrowException, OSError, ValueError) as error:  # also NaN in the description
+            raise DataError(f"{path} is broken", why=str(error).strip(), fix=_AGAIN) from None
         if not whole:
             raise DataError(f"{path} is broken: its description does not fit its checksum", fix=_AGAIN)
         beta, digest = meta.pop("beta", None), meta.pop("sha256", None)
-        try:
-            table = pq.read_table(path, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path} is broken", why=str(error).strip(), fix=_AGAIN) from None
         if table.schema.remove_metadata() != _SCHEMA or any(column.null_count for column in table.columns):
             why = "a plan holds index int64, keep bool, eps float32"
             raise DataError(f"{path} has other columns than a plan", why=why)
         index, keep, eps = (table.column(name).to_numpy() for name in _SCHEMA.names)
-        try:
-            rows = sum(source["rows"] for source in meta["pool"]["sources"])
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{path} is not a plan", why=f"its pool is not described: {error}", fix=_AGAIN) from None
-        if len(index) != rows:
-            raise DataError(f"{path} has {len(index)} rows but its pool has {rows}", fix=_AGAIN)
-        if not np.array_equal(index, np.arange(rows)):
-            order = np.argsort(index, kind="stable")
-            if not np.array_equal(index[order], np.arange(rows)):
-                raise DataError(f"{path} lacks rows or repeats them", fix=_AGAIN)
-            keep, eps = keep[order], eps[order]
+        rows = sum(source["rows"] for source in meta["pool"]["sources"])
+        if len(index) != rows or not np.array_equal(index, np.arange(rows)):
+            why = f"{len(index)} rows; its pool has {rows}, each of which has to be there once, in order"
+            raise DataError(f"{path} lacks rows or repeats them", why=why, fix=_AGAIN)
         if digest != _digest(keep, eps):
             why, fix = "it was damaged, or changed without PUMA", f"{_AGAIN}, or change it with puma.Plan and write it"
             raise DataError(f"{path} is broken: its rows do not fit their checksum", why=why, fix=fix)
@@ -212,13 +195,9 @@ class Plan:
         return f"<Plan {self.strategy}, {self.threat}: {kept}, mean eps {self.mean_eps:.4g}>"
 
     def _repr_html_(self) -> str:
-        from puma.margins import sparkline
-
-        kept = self.meta.get("counts", {}).get("by_source", [])
-        rows = "".join(
-            f"<tr><td>{html.escape(s['name'])}</td><td>{s['kept']:,} of {s['rows']:,}</td></tr>" for s in kept
-        )
-        return f"<div>{html.escape(repr(self)[1:-1])}{sparkline(self.eps[self.keep])}<table>{rows}</table></div>"
+        by_source = self.meta.get("counts", {}).get("by_source", [])
+        rows = [(one["name"], f"{one['kept']:,} of {one['rows']:,}") for one in by_source]
+        return notebook_html(repr(self)[1:-1], self.eps[self.keep], rows)
 
     def to_pandas(self) -> pd.DataFrame:
         """The plan as a pandas frame with ``index, keep, eps``."""
@@ -228,10 +207,9 @@ class Plan:
 
 
 def read_selection(path: Path | str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-    """Rows to keep and perhaps their eps, from a file of your own, for `Plan.from_indices`; `DataError` without any.
+    """Rows to keep, and perhaps their eps, for `Plan.from_indices`; `DataError` for a file without them.
 
-    ``.npy`` with indices or a bool mask; ``.parquet`` or ``.csv`` with columns ``index`` and perhaps ``eps``; or any
-    other text with one index per line.
+    ``.npy`` with indices or a mask; ``.parquet`` or ``.csv`` with columns ``index`` (and ``eps``); text: indices.
     """
     path = Path(path)
     try:
@@ -244,8 +222,6 @@ def read_selection(path: Path | str) -> tuple[NDArray[Any], NDArray[np.float32] 
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
         index = frame["index"].to_numpy()
         return index, frame["eps"].to_numpy(dtype=np.float32) if "eps" in frame else None
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist", fix="one index per line will do") from None
     except (ValueError, OverflowError, KeyError, OSError, EOFError, pa.ArrowException) as error:
         fix = "one index per line, or columns index and eps"
         raise DataError(f"{path} holds no selection", why=str(error), fix=fix) from None

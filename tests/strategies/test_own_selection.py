@@ -44,12 +44,12 @@ def test_it_is_read_back_and_trained_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keep", "eps", "words"),
     [
-        ([0, 0], None, "repeat themselves"),
-        ([20], None, "rows 0 to 19"),
-        ([-1], None, "outside the pool"),
-        ([], None, "cannot keep"),
-        ([0.5], None, "row numbers"),
-        (np.ones(19, bool), None, "19 entries"),
+        ([0, 0], None, "different row numbers"),
+        ([20], None, "from 0 to 19"),
+        ([-1], None, "the pool has 20 rows"),
+        ([], None, "no rows to keep"),
+        ([0.5], None, "float64"),
+        (np.ones(19, bool), None, "mask of all rows"),
         ([1, 2], [0.1, 0.1, 0.1], "shape"),
         ([1, 2], [0.1, np.nan], "NaN"),
         ([1, 2], [-0.1, 0.1], "negative"),
