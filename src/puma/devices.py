@@ -79,9 +79,6 @@ def visible_gpus() -> list[str]:
     return named[:count] or [str(number) for number in range(count)]
 
 
-# --- processes that train together ------------------------------------------------------------------------------
-
-
 def world_size() -> int:
     """How many processes train together: torchrun's number, 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
@@ -95,6 +92,7 @@ class Devices:
     """
 
     def __init__(self, precision: str = "float32", device: str = "auto") -> None:
+        import torch
         from lightning_fabric import Fabric
 
         size = world_size()
@@ -114,7 +112,8 @@ class Devices:
         )
         if size > 1:
             self._fabric.launch()
-            atexit.register(_leave_process_group)
+            group = torch.distributed  # some processes would end with an error after their work is done
+            atexit.register(lambda: group.is_initialized() and group.destroy_process_group())
         self.rank: int = self._fabric.global_rank
         self.is_rank_zero = self.rank == 0  # it alone writes files
         self.world_size: int = self._fabric.world_size
@@ -145,15 +144,6 @@ class Devices:
         """Give every process the first one's buffers: batch statistics are each process's own until then."""
         import torch
 
-        if self.world_size > 1:
-            with torch.no_grad():
-                for buffer in model.buffers():
-                    buffer.copy_(self._fabric.broadcast(buffer, src=0))
-
-
-def _leave_process_group() -> None:
-    """Without this some processes end with an error after their work is done."""
-    import torch
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        with torch.no_grad():
+            for buffer in model.buffers() if self.world_size > 1 else ():
+                buffer.copy_(self._fabric.broadcast(buffer, src=0))

@@ -6,6 +6,7 @@ not depend on interruptions, batch size, number of workers or order; and it is t
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import numpy as np
@@ -16,28 +17,22 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
-# --- keyed permutations and draws of row numbers (SplitMix64, Steele, Lea and Flood 2014) -------------------------
-
-
 def permuted(positions: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
     """Where the permutation called ``key`` (any integer) of ``0..n-1`` sends ``positions`` (int64), in constant memory.
 
-    A balanced Feistel network with modular addition on ``a x a`` cells, ``a = ceil(sqrt(n))``, is a bijection whatever
-    its round function; positions that land beyond ``n`` are sent through it again until they land inside ("cycle
-    walking", Black and Rogaway 2002), which is a bijection of ``0..n-1``.
-
-    >>> sorted(permuted(np.arange(5), 5, key=1).tolist())
-    [0, 1, 2, 3, 4]
+    A balanced Feistel network on ``a x a`` cells, ``a = ceil(sqrt(n))``; positions that land beyond ``n`` go through it
+    again until they land inside ("cycle walking", Black and Rogaway 2002).
     """
-    out = np.asarray(positions, dtype=np.int64).copy()
-    side = max(int(np.ceil(np.sqrt(max(n, 1)))), 1)
-    while side * side < n:  # the square root of a large n may be rounded down
-        side += 1
+    out = np.array(positions, dtype=np.int64, order="C")
+    side = math.isqrt(max(n, 1) - 1) + 1
     keys = [np.uint64(mixed_key(key, number)) for number in range(_ROUNDS)]
     pending = np.arange(out.size)
     flat = out.reshape(-1)
     while pending.size:
-        walked = _feistel(flat[pending], side, keys)
+        left, right = np.divmod(flat[pending].astype(np.uint64), np.uint64(side))
+        for one in keys:
+            left, right = right, (left + _mix(right ^ one) % np.uint64(side)) % np.uint64(side)
+        walked = (left * np.uint64(side) + right).astype(np.int64)
         flat[pending] = walked
         pending = pending[walked >= n]
     return out
@@ -57,15 +52,8 @@ def mixed_key(*parts: int) -> int:
     return int(state[0])
 
 
-def _feistel(values: NDArray[np.int64], side: int, keys: list[np.uint64]) -> NDArray[np.int64]:
-    left, right = np.divmod(values.astype(np.uint64), np.uint64(side))
-    for key in keys:
-        left, right = right, (left + _mix(right ^ key) % np.uint64(side)) % np.uint64(side)
-    return (left * np.uint64(side) + right).astype(np.int64)
-
-
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64, element by element."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014), element by element."""
     values = values + np.uint64(_GOLDEN)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -77,11 +65,8 @@ def batch_seed(seed: int, first: int) -> int:
     return int(np.random.SeedSequence([seed, first]).generate_state(1)[0])
 
 
-# --- generated images: counter-based generators (Philox; Salmon et al. 2011) --------------------------------------
-
-
 class Stream(IntEnum):
-    """What a draw is for; different streams of one seed never overlap."""
+    """What a draw of generated images is for; different streams of one seed never overlap."""
 
     INIT = 0
     STEP = 1
@@ -90,7 +75,7 @@ class Stream(IntEnum):
 
 
 def counter_generator(seed: int, stream: Stream, *counter: int) -> np.random.Generator:
-    """NumPy generator at a place named by up to two counters: the same place gives the same numbers."""
+    """NumPy generator (Philox; Salmon et al. 2011) at a place named by up to two counters."""
     low, high = (*counter, 0, 0)[:2]
     key = np.array([seed & _MASK, stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, low, high], dtype=np.uint64)))
@@ -102,10 +87,7 @@ def torch_seed(seed: int, stream: Stream, *counter: int) -> int:
 
 
 def image_noise(seed: int, indices: NDArray[np.int64], step: int, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Standard normal noise of generated images ``indices`` at sampler step ``step``; float32 [B, C, H, W].
-
-    Step 0 is the latent. Each image has its own stream.
-    """
+    """Standard normal noise of generated images ``indices`` at sampler step ``step`` (0: the latent); [B, C, H, W]."""
     noise = np.empty((len(indices), *shape), dtype=np.float32)
     for row, index in enumerate(indices.tolist()):
         counter_generator(seed, Stream.LATENT, step, index).standard_normal(dtype=np.float32, out=noise[row])
