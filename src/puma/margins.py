@@ -229,7 +229,7 @@ class MarginTable:
         if parsed and parsed.norm != self.norm:
             raise DataError(f"margins are in {self.norm}, the threat model {parsed} is not")
         margins = {text: self.margin[self.status == STATUS_NAMES.index(text)] for text in self.counts()}
-        return plot_margins(margins, self.norm, parsed and parsed.eps, ax)
+        return plot_margins(margins, self.norm, parsed.eps if parsed else None, ax)
 
     def __repr__(self) -> str:
         parts = [f"{count:,} {text}" for text, count in self.counts().items()]
