@@ -8,17 +8,22 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from functools import cached_property, partial
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.errors import DataError, UsageError, unknown
+from puma.errors import DataError, UsageError, integer, number, unknown
 from puma.margins import MarginTable, Status
 from puma.threat import ThreatModel
 
 End = Literal["high", "low"]
+# Types of parameters, with the check of values that are given: a study is refused before it starts.
+Positive = Annotated[float, partial(number, open_low=True)]
+Share = Annotated[float, partial(number, high=1)]
+Ratio = Annotated[float | None, partial(number, high=1, open_low=True)]
+Count = Annotated[int, partial(integer, low=1)]
 
 
 class Quota(NamedTuple):
@@ -182,7 +187,10 @@ class Strategy:
         return {item.name: item.default for item in signature if item.kind is item.KEYWORD_ONLY}
 
     def resolve(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters: those given, and the defaults of the others; `UsageError` for an unknown or a missing one."""
+        """All parameters: those given, and the defaults of the others.
+
+        `UsageError` for an unknown or a missing one, and for a value out of its range.
+        """
         for name in params:
             if not self.parameters:
                 raise UsageError(f"strategy {self.name!r} has no parameters, {name!r} was given")
@@ -192,6 +200,10 @@ class Strategy:
         if missing := [name for name, value in resolved.items() if value is inspect.Parameter.empty]:
             fix = f"add `--param {missing[0]}=VALUE`"
             raise UsageError(f"strategy {self.name!r} needs {' and '.join(missing)}", fix=fix)
+        for name, kind in get_type_hints(self.rule, include_extras=True).items():
+            for check in getattr(kind, "__metadata__", ()):
+                if name in params and resolved[name] != self.parameters[name]:
+                    resolved[name] = check(name, resolved[name])
         return resolved
 
 

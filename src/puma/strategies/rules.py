@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puma.errors import UsageError, number
 from puma.margins import MarginTable
-from puma.strategies.registry import Selection, SelectionContext, extreme, strategy
+from puma.strategies.registry import Positive, Ratio, Selection, SelectionContext, Share, extreme, strategy
 from puma.threat import ThreatModel
 
 C, C_RANGE = 1.0, (0.25, 0.75)
@@ -49,7 +51,7 @@ def easy(context: SelectionContext) -> Selection:
 
 
 @strategy("puma", prunes="high margin", source="arXiv 2405.06298", compares=True, needs=_MARGIN)
-def puma(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | None = None) -> Selection:
+def puma(context: SelectionContext, *, c: Positive = C, mean_eps_ratio: Ratio = None) -> Selection:
     """Drop the highest margins; eps_i = min(eps, c * max(margin_i, 0)).
 
     ``mean_eps_ratio``, in (0, 1], solves for c: the mean eps over the kept rows becomes that share of the threat
@@ -58,21 +60,24 @@ def puma(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | Non
     if mean_eps_ratio is not None and c != C:
         why = "mean_eps_ratio solves for c"
         raise UsageError("c and mean_eps_ratio cannot both be given", why=why, fix="leave one of them out")
-    c = number("c", c, open_low=True)
     keep = context.drop(context.margin, "high")
     if mean_eps_ratio is not None:
-        c = c_for_mean_eps(context, keep, number("mean_eps_ratio", mean_eps_ratio, high=1, open_low=True))
+        c = c_for_mean_eps(context, keep, mean_eps_ratio)
     return Selection(keep, capped_eps(context, c), {"c": c})
 
 
 @strategy("puma-plus", prunes=_CEILING, source="our own", compares=True, needs=_MARGIN)
-def puma_plus(context: SelectionContext, *, c: float | str = "auto", max_misclassified: float = 0.2) -> Selection:
+def puma_plus(
+    context: SelectionContext,
+    *,
+    c: Annotated[float | str, partial(number, open_low=True)] = "auto",
+    max_misclassified: Share = 0.2,
+) -> Selection:
     """Like puma, but c keeps the mislabelled mass constant and misclassified rows have a ceiling.
 
     Each quota first takes the most negative margins beyond the share ``max_misclassified`` (in [0, 1]) of the rows that
     it keeps, then the highest margins; it is never exceeded. ``c="auto"`` is `automatic_c`.
     """
-    max_misclassified = number("max_misclassified", max_misclassified, high=1)
     keep = context.keep_all()
     for code, rows, remove in context.quotas:
         margin, rng = context.margin[rows], context.rng(1, code)
@@ -83,8 +88,7 @@ def puma_plus(context: SelectionContext, *, c: float | str = "auto", max_misclas
         removed |= extreme(margin, remove - int(np.count_nonzero(removed)), "high", rng)
         keep[rows[removed]] = False
     if c != "auto":
-        c = number("c", c, open_low=True)
-        return Selection(keep, capped_eps(context, c), {"c": c})
+        return Selection(keep, capped_eps(context, float(c)), {"c": float(c)})
     facts, kept = regime(context.table, context.threat), int(np.count_nonzero(keep)) / len(keep)
     c = automatic_c(**facts, kept_share=kept)
     return Selection(keep, capped_eps(context, c), {"c": c, "kept_share": kept, **facts})
@@ -94,34 +98,31 @@ def puma_plus(context: SelectionContext, *, c: float | str = "auto", max_misclas
 
 
 @strategy("uniform-eps", prunes="", source="control", control=True)
-def uniform_eps(context: SelectionContext, *, scale: float = 0.5) -> Selection:
+def uniform_eps(context: SelectionContext, *, scale: Annotated[float, partial(number, high=2)] = 0.5) -> Selection:
     """All data, every eps times ``scale`` (in [0, 2])."""
-    scale = number("scale", scale, high=2)
     return Selection(context.keep_all(), context.uniform_eps(scale * context.threat.eps))
 
 
 @strategy("trades-beta", prunes="", source="Zhang et al. 2019, arXiv 1901.08573", control=True)
-def trades_beta(context: SelectionContext, *, beta: float = 2.0) -> Selection:
+def trades_beta(context: SelectionContext, *, beta: Annotated[float, number] = 2.0) -> Selection:
     """All data, full eps, TRADES weight ``beta`` (not negative) in place of the recipe's."""
-    return Selection(context.keep_all(), context.uniform_eps(), beta=number("beta", beta))
+    return Selection(context.keep_all(), context.uniform_eps(), beta=beta)
 
 
 @strategy("cap-only", prunes="", source="control", compares=True, control=True, needs=_MARGIN)
-def cap_only(context: SelectionContext, *, c: float = C) -> Selection:
+def cap_only(context: SelectionContext, *, c: Positive = C) -> Selection:
     """All data with puma's eps: the cap without the pruning."""
-    c = number("c", c, open_low=True)
     return Selection(context.keep_all(), capped_eps(context, c), {"c": c})
 
 
 @strategy("random-cap", prunes="any", source="control", compares=True, control=True, needs=_MARGIN)
-def random_cap(context: SelectionContext, *, c: float = C) -> Selection:
+def random_cap(context: SelectionContext, *, c: Positive = C) -> Selection:
     """Drop rows at random (the same as strategy random of that seed), with puma's eps on the rest."""
-    c = number("c", c, open_low=True)
     return Selection(context.drop(context.random_scores(), "high"), capped_eps(context, c), {"c": c})
 
 
 @strategy("easy-matched", prunes="high margin", source="control", compares=True, control=True, needs=_MARGIN)
-def easy_matched(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | None = None) -> Selection:
+def easy_matched(context: SelectionContext, *, c: Positive = C, mean_eps_ratio: Ratio = None) -> Selection:
     """PE with one eps for all kept rows, equal to the mean eps of puma with the same parameters."""
     selection = puma(context, c=c, mean_eps_ratio=mean_eps_ratio)
     mean = float(selection.eps[selection.keep].mean(dtype=np.float64))
@@ -129,7 +130,7 @@ def easy_matched(context: SelectionContext, *, c: float = C, mean_eps_ratio: flo
 
 
 @strategy("puma-shuffled", prunes="high margin", source="control", compares=True, control=True, needs=_MARGIN)
-def puma_shuffled(context: SelectionContext, *, c: float = C, mean_eps_ratio: float | None = None) -> Selection:
+def puma_shuffled(context: SelectionContext, *, c: Positive = C, mean_eps_ratio: Ratio = None) -> Selection:
     """Puma's kept set with its eps values permuted among the kept rows: same data, same eps histogram."""
     selection = puma(context, c=c, mean_eps_ratio=mean_eps_ratio)
     kept = np.flatnonzero(selection.keep)

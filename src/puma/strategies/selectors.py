@@ -6,15 +6,16 @@ dot file beside it, and a record ``features.json``: fingerprint of the pool and 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.errors import DataError, integer, number
+from puma.errors import DataError, integer
 from puma.io import read_record, require_digest, spans
-from puma.strategies.registry import Selection, SelectionContext, extreme, strategy
+from puma.strategies.registry import Count, Selection, SelectionContext, Share, extreme, strategy
 
 Vectors = NDArray[np.floating[Any]]
 Features = Vectors | str | Path
@@ -43,26 +44,25 @@ def input_gradient(context: SelectionContext) -> Selection:
 
 
 @strategy("dynamic-uncertainty", prunes="low uncertainty", source=_NIETH, needs=("dynamic-uncertainty",))
-def uncertainty(context: SelectionContext, *, features: Features | None = None, n_neighbors: int = 10) -> Selection:
+def uncertainty(context: SelectionContext, *, features: Features | None = None, n_neighbors: Count = 10) -> Selection:
     """Drop the images whose probability of the label varies least over training; full eps.
 
     Rows without a score get the mean of their ``n_neighbors`` nearest in ``features``; without features they are kept.
     """
     scores, derived = context.score("dynamic-uncertainty"), {}
     if features is not None and (unscored := int(np.count_nonzero(np.isnan(scores)))):
-        n_neighbors, derived = integer("n_neighbors", n_neighbors, low=1), {"extrapolated": unscored}
+        derived = {"extrapolated": unscored}
         scores = extrapolate(scores, read_features(features, len(context)), n_neighbors)
     return Selection(context.drop(scores, "low"), context.uniform_eps(), derived)
 
 
 @strategy("ccs", prunes="lowest margin, then any", source="Zheng et al. 2023, arXiv 2210.15809", needs=("margin",))
-def ccs(context: SelectionContext, *, beta: float = 0.1, bins: int = 50) -> Selection:
+def ccs(context: SelectionContext, *, beta: Share = 0.1, bins: Count = 50) -> Selection:
     """Drop the share beta of lowest margins, then fill equal-width strata of the margin evenly; full eps.
 
     In each quota the range of the other margins is cut into ``bins`` of equal width; the bins, smallest first, each
     keep ``remaining / remaining bins`` rows, drawn at random.
     """
-    beta, bins = number("beta", beta, high=1), integer("bins", bins, low=1)
     keep = context.keep_all()
     for code, rows, remove in context.quotas:
         margin, rng = context.margin[rows], context.rng(1, code)
@@ -94,12 +94,14 @@ def _stratified(margin: NDArray[np.float32], budget: int, bins: int, rng: np.ran
 
 
 @strategy("dedup", prunes="near-duplicates", source="SemDeDup, arXiv 2303.09540", needs=("features",))
-def dedup(context: SelectionContext, *, features: Features, cluster_rows: int = 1_000) -> Selection:
+def dedup(
+    context: SelectionContext, *, features: Features, cluster_rows: Annotated[int, partial(integer, low=2)] = 1_000
+) -> Selection:
     """Drop the rows most similar (cosine) to a row farther from the centre of their k-means cluster; full eps.
 
     Clusters of about ``cluster_rows`` rows are made in each quota, which sets SemDeDup's threshold of similarity.
     """
-    cluster_rows, vectors = integer("cluster_rows", cluster_rows, low=2), read_features(features, len(context))
+    vectors = read_features(features, len(context))
     similarity = np.full(len(context), np.nan, np.float32)
     for code, rows, remove in context.quotas:
         if remove:
