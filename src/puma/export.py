@@ -168,7 +168,7 @@ def export_robustbench(
         write_json(folder / "model_info" / dataset / evaluation.threat.norm / f"{name}.json", info)
         write_text(folder / "README.md", f"Entry for `robustbench.model_zoo`:\n\n```python\n{entry}\n```\n")
         saved = torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True)
-        _check_logits(model, from_robustbench(theirs.architecture, saved, **config))
+        _check_logits(model, from_robustbench(saved, **config))
     return Path(out)
 
 

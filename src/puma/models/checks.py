@@ -117,9 +117,9 @@ def check_logits(logits: Tensor) -> None:
 
 
 def check_first(model: nn.Module, images: Tensor) -> Tensor:
-    """Check a model on the first image and its negative in one pass; return their logits ``[2, K]``, or `ModelError`.
+    """Check a model on the first image and its negative in one pass; return their logits ``[2, K]``.
 
-    That is: an exception; no logits, or probabilities; logits without a gradient to the images.
+    `ModelError`: an exception; no logits, or probabilities; logits without a gradient to the images.
     """
     pair = torch.cat([images[:1], 1 - images[:1]]).requires_grad_()
     with torch.enable_grad():
@@ -133,13 +133,10 @@ def check_first(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def check_model(model: nn.Module, images: Tensor, num_classes: int = 2, *, reacts: bool = True) -> Tensor:
-    """Check a model on some tens of images before hours are spent on it; return their logits ``[B, K]``.
-
-    ``images`` are float ``[B, ...]`` in [0, 1] on the model's device. With ``reacts``, logits that are the same for
-    every image are refused too (a fresh network may have a head of zeros).
+    """Check a model on some tens of images ``[B, ...]`` before hours are spent on it; return their logits ``[B, K]``.
 
     `ModelError`: training mode; an exception; no logits, or probabilities; fewer than ``num_classes``; an answer that
-    depends on the other images, changes from call to call, or does not depend on the image.
+    depends on the other images, changes from call to call, or (with ``reacts``) does not depend on the image.
     """
     require_eval(model)
     with torch.no_grad():
@@ -194,11 +191,7 @@ def attack_mode(model: nn.Module, batchnorm: str = "unchanged") -> Iterator[None
 
 @contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Context in which no buffer of ``model`` changes.
-
-    Batch normalisation in training mode normalises by the batch and leaves its running statistics alone; what other
-    layers write into their buffers is put back afterwards.
-    """
+    """Context in which no buffer of ``model`` changes; batch normalisation in training mode normalises by the batch."""
     layers = [layer for layer in batchnorm_layers(model) if layer.track_running_stats and layer.training]
     others = [module for module in model.modules() if not isinstance(module, _BatchNorm)]
     buffers = [(module, *named) for module in others for named in module.named_buffers(recurse=False)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,12 +16,12 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from puma.errors import ModelError, PumaError
-from puma.io import atomic_path
+from puma.io import write_bytes
 from puma.models.checks import require_module
 from puma.models.networks import build_model
 
@@ -62,38 +61,24 @@ def weights_sha256(weights: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path | str, schema: str, meta: Mapping[str, Any]) -> None:
-    """Write named tensors and a JSON value ``meta`` to one safetensors file, atomically, with a checksum over both."""
+    """Write named tensors and a JSON value ``meta`` to one safetensors file, atomically, with a checksum over both.
+
+    Tensors that share memory (tied weights) are written once for each name.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(meta, sort_keys=True, allow_nan=False)
-    write_safetensors(plain, path, {"schema": schema, "meta": text, "sha256": _checksum(plain, schema, text)})
-
-
-def write_safetensors(tensors: Mapping[str, Tensor], path: Path | str, header: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically; tensors that share memory (tied weights) once for each name."""
-    own: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
+    text, storages = json.dumps(meta, sort_keys=True, allow_nan=False), set[int]()
+    header = {"schema": schema, "meta": text, "sha256": _checksum(plain, schema, text)}
+    for name, tensor in plain.items():
         place = tensor.untyped_storage().data_ptr()
-        own[name] = tensor.clone() if place in storages else tensor  # the library refuses memory that is shared
+        plain[name] = tensor.clone() if place in storages else tensor  # the library refuses memory that is shared
         storages.add(place)
-    with atomic_path(path) as temporary:
-        mode = temporary.stat().st_mode
-        try:
-            save_file(own, temporary, metadata=dict(header))
-            temporary.chmod(mode)  # the library leaves a file that only its owner can read
-        except SafetensorError as error:
-            # the library writes by itself and tells the system's error in words only: "... (os error 28)"
-            if found := re.search(r"os error (\d+)", str(error)):
-                raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
-            raise
+    write_bytes(path, save(plain, metadata=header))  # not its save_file, which hides the errors of a full disk
 
 
 def load_tensors(path: Path | str, schema: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote: (tensors, meta); `ModelError` where it is missing, foreign or damaged."""
-    path = Path(path)
-    with _opened(path) as (file, header):
-        meta = _meta(path, header, schema)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    tensors, header = read_safetensors(path)
+    meta = _meta(path, header, schema)
     if header.get("sha256") != _checksum(tensors, header["schema"], header.get("meta", "")):
         raise ModelError(f"{path} is damaged: its checksum does not fit its contents", fix="restore it from a copy")
     return tensors, meta
@@ -127,7 +112,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
         raise ModelError(f"{path} is not a whole safetensors file", why=str(error), fix=_NO_MODEL) from None
 
 
-def _meta(path: Path, header: Mapping[str, str], schema: str) -> dict[str, Any]:
+def _meta(path: Path | str, header: Mapping[str, str], schema: str) -> dict[str, Any]:
     """The JSON of a header, once it is known to be of ``schema``."""
     family, given = schema.partition("/")[0], header.get("schema", "")
     if given != schema:
@@ -187,10 +172,9 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
 def load_weights(
     model: nn.Module, tensors: Mapping[str, Tensor], origin: Path | str = "weights", *, new_head: bool = False
 ) -> None:
-    """Copy the state dict ``tensors`` into ``model``; prefixes of wrappers (``module.``, ``model.``) are ignored.
+    """Copy ``tensors`` (of ``origin``) into ``model``; prefixes of wrappers (``module.``, ``model.``) are ignored.
 
-    ``origin`` says where they are from. With ``new_head`` tensors of the last layer stay as they are where the shapes
-    differ (fine-tuning with other classes). `ModelError` names other names and shapes that differ.
+    With ``new_head`` those of the last layer stay as they are where the shapes differ. `ModelError` where names differ.
     """
     own, unwrapped = state_of(model), unwrap(model)
     given = _renamed(tensors, own.keys())
@@ -209,8 +193,6 @@ def _renamed(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str
     for prefix in 2 * ("module.", "model.", "network.", "net."):
         if not plain.keys() & wanted and all(name.startswith(prefix) for name in plain):
             plain = {name.removeprefix(prefix): value for name, value in plain.items()}
-        if not plain.keys() & wanted and all(name.startswith(prefix) for name in wanted):
-            plain = {prefix + name: value for name, value in plain.items()}
     return plain
 
 
@@ -223,10 +205,9 @@ def _require_fit(
         "unexpected": sorted(given.keys() - own.keys()),
         "shapes": [f"{name} {given[name]} for {own[name]}" for name in shared if own[name] != given[name]],
     }
-    if any(problems.values()):
-        more = {kind: f" and {len(names) - 4} more" if len(names) > 4 else "" for kind, names in problems.items()}
-        listed = [f"{kind}: {', '.join(names[:4])}{more[kind]}" for kind, names in problems.items() if names]
-        raise ModelError(f"{origin} does not fit {network}", why="; ".join(listed))
+    listed = {kind: ", ".join(names[:4] + ["..."] * (len(names) > 4)) for kind, names in problems.items() if names}
+    if listed:
+        raise ModelError(f"{origin} does not fit {network}", why="; ".join(map(": ".join, listed.items())))
 
 
 def _checksum(tensors: Mapping[str, Tensor], schema: str, text: str) -> str:
@@ -253,10 +234,7 @@ def ramped_decay(decay: float, step: int | float) -> float:
 
 
 class EMA:
-    """An averaged copy of a bare network: ``average <- decay * average + (1 - decay) * live`` at every `update`.
-
-    Its ``model`` is in eval mode and without gradients.
-    """
+    """``model``: an averaged copy of a network, in eval mode."""
 
     def __init__(self, network: nn.Module) -> None:
         self.model = copy_network(network).eval().requires_grad_(False)
@@ -264,7 +242,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, network: nn.Module, decay: float) -> None:
-        """Average in the weights of the live ``network``; ``decay`` in [0, 1], 0 copies them."""
+        """``average <- decay * average + (1 - decay) * live`` for every weight; ``decay`` in [0, 1]."""
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # of torch
         average(self._parameters, [parameter.detach() for parameter in network.parameters()], None)
 
