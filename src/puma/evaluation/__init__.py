@@ -4,8 +4,8 @@ The attacks are pyautoattack's; the driver around them is ours, because the libr
 restart: fixed shards of the test set, a flag for every image, resuming, sharing shards among processes, cost.
 """
 
+from puma.evaluation.attacks import MislabelledShares, mislabelled_shares
 from puma.evaluation.driver import Cost, estimate_cost, evaluate
-from puma.evaluation.reference import MislabelledShares, mislabelled_shares
 from puma.evaluation.result import Evaluation
 
 __all__ = ["Cost", "Evaluation", "MislabelledShares", "estimate_cost", "evaluate", "mislabelled_shares"]

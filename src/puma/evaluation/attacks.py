@@ -1,4 +1,4 @@
-"""The attacks by name, one batch at a time, the check of what they claim to have broken, and AutoAttack's warnings.
+"""The attacks by name, one batch at a time; what they claim to have broken; mislabelled perturbations; warnings.
 
 ``"standard"`` is AutoAttack standard (arXiv 2003.01690): APGD-CE, targeted APGD-DLR, targeted FAB and Square, each
 only on the images that withstood the ones before. The others are weaker and give an upper bound of robust accuracy:
@@ -8,22 +8,25 @@ gradient of the cross-entropy vanishes where a model is confident; ``"cw-20"`` i
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from pyautoattack import AutoAttack, checks
-from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from puma.attacks.pgd import LOSSES, Loss, pgd
-from puma.errors import CheckError, UsageError, unknown
-from puma.models.checks import device_of
-from puma.rng import batch_seed
+from puma.data.pool import Pool, read_batch
+from puma.errors import CheckError, DataError, ModelError, UsageError, unknown
+from puma.models.checks import apply_model, attack_mode, device_of, true_float32
+from puma.plan import Plan
+from puma.progress import Progress
+from puma.rng import batch_seed, mixed_key, permuted
 from puma.threat import ThreatModel
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -36,26 +39,21 @@ def attack_steps(attack: str) -> tuple[str, ...]:
 
     >>> attack_steps("apgd-ce"), attack_steps("cw-20"), attack_steps("clean")
     (('apgd-ce', 'cw-20'), ('cw-20',), ())
-    >>> attack_steps("pgd-10"), attack_steps("ce-cw-10")  # two names of one attack
-    (('pgd-10', 'cw-10'), ('pgd-10', 'cw-10'))
     """
     named: dict[str, tuple[str, ...]] = {"standard": STANDARD, "clean": (), "apgd-ce": ("apgd-ce", "cw-20")}
     if attack in named:
         return named[attack]
-    if match := re.fullmatch(r"(pgd|ce-cw|cw)-([1-9]\d*)", attack):
-        both = (f"pgd-{match[2]}", f"cw-{match[2]}")
-        return both[1:] if match[1] == "cw" else both
+    if match := re.fullmatch(r"(pgd|ce-cw|cw)-([1-9]\d*)", attack):  # pgd-20 and ce-cw-20 are one attack
+        return (f"pgd-{match[2]}", f"cw-{match[2]}")[match[1] == "cw" :]
     raise unknown("attack", attack, [*named, "pgd-20", "cw-20"])
 
 
 def num_targets(attack: str, classes: int) -> int:
     """How many classes the targeted attacks try; `UsageError` for AutoAttack standard on fewer than four classes."""
     if attack == "standard" and classes < 4:
-        what, fix = (
-            f"AutoAttack standard needs four classes; this model has {classes}",
-            'use attack="apgd-ce" or "cw-20"',
-        )
-        raise UsageError(what, why="its targeted DLR loss compares the third and fourth largest logits", fix=fix)
+        what = f"AutoAttack standard needs four classes; this model has {classes}"
+        why = "its targeted DLR loss compares the third and fourth largest logits"
+        raise UsageError(what, why=why, fix='use attack="apgd-ce" or "cw-20"')
     return min(9, classes - 1)
 
 
@@ -71,15 +69,28 @@ def full_cost(step: str, targets: int) -> int:
     return costs[step] if step in costs else gradient + int(step.split("-")[1]) * gradient + 1
 
 
+def square_fails(height: int, width: int) -> bool:
+    """Whether pyautoattack's Square fails in L2 on images of this size.
+
+    Its first perturbation is a grid of tiles of side ``s = height // 5``, laid from the margin ``(height - 5 s) // 2``
+    without a look at the border.
+
+    >>> [side for side in range(1, 400) if square_fails(side, side)]
+    [1, 2, 3, 4, 12, 14, 18, 19, 24]
+    """
+    side = height // 5
+    margin = (height - 5 * side) // 2
+    beyond = any(margin + size // max(side, 1) * side > size for size in (height, width))
+    return side == 0 or (side > 1 and width >= side and beyond)
+
+
 class Attacker:
     """Attacks batches of images that ``network``, in eval mode, classifies correctly.
 
     Every batch of every attack starts from ``seed``, as in AutoAttack, whose warnings ``recorder`` counts.
     """
 
-    def __init__(
-        self, network: nn.Module, threat: ThreatModel, *, targets: int, image_size: tuple[int, int], seed: int
-    ) -> None:
+    def __init__(self, network: nn.Module, threat: ThreatModel, *, targets: int, seed: int) -> None:
         self.network, self.threat, self.seed, self.recorder = network, threat, seed, WarningCounter()
         self.device = device = device_of(network)
         suite = AutoAttack(network, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=device)
@@ -88,10 +99,6 @@ class Attacker:
         # the library asks for 9 targets whatever the number of classes, and then fails on fewer than ten
         suite.apgd_targeted.n_target_classes = suite.fab.n_target_classes = targets
         suite.fab.targeted = True
-        if threat.norm == "L2" and library_fails(*image_size):
-            square = {name: getattr(suite.square, name) for name in ("p_init", "n_queries", "n_restarts")}
-            given = {"norm": "L2", "eps": threat.eps, "seed": seed, "device": device, "resc_schedule": False}
-            suite.square = SquareL2(network, **given, **square)
         attacks = (suite.apgd, suite.apgd_targeted, suite.fab, suite.square)
         self._suite: dict[str, Any] = dict(zip(STANDARD, attacks, strict=True))
 
@@ -164,14 +171,106 @@ def confirm(
     return int((lead > 0).sum())
 
 
+# --- the model under attack ------------------------------------------------------------------------------------------
+
+
+class CountedNetwork(nn.Module):
+    """``model`` with the ``cost`` of its passes: 1 for an image, 2 with its gradient; ``on_pass`` is told of each."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.cost = model, 0
+        self.on_pass: Callable[[int], None] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``[B, K]``."""
+        logits = apply_model(self.model, images.clone())  # some models write into their input
+        cost = len(images) * (2 if images.requires_grad and torch.is_grad_enabled() else 1)
+        self.cost += cost
+        if self.on_pass is not None:
+            self.on_pass(cost)
+        return logits
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """While inside: eval mode, frozen, true float32 (no TF32, no autocast); `ModelError` for weights that are not."""
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            what = f"the model's weights are {str(tensor.dtype).removeprefix('torch.')} (at {name!r})"
+            why = "half precision hides gradients from the attacks; accuracies are measured in float32"
+            raise ModelError(what, why=why, fix="evaluate model.float()")
+    with attack_mode(model, "eval"), true_float32(device_of(model).type):
+        yield
+
+
+# --- mislabelled perturbed data of a training -----------------------------------------------------------------------
+
+
+class MislabelledShares(NamedTuple):
+    """Shares of the kept training images, in [0, 1], whose perturbed image a reference model gives another class."""
+
+    share: float  # all of them, also those that the reference model gets wrong unperturbed: their label is in doubt
+    by_attack: float  # those that it gets right unperturbed: mislabelled by the attack alone
+
+
+def mislabelled_shares(
+    model: nn.Module,
+    reference: nn.Module,
+    pool: Pool,
+    plan: Plan,
+    threat: ThreatModel,
+    *,
+    sample: int | None = None,
+    loss: Loss = "kl",
+    steps: int = 10,
+    batch_size: int = 512,
+    seed: int = 0,
+    progress: bool = False,
+) -> MislabelledShares:
+    """Measure them on the perturbed images of training: PGD against the model being trained, at each image's own eps.
+
+    ``reference`` is an accurate model that did not score the margins (margin < eps_i alone would be true by
+    construction). ``sample`` kept images, chosen at random, or all; ``loss`` and ``steps`` of PGD: ``"kl"`` to the
+    clean prediction as in TRADES, or ``"ce"`` with the label as in PGD-AT.
+
+    `DataError` where plan and pool do not belong together or nothing is kept; `UsageError` for another norm than the
+    plan's, or an empty sample.
+    """
+    pool.check_plan(plan)
+    if plan.threat.norm != threat.norm:
+        raise UsageError(f"the plan is for {plan.threat}, not for {threat}")
+    rows = np.flatnonzero(plan.keep)
+    if not len(rows):
+        raise DataError("the plan keeps no image")
+    if sample is not None and sample < 1:
+        raise UsageError(f"a sample of {sample} images", fix="1 or more, or None for all")
+    if sample is not None and sample < len(rows):
+        rows = np.sort(rows[permuted(np.arange(sample), len(rows), mixed_key(seed, 0))])
+    device, other, wrong, by_attack = device_of(model), device_of(reference), 0, 0
+    bar = Progress("perturbed images", len(rows), "images", show=progress)
+    with bar, evaluation_mode(model), evaluation_mode(reference):
+        for start in range(0, len(rows), batch_size):
+            chosen = rows[start : start + batch_size]
+            images, labels = read_batch(pool, chosen, device)
+            given: dict[str, Any] = {"threat": threat, "eps": plan.eps[chosen], "steps": steps, "loss": loss}
+            start_noise = torch.Generator(device).manual_seed(batch_seed(seed, start))
+            both = images, pgd(model, images, labels, generator=start_noise, **given)
+            with torch.no_grad():
+                right = [apply_model(reference, one.to(other)).argmax(1).to(device) == labels for one in both]
+            wrong += int((~right[1]).sum())
+            by_attack += int((right[0] & ~right[1]).sum())
+            bar.advance(len(chosen))
+    return MislabelledShares(wrong / len(rows), by_attack / len(rows))
+
+
 # --- AutoAttack's warnings, after flags_doc.md of fra31/auto-attack ------------------------------------------------
 
 
 WARNINGS = {
     "randomised": (
         "randomized defense",
-        "the model answers the same images differently when asked again; AutoAttack standard overestimates the "
-        "robustness of such models",
+        "the model answers the same images differently when asked again: AutoAttack standard overestimates it",
         "switch dropout and noise off at test time; a randomised defence needs attacks averaged over its randomness",
     ),
     "probabilities": (
@@ -181,25 +280,21 @@ WARNINGS = {
     ),
     "dynamic": (
         "dynamic defense",
-        "the model computes gradients inside its forward pass; attacks that do not take this into account are too weak",
+        "the model computes gradients inside its forward pass, which makes attacks that do not know of it too weak",
         "remove the optimisation at test time, or attack the model with it in mind",
     ),
     "zero-gradient": (
         "zero gradient",
-        "the loss of some attacked images has no gradient at all, so that gradient attacks cannot move them; FAB and "
-        "Square may still break them",
-        "look for quantisation, saturation or masking in the model; if Square breaks many of them, trust no figure "
-        "of gradient attacks",
+        "the loss of some attacked images has no gradient at all: only FAB and Square may still break them",
+        "look for quantisation, saturation or masking; trust no gradient attack if Square breaks many of them",
     ),
     "square-gains": (
         "Square Attack has decreased",
-        "Square, which uses no gradients, broke more than 0.2 % of the images after the gradient attacks had given "
-        "up: a sign of masked gradients",
+        "Square, without gradients, broke more than 0.2 % of what withstood the others: a sign of masked gradients",
         "run more and adaptive attacks before trusting the figure",
     ),
 }
 """By the short name in ``evaluation.json``: part of AutoAttack's message, what it means, what to do about it."""
-_UNKNOWN = ("", "a warning that this version does not know", "read AutoAttack's flags_doc.md")
 
 
 class WarningCounter(Counter[str]):
@@ -216,85 +311,8 @@ class WarningCounter(Counter[str]):
 
 
 def explain(raised: Mapping[str, int]) -> list[dict[str, str | int]]:
-    """The warnings that were raised, with what they mean and what to do, in the order of `WARNINGS`.
-
-    >>> explain({"probabilities": 1})[0]["do"]
-    'return logits: remove the softmax at the end of the model'
-    """
+    """The warnings that were raised, with what they mean and what to do, in the order of `WARNINGS`."""
     order = [flag for flag in [*WARNINGS, *(set(raised) - set(WARNINGS))] if raised.get(flag)]
-    known = [(flag, *WARNINGS.get(flag, _UNKNOWN)) for flag in order]
+    unknown = ("", "a warning that this version does not know", "read AutoAttack's flags_doc.md")
+    known = [(flag, *WARNINGS.get(flag, unknown)) for flag in order]
     return [{"flag": flag, "times": raised[flag], "means": means, "do": do} for flag, _, means, do in known]
-
-
-# --- Square in L2 on the image sizes on which the library's version fails ------------------------------------------
-
-
-def library_fails(height: int, width: int) -> bool:
-    """Whether the library's Square fails in L2 on images of this size.
-
-    Its first perturbation is a grid of tiles of side ``s = height // 5``, laid from the margin ``(height - 5 s) // 2``
-    without a look at the border: it fails where a tile reaches beyond the image (sides 12, 14, 18, 19 and 24, and many
-    that are not square), and below 5 pixels, where ``s`` is 0.
-
-    >>> [side for side in range(5, 400) if library_fails(side, side)]
-    [12, 14, 18, 19, 24]
-    >>> library_fails(28, 20), library_fails(4, 4), library_fails(28, 28)
-    (True, True, False)
-    """
-    side = height // 5
-    margin = (height - 5 * side) // 2
-    beyond = any(margin + size // max(side, 1) * side > size for size in (height, width))
-    return side == 0 or (side > 1 and width >= side and beyond)
-
-
-class SquareL2(SquareAttack):  # type: ignore[misc]  # the library has no types
-    """The library's Square in L2 (arXiv 1912.00049) with tiles cut at the border; equal bits where that one works."""
-
-    def attack_single_run(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Attack ``x`` ``[B, C, H, W]``; return the number of queries of each image and the best images."""
-        channels, height, width = x.shape[1:]
-        grid, tile = torch.zeros_like(x), max(height // 5, 1)
-        margin = max((height - tile * 5) // 2, 0)
-        for row in range(margin, margin + height // tile * tile, tile):
-            for column in range(margin, margin + width // tile * tile, tile):
-                pattern = self.eta(tile).view(1, 1, tile, tile) * self.random_choice([len(x), channels, 1, 1])
-                place = grid[:, :, row : row + tile, column : column + tile]
-                place += pattern[:, :, : place.shape[2], : place.shape[3]]
-        best = torch.clamp(x + self.normalize(grid) * self.eps, 0.0, 1.0)
-        margins, losses = self.margin_and_loss(best, y)
-        queries = torch.ones(len(x)).to(x.device)
-        if (margins < 0.0).all():
-            return queries, best
-        for step in range(self.n_queries):
-            rows = (margins > 0.0).nonzero().flatten()
-            clean, labels, delta = x[rows], y[rows], best[rows] - x[rows]
-            side = max(round(math.sqrt(self.p_selection(step) * height * width)), 3)
-            side = min(side + (side % 2 == 0), height, width)
-            one, two = self._window(height, width, side), self._window(height, width, side)
-            mask = torch.zeros_like(clean)
-            mask[one] = mask[two] = 1.0
-            norm = self.lp_norm(delta)
-            budget = ((delta * mask) ** 2).sum(dim=(-2, -1), keepdim=True).sqrt()  # norm of both windows
-            old = delta[one] / (1e-12 + (delta[one] ** 2).sum(dim=(-2, -1), keepdim=True).sqrt())
-            pattern = torch.ones([len(rows), channels, side, side]).to(x.device)
-            pattern *= self.eta(side).view(1, 1, side, side) * self.random_choice([len(rows), channels, 1, 1])
-            pattern += old
-            unused = torch.clamp((self.eps * torch.ones_like(pattern)) ** 2 - norm**2, min=0) / channels
-            pattern = pattern / (1e-12 + (pattern**2).sum(dim=(-2, -1), keepdim=True).sqrt())
-            delta[two] = 0.0
-            delta[one] = pattern * (unused + budget**2).sqrt()
-            candidate = torch.clamp(clean + self.normalize(delta) * self.eps, 0.0, 1.0)
-            margin, loss = self.margin_and_loss(candidate, labels)
-            better = loss < losses[rows]
-            losses[rows] = torch.where(better, loss, losses[rows])
-            better |= margin <= 0.0
-            margins[rows] = torch.where(better, margin, margins[rows])
-            best[rows] = torch.where(better.view(-1, 1, 1, 1), candidate, best[rows])
-            queries[rows] += 1
-            if not (margins > 0.0).any():
-                break
-        return queries, best
-
-    def _window(self, height: int, width: int, side: int) -> tuple[slice, slice, slice, slice]:
-        row, column = int(self.random_int(0, height - side)), int(self.random_int(0, width - side))
-        return slice(None), slice(None), slice(row, row + side), slice(column, column + side)

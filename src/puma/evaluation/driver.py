@@ -9,19 +9,19 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from puma.data.checks import match_classes
 from puma.data.load import as_source
@@ -29,10 +29,11 @@ from puma.data.pool import read_batch
 from puma.data.source import MapStyle, Source, stratified_rows
 from puma.devices import environment
 from puma.errors import DataError, ModelError, UsageError, integer
-from puma.evaluation.attacks import Attacker, attack_steps, check_autoattack, confirm, explain, full_cost, num_targets
-from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table, result_path
+from puma.evaluation import attacks
+from puma.evaluation.attacks import Attacker, CountedNetwork, evaluation_mode
+from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table, result_path, withstood
 from puma.io import Shards, fingerprint, prepare_folder, require_same_settings, spans
-from puma.models.checks import apply_model, attack_mode, check_first, check_model, device_of, true_float32
+from puma.models.checks import check_first, check_model, device_of
 from puma.models.weights import unwrap, weights_sha256
 from puma.progress import Progress
 from puma.threat import ThreatModel
@@ -66,29 +67,26 @@ def evaluate(
     Args:
         model: maps float images ``[B, C, H, W]`` in [0, 1] to logits; normalises inside.
         dataset: test images: a puma source or the text that opens one, any map-style dataset of
-            ``(uint8 [H, W, C], label)``, or a `DataLoader`. Classes that have names are matched with the model's.
+            ``(uint8 [H, W, C], label)``, or a `DataLoader` of one. Classes with names are matched with the model's.
         threat: norm and eps.
-        out: folder for ``evaluation.json``, the flags of every image (``evaluation.parquet``) and the shards; None
-            keeps nothing. Another attack or a second threat model gets files of its own (`result_path`).
+        out: folder for ``evaluation.json``, the flags of every image and the shards; see `result_path`.
         subset: attack a stratified sample of this many images only, the same for every model.
         seed: every batch of AutoAttack starts from it.
-        attack: ``"standard"`` (AutoAttack), or ``"apgd-ce"``, ``"pgd-20"``, ``"cw-20"`` (CW loss; any number of
-            steps), or ``"clean"``; see `puma.evaluation.attacks`.
+        attack: ``"standard"`` (AutoAttack), or a weaker one of `puma.evaluation.attacks`.
         batch_size: images attacked together; the attacks' random numbers depend on it.
-        shard_rows: images of a shard, the unit of resuming (with each attack) and of sharing among workers.
-        worker: this process's number, from 0 to ``num_workers`` - 1.
-        num_workers: processes that share the shards through ``out``; only the last to finish returns a ``complete``
-            evaluation, and writes it.
+        shard_rows: images of a shard, the unit of resuming and of sharing among workers.
+        worker, num_workers: this process's number and how many share the shards through ``out``; only the last to
+            finish returns a ``complete`` evaluation, and writes it.
         progress: show progress.
 
     Raises:
-        UsageError: unknown attack, bad sizes, or AutoAttack on fewer than four classes.
+        UsageError: unknown attack, bad sizes, fewer classes or another image size than AutoAttack standard can take.
         DataError: images or labels that cannot be used.
         ModelError: not float32, NaN logits, or as `puma.models.checks.check_model`.
         ResumeError, StorageError: ``out`` holds an evaluation of something else, or cannot be written.
         CheckError: an attack's images break the threat model, or a second evaluation contradicts it.
     """
-    steps = attack_steps(attack)
+    steps = attacks.attack_steps(attack)
     batch_size, shard_rows = integer("batch_size", batch_size, low=1), integer("shard_rows", shard_rows, low=1)
     seed, subset = integer("seed", seed, low=0), None if subset is None else integer("subset", subset, low=1)
     if not 0 <= worker < num_workers:
@@ -96,8 +94,11 @@ def evaluate(
     if num_workers > 1 and out is None:
         raise UsageError("several workers need a folder to share", fix="give out=")
     threat = ThreatModel.parse(threat)
-    folder = None if out is None else prepare_folder(out)
     source = open_test_set(dataset, model)
+    if attack == "standard" and threat.norm == "L2" and attacks.square_fails(*source.image_shape[:2]):
+        what = "AutoAttack standard fails in L2 on images of {} x {} pixels".format(*source.image_shape)
+        why = "Square lays a grid of tiles that reaches beyond them"
+        raise UsageError(what, why=why, fix='attack="apgd-ce", or another size (?resize=32)')
     rows = attacked_rows(source, subset)
     settings = {
         "model": weights_sha256(model),
@@ -112,7 +113,7 @@ def evaluate(
         "batch_size": batch_size,
         "shard_rows": shard_rows,
     }
-    path = None if folder is None else result_path(folder, attack, threat)
+    path = None if out is None else result_path(prepare_folder(out), attack, threat)
     if path is not None and path.is_file():
         try:
             finished = Evaluation.read(path)
@@ -137,66 +138,42 @@ def evaluate(
 
 
 class Cost(NamedTuple):
-    """Cost of an evaluation at most: images to attack, forward passes if all withstand, seconds on one device."""
+    """Cost of an evaluation at most."""
 
-    images: int
-    passes: int
-    seconds: float
+    images: int  # to attack
+    passes: int  # forward passes, if all withstand
+    seconds: float  # on one device
 
 
 def estimate_cost(
     model: nn.Module, dataset: TestData, *, attack: str = "standard", subset: int | None = None, batch_size: int = 256
 ) -> Cost:
     """Upper bound of the cost of `evaluate`, from the time of two forward passes of one batch; arguments as there."""
-    steps, source = attack_steps(attack), open_test_set(dataset, model)
+    steps, source = attacks.attack_steps(attack), open_test_set(dataset, model)
     images, _ = read_batch(source, np.arange(min(batch_size, len(source))), device_of(model))
     with evaluation_mode(model), torch.no_grad():
-        targets = num_targets(attack, check_model(model, images[:32], int(source.labels.max()) + 1).shape[1])
+        classes = check_model(model, images[:32], int(source.labels.max()) + 1).shape[1]
+        targets = attacks.num_targets(attack, classes)
         started = time.perf_counter()
         for _ in range(2):
             model(images).sum().item()
         each = (time.perf_counter() - started) / 2 / len(images)
     attacked = len(attacked_rows(source, subset)) if steps else 0
-    passes = len(source) + attacked * sum(full_cost(step, targets) for step in steps)
+    passes = len(source) + attacked * sum(attacks.full_cost(step, targets) for step in steps)
     return Cost(attacked, passes, passes * each)
 
 
 # --- the model and the test images ---------------------------------------------------------------------------------
 
 
-class CountedNetwork(nn.Module):
-    """``model`` with the ``cost`` of its passes: 1 for an image, 2 with its gradient; ``on_pass`` is told of each."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.cost = model, 0
-        self.on_pass: Callable[[int], None] | None = None
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[B, K]``."""
-        logits = apply_model(self.model, images.clone())  # some models write into their input
-        cost = len(images) * (2 if images.requires_grad and torch.is_grad_enabled() else 1)
-        self.cost += cost
-        if self.on_pass is not None:
-            self.on_pass(cost)
-        return logits
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """While inside: eval mode, frozen, true float32 (no TF32, no autocast); `ModelError` for weights that are not."""
-    for name, tensor in model.named_parameters():
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            what = f"the model's weights are {str(tensor.dtype).removeprefix('torch.')} (at {name!r})"
-            why = "half precision hides gradients from the attacks; accuracies are measured in float32"
-            raise ModelError(what, why=why, fix="evaluate model.float()")
-    with attack_mode(model, "eval"), true_float32(device_of(model).type):
-        yield
-
-
 def open_test_set(dataset: TestData, model: nn.Module) -> Source:
     """The test images, with the model's class numbers where both have class names (`DataError` for unknown ones)."""
-    source = as_source(_loader_items(dataset) if isinstance(dataset, DataLoader) else dataset)
+    if isinstance(dataset, DataLoader):
+        if dataset.collate_fn is not default_collate or isinstance(dataset.dataset, IterableDataset):
+            what = "the loader makes its batches in a way of its own: what its images are is unknown"
+            raise DataError(what, fix="give the dataset itself, of items (image, label), without IterableDataset")
+        dataset = cast(MapStyle, dataset.dataset)
+    source = as_source(dataset)
     names: Any = getattr(unwrap(model), "class_names", None)
     return match_classes(source, names, "the model") if names else source
 
@@ -206,31 +183,6 @@ def attacked_rows(source: Source, subset: int | None) -> NDArray[np.int64]:
     if subset is None or subset == len(source):
         return np.arange(len(source), dtype=np.int64)
     return stratified_rows(source.labels, subset, 0)
-
-
-def _loader_items(loader: DataLoader[Any]) -> list[tuple[NDArray[np.uint8], int]]:
-    """The images of a loader in the order of its dataset, not shuffled, as uint8 ``[H, W, C]`` with their labels."""
-    if not isinstance(loader.dataset, IterableDataset) and loader.batch_sampler is not None:
-        size = loader.batch_size or 256
-        loader = DataLoader(loader.dataset, size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
-    items: list[tuple[NDArray[np.uint8], int]] = []
-    for batch in loader:
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor)):
-            raise DataError("the loader's batches are not pairs (images, labels)", fix="give the dataset itself")
-        images, labels = batch
-        if images.is_floating_point():
-            pixels = (images * 255).round()
-            if not bool(((images * 255 - pixels).abs() < 0.01).all() & (pixels >= 0).all() & (pixels <= 255).all()):
-                what, fix = (
-                    "the loader's images are not 8-bit pixels in [0, 1]",
-                    "leave only ToTensor() in the transform",
-                )
-                raise DataError(
-                    what, why="they are normalised or augmented; the model has to normalise inside", fix=fix
-                )
-            images = pixels.to(torch.uint8)
-        items += zip(images.permute(0, 2, 3, 1).numpy(), (int(label) for label in labels), strict=True)
-    return items
 
 
 # --- one evaluation ------------------------------------------------------------------------------------------------
@@ -246,26 +198,17 @@ class _Shard:
     log: list[dict[str, Any]] = field(default_factory=list)  # one entry for each finished attack
     warnings: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def robust(self) -> NDArray[np.bool_]:
-        """bool ``[B]``: withstood the attacks so far."""
-        return np.array([name is None for name in self.broken_by], dtype=bool)
-
-
-def _unattacked(clean: NDArray[np.bool_]) -> NDArray[np.object_]:
-    return np.array([None if correct else CLEAN for correct in clean], dtype=object)
-
 
 @dataclass
 class _Driver:
-    """One evaluation: what is evaluated, how, and where its shards lie (None: nowhere)."""
+    """One evaluation."""
 
     model: nn.Module
     source: Source
     rows: NDArray[np.int64]  # of the test set, to attack
     threat: ThreatModel
     settings: Mapping[str, Any]
-    shards: Shards | None
+    shards: Shards | None  # None: nothing is kept
 
     def __post_init__(self) -> None:
         self.network, self.labels = CountedNetwork(self.model), self.source.labels
@@ -277,10 +220,9 @@ class _Driver:
         """Evaluate clean, attack this worker's shards, and put together all that are finished."""
         attack = str(self.settings["attack"])
         clean, classes = self._predict_clean(show)
-        targets = num_targets(attack, classes)
-        size, seed, numbers = self.source.image_shape[:2], int(self.settings["seed"]), range(len(self.spans))
-        self.attacker = Attacker(self.network, self.threat, targets=targets, image_size=size, seed=seed)
-        self.costs = [full_cost(step, targets) for step in self.steps]
+        targets, numbers = attacks.num_targets(attack, classes), range(len(self.spans))
+        self.attacker = Attacker(self.network, self.threat, targets=targets, seed=int(self.settings["seed"]))
+        self.costs = [attacks.full_cost(step, targets) for step in self.steps]
         own = [self._open(number, clean) for number in numbers[worker::num_workers]]
         total = sum(int(clean[shard.rows].sum()) for shard in own) * sum(self.costs)
         done = total - sum(self._remaining(shard) for shard in own)
@@ -317,7 +259,7 @@ class _Driver:
         """Read a shard as it was left; a new one where there is none or it is damaged."""
         rows = self.rows[np.asarray(self.spans[number])]
         if self.shards is None or not self.shards.finished(number):
-            return _Shard(number, rows, _unattacked(clean[rows]))
+            return _Shard(number, rows, np.where(clean[rows], np.array(None), CLEAN))
         table = pq.read_table(self.shards.path(number))
         meta = json.loads(table.schema.metadata[METADATA_KEY])
         broken_by = np.array(table["broken_by"].to_pylist(), dtype=object)
@@ -327,7 +269,7 @@ class _Driver:
         """Run the attacks that a shard has not seen; write it after each."""
         if shard.number == 0 and not shard.log:
             images, labels = read_batch(self.source, shard.rows[: self.batch_size], self.device)
-            check_autoattack(CountedNetwork(self.model), images, labels, self.attacker.recorder)
+            attacks.check_autoattack(CountedNetwork(self.model), images, labels, self.attacker.recorder)
         for step in self.steps[len(shard.log) :]:
             goal = bar.done + self._remaining(shard)
             shard.log.append(self._attack_once(shard, step))
@@ -339,13 +281,14 @@ class _Driver:
                 with self.shards.writing(shard.number) as temporary:
                     pq.write_table(table, temporary, write_page_checksum=True)
             # what the broken images would have cost in later attacks counts as done
-            note = f"{shard.robust.mean():.1%} robust after {step}" + (f" in shard {shard.number}" * bool(shard.number))
+            note = f"{withstood(shard.broken_by).mean():.1%} robust after {step}"
+            note += f" in shard {shard.number}" if shard.number else ""
             bar.advance(goal - self._remaining(shard) - bar.done, note)
 
     def _attack_once(self, shard: _Shard, step: str) -> dict[str, Any]:
         """Attack the robust images of a shard, mark those that break, and return the entry for the log."""
         started, cost = time.perf_counter(), self.network.cost
-        candidates = np.flatnonzero(shard.robust)
+        candidates = np.flatnonzero(withstood(shard.broken_by))
         broken = rounding = 0
         for span in spans(len(candidates), self.batch_size) if self.threat.eps else []:
             chosen = candidates[span.start : span.stop]
@@ -353,21 +296,22 @@ class _Driver:
             adversarial = self.attacker.perturb(step, images, labels, int(shard.rows[chosen[0]]))
             with torch.no_grad():
                 wrong = self.network(adversarial).argmax(1) != labels
-                rounding += confirm(self.network, images[wrong], adversarial[wrong], labels[wrong], self.threat, step)
+                fallen = images[wrong], adversarial[wrong], labels[wrong]
+                rounding += attacks.confirm(self.network, *fallen, self.threat, step)
             shard.broken_by[chosen[wrong.cpu().numpy()]] = step
             broken += int(wrong.sum())
         counts = {"images": len(candidates), "broken": broken, "broken_within_rounding": rounding}
-        seconds = round(time.perf_counter() - started, 3)
-        return {"attack": step, "shard": shard.number, **counts, "cost": self.network.cost - cost, "seconds": seconds}
+        spent = {"cost": self.network.cost - cost, "seconds": round(time.perf_counter() - started, 3)}
+        return {"attack": step, "shard": shard.number, **counts, **spent}
 
     def _remaining(self, shard: _Shard) -> int:
         """Cost of the attacks still to come at most."""
-        return int(shard.robust.sum()) * sum(self.costs[len(shard.log) :])
+        return int(withstood(shard.broken_by).sum()) * sum(self.costs[len(shard.log) :])
 
     def _result(self, clean: NDArray[np.bool_], shards: Sequence[_Shard]) -> Evaluation:
         finished = [shard for shard in shards if len(shard.log) == len(self.steps)]
-        attacked, broken_by = np.zeros(len(clean), dtype=bool), _unattacked(clean)
-        raised: Counter[str] = Counter()
+        attacked, broken_by = np.zeros(len(clean), dtype=bool), np.where(clean, np.array(None), CLEAN)
+        raised = Counter[str]()
         for shard in finished:
             attacked[shard.rows], broken_by[shard.rows] = True, shard.broken_by
             raised += shard.warnings
@@ -378,7 +322,7 @@ class _Driver:
             "settings": dict(self.settings),
             "environment": environment(self.device) | {"pyautoattack": version("pyautoattack")},
             "log": [entry for shard in finished for entry in shard.log],
-            "warnings": explain(raised),
+            "warnings": attacks.explain(raised),
         }
-        given = self.threat, str(self.settings["attack"]), self.labels
-        return Evaluation(*given, attacked, broken_by, meta, complete=len(finished) == len(shards))
+        given = self.threat, str(self.settings["attack"]), self.labels, attacked, broken_by, meta
+        return Evaluation(*given, complete=len(finished) == len(shards))

@@ -63,12 +63,12 @@ class Evaluation:
     @property
     def clean_correct(self) -> NDArray[np.bool_]:
         """bool ``[N]``: classified correctly without attack."""
-        return np.array([name != CLEAN for name in self.broken_by], dtype=bool)
+        return np.not_equal(self.broken_by, CLEAN)
 
     @property
     def robust(self) -> NDArray[np.bool_]:
         """bool ``[N]``: correct and not broken by any attack; False where not attacked."""
-        return np.array([name is None for name in self.broken_by], dtype=bool) & self.attacked
+        return withstood(self.broken_by) & self.attacked
 
     @property
     def n_clean(self) -> int:
@@ -137,10 +137,8 @@ class Evaluation:
         if share is None or interval is None:
             return clean if self.complete else f"{clean}\n(attacks not finished: {self.n_test:,} images so far)"
         name = "robust accuracy (AutoAttack standard)" if self.attack == "standard" else f"accuracy under {self.attack}"
-        size = f"on {self.n_test:,} images"
-        if self.n_test < self.n_clean:
-            size = f"on a stratified subset of {self.n_test:,} of {self.n_clean:,} images"
-        return f"{clean}\n{name} at {self.threat} {percent(share, interval)} {size}"
+        subset = f"a stratified subset of {self.n_test:,} of " if self.n_test < self.n_clean else ""
+        return f"{clean}\n{name} at {self.threat} {percent(share, interval)} on {subset}{self.n_clean:,} images"
 
     def __repr__(self) -> str:
         attacked = self.attacked_accuracy
@@ -150,10 +148,8 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         rows = ["<tr><th></th><th>accuracy</th><th>95 % interval</th><th>images</th></tr>"]
-        for name, share, ends, count in (
-            ("clean", self.clean_accuracy, self.clean_interval, self.n_clean),
-            (f"{self._attack_name}, {self.threat}", self.attacked_accuracy, self.robust_interval, self.n_test),
-        ):
+        attack = f"{self._attack_name}, {self.threat}", self.attacked_accuracy, self.robust_interval, self.n_test
+        for name, share, ends, count in (("clean", self.clean_accuracy, self.clean_interval, self.n_clean), attack):
             if share is not None and ends is not None:
                 cells = (html.escape(name), f"{share:.1%}", f"{ends[0]:.1%} to {ends[1]:.1%}", f"{count:,}")
                 rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
@@ -219,7 +215,7 @@ class Evaluation:
                 threat=ThreatModel(value["threat"]["norm"], value["threat"]["eps"]),
                 attack=value["attack"],
                 label=table["label"].to_numpy().astype(np.int64),
-                attacked=np.array([flag is not None for flag in table["robust"].to_pylist()], dtype=bool),
+                attacked=table["robust"].is_valid().to_numpy(),
                 broken_by=np.array(table["broken_by"].to_pylist(), dtype=object),
                 meta={key: value[key] for key in _META},
                 path=path,
@@ -242,6 +238,11 @@ def result_path(folder: Path, attack: str, threat: ThreatModel) -> Path:
     return folder / f"{stem}.json"
 
 
+def withstood(broken_by: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """bool ``[N]``: classified correctly, and broken by no attack so far."""
+    return np.array([name is None for name in broken_by], dtype=bool)
+
+
 def flag_table(
     rows: NDArray[np.int64],
     label: NDArray[np.int64],
@@ -250,13 +251,11 @@ def flag_table(
     attacked: NDArray[np.bool_] | None = None,
 ) -> pa.Table:
     """The table ``index, label, clean_correct, robust, broken_by``; ``robust`` is null where not attacked."""
-    known = np.ones(len(rows), dtype=bool) if attacked is None else attacked
-    robust = [name is None if here else None for name, here in zip(broken_by, known, strict=True)]
     columns = {
         "index": pa.array(rows, pa.int64()),
         "label": pa.array(label, pa.int16()),
-        "clean_correct": pa.array([name != CLEAN for name in broken_by], pa.bool_()),
-        "robust": pa.array(robust, pa.bool_()),
-        "broken_by": pa.array(list(broken_by), pa.string()),
+        "clean_correct": pa.array(np.not_equal(broken_by, CLEAN)),
+        "robust": pa.array(withstood(broken_by), mask=None if attacked is None else ~attacked),
+        "broken_by": pa.array(broken_by, pa.string()),
     }
     return pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(dict(meta), allow_nan=False).encode()})
