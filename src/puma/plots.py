@@ -82,10 +82,7 @@ def figure_style() -> Iterator[None]:
 def new_figure(
     width: float = 5.0, height: float = 3.4, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Make a figure of ``width`` x ``height`` inches and its axes in reading order; call it inside `figure_style`.
-
-    Five inches keep 8-point text readable when the page is 400 pixels wide.
-    """
+    """Make a figure of ``width`` x ``height`` inches and its axes in reading order; call it inside `figure_style`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False, **options).ravel())
 
@@ -107,10 +104,9 @@ def unit(norm: str) -> tuple[float, str]:
 def plot_margins(
     margins: Mapping[str, NDArray[np.float32]], norm: str, eps: float | None = None, axes: Axes | None = None
 ) -> Axes:
-    """Plot a histogram of margins (status -> pixel units) stacked by status, in percent; dashed lines are 0 and eps.
+    """Plot a histogram of finite margins (status -> pixel units) by status, in percent; dashed lines are 0 and eps.
 
-    Those that are not finite are left out, the outermost thousandth is counted in the end bins. Returns the axes, by
-    default of a new pyplot figure.
+    The outermost thousandth is counted in the end bins. Returns the axes, by default of a new pyplot figure.
     """
     axes, (factor, words) = axes or new_axes(), unit(norm)
     found = {name: factor * values[np.isfinite(values)] for name, values in margins.items()}

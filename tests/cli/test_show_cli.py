@@ -99,7 +99,7 @@ def test_settings(made: Path, tmp_path: Path) -> None:
     kind, facts, next_ = describe(tmp_path / "study.toml")
     assert (kind, facts["name"], facts["pool"]["synthetic"]) == ("settings of a study", "small", 10)
     assert next_ == f"puma study run {tmp_path / 'study.toml'}"
-    assert describe(tmp_path).kind == "study"
+    assert describe(tmp_path)[0] == "study"
     kind, facts, _ = describe(made / "run" / "recipe.toml")
     assert (kind, facts["steps"], facts["objective"]) == ("recipe", 4, "trades")
     (tmp_path / "broken.toml").write_text("steps = [")
@@ -134,7 +134,7 @@ def test_any_artefact_fits_one_screen_and_all_shows_the_rest(made: Path) -> None
         assert len(lines) <= 38, name
     assert "lines more (--all shows them)" in printed(made / "run")
     assert len(printed(made / "run", "--all").splitlines()) > 38
-    digest = describe(made / "margins").facts["model"]["sha256"]
+    digest = describe(made / "margins")[1]["model"]["sha256"]
     assert digest not in printed(made / "margins")
     assert digest in printed(made / "margins", "--all")
 

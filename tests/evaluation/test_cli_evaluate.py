@@ -138,11 +138,6 @@ def test_mistakes_are_told(run: Path) -> None:
             UsageError,
             "has not been evaluated",
         ),
-        (
-            ["export", "hub", run, "--out", run / "x", "--title", "t", "--evaluation", run / "none.json"],
-            DataError,
-            "does not exist",
-        ),
     ):
         with pytest.raises(error, match=message):
             puma(*arguments)

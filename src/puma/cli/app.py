@@ -43,11 +43,8 @@ def _version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-_Version = Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")]
-
-
 @app.callback()
-def _options(version: _Version = False) -> None:
+def _options(version: Annotated[bool, Option("--version", callback=_version, is_eager=True)] = False) -> None:
     pass
 
 

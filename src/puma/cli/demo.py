@@ -76,12 +76,9 @@ def perceptron(
     started, experiments = time.monotonic(), FULL if full else DEFAULT
     if dry_run:
         costs = [(one.name, *one.cost(out)) for one in experiments]
-        rows = [(name, f"{sets:,}", f"{found:,}", duration(seconds)) for name, sets, found, seconds in costs]
+        rows = [(name, sets, found, duration(seconds / jobs)) for name, sets, found, seconds in costs]
         print_table(("experiment", "training sets", "finished", "left"), rows)
-        memory = max(8 * max(one.alphas) * one.dimension**2 for one in experiments)
-        left = duration(sum(cost[3] for cost in costs) / jobs)
-        echo(f"time     about {left} with --jobs {jobs}, without the theory's curves")
-        return echo(f"memory   {memory / 1e6:,.0f} MB for the largest training set; nothing was written")
+        return echo("without the theory's curves; nothing was written")
     for folder in (out, pictures):
         if folder is not None:
             prepare_folder(folder)

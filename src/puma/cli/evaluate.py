@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 
     from puma.data.source import Source
     from puma.evaluation import Evaluation
+
+    _Networks = dict[str, tuple[str, Path | None]]  # by checkpoint: what `resolve_model` takes
 
 _MODEL = "Run folder, weights file, package.module:factory, or the name of a network."
 _WEIGHTS = "For a factory or a name: safetensors weights, or the run folder that made them."
@@ -74,65 +75,59 @@ def evaluate(
     names = (("last", "best") if checkpoint == "both" else (checkpoint,)) if run else (model,)
     files = {name: run / f"{name}.safetensors" if run else weights for name in names}
     networks = {name: (str(file or model), None) if weights is None else (model, file) for name, file in files.items()}
-    job = _Job(networks, data, folder, {"threat": threat, **arguments}, share.device, quiet)
     if dry_run:
-        return job.print_cost(max(devices, share.num_workers))
+        return _print_cost(networks, data, share.device, arguments, max(devices, share.num_workers))
+    work = partial(
+        _evaluate, networks, data, folder, share.device, arguments | {"threat": threat, "progress": not quiet}
+    )
     if devices > 1:
-        for _ in run_tasks(partial(job.run, num_workers=devices), range(devices), share.workers):
+        for _ in run_tasks(partial(work, devices), range(devices), share.workers):
             pass  # the results lie in the shared folder
-    for name, result in job.run(share.worker, share.num_workers).items():
+    for name, result in work(share.num_workers, share.worker).items():
         if isinstance(result, str):
             echo(f"{name}: the same weights as {result}, evaluated once")
         else:
             _print(result, name)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """Everything that a worker needs to evaluate its share, as text and numbers."""
+def _evaluate(
+    networks: _Networks, data: str, out: Path | None, device: str, options: dict[str, Any], size: int, me: int
+) -> dict[str, Evaluation | str]:
+    """The evaluation of each checkpoint by worker ``me`` of ``size``, or the name of one with the same weights."""
+    from puma.models.weights import weights_sha256
 
-    networks: dict[str, tuple[str, Path | None]]  # by checkpoint: what `resolve_model` takes
-    data: str
-    out: Path | None
-    arguments: dict[str, Any]
-    device: str
-    quiet: bool
+    test, evaluated = puma.load_dataset(data), dict[str, str]()
+    results: dict[str, Evaluation | str] = {}
+    share = {**options, "worker": me, "num_workers": size, "progress": options["progress"] and me == 0}
+    for name, network in networks.items():
+        model = _model(network, test)
+        results[name] = same = evaluated.setdefault(weights_sha256(model), name)
+        if same == name:  # without validation images the last model is the best one known
+            target = out / name if out and name == "best" else out
+            results[name] = puma.evaluate(model.to(device), test, out=target, **share)
+    return results
 
-    def run(self, worker: int, num_workers: int) -> dict[str, Evaluation | str]:
-        """The evaluation of each checkpoint, or the name of an earlier one with the same weights."""
-        from puma.models.weights import weights_sha256
 
-        test, evaluated = puma.load_dataset(self.data), dict[str, str]()
-        results: dict[str, Evaluation | str] = {}
-        share = {**self.arguments, "worker": worker, "num_workers": num_workers}
-        for name in self.networks:
-            network = self._model(test, name)
-            target = self.out / name if self.out and name == "best" else self.out
-            results[name] = same = evaluated.setdefault(weights_sha256(network), name)
-            if same == name:  # without validation images the last model is the best one known
-                progress = not self.quiet and worker == 0
-                results[name] = puma.evaluate(network.to(self.device), test, out=target, progress=progress, **share)
-        return results
+def _print_cost(networks: _Networks, data: str, device: str, options: dict[str, Any], workers: int) -> None:
+    """Print what the evaluation of one checkpoint costs at most; it is timed on one batch."""
+    from puma.evaluation import estimate_cost
 
-    def print_cost(self, workers: int) -> None:
-        """Print what the evaluation of one checkpoint costs at most; it is timed on one batch."""
-        from puma.evaluation import estimate_cost
+    test, model = puma.load_dataset(data), next(iter(networks.values()))
+    sizes = {name: options[name] for name in ("attack", "subset", "batch_size")}
+    cost = estimate_cost(_model(model, test).to(device), test, **sizes)
+    several = f" for each of {' and '.join(networks)}" if len(networks) > 1 else ""
+    echo(f"images   {len(test):,}, of which {cost.images:,} are attacked ({options['attack']})")
+    echo(f"passes   at most {cost.passes:,}{several}; images that fall early cost less")
+    echo(f"time     at most {duration(cost.seconds / workers)} on {workers} x {device}{several}")
 
-        test, options = puma.load_dataset(self.data), ("attack", "subset", "batch_size")
-        network = self._model(test, next(iter(self.networks))).to(self.device)
-        cost = estimate_cost(network, test, **{name: self.arguments[name] for name in options})
-        several = f" for each of {' and '.join(self.networks)}" if len(self.networks) > 1 else ""
-        echo(f"images   {len(test):,}, of which {cost.images:,} are attacked ({self.arguments['attack']})")
-        echo(f"passes   at most {cost.passes:,}{several}; images that fall early cost less")
-        echo(f"time     at most {duration(cost.seconds / workers)} on {workers} x {self.device}{several}")
 
-    def _model(self, test: Source, checkpoint: str) -> nn.Module:
-        """The model, or a checkpoint of the run; a bare name of a network takes its sizes from the test images."""
-        from puma.models.zoo import resolve_model
+def _model(network: tuple[str, Path | None], test: Source) -> nn.Module:
+    """The network that `resolve_model` finds; one by name and weights takes its sizes from the test images."""
+    from puma.models.zoo import resolve_model
 
-        (model, weights), (height, _, channels) = self.networks[checkpoint], test.image_shape
-        sizes: dict[str, Any] = {"num_classes": test.num_classes, "in_channels": channels, "image_size": height}
-        return resolve_model(model) if weights is None else resolve_model(model, weights, **sizes)
+    (model, weights), (height, _, channels) = network, test.image_shape
+    sizes: dict[str, Any] = {"num_classes": test.num_classes, "in_channels": channels, "image_size": height}
+    return resolve_model(model) if weights is None else resolve_model(model, weights, **sizes)
 
 
 def _print(result: Evaluation, name: str) -> None:

@@ -65,7 +65,6 @@ def _refresh(folder: Path) -> None:
 
 _MODEL_ID = "RobustBench: the model's id, <Author><Year><FirstWord>_<architecture>."
 _PAPER = "authors, link, venue, footnote, additional_data (real images of elsewhere: true) or licence (SPDX)."
-_EVALUATION = "evaluation.json of this model; default: that of the run folder."
 
 
 def export(
@@ -74,7 +73,6 @@ def export(
     out: Annotated[Path, Option("--out", help="Folder to make; it must be empty or absent.")],
     title: Annotated[str, Option(help="Title of the paper, or of the model.")],
     name: Annotated[str | None, Option(help=_MODEL_ID)] = None,
-    evaluation: Annotated[Path | None, Option(help=_EVALUATION)] = None,
     checkpoint: Annotated[Literal["last", "best"], Option(help="Of a run folder.")] = "last",
     dataset: Annotated[str, Option(help="The data set as the Hub or RobustBench names it.")] = "cifar10",
     fields: Annotated[list[str] | None, Option("--paper", metavar="FIELD=VALUE", help=_PAPER)] = None,
@@ -95,12 +93,10 @@ def export(
     from puma.export import Paper, export_hub, export_robustbench
     from puma.training.recipe import parse_changes
 
-    run = model if model.is_dir() else model.parent
-    if evaluation is None and model.is_dir():
-        default = (run / "best" if checkpoint == "best" else run) / "evaluation.json"
-        evaluation = default if default.is_file() else None
-    result = None if evaluation is None else Evaluation.read(evaluation)
-    network = puma.load_model(model / f"{checkpoint}.safetensors" if model.is_dir() else model)
+    run, file = (model, model / f"{checkpoint}.safetensors") if model.is_dir() else (model.parent, model)
+    evaluation = (run / "best" if file.stem == "best" else run) / "evaluation.json"
+    result = Evaluation.read(evaluation) if evaluation.is_file() else None
+    network = puma.load_model(file)
     known = parse_changes(fields or [], "--paper", "venue=ICML")
     for field in known.keys() - Paper.__dataclass_fields__.keys():
         raise unknown("field of --paper", field, Paper.__dataclass_fields__)

@@ -125,8 +125,6 @@ def score_run(
 
 def _make(job: ScoringJob, share: options.Share, out: Path, dry_run: bool, quiet: bool) -> bool:
     """Make a table and say what is in it, or what it costs; whether it is finished: others may miss their parts."""
-    import numpy as np
-
     from puma.scoring.job import estimate
 
     if dry_run:
@@ -136,16 +134,9 @@ def _make(job: ScoringJob, share: options.Share, out: Path, dry_run: bool, quiet
     if table is None:
         echo(f"this worker's parts are in {job.out}; others are still missing")
         return False
-    echo(f"{len(table):,} images scored ({table.norm}, {table.meta['mode']}) in {out}")
+    echo(f"{len(table):,} images scored in {out}\n  {table!r}")
     if (limit := table.meta["settings"].get("refine_below")) is not None:
         echo(f"  searched only where a first-order estimate was below {limit:.4g}; the others are estimates")
-    if not table.scores:
-        for text, count in table.counts().items():
-            echo(f"  {text:14} {count:12,}  {count / len(table):7.2%}")
-    for name, column in (table.scores or {"positive margins": table.margin[table.margin > 0]}).items():
-        if len(finite := column[np.isfinite(column)]):
-            low, middle, high = np.quantile(finite, [0.1, 0.5, 0.9])
-            echo(f"  {name:20} 10 % below {low:.4g}, median {middle:.4g}, 10 % above {high:.4g}")
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -30,15 +30,7 @@ _NEXT = {
 }
 
 
-class Shown(NamedTuple):
-    """What is known of an artefact: its kind, names and values, and the command that goes on from it."""
-
-    kind: str
-    facts: dict[str, Any]
-    next: str
-
-
-Found = tuple[str, dict[str, Any]]  # kind and facts
+Found = tuple[str, dict[str, Any]]  # kind, names and values
 
 
 def show(
@@ -46,11 +38,11 @@ def show(
     everything: Annotated[bool, Option("--all", help="Every value, not one screen of them.")] = False,
 ) -> None:
     """Say what an artefact is, how it was made and what it holds, on one screen. Reads only."""
-    found = describe(artefact)
-    echo(f"{artefact}: {found.kind}")
-    print_facts(found.facts, most=None if everything else _SCREEN)
-    if found.next:
-        echo(f"next  {found.next}")
+    kind, facts, following = describe(artefact)
+    echo(f"{artefact}: {kind}")
+    print_facts(facts, most=None if everything else _SCREEN)
+    if following:
+        echo(f"next  {following}")
 
 
 def verify(
@@ -77,15 +69,11 @@ def verify(
     echo(f"verified {folder}: no problem")
 
 
-def describe(path: Path) -> Shown:
-    """The kind of an artefact, the facts a person asks for first, and the next command.
-
-    Raises:
-        DataError: nothing there, or nothing that PUMA knows.
-    """
+def describe(path: Path) -> tuple[str, dict[str, Any], str]:
+    """The kind of an artefact, what is known of it, and the command that goes on from it; `DataError` for others."""
     read = _folder if path.is_dir() else _FILES.get(path.suffix, _data_set) if path.is_file() else _data_set
     kind, facts = read(path)
-    return Shown(kind, facts, _NEXT.get(kind, "").format(path=path))
+    return kind, facts, _NEXT.get(kind, "").format(path=path)
 
 
 def _kind(schema: object, otherwise: str) -> str:
