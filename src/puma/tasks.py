@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from puma.devices import PROCESSES_PER_GPU, VISIBLE_GPUS, visible_gpus
 from puma.errors import PumaError, StorageError, UsageError
@@ -42,6 +42,14 @@ def worker_from_environment(environment: Mapping[str, str] = os.environ) -> tupl
         if rank in environment and size in environment:
             return int(environment[rank]), int(environment[size]), int(environment.get(local, "0"))
     return 0, 1, 0
+
+
+class Engine(NamedTuple):
+    """What runs tasks: up to ``slots`` submitted items at a time, which come back with their results."""
+
+    slots: int
+    submit: Callable[[Any], object]
+    next: Callable[[], tuple[Any, Any]]
 
 
 class WorkerLost(PumaError):
@@ -98,11 +106,12 @@ def run_tasks(
     workers, waiting = workers or Workers(), list(items)
     unfinished, busy = set(waiting), 0
     if workers.ray is not None:
-        context: AbstractContextManager[Any] = _ray(function, workers)
+        context: AbstractContextManager[Engine] = _ray(function, workers)
     elif waiting and (workers.ranks or workers.on_line is not None or (workers.count > 1 and len(waiting) > 1)):
         context = _processes(function, min(workers.count, len(waiting)), workers)
     else:
-        context = nullcontext(_Here(function))
+        here: list[Any] = []
+        context = nullcontext(Engine(1, here.append, lambda: (here[-1], function(here.pop()))))
     with context as engine:
         while waiting or busy:
             for item in list(waiting):
@@ -118,24 +127,8 @@ def run_tasks(
             yield item, result
 
 
-class _Here:
-    """The engine of this process. Every engine takes up to ``slots`` items, and gives them back with results."""
-
-    slots = 1
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
-
-    def submit(self, item: Any) -> None:
-        self._item = item
-
-    def next(self) -> tuple[Any, Any]:
-        return self._item, self._function(self._item)
-
-
-# --- ... in processes of this machine
-
 _GRACE_S, _GRACE_OF_RANKS_S, _POLL_S = 30.0, 5.0, 0.2
+_RETRIES = 5  # of a Ray task whose worker was lost
 _CHECKOUT = [str(folder) for folder in [Path(__file__).parents[1]] if not folder.name.endswith("-packages")]
 _SERVE = "import sys; sys.path[:0] = sys.argv[3:]; from puma.tasks import serve; serve(*map(int, sys.argv[1:3]))"
 
@@ -147,7 +140,7 @@ class _Process:
         ours, theirs = socket.socketpair()
         # -P: the working folder is not searched for modules, where a `json.py` would be run in place of Python's
         command = [sys.executable, "-P", "-c", _SERVE, str(theirs.fileno()), str(os.getpid()), *_CHECKOUT]
-        self.number, self.item = number, None
+        self.number = number
         self.process = subprocess.Popen(
             command,
             env=environment,
@@ -169,51 +162,52 @@ class _Process:
 
     def send(self, message: Any) -> None:
         data = pickle.dumps(message)
-        with suppress(OSError):  # it is dead: `next` says so
+        with suppress(OSError):  # it is dead: `receive` says so
             self.connection.send_bytes(data)
 
-
-class _Processes:
-    def __init__(self, processes: list[_Process]) -> None:
-        self.slots, self._idle, self._busy = len(processes), processes[::-1], dict[Any, _Process]()
-
-    def submit(self, item: Any) -> None:
-        process = self._idle.pop()
-        process.item = item
-        process.send(item)
-        self._busy[process.connection] = process
-
-    def next(self) -> tuple[Any, Any]:
-        ready: list[Any] = []
-        while not ready:
-            ready = cast("list[Any]", wait(list(self._busy), _POLL_S))
-            # a killed process before those that report that they miss it; a child of it may hold its socket open
-            ready = [key for key, one in self._busy.items() if one.process.poll() is not None] or ready
-        process = self._busy.pop(ready[0])
+    def receive(self) -> Any:
         try:
-            if not process.connection.poll():
+            if not self.connection.poll():
                 raise EOFError
-            result, error, text = process.connection.recv()
+            result, error, text = self.connection.recv()
         except (EOFError, OSError):
-            code = process.process.wait()
+            code = self.process.wait()
             how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code} before its task"
             why = "out of memory?" if code == -signal.SIGKILL else ""
             fix = "run the same command again: it goes on from what is kept"
-            raise WorkerLost(f"process {process.number} {how}", why=why, fix=fix) from None
+            raise WorkerLost(f"process {self.number} {how}", why=why, fix=fix) from None
         if error is not None:
             raise error from (None if isinstance(error, PumaError) else RuntimeError(f"in another process:\n{text}"))
-        self._idle.append(process)
-        return process.item, result
+        return result
 
 
 @contextmanager
-def _processes(function: Callable[[Any], Any], count: int, workers: Workers) -> Iterator[Any]:
+def _processes(function: Callable[[Any], Any], count: int, workers: Workers) -> Iterator[Engine]:
     started: list[_Process] = []
+    busy: dict[Any, tuple[_Process, Any]] = {}
     grace = _GRACE_S
+
+    def submit(item: Any) -> None:
+        process = idle.pop()
+        process.send(item)
+        busy[process.connection] = process, item
+
+    def next_result() -> tuple[Any, Any]:
+        ready: list[Any] = []
+        while not ready:
+            ready = cast("list[Any]", wait(list(busy), _POLL_S))
+            # a killed process before those that report that they miss it; a child of it may hold its socket open
+            ready = [key for key, (one, _) in busy.items() if one.process.poll() is not None] or ready
+        process, item = busy.pop(ready[0])
+        result = process.receive()
+        idle.append(process)
+        return item, result
+
     try:
         for number, environment in enumerate(_environments(count, workers)):
             started.append(_Process(number, function, workers, environment))
-        yield _Processes(started)
+        idle = started[::-1]
+        yield Engine(count, submit, next_result)
     except Exception:
         grace = _GRACE_OF_RANKS_S if workers.ranks else _GRACE_S  # ranks that wait for a dead one do so for minutes
         raise
@@ -291,33 +285,6 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-# --- ... on a Ray cluster
-
-_RETRIES = 5  # of a task whose worker was lost
-
-
-class _Ray:
-    """Tasks of a Ray cluster, which runs those again whose worker was lost and lets machines join or leave."""
-
-    slots = sys.maxsize
-
-    def __init__(self, ray: Any, function: Callable[[Any], Any], workers: Workers) -> None:
-        self._ray, self._function, self.busy = ray, function, dict[Any, Any]()
-        self._threads = workers.threads or max(1, int(workers.cpus))
-        self._task = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=_RETRIES)(_ray_task)
-
-    def submit(self, item: Any) -> None:
-        self.busy[self._task.remote(self._function, item, self._threads, str(Path.cwd()))] = item
-
-    def next(self) -> tuple[Any, Any]:
-        (reference,), _ = self._ray.wait(list(self.busy), num_returns=1)
-        item = self.busy.pop(reference)
-        try:
-            return item, self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, PumaError) else error) from error
-
-
 def _ray_task(function: Callable[[Any], Any], item: Any, threads: int, folder: str) -> Any:
     import torch
 
@@ -328,7 +295,8 @@ def _ray_task(function: Callable[[Any], Any], item: Any, threads: int, folder: s
 
 
 @contextmanager
-def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Any]:
+def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Engine]:
+    """A Ray cluster runs tasks again whose worker was lost, and lets machines join or leave."""
     import ray
 
     ours = not ray.is_initialized()
@@ -341,11 +309,24 @@ def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Any]:
         except (ConnectionError, ValueError) as error:
             why, fix = str(error).splitlines()[0], "`ray start --head` starts one"
             raise UsageError(f"no Ray cluster at {workers.ray!r}", why=why, fix=fix) from error
-    engine = _Ray(ray, function, workers)
+    task: Any = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=_RETRIES)(_ray_task)
+    threads, busy = workers.threads or max(1, int(workers.cpus)), dict[Any, Any]()
+
+    def submit(item: Any) -> None:
+        busy[task.remote(function, item, threads, str(Path.cwd()))] = item
+
+    def next_result() -> tuple[Any, Any]:
+        (reference,), _ = ray.wait(list(busy), num_returns=1)
+        item = busy.pop(reference)
+        try:
+            return item, ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, PumaError) else error) from error
+
     try:
-        yield engine
+        yield Engine(sys.maxsize, submit, next_result)
     finally:
-        for reference in engine.busy:
+        for reference in busy:
             ray.cancel(reference)
         if ours:
             ray.shutdown()
