@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +30,6 @@ from puma.errors import BusyError, DataError, PumaError, ResumeError, StorageErr
 
 logger = logging.getLogger("puma")
 Key = TypeVar("Key", int, str)
-
 
 _FULL = {"ENOSPC", "EDQUOT", "EFBIG"}  # names of error codes
 _BAD_PATH = {"EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "EISDIR", "ENOENT", "ENAMETOOLONG", "ELOOP"}
@@ -52,8 +51,6 @@ def _host() -> str:
 
 _HOST = _host()
 _swept: set[tuple[int, str]] = set()
-
-# --- writing -------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -180,9 +177,6 @@ def write_toml(target: Path | str, value: Mapping[str, Any]) -> None:
     write_text(target, tomli_w.dumps(value))
 
 
-# --- reading -------------------------------------------------------------------------------------------------------
-
-
 def _read(path: Path | str, kind: type[PumaError], fix: str = "", most: int = -1) -> str:
     try:
         with Path(path).open() as file:
@@ -284,9 +278,6 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# --- locks ---------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
     """Hold ``folder`` for this process, by a lock that ends with it; `BusyError` names another process that holds it.
@@ -338,9 +329,6 @@ def _lock_text(path: Path) -> str:
     return path.read_bytes()[:200].decode(errors="replace").strip() if path.is_file() else ""
 
 
-# --- settings of a folder ------------------------------------------------------------------------------------------
-
-
 def settings_diff(there: Any, now: Any, name: str = "") -> list[str]:
     """Every setting in which two JSON values differ: ``recipe.steps: 50 there, 60 now``."""
     if isinstance(there, Mapping) and isinstance(now, Mapping):
@@ -371,6 +359,7 @@ def claim_folder(
     environment: Mapping[str, Any] | None = None,
     record: str = "settings.json",
     schema: str = "",
+    write: bool = True,
 ) -> list[str]:
     """Record in ``folder`` (made if need be) what its content is made with, or make sure that it was made with that.
 
@@ -380,11 +369,13 @@ def claim_folder(
         environment: JSON of what may change its last bits: libraries, machine, threads. Where it differs, a warning is
             logged and the differences are returned.
         schema: name and version of what the folder holds.
+        write: False only looks at what is there, and changes nothing.
     """
-    path = prepare_folder(folder) / record
+    path = (prepare_folder(folder) if write else Path(folder)) / record
     if not path.exists():
-        value = {"schema": schema, "settings": dict(settings), "environment": dict(environment or {})}
-        write_json(path, value, checksum=True)
+        if write:
+            value = {"schema": schema, "settings": dict(settings), "environment": dict(environment or {})}
+            write_json(path, value, checksum=True)
         return []
     there = read_record(path)
     require_same_settings(path, {"schema": there["schema"]}, {"schema": schema})
@@ -406,9 +397,6 @@ def read_record(path: Path | str) -> dict[str, Any]:
     return value
 
 
-# --- resumable shards ----------------------------------------------------------------------------------------------
-
-
 def spans(total: int, size: int) -> list[range]:
     """Cut ``total`` rows into consecutive ranges of ``size``; the last may be shorter."""
     return [range(start, min(start + size, total)) for start in range(0, total, size)]
@@ -420,31 +408,14 @@ class Shards:
     Every shard has its SHA-256 in a dot file beside it, written before the shard appears; a damaged one is made again.
     Shards are named by a number (``part-000003.parquet``) or by a text (``alpha-5.json``).
 
-    Args:
-        folder, settings, record, claim: as for `claim_folder`.
-        suffix: ending of the files.
-        check: whether a shard without a recorded checksum (a folder copied without its dot files) is whole and of these
-            settings. Without it such shards are made again.
-        write: False only looks at what is there, and changes nothing.
+    ``folder``, ``settings`` and ``claim`` are those of `claim_folder`, ``suffix`` is the ending of the files.
     """
 
     def __init__(
-        self,
-        folder: Path | str,
-        settings: Mapping[str, Any],
-        *,
-        suffix: str = ".parquet",
-        check: Callable[[Path], bool] | None = None,
-        write: bool = True,
-        record: str = "settings.json",
-        **claim: Any,
+        self, folder: Path | str, settings: Mapping[str, Any], *, suffix: str = ".parquet", **claim: Any
     ) -> None:
-        self.folder, self.suffix, self._check = Path(folder), suffix, check
-        if write:
-            claim_folder(folder, settings, record=record, **claim)
-        elif (self.folder / record).exists():
-            there = read_record(self.folder / record)
-            require_same_settings(self.folder / record, there["settings"], json.loads(json.dumps(settings)))
+        self.folder, self.suffix = Path(folder), suffix
+        claim_folder(folder, settings, **claim)
 
     def path(self, key: int | str) -> Path:
         """Where a shard lies."""
@@ -452,16 +423,15 @@ class Shards:
 
     def finished(self, key: int | str) -> bool:
         """Whether a shard is there and whole; a damaged one is named in the log."""
-        path, digests = self.path(key), recorded_sha256(self.path(key))
+        path = self.path(key)
         try:
             if not path.exists():
                 return False
-            whole = sha256_file(path) in digests if digests else self._check is not None and self._check(path)
+            whole, why = sha256_file(path) in recorded_sha256(path), "its checksum is not the recorded one"
         except OSError as error:
-            logger.warning("cannot read %s (%s); it is made again", path, error)
-            return False
+            whole, why = False, str(error)
         if not whole:
-            logger.warning("%s is damaged or not of this folder's settings; it is made again", path)
+            logger.warning("%s is damaged (%s); it is made again", path, why)
         return whole
 
     def missing(self, keys: Iterable[Key]) -> list[Key]:

@@ -18,7 +18,7 @@ from puma.data.source import Source
 from puma.devices import environment
 from puma.errors import DataError
 from puma.io import Shards, fingerprint, require_same_settings, spans
-from puma.margins import SCHEMA_VERSION, Columns, MarginTable, read_header, read_part, write_part
+from puma.margins import SCHEMA_VERSION, Columns, MarginTable, read_header, write_part
 from puma.models.checks import check_model, device_of
 from puma.models.weights import unwrap, weights_sha256
 from puma.progress import Progress
@@ -50,7 +50,7 @@ class TableParts(Shards):
         rows = sum(source["rows"] for source in meta["pool"]["sources"])
         self.ranges = spans(rows, meta["settings"]["part_rows"])
         record: dict[str, Any] = {"record": "table.json", "schema": SCHEMA_VERSION, "environment": environment(device)}
-        super().__init__(out, self.meta, check=self._is_part, write=write, **record)
+        super().__init__(out, self.meta, write=write, **record)
 
     def make(self, numbers: Iterable[int], compute: Callable[[range, Done], Columns], progress: bool = False) -> None:
         """Compute and write those parts, among ``numbers``, that are not finished."""
@@ -68,15 +68,6 @@ class TableParts(Shards):
             return False
         require_same_settings(self.path(key), read_header(self.path(key))[0], self.meta)
         return True
-
-    def _is_part(self, path: Path) -> bool:
-        """For parts that were copied without their checksum file: they hold checksums of their own."""
-        try:
-            index = read_part(path)["index"]
-        except DataError:
-            return False
-        rows = self.ranges[int(path.stem.removeprefix("part-"))]
-        return len(index) == len(rows) and index[0] == rows.start and index[-1] == rows.stop - 1
 
 
 def open_table(
