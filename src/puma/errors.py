@@ -92,11 +92,7 @@ def integer(name: str, value: Any, *, low: int) -> int:
 
 
 def number(name: str, value: Any, low: float = 0.0, high: float = math.inf, *, open_low: bool = False) -> float:
-    """Check a finite number given by the user against a closed range (open at the lower end if ``open_low``).
-
-    >>> number("c", Decimal("0.5"), high=1)
-    0.5
-    """
+    """Check a finite number given by the user against a closed range (open at the lower end if ``open_low``)."""
     plain = value.item() if getattr(value, "shape", None) == () else value
     try:
         real = type(plain) is not bool and isinstance(plain, (Real, Decimal)) and math.isfinite(plain)

@@ -16,11 +16,7 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?"
 
 
 def parse_norm(text: str) -> Norm:
-    """Return the norm called ``text`` (else `UsageError`); capitals, ``_`` and ``-`` do not matter.
-
-    >>> parse_norm("Linf"), parse_norm("l_inf"), parse_norm("l2")
-    ('Linf', 'Linf', 'L2')
-    """
+    """Return the norm called ``text`` (else `UsageError`); capitals, ``_`` and ``-`` do not matter."""
     norm = _SPELLINGS.get(re.sub(r"[\s_-]", "", str(text)).lower())
     if norm is None:
         raise UsageError(f"unknown norm {text!r}", fix='use "Linf" or "L2"')

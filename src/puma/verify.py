@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +24,7 @@ from puma.training.recipe import load_recipe
 
 
 class Artefact(NamedTuple):
-    """A readable file (or table of parts): its kind, its fingerprint if it has one, and what it was made from.
-
-    An origin is what the other artefact is called, its fingerprint, and where it may lie.
-    """
+    """A readable file or table; ``origins``: what it was made from (its name, fingerprint, where it may lie)."""
 
     kind: str
     fingerprint: str = ""
@@ -36,13 +32,12 @@ class Artefact(NamedTuple):
     note: str = ""
 
 
-@dataclass
-class Verification:
+class Verification(NamedTuple):
     """How many artefacts of each kind are undamaged, all damage and contradictions, and what could not be checked."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    problems: list[PumaError] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    counts: Counter[str]
+    problems: list[PumaError]
+    notes: list[str]
 
 
 def verify(folder: Path | str, *, progress: bool = False) -> Verification:
@@ -57,7 +52,7 @@ def verify(folder: Path | str, *, progress: bool = False) -> Verification:
         raise DataError(f"{folder} does not exist", fix="name the folder of a margin table, run or study, or one file")
     paths = [folder] if folder.is_file() else [p for p in sorted(folder.rglob("*")) if p.is_file()]
     paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-    result, artefacts = Verification(), dict[Path, Artefact]()
+    result, artefacts = Verification(Counter(), [], []), dict[Path, Artefact]()
 
     def read(path: Path, reader: Callable[[Path], Artefact]) -> None:
         try:
@@ -71,7 +66,7 @@ def verify(folder: Path | str, *, progress: bool = False) -> Verification:
         for path in paths:
             read(path, _check)
             bar.advance(path.stat().st_size)
-    result.notes += [f"{path}: {artefact.note}" for path, artefact in artefacts.items() if artefact.note]
+    result.notes.extend(f"{path}: {artefact.note}" for path, artefact in artefacts.items() if artefact.note)
     for table in sorted({path.parent for path, artefact in artefacts.items() if artefact.kind == "margin part"}):
         if all(part in artefacts for part in table.glob("part-*.parquet")):
             read(table, _margins)

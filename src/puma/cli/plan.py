@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from puma.io import prepare_folder
 from puma.threat import format_eps
 
 _FROM_FILE = "Your own selection instead of a rule: indices (and eps), .npy, .csv, text."
-_EXPLAIN = "Print counts, shares, margins kept and removed, and the theory."
+_EXPLAIN = "Print counts, shares, and tenths by margin."
 
 
 def _list(wanted: bool) -> None:
@@ -62,9 +63,12 @@ def plan(
 
     params = {name.replace("-", "_"): value for name, value in parse_changes(param or [], "--param", "c=1.0").items()}
     get_strategy(strategy).resolve(params)  # a misspelt name is refused before a large table is read
+    if out is not None and out.suffix != ".parquet":
+        what, fix = f"--out {out} does not end in .parquet", f"--out {out.with_suffix('.parquet')}"
+        raise UsageError(what, why="a plan is one Parquet file", fix=fix)
     if out is not None:
-        check_plan_path(out)
-    margins = read_tables(table)
+        prepare_folder(out.parent)
+    margins = reduce(puma.MarginTable.join, map(puma.MarginTable.read, table))
     if from_file is not None:
         made, explain = puma.Plan.from_indices(margins, *read_selection(from_file), threat=threat), False
     else:
@@ -76,22 +80,6 @@ def plan(
     if out is not None:
         made.write(out)
         echo(f"written to {out}")
-
-
-def check_plan_path(out: Path) -> None:
-    """Refuse an output that is no .parquet file or cannot be written."""
-    if out.suffix != ".parquet":
-        fix = f"--out {out.with_suffix('.parquet')}"
-        raise UsageError(f"--out {out} does not end in .parquet", why="a plan is one Parquet file", fix=fix)
-    prepare_folder(out.parent)
-
-
-def read_tables(paths: list[Path]) -> puma.MarginTable:
-    """The first table, with the scores of the others joined."""
-    margins, *others = (puma.MarginTable.read(path) for path in paths)
-    for other in others:
-        margins = margins.join(other)
-    return margins
 
 
 def _summary(plan: puma.Plan) -> str:
@@ -116,7 +104,7 @@ _MOST_CLASSES = 20
 
 
 def _explain(plan: puma.Plan, table: puma.MarginTable) -> None:
-    """Print counts by source and class, shares before and after, margins kept and removed, and the theory."""
+    """Print counts by source and class, shares before and after, and tenths by margin."""
     import numpy as np
     import pandas as pd
 
