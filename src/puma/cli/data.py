@@ -13,6 +13,7 @@ import puma
 from puma.cli.options import Device, DryRun, Quiet
 from puma.cli.output import echo, print_facts
 from puma.cli.score import MarginModel, PartRows, Roles, Sources, Weights, print_estimate
+from puma.devices import resolve_device
 from puma.errors import UsageError
 from puma.io import prepare_folder, read_json
 
@@ -132,13 +133,15 @@ def labels(
     Example: puma data labels model.safetensors digits synthetic.npz --out label-quality
     """
     from puma.margins import LABEL_ISSUE, LABEL_QUALITY
-    from puma.scoring.job import estimate, open_model, open_pool
+    from puma.models.zoo import resolve_model
+    from puma.scoring.job import estimate, open_pool
     from puma.scoring.labels import LabelSettings, require_cleanlab, score_labels
     from puma.scoring.parts import checked_pool
 
     require_cleanlab()
     pool = open_pool(tuple(sources), None if roles is None else tuple(roles.split(",")))
-    network, record = open_model(model, None if weights is None else str(weights), device), Path(model) / "run.json"
+    network = resolve_model(model, None if weights is None else str(weights)).eval().to(resolve_device(device))
+    record = Path(model) / "run.json"
     if record.is_file() and read_json(record).get("settings", {}).get("pool") == pool.fingerprint:
         echo("note: this model was trained on these very labels and has memorized some wrong ones: fewer are flagged")
     if dry_run:

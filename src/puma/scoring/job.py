@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +19,13 @@ from puma.data.load import load_dataset
 from puma.data.pool import Pool
 from puma.devices import resolve_device, warn_slow_bf16
 from puma.errors import ModelError
-from puma.io import Shards, temporary_path
+from puma.io import temporary_path
 from puma.margins import MarginTable, part_size
 from puma.models.checks import device_of
 from puma.models.zoo import resolve_model
 from puma.progress import Progress
-from puma.scoring.labels import PROBABILITIES, LabelSettings
-from puma.scoring.parts import Rows, TableParts, checked_pool, open_table
+from puma.scoring.labels import LabelSettings
+from puma.scoring.parts import Rows, TableParts, checked_pool
 from puma.scoring.score import ScoringSettings
 from puma.scoring.snapshots import SnapshotSettings, load_snapshots
 from puma.tasks import Workers, require_shared, run_tasks
@@ -45,16 +44,14 @@ class ScoringJob:
     device: str = "auto"
 
     def load(self) -> tuple[list[nn.Module], Pool]:
-        """The margin model, or the snapshots, in eval mode on its device, and the pool; checked against each other.
-
-        `UsageError`, `ModelError` or `DataError` for a device, model or source that is not there or does not fit.
-        """
+        """The margin model, or the snapshots, in eval mode on its device, and the pool; checked against each other."""
         pool = open_pool(self.sources, self.roles)
         if isinstance(self.settings, SnapshotSettings):
-            models = [model.to(resolve_device(self.device)) for model in load_snapshots(self.model)]
+            models = load_snapshots(self.model)
         else:
-            models = [open_model(self.model, self.weights, self.device)]
-            warn_slow_bf16(self.settings.precision, device_of(models[0]))
+            models = [resolve_model(self.model, self.weights).eval()]
+            warn_slow_bf16(self.settings.precision, resolve_device(self.device))
+        models = [model.to(resolve_device(self.device)) for model in models]
         return models, checked_pool(models[-1], pool)
 
     def make(
@@ -62,24 +59,15 @@ class ScoringJob:
     ) -> MarginTable | None:
         """Make the parts that are not finished; return the table, or None while parts of other workers are missing.
 
-        Args:
-            worker: number of this process among those started from outside that share the folder.
-            num_workers: how many there are; each makes every ``num_workers``-th part.
-            workers: processes of this machine, or a Ray cluster, to hand out the parts to; None: this process.
-            progress: show a bar.
-
-        Raises:
-            UsageError: Ray is not installed, or there is no cluster at the address; and as `load`.
-            ResumeError: the folder holds another table.
-            BusyError: a live process is this worker, or divides the parts among another number of workers.
-            StorageError: the disk is full (finished parts are intact), or a machine does not see the folder.
-            WorkerLost: a process was killed; finished parts are intact.
+        This process is ``worker`` of ``num_workers`` started from outside that share the folder, and makes every
+        ``num_workers``-th part; ``workers`` are processes of this machine, or a Ray cluster, to hand these out to.
+        `BusyError` if a live process is this worker, or divides the parts among another number of workers.
         """
-        parts, compute = open_table(*self.load(), self.settings, self.out)
+        parts = TableParts(self.out, self.settings, *self.load())
         numbers = range(worker, len(parts.ranges), num_workers)
         with parts.held(worker, num_workers):
             if workers is None or (workers.count == 1 and workers.ray is None):
-                parts.make(numbers, compute, progress)
+                parts.make(numbers, progress)
             else:
                 self._hand_out(parts, parts.missing(numbers), workers, progress)
         finished = num_workers == 1 or not parts.missing(range(len(parts.ranges)))
@@ -102,24 +90,18 @@ class ScoringJob:
 def score_part(job: ScoringJob, sha256: str, mark: Path, number: int) -> None:
     """The task of a process: make one part unless it is there; `StorageError` if this machine has another folder."""
     require_shared(mark, job.out)
-    parts, compute = _open(job, sha256)
-    parts.make([number], compute)
+    _open(job, sha256).make([number])
 
 
 @lru_cache(maxsize=1)
-def _open(job: ScoringJob, sha256: str) -> tuple[TableParts, Any]:
+def _open(job: ScoringJob, sha256: str) -> TableParts:
     """The table, opened once in each process; `ModelError` if the model has other weights than where scoring began."""
     models, pool = job.load()
     if (digest := job.settings.meta(models, pool)["model"]["sha256"]) != sha256:
         what = f"{job.model} has other weights here ({digest[:12]}) than where scoring began ({sha256[:12]})"
         why = "a factory that draws its weights at random, or another file at that path"
         raise ModelError(what, why=why, fix="give --weights, and a path that is the same file on every machine")
-    return open_table(models, pool, job.settings, job.out)
-
-
-def open_model(model: str, weights: str | None = None, device: str = "auto") -> nn.Module:
-    """The model that a spec names, in eval mode on its device."""
-    return resolve_model(model, weights).eval().to(resolve_device(device))
+    return TableParts(job.out, job.settings, models, pool)
 
 
 def open_pool(sources: tuple[str, ...], roles: tuple[str, ...] | None = None) -> Pool:
@@ -172,41 +154,34 @@ def estimate(
     # compiled graphs come in sizes up to one pass: the first batch has to make them all
     size = min(settings.chunk if isinstance(settings, ScoringSettings) and settings.compile else _FIRST, most)
     batches: list[tuple[int, float]] = []
-    began = perf_counter()
-    while len(batches) < _BATCHES:
-        before = perf_counter()
-        if len(batches) == 1:  # the first pays for allocations and for choosing kernels, and is not counted
-            began = before
-        rows = (np.arange(size) * len(wanted) // size + len(batches) * len(wanted) // (size * _BATCHES)) % len(wanted)
+    for number in range(_BATCHES):
+        rows = (np.arange(size) * len(wanted) // size + number * len(wanted) // (size * _BATCHES)) % len(wanted)
+        began = perf_counter()
         columns = settings.score_rows(models, pool, np.array([wanted[row] for row in rows]), lambda _: None)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        now = perf_counter()
-        batches.append((size, now - before))
-        if len(batches) > 1:
-            affordable = int((_SECONDS - (now - began)) / (now - before) * size)
-            if affordable < size:
+        batches.append((size, perf_counter() - began))
+        if number:  # the first pays for allocations and for choosing kernels, and is not counted
+            left = _SECONDS - sum(spent for _, spent in batches[1:])
+            if (affordable := int(left / batches[-1][1] * size)) < size:
                 break
             size = min(affordable, size * _GROWTH, most)
     largest = batches[-1][0]
     counted = [(size, spent) for size, spent in batches[1:] if 2 * size >= largest]  # small ones leave a GPU idle
     rate = sum(size for size, _ in counted) / sum(spent for _, spent in counted) * len(pool) / len(wanted)
-    meta, finished, free = settings.meta(models, pool), 0, None
+    images, free = len(pool), None
     if out is not None:
         free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())).free
         if out.is_dir():
-            parts = TableParts(out, meta, device, write=False)
-            begun = Shards(out / PROBABILITIES, meta, suffix=".npy", write=False)
-            there = [number for number in range(len(parts.ranges)) if parts.finished(number) or begun.finished(number)]
-            finished = sum(len(parts.ranges[number]) for number in there)
-    left = len(pool) - finished
+            parts = TableParts(out, settings, models, pool, write=False)
+            images = sum(len(parts.ranges[number]) for number in parts.missing(range(len(parts.ranges))))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Estimate(
-        images=left,
-        finished=finished,
+        images=images,
+        finished=len(pool) - images,
         images_per_s=rate,
-        seconds=left / (rate * num_workers),
-        disk_bytes=round(part_size(columns, meta) / len(columns["index"]) * left),
+        seconds=images / (rate * num_workers),
+        disk_bytes=round(part_size(columns, settings.meta(models, pool)) / len(columns["index"]) * images),
         disk_free=free,
         memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory,
         measured=sum(size for size, _ in batches),

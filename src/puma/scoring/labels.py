@@ -26,7 +26,7 @@ from puma.margins import LABEL_ISSUE, LABEL_QUALITY, PART_ROWS, Columns, MarginT
 from puma.models.checks import apply_model, device_of
 from puma.scoring.parts import Done, Rows, TableParts, checked_pool, pool_columns, table_meta, write_arrays
 
-PROBABILITIES = ".probabilities"  # folder, in that of the table, of the class probabilities until it is finished
+_PROBABILITIES = ".probabilities"  # folder, in that of the table, of the class probabilities until it is finished
 
 
 def score_labels(
@@ -46,24 +46,20 @@ def score_labels(
 
     Arguments as `puma.score_margins`. Until the table is finished, ``out`` holds the class probabilities too (4 bytes x
     N x classes). It has no margins, and is joined to the margin table of the same pool (`MarginTable.join`).
-
-    Raises:
-        UsageError: cleanlab is not installed.
-        ModelError: a model in training mode, of another number of classes, or with logits that are not finite.
+    `ModelError` for a model in training mode, of another number of classes, or with logits that are not finite.
     """
-    cleanlab, method = require_cleanlab(), "normalized_margin"
-    pool = checked_pool(model, pool)
-    meta = LabelSettings(batch_size, part_rows).meta([model], pool)
-    table = TableParts(out, meta, device_of(model))
+    cleanlab, pool = require_cleanlab(), checked_pool(model, pool)
+    table = TableParts(out, LabelSettings(batch_size, part_rows), [model], pool)
     with table.held():
         if table.missing(range(len(table.ranges))):
-            shards, parts = Shards(table.folder / PROBABILITIES, meta, suffix=".npy"), dict(enumerate(table.ranges))
+            shards = Shards(table.folder / _PROBABILITIES, table.meta, suffix=".npy")
+            parts = dict(enumerate(table.ranges))
             predict = partial(_probabilities, model, pool.num_classes)
             write_arrays(shards, pool, parts, predict, device_of(model), batch_size, "label quality", progress)
-            sizes = {"num_class": pool.num_classes, "store_results": False, "verbose": False}
-            inspector = cleanlab.LabelInspector(**sizes, quality_score_kwargs={"method": method})
+            options: dict[str, Any] = {"store_results": False, "quality_score_kwargs": {"method": "normalized_margin"}}
+            inspector = cleanlab.LabelInspector(num_class=pool.num_classes, verbose=False, **options)
             _write_table(table, pool, [shards.path(part) for part in parts], inspector)
-        shutil.rmtree(table.folder / PROBABILITIES, ignore_errors=True)
+        shutil.rmtree(table.folder / _PROBABILITIES, ignore_errors=True)
     return MarginTable.read(out)
 
 
@@ -81,15 +77,12 @@ class LabelSettings:
 
     @torch.no_grad()
     def score_rows(self, models: Sequence[nn.Module], pool: Pool, rows: Rows, done: Done) -> Columns:
-        """The columns of some rows as far as they can be known: which labels are issues only the whole pool says."""
+        """Columns as large, and as long to compute, as those of some rows, which only the whole pool decides."""
         rows, model = np.asarray(rows), models[-1]
-        images, labels = read_batch(pool, rows, device_of(model))
-        shares = _probabilities(model, pool.num_classes, images)
-        own = shares.gather(1, labels[:, None])[:, 0]
-        quality = (own - shares.scatter(1, labels[:, None], 0).amax(1) + 1) / 2
+        images, _ = read_batch(pool, rows, device_of(model))
+        largest, predicted = _probabilities(model, pool.num_classes, images).float().cpu().max(1)
         done(len(rows))
-        predicted, quality_of = shares.argmax(1).cpu().numpy(), quality.float().cpu().numpy()
-        return _columns(pool, rows, predicted, quality_of, np.zeros(len(rows)))
+        return _columns(pool, rows, predicted.numpy(), largest.numpy(), np.zeros(len(rows)))
 
 
 def require_cleanlab() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,34 +28,25 @@ Rows = range | NDArray[np.int64]
 Done = Callable[[int], object]  # called with the number of rows that have been finished
 
 
-class TableSettings(Protocol):
-    """Everything but the models and the pool that decides the bytes of a table."""
-
-    def meta(self, models: Sequence[nn.Module], pool: Pool) -> dict[str, Any]:
-        """The metadata of the table, as in `puma.margins.MarginTable`."""
-
-    def score_rows(self, models: Sequence[nn.Module], pool: Pool, rows: Rows, done: Done) -> Columns:
-        """The columns of some rows of the pool."""
-
-
 class TableParts(Shards):
-    """The parts of a margin table, or of a table of other scores, in the folder ``out``.
+    """The parts of the table that ``settings`` (of margins, snapshots or labels) gives, in the folder ``out``.
 
-    ``meta`` is the metadata of `puma.margins.MarginTable`, ``device`` where the work is done: recorded, and named where
-    it differs later. Without ``write`` nothing is changed. `ResumeError` names every setting that differs.
+    The device of the models is recorded, and named where it differs later. Without ``write`` nothing is changed.
+    `ResumeError` names every setting that differs.
     """
 
-    def __init__(self, out: Path | str, meta: Mapping[str, Any], device: torch.device, *, write: bool = True) -> None:
-        self.meta = dict(meta)
-        rows = sum(source["rows"] for source in meta["pool"]["sources"])
-        self.ranges = spans(rows, meta["settings"]["part_rows"])
-        record: dict[str, Any] = {"record": "table.json", "schema": SCHEMA_VERSION, "environment": environment(device)}
-        super().__init__(out, self.meta, write=write, **record)
+    def __init__(
+        self, out: Path | str, settings: Any, models: Sequence[nn.Module], pool: Pool, *, write: bool = True
+    ) -> None:
+        self.meta: dict[str, Any] = settings.meta(models, pool)
+        self.ranges, self._compute = spans(len(pool), settings.part_rows), partial(settings.score_rows, models, pool)
+        claim: dict[str, Any] = {"schema": SCHEMA_VERSION, "environment": environment(device_of(models[-1]))}
+        super().__init__(out, self.meta, write=write, record="table.json", **claim)
 
-    def make(self, numbers: Iterable[int], compute: Callable[[range, Done], Columns], progress: bool = False) -> None:
+    def make(self, numbers: Iterable[int], progress: bool = False) -> None:
         """Compute and write those parts, among ``numbers``, that are not finished."""
-        label = f"scores ({self.meta['mode']})"
-        make_missing(self, {number: self.ranges[number] for number in numbers}, compute, self.write, label, progress)
+        ranges, label = {number: self.ranges[number] for number in numbers}, f"scores ({self.meta['mode']})"
+        make_missing(self, ranges, self._compute, self.write, label, progress)
 
     def write(self, number: int, columns: Columns) -> None:
         """Write one part; it appears whole or not at all."""
@@ -69,23 +60,11 @@ class TableParts(Shards):
         require_same_settings(self.path(key), read_header(self.path(key))[0], self.meta)
         return True
 
-
-def open_table(
-    models: Sequence[nn.Module], pool: Pool, settings: TableSettings, out: Path | str
-) -> tuple[TableParts, Callable[[range, Done], Columns]]:
-    """The parts of a table in the folder ``out``, and how the columns of some rows are computed."""
-    meta = settings.meta(models, pool)
-    return TableParts(out, meta, device_of(models[-1])), partial(settings.score_rows, models, pool)
-
-
-def make_table(
-    models: Sequence[nn.Module], pool: Pool, settings: TableSettings, out: Path | str, progress: bool
-) -> MarginTable:
-    """Make what is not finished of a table, in this process, and read it."""
-    parts, compute = open_table(models, pool, settings, out)
-    with parts.held():
-        parts.make(range(len(parts.ranges)), compute, progress)
-    return MarginTable.read(out)
+    def make_all(self, progress: bool) -> MarginTable:
+        """Make what is not finished, in this process, and read the table."""
+        with self.held():
+            self.make(range(len(self.ranges)), progress)
+        return MarginTable.read(self.folder)
 
 
 def make_missing(
@@ -118,14 +97,12 @@ def write_arrays(
 
     @torch.no_grad()
     def computed(part: range, done: Done) -> NDArray[np.float32]:
-        result = np.empty(0, np.float32)
+        batches = []
         for span in spans(len(part), batch_size):
             images, _ = read_batch(pool, np.asarray(part[span.start : span.stop]), device)
-            values = compute(images).float().cpu().numpy()
-            result = result if len(result) else np.empty((len(part), *values.shape[1:]), np.float32)
-            result[span.start : span.stop] = values
+            batches.append(compute(images).float().cpu().numpy())
             done(len(span))
-        return result
+        return np.concatenate(batches)
 
     def write(number: int, array: NDArray[np.float32]) -> None:
         with shards.writing(number) as temporary, temporary.open("wb") as file:
@@ -150,10 +127,9 @@ def pool_columns(pool: Pool, rows: NDArray[np.int64]) -> Columns:
 
 
 def checked_pool(model: nn.Module, pool: Pool | Source) -> Pool:
-    """The pool, or that of a single source; the model is tried on its first images, before hours are spent.
+    """The pool, or that of a single source; the model is tried on its first images (`check_model`).
 
-    `ModelError` as `puma.models.checks.check_model`; `DataError` for an empty pool, or classes with other names or in
-    another order than the model's.
+    `DataError` for an empty pool, or classes with other names or in another order than the model's.
     """
     pool = pool if isinstance(pool, Pool) else Pool([pool])
     if not len(pool):

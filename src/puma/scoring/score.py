@@ -22,7 +22,7 @@ from puma.io import spans
 from puma.margins import PART_ROWS, Columns, MarginTable
 from puma.models.checks import device_of
 from puma.progress import Progress
-from puma.scoring.parts import Done, Rows, checked_pool, make_table, pool_columns, table_meta
+from puma.scoring.parts import Done, Rows, TableParts, checked_pool, pool_columns, table_meta
 from puma.threat import Norm, parse_norm
 
 
@@ -69,8 +69,7 @@ class ScoringSettings:
     def score_rows(self, models: Sequence[nn.Module], pool: Pool, rows: Rows, done: Done) -> Columns:
         """The columns of some rows of a pool; ``done`` is called with the number of images that are finished.
 
-        Batches begin at the first row and are all of one size: the last is filled up with its own last image, so that
-        the bytes of a part do not depend on how many rows happen to remain.
+        Batches are all of one size, the last filled up with its last image: bytes do not depend on how many remain.
         """
         first = self if self.refine_below is None else replace(self, mode="fast", refine_below=None)
         (model,), rows = models, np.asarray(rows, dtype=np.int64)
@@ -97,9 +96,7 @@ class ScoringSettings:
         count = len(rows)
         full = np.pad(rows, (0, self.batch_size - count), mode="edge") if fill else rows
         images, labels = read_batch(pool, full, device_of(model))
-        options: dict[str, Any] = {
-            name: getattr(self, name) for name in ("norm", "mode", "steps", "chunk", "precision")
-        }
+        options: dict[str, Any] = {key: getattr(self, key) for key in ("norm", "mode", "steps", "chunk", "precision")}
         hit = deepfool(model, images, labels, proxy=_compiled(model) if self.compile else None, **options)
         return pool_columns(pool, rows) | {
             "predicted": hit.predicted[:count].cpu().numpy().astype(np.int16),
@@ -141,24 +138,18 @@ def score_margins(
     Args:
         model: the margin model, in eval mode, on the device to use; it is not changed.
         pool: a `Pool`, or one source.
-        norm: ``"Linf"`` or ``"L2"``.
-        mode: as in `puma.deepfool`.
+        norm, mode, steps: as in `puma.deepfool`.
         refine_below: estimate every margin to first order (mode ``fast``) and run ``mode`` only on images whose
             estimate is below this, in pixel units; the others keep status ``estimated``. Twice the eps of the training
             to come is a good choice. None: run ``mode`` on every image.
-        out: folder of the table; parts that are finished there are not made again. None: memory only.
-        steps: linearizations at most for one image.
+        out: folder of the table, in parts of ``part_rows``; those finished there are kept. None: memory only.
         batch_size: images searched together; default 512, or 4096 on a GPU.
-        part_rows: rows of one part.
         precision: ``"bf16"`` computes gradients in bfloat16; crossings are confirmed in float32 either way.
         compile: search with ``torch.compile``'s version of the model; crossings are confirmed by ``model`` itself.
-        progress: show a bar.
 
     Raises:
         ModelError: a model in training mode, or whose logits depend on the batch.
         ResumeError: ``out`` holds another table, or a live process is writing it.
-        UsageError: as `ScoringSettings`.
-        StorageError: ``out`` cannot be written, or the disk is full; finished parts are intact.
     """
     chosen: dict[str, Any] = {"norm": norm, "mode": mode, "refine_below": refine_below, "steps": steps}
     chosen |= {"batch_size": batch_size, "part_rows": part_rows, "precision": precision, "compile": compile}
@@ -166,7 +157,7 @@ def score_margins(
     pool = checked_pool(model, pool)
     warn_slow_bf16(precision, device_of(model))
     if out is not None:
-        return make_table([model], pool, settings, out, progress)
+        return TableParts(out, settings, [model], pool).make_all(progress)
     with Progress("margins", len(pool), "images", show=progress) as bar:
         columns = settings.score_rows([model], pool, range(len(pool)), bar.advance)
     del columns["index"]

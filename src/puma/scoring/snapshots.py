@@ -1,7 +1,7 @@
 """Scores that need a training run: how images fare over the snapshots that a run kept; and feature vectors.
 
 A run keeps K averaged networks along the way if its recipe says ``snapshots = K``. Every image of the pool is attacked
-with each of them (PGD, the run's threat model), which gives four scores: a table of the same shape as a margin table.
+with each (PGD, the run's threat model): four scores, a table of the same shape as a margin table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from puma.margins import PART_ROWS, Columns, MarginTable, Status
 from puma.models.checks import apply_model, device_of
 from puma.models.weights import load_model, weights_sha256
 from puma.rng import batch_seed
-from puma.scoring.parts import Done, Rows, checked_pool, make_table, pool_columns, table_meta, write_arrays
+from puma.scoring.parts import Done, Rows, TableParts, checked_pool, pool_columns, table_meta, write_arrays
 from puma.strategies.selectors import RECORD
 from puma.threat import ThreatModel
 
@@ -90,25 +90,16 @@ def score_run(
     progress: bool = False,
     **settings: Any,
 ) -> MarginTable:
-    """Score every image of a pool over the snapshots of a run. Resumes by itself.
+    """Score every image of a pool over the snapshots of a run (``snapshots = K`` in its recipe). Resumes by itself.
 
-    Args:
-        run: folder of a run that was trained with ``snapshots = K`` in its recipe, K at least 2.
-        pool: a `Pool`, or one source; need not be what the run was trained on.
-        out: folder of the table, which has the columns `SCORES` and NaN margins, to be joined to a margin table.
-        threat: the attack; the run's own unless given.
-        device: where the networks run.
-        like: a network of the run's architecture, where PUMA did not build it.
-        progress: show a bar.
-        settings: ``rows, steps, batch_size, part_rows, seed`` of `SnapshotSettings` (else `UsageError`).
-
-    Raises:
-        ModelError: the run has fewer than two snapshots, or they do not fit the pool.
-        ResumeError: ``out`` holds another table, or is being written.
+    The pool need not be what the run was trained on. The table in ``out`` has the columns `SCORES` and NaN margins, to
+    be joined to a margin table. ``threat`` is the attack, the run's own unless given; ``like`` a network of the run's
+    architecture, where PUMA did not build it; ``settings`` are those of `SnapshotSettings`. `ModelError` if the run
+    has fewer than two snapshots, or they do not fit the pool.
     """
     chosen = SnapshotSettings(threat_of(run) if threat is None else ThreatModel.parse(threat), **settings)
     models = [model.to(device) for model in load_snapshots(run, like)]
-    return make_table(models, checked_pool(models[-1], pool), chosen, out, progress)
+    return TableParts(out, chosen, models, checked_pool(models[-1], pool)).make_all(progress)
 
 
 @dataclass(frozen=True)
@@ -200,11 +191,7 @@ def embed(
     """Write the input of the model's last linear layer for every image: the ``features`` that strategies take.
 
     ``out`` receives parts ``part-000000.npy``, ... of ``part_rows`` rows, float32 ``[rows, D]``; those that are
-    finished are not made again. ``batch_size`` images are passed at once; ``progress`` shows a bar.
-
-    Raises:
-        ModelError: the network has no linear layer, is in training mode, or does not fit the pool.
-        ResumeError: ``out`` holds the features of another network or pool, or is being written.
+    finished are not made again. `ModelError` if the network has no linear layer or does not fit the pool.
     """
     pool, inputs = checked_pool(model, pool), list[Tensor]()
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
