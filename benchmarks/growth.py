@@ -179,8 +179,8 @@ def sampling(mode: str, rows: int, folder: Path, cifar10: str) -> dict[str, Any]
     )
 
     def work() -> None:
-        for chosen in batches[0].batches(0, BATCHES):
-            read_batch(pool, chosen)
+        for step in range(BATCHES):
+            read_batch(pool, batches[0].indices(step))
 
     result = measured(work)
     seconds = start["seconds"] + result["seconds"]

@@ -107,7 +107,6 @@ def test_a_file_under_another_name_keeps_its_fingerprint(tmp_path: Path, kind: s
 def test_parquet_larger_than_memory_is_decoded_once_into_the_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("puma.data.images._HELD", 1000)
     monkeypatch.setattr("puma.data.images.IN_MEMORY", 10)
     monkeypatch.setenv("PUMA_CACHE", str(tmp_path / "cache"))
     arrays = edm_arrays(33, 3, (6, 6, 3))
@@ -140,7 +139,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column 'img'"):
         load_dataset(path)
     pq.write_table(pa.table({"img": [b"x"], "label": [0.5]}), path)
-    with pytest.raises(DataError, match="label is double"):
+    with pytest.raises(DataError, match="label is float64"):
         load_dataset(path)
     pq.write_table(pa.table({"img": [b"not an image"], "label": [0]}), path)
     with pytest.raises(DataError, match="row 0 cannot be decoded"):
@@ -261,7 +260,7 @@ def test_parts_that_overlap(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{name}.npz", **edm_arrays())
     with pytest.raises(DataError, match="edm-part2 and edm-part1 hold the same data"):
         load_dataset(str(tmp_path / "*.npz"))
-    with pytest.raises(DataError, match="named twice"):
+    with pytest.raises(DataError, match="hold the same data"):
         load_dataset([tmp_path / "edm-part1.npz", tmp_path / "edm-part1.npz"])
 
 
@@ -269,7 +268,6 @@ def test_parts_that_overlap(tmp_path: Path) -> None:
     ("names", "warned"),
     [
         (["train-00000-of-00002"], True),
-        (["edm-part1", "edm-part2"], True),
         (["edm-part2"], True),
         (["edm-part1"], False),
         (["1m"], False),
@@ -427,7 +425,7 @@ def test_hugging_face_data_set_saved_on_disk(tmp_path: Path) -> None:
     np.testing.assert_array_equal(test.read(slice(None)), arrays["image"][[5, 0, 11]])
     assert test.labels.tolist() == arrays["label"][[5, 0, 11]].tolist()
     assert load_dataset(source.spec).fingerprint == source.fingerprint != test.fingerprint
-    with pytest.raises(UsageError, match="unknown split 'val'"):
+    with pytest.raises(UsageError, match=r"unknown split of .* 'val'"):
         load_dataset(f"hf:{tmp_path}/saved:val")
     assert load_dataset(f"hf:{tmp_path}/saved:train?resize=3&channels=3").image_shape == (3, 3, 3)
 

@@ -218,12 +218,6 @@ def test_objects_are_short_in_a_notebook(tmp_path: Path) -> None:
     assert len(pool._repr_html_()) < 5000
 
 
-def test_a_file_with_a_question_mark_in_its_name(tmp_path: Path) -> None:
-    write_edm(tmp_path / "what?.npz")
-    source = load_dataset(tmp_path / "what?.npz")
-    assert len(load_dataset(source.spec)) == 40
-
-
 def test_reading_data_needs_no_torch() -> None:
     code = "import sys, puma.data.pool; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -248,16 +242,3 @@ def test_pools_that_do_not_fit(tmp_path: Path) -> None:
         Pool([a], ["fake"])
     with pytest.raises(UsageError, match="1 roles for 2"):
         Pool([a, a], ["real"])
-
-
-def test_the_name_digits_is_the_built_in_set_and_says_how_to_reach_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "digits").mkdir()
-    source = load_dataset("digits:test")
-    assert len(source) == 899
-    load_dataset("digits")
-    assert "./digits names the file or folder here" in caplog.text
-    with pytest.raises(DataError, match="digits"):
-        load_dataset("./digits")

@@ -184,7 +184,7 @@ HOSTILE = {
         "header that cannot be read",
     ),
     "version 9": ([Entry("image.npy", b"\x93NUMPY\x09\x00" + IMAGE.data[8:]), LABEL], r"header that cannot be read"),
-    "no label": ([IMAGE], "has no member 'label'"),
+    "no label": ([IMAGE], "has no column 'label'"),
     "no image": ([LABEL], "has no member 'image'"),
     "nothing": ([], "has no member 'image'"),
 }

@@ -9,7 +9,7 @@ from handmade_zip import edm_arrays
 from typer.testing import CliRunner
 
 from puma.cli.data import data_app
-from puma.data.checks import equal_images, image_hashes, summarize
+from puma.data.checks import equal_images, image_hashes, label_runs
 from puma.data.load import load_dataset
 from puma.data.npz import unpack_npz
 from puma.data.pool import Pool
@@ -23,18 +23,13 @@ def saved(path: Path, images: np.ndarray, labels: np.ndarray) -> str:
     return str(path)
 
 
-def test_summary_against_plain_numpy(tmp_path: Path) -> None:
-    arrays = edm_arrays(300, 3)
-    facts = summarize(load_dataset(saved(tmp_path / "a.npz", arrays["image"], arrays["label"])))
-    pixels = arrays["image"] / 255
-    np.testing.assert_allclose(facts.mean, pixels.mean((0, 1, 2)))
-    np.testing.assert_allclose(facts.std, pixels.std((0, 1, 2)))
-    assert facts.counts.tolist() == [100, 100, 100]
-    assert (facts.longest_run, facts.sampled, facts.ordered) == (100, 300, True)
-    order = np.random.default_rng(0).permutation(300)
-    mixed = summarize(load_dataset(saved(tmp_path / "b.npz", arrays["image"][order], arrays["label"][order])))
-    assert not mixed.ordered
-    assert mixed.longest_run < 12
+def test_longest_run_of_one_label() -> None:
+    labels = np.repeat([0, 1, 2], 100)
+    assert label_runs(labels)[0] == 100
+    longest, expected = label_runs(np.random.default_rng(0).permutation(labels))
+    assert longest < 12
+    assert 4 < expected < 6
+    assert label_runs(np.zeros(7, np.int64)) == (7, 7)
 
 
 def test_duplicates_are_found_and_only_those(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def show(
     duplicates: Annotated[bool, Option(help="Search for equal images: reads everything once.")] = True,
     quiet: Quiet = False,
 ) -> None:
-    """Counts per class, label runs, pixel statistics and duplicates of sources.
+    """Counts per class, label runs and duplicates of sources.
 
     Files of generated images are usually sorted by class, sometimes by confidence too: their first rows are no sample.
     Equal images are searched inside each source, between sources, and in the test set.
@@ -70,20 +70,21 @@ def unpack(
 
 
 def _print_summary(source: Source) -> None:
-    from puma.data.checks import summarize
+    import numpy as np
 
-    facts = summarize(source)
+    from puma.data.checks import label_runs
+
+    numbers, (longest, expected) = np.bincount(source.labels), label_runs(source.labels)
     height, width, channels = source.image_shape
-    counts = ", ".join(f"{name} {count:,}" for name, count in zip(source.class_names[:20], facts.counts, strict=False))
+    counts = ", ".join(f"{name} {count:,}" for name, count in zip(source.class_names[:20], numbers, strict=False))
     more = f" and {source.num_classes - 20} more classes" if source.num_classes > 20 else ""
-    order = "sorted, so its first rows are no sample (?subset= is)" if facts.ordered else "mixed"
-    mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (facts.mean, facts.std))
+    ordered = source.num_classes > 1 and longest > 4 * expected + 8
+    order = "sorted, so its first rows are no sample (?subset= is)" if ordered else "mixed"
     rows = {
         "spec": source.spec or "none: made from a Python object",
         "images": f"{len(source):,} of {width}x{height}, {('grey', 'RGB')[channels == 3]}",
-        "classes": f"{counts}{more} (smallest {facts.counts.min():,}, largest {facts.counts.max():,})",
-        "label runs": f"longest {facts.longest_run:,} (shuffled: about {facts.expected_run:.0f}): {order}",
-        "pixels": f"mean {mean}, std {std}, {facts.low}..{facts.high} (of {facts.sampled:,} images)",
+        "classes": f"{counts}{more} (smallest {numbers.min():,}, largest {numbers.max():,})",
+        "label runs": f"longest {longest:,} (shuffled: about {expected:.0f}): {order}",
     }
     echo(repr(source)[1:-1])
     print_facts(rows | {"fingerprint": source.fingerprint})

@@ -7,12 +7,11 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.data.source import Rows, Source, blocks, stratified_rows
+from puma.data.source import Rows, Source, blocks
 from puma.errors import DataError, UsageError, unknown
 from puma.io import fingerprint
 from puma.progress import Progress
@@ -21,10 +20,12 @@ logger = logging.getLogger("puma")
 
 LABEL_NAMES = ("label", "labels", "y", "targets", "cls")  # the last: of webdataset tars
 _BOMB_RATIO, _BOMB_SIZE = 100, 64 << 20
-_SAMPLE_SIZE = 64 << 20
 _TYPE_LIMIT = 32_767  # labels are int16 in every table
-_CHANNELS = (1, 3)
-_NO_CAST = "images are uint8 in 0..255; nothing is cast silently"
+_FLOATS = (  # the narrowest range that holds the values comes last
+    (-1, 1, "(images * 127.5 + 127.5).round().astype(np.uint8)"),
+    (0, 255, "images.round().astype(np.uint8)"),
+    (0, 1, "(images * 255).round().astype(np.uint8)"),
+)
 
 
 def check_image_layout(
@@ -34,38 +35,32 @@ def check_image_layout(
 
     ``sample`` holds some of the values, to tell float ranges apart.
     """
-    seen = f"{where} has shape {_text(shape)}"
+    wrong = fix = ""
     if len(shape) == 3:
-        raise DataError(f"{seen}, without a channel axis", fix="save images[..., None]: [N, H, W, 1]")
-    if len(shape) != 4:
-        raise DataError(seen, why="images are [N, H, W, C]")
-    if shape[3] not in _CHANNELS and shape[1] in _CHANNELS:
-        fix = "save images.transpose(0, 2, 3, 1)"
-        raise DataError(f"{seen}, which is NCHW", why="images are [N, H, W, C]", fix=fix)
-    if shape[3] not in _CHANNELS:
-        raise DataError(f"{seen}: {shape[3]} channels", why="1 (grey) or 3 (RGB) are understood")
-    if 0 in shape:
-        raise DataError(f"{seen}: there is no image in it")
+        wrong, fix = ", without a channel axis", "save images[..., None]: [N, H, W, 1]"
+    elif len(shape) == 4 and shape[3] not in (1, 3):
+        transposed = shape[1] in (1, 3)
+        wrong = ", which is NCHW" if transposed else f": {shape[3]} channels"
+        fix = "save images.transpose(0, 2, 3, 1)" if transposed else ""
+    elif 0 in shape:
+        wrong = ": there is no image in it"
+    if wrong or len(shape) != 4:
+        why = "images are [N, H, W, C] with 1 (grey) or 3 (RGB) channels"
+        raise DataError(f"{where} has shape [{', '.join(map(str, shape))}]{wrong}", why=why, fix=fix)
     if dtype == np.uint8:
         return
+    seen, fix = "", "save images.astype(np.uint8) if the values are 0..255"
     if dtype.kind in "iu" and dtype.itemsize == 2:
-        fix = "save (images >> 8).astype(np.uint8) if they fill 16 bits"
-        raise DataError(f"{where} is {dtype}: 16-bit images", why=_NO_CAST, fix=fix)
-    if dtype.kind != "f":
-        fix = "save images.astype(np.uint8) if the values are 0..255"
-        raise DataError(f"{where} is {dtype}", why=_NO_CAST, fix=fix)
-    if sample is None or not sample.size or not np.isfinite(sample).all():
-        raise DataError(f"{where} is {dtype}, with values that are not finite", why=_NO_CAST)
-    low, high = float(np.min(sample)), float(np.max(sample))
-    for floor, ceiling, line in (
-        (0, 1, "(images * 255).round().astype(np.uint8)"),
-        (0, 255, "images.round().astype(np.uint8)"),
-        (-1, 1, "(images * 127.5 + 127.5).round().astype(np.uint8)"),
-    ):
-        if low >= floor and high <= ceiling:
-            raise DataError(f"{where} is {dtype} in {floor}..{ceiling}", why=_NO_CAST, fix=f"save {line}")
-    seen = f"{where} is {dtype} in {low:.3g}..{high:.3g}: normalised?"
-    raise DataError(seen, why=_NO_CAST, fix="save the pixels before normalisation")
+        seen, fix = ": 16-bit images", "save (images >> 8).astype(np.uint8) if they fill 16 bits"
+    elif dtype.kind == "f" and (sample is None or not sample.size or not np.isfinite(sample).all()):
+        seen, fix = ", with values that are not finite", ""
+    elif dtype.kind == "f" and sample is not None:
+        low, high = float(np.min(sample)), float(np.max(sample))
+        seen, fix = f" in {low:.3g}..{high:.3g}: normalised?", "save the pixels before normalisation"
+        for floor, ceiling, line in _FLOATS:
+            if low >= floor and high <= ceiling:
+                seen, fix = f" in {floor}..{ceiling}", f"save {line}"
+    raise DataError(f"{where} is {dtype}{seen}", why="images are uint8 in 0..255; nothing is cast silently", fix=fix)
 
 
 def check_labels(
@@ -74,7 +69,7 @@ def check_labels(
     """``labels``, integers of any type and one for each of ``images`` images, as int64 ``[N]`` (else `DataError`)."""
     if labels.ndim != 1:
         one_hot = labels.ndim == 2 and 1 not in labels.shape and labels.shape[0] == images
-        what = f"{where} has shape {_text(labels.shape)}{': one-hot labels?' if one_hot else ''}"
+        what = f"{where} has shape [{', '.join(map(str, labels.shape))}]{': one-hot labels?' if one_hot else ''}"
         fix = f"save labels.{'argmax(1)' if one_hot else 'reshape(-1)'}"
         raise DataError(what, why="labels are class numbers [N]", fix=fix)
     if labels.dtype.kind not in "iu":
@@ -82,12 +77,11 @@ def check_labels(
         raise DataError(f"{where} is {labels.dtype}", why=why, fix="save labels.astype(np.int64)")
     if len(labels) != images:
         raise DataError(f"{where}: {len(labels):,} labels for {images:,} images", fix="save one label for each image")
-    low, high = int(labels.min()), int(labels.max())
     limit = _TYPE_LIMIT if class_names is None else len(class_names) - 1
-    if low < 0 or high > limit:
-        bad = low if low < 0 else high
-        row = int(np.flatnonzero(labels == bad)[0])
-        raise DataError(f"{where}: label {bad} at row {row:,} is out of range", why=f"labels are 0..{limit}")
+    for bad in (int(labels.min()), int(labels.max())):
+        if not 0 <= bad <= limit:
+            row = int(np.flatnonzero(labels == bad)[0])
+            raise DataError(f"{where}: label {bad} at row {row:,} is out of range", why=f"labels are 0..{limit}")
     return np.ascontiguousarray(labels, dtype=np.int64)
 
 
@@ -102,15 +96,13 @@ def check_unfolding(what: str, held: int, claimed: int) -> None:
 def check_classes(labels: NDArray[np.int64], where: str, class_names: Sequence[str]) -> None:
     """Refuse a source in which a class has no image; the `DataError` names the option that leaves it out."""
     counts = np.bincount(labels, minlength=len(class_names))
-    empty = np.flatnonzero(counts == 0)
-    if not len(empty):
-        return
-    names = ", ".join(str(n) if class_names[n] == str(n) else f"{n} ({class_names[n]})" for n in empty[:5])
-    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-    present = ",".join(map(str, np.flatnonzero(counts)[:12]))
-    why = "every class needs images; class numbers run from 0 without gaps"
-    fix = f"choose the classes that are there: ?classes={present} (they are renumbered from 0)"
-    raise DataError(f"{where}: no image of class {names}{more}", why=why, fix=fix)
+    if not counts.all():
+        empty = [f"{n} ({name})" if name != str(n) else name for n, name in enumerate(class_names) if not counts[n]]
+        what = f"{where}: no image of class {', '.join(empty[:5] + ['...'] * (len(empty) > 5))}"
+        present = ",".join(map(str, np.flatnonzero(counts)[:12]))
+        why = "every class needs images; class numbers run from 0 without gaps"
+        fix = f"choose the classes that are there: ?classes={present} (they are renumbered from 0)"
+        raise DataError(what, why=why, fix=fix)
 
 
 def chosen_label(names: Sequence[str], also: Iterable[str], asked: str | None, where: str) -> str:
@@ -132,7 +124,7 @@ def chosen_label(names: Sequence[str], also: Iterable[str], asked: str | None, w
     return found[0]
 
 
-def chosen_split(path: Path, split: str | None, splits: Sequence[str]) -> str:
+def chosen_split(path: Path | str, split: str | None, splits: Sequence[str]) -> str:
     """``split``, or a `UsageError` that lists those that ``path`` holds."""
     if split is None:
         train = next((name for name in splits if "train" in name.lower()), splits[-1])
@@ -151,19 +143,18 @@ def match_classes(source: Source, class_names: Sequence[str], whose: str) -> Sou
     own, wanted = _canonical(source.class_names), _canonical(class_names)
     if own == wanted[: len(own)]:
         return source
-    numbered = [names == [str(number) for number in range(len(names))] for names in (own, wanted)]
-    numbers = [any(map(number_in, names)) for names in (own, wanted)]
-    why = "labels have to mean the same everywhere"
-    if len(own) > len(wanted) and any(numbered):
-        raise DataError(f"{source.name} has {len(own)} classes, {whose} has {len(wanted)}", why=why)
-    if any(numbered) and not all(numbers):
+    unnamed = any(names == [str(number) for number in range(len(names))] for names in (own, wanted))
+    if unnamed and len(own) > len(wanted):
+        what = f"{source.name} has {len(own)} classes, {whose} has {len(wanted)}"
+        raise DataError(what, why="labels have to mean the same everywhere")
+    if unnamed and not all(any(map(number_in, names)) for names in (own, wanted)):
         return source
-    lacking = [name for name in own if name not in wanted]
-    if lacking:
+    if lacking := [name for name in own if name not in wanted]:
         common = ",".join(name for name in source.class_names if name not in lacking)
         what = f"{source.name} has classes that {whose} does not have: {', '.join(lacking[:5])}"
+        why = f"labels have to mean the same everywhere; {whose} has: {', '.join(class_names[:8])}"
         fix = f"leave them out with ?classes={common}" if common else "choose the data that belongs to it"
-        raise DataError(what, why=f"{why}; {whose} has: {', '.join(class_names[:8])}", fix=fix)
+        raise DataError(what, why=why, fix=fix)
     table = np.array([wanted.index(name) for name in own], np.int64)
     moved = ", ".join(f"{name} {n} -> {table[n]}" for n, name in enumerate(source.class_names) if n != table[n])
     logger.warning("the classes of %s are matched with those of %s by name: %s", source.name, whose, moved)
@@ -189,45 +180,14 @@ def number_in(name: str) -> str:
     return f"{value:g}" if value.is_integer() and abs(value) < 1e6 else f"{value!r}" if math.isfinite(value) else ""
 
 
-def _text(shape: Sequence[int]) -> str:
-    return f"[{', '.join(map(str, shape))}]"
-
-
 # --- facts about a source ------------------------------------------------------------------------------------------
 
 
-class Summary(NamedTuple):
-    """Images of each class; the longest run of one label, about what it would be in random order, and whether chance
-    does not make it; of ``sampled`` images mean and std of each channel in 0..1, and extreme pixels in 0..255.
-    """
-
-    counts: NDArray[np.int64]
-    longest_run: int
-    expected_run: float
-    ordered: bool
-    sampled: int
-    mean: NDArray[np.float64]
-    std: NDArray[np.float64]
-    low: int
-    high: int
-
-
-def summarize(source: Source) -> Summary:
-    """Look at all labels and at a stratified sample of 10,000 images, fewer where these take over 64 MiB."""
-    labels = source.labels
-    counts = np.bincount(labels, minlength=source.num_classes)
+def label_runs(labels: NDArray[np.int64]) -> tuple[int, float]:
+    """The longest run of one label, and about what it would be in random order."""
     longest = int(np.diff(np.flatnonzero(np.diff(labels, prepend=-1, append=-1))).max())
-    share = counts.max() / len(labels)
-    expected = math.log(len(labels)) / -math.log(share) if share < 1 else float(len(labels))
-    sample = min(10_000, max(100, _SAMPLE_SIZE // math.prod(source.image_shape)), len(labels))
-    pixels = source.read(stratified_rows(labels, sample, seed=0))
-    channels = [pixels[..., channel].reshape(-1) for channel in range(pixels.shape[3])]
-    seen = np.stack([np.bincount(values, minlength=256) for values in channels])  # how often each value occurs
-    values, shares = np.arange(256) / 255, seen / seen.sum(1, keepdims=True)
-    mean = shares @ values
-    std = np.sqrt(np.maximum(shares @ values**2 - mean**2, 0))
-    ordered = len(counts) > 1 and longest > 4 * expected + 8
-    return Summary(counts, longest, expected, ordered, sample, mean, std, int(pixels.min()), int(pixels.max()))
+    share = np.bincount(labels).max() / len(labels)
+    return longest, math.log(len(labels)) / -math.log(share) if share < 1 else float(len(labels))
 
 
 def image_hashes(source: Source, *, progress: bool = False) -> NDArray[np.uint64]:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import logging
 import math
-import mimetypes
 import os
 import pickle
 import re
@@ -134,23 +133,18 @@ def _by_number(names: list[str]) -> list[str]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Image files in order; pictures of other kinds are left out with a warning, a link to nowhere is an error."""
+    """Image files in order; linked folders are left out with a warning, a link to nowhere is an error."""
 
     def fail(error: OSError) -> None:
         raise error
 
-    images, others = [], []
+    images = []
     for place, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not _is_junk(name)]
         if linked := [name for name in folders if os.path.islink(os.path.join(place, name))]:
             logger.warning("%s: %d linked folders are not followed, as %s", place, len(linked), linked[0])
-        for name in filter(lambda name: not _is_junk(name), files):
-            if os.path.splitext(name)[1].lower() in _ENDINGS:
-                images.append(Path(place, name))
-            elif (mimetypes.guess_type(name)[0] or "").startswith("image/"):
-                others.append(name)
-    if others:
-        logger.warning("%s: %d images of other kinds are left out, as %s", folder, len(others), others[0])
+        named = [name for name in files if os.path.splitext(name)[1].lower() in _ENDINGS]
+        images += [Path(place, name) for name in named if not _is_junk(name)]
     return sorted(images)
 
 
@@ -175,11 +169,7 @@ def is_archive(path: Path) -> bool:
 
 
 def load_archive(path: Path, options: Options) -> Source:
-    """Open a data set in the files that its authors publish.
-
-    ``cifar-10-python.tar.gz`` or its folder ``cifar-10-batches-py`` (also binary, and CIFAR-100 with
-    ``?label=fine_label`` or ``coarse_label``) and folders of idx files hold two splits; ``train_32x32.mat`` holds one.
-    """
+    """Open a data set in the files that its authors publish; CIFAR's and folders of idx files hold two splits."""
     cifar = _CIFAR.search(path.name)
     options.only(path, *(["split", "label"] if cifar else ["split"] if path.is_dir() else []))
     try:
@@ -258,21 +248,23 @@ def _idx(path: Path, split: str | None) -> Source:
             raise UsageError(f"{path} holds several data sets", fix=f"name the file: {places[0]}")
         path = splits[chosen_split(path, split, sorted(splits))]
     beside = path.with_name(path.name.replace("images", "labels", 1).replace("idx3", "idx1"))
-    arrays = []
-    for place in (path, beside):
-        with gzip.open(place) if place.suffix == ".gz" else place.open("rb") as file:
-            magic = file.read(4)
-            shape = tuple(np.frombuffer(file.read(4 * magic[3]), ">i4").tolist()) if len(magic) == 4 else ()
-            size, most = math.prod(shape), max(1 << 26, 100 * place.stat().st_size)  # beyond that it is a bomb
-            if magic[:3] != b"\0\0\x08" or not shape or not 0 <= size <= most:
-                raise DataError(f"{place} is no idx file of bytes", why=f"it begins with {magic!r}, {shape}")
-            data = file.read(size)
-            if len(data) != size or file.read(1):
-                why = f"its header says {size:,} bytes of values"
-                raise DataError(f"{place} is damaged", why=why, fix="download it again")
-            arrays.append(np.frombuffer(data, np.uint8).reshape(shape))
+    images, labels = (_read_idx(place) for place in (path, beside))
     name = f"{path.absolute().parent.name}-{split_of(path)}"
-    return _of_arrays(arrays[0][..., None], arrays[1].astype(np.int64), name, str(path))
+    return _of_arrays(images[..., None], labels.astype(np.int64), name, str(path))
+
+
+def _read_idx(place: Path) -> Pixels:
+    with gzip.open(place) if place.suffix == ".gz" else place.open("rb") as file:
+        magic = file.read(4)
+        shape = np.frombuffer(file.read(4 * magic[3]), ">i4").tolist() if magic[:3] == b"\0\0\x08" else [-1]
+        size, most = math.prod(shape), max(1 << 26, 100 * place.stat().st_size)  # beyond that it is a bomb
+        if not 0 <= size <= most:
+            raise DataError(f"{place} is no idx file of bytes", why=f"it begins with {magic!r}, {shape}")
+        data = file.read(size)
+        if len(data) != size or file.read(1):
+            why = f"its header says {size:,} bytes of values"
+            raise DataError(f"{place} is damaged", why=why, fix="download it again")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _svhn(path: Path) -> Source:

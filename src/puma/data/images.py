@@ -11,9 +11,8 @@ import os
 import shutil
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _MODES = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB"}
 _LARGEST_SIDE, _MOST_PIXELS = 4096, 50_000_000
 _IMAGE_COLUMNS = ("img", "image", "images")
-_HELD = 512 << 20
 IN_MEMORY = 1 << 30
 _shared = ContextVar("shared", default=False)
 
@@ -70,23 +68,20 @@ def decoded(data: bytes | memoryview, where: str, options: Options, expected: Im
             if width * height > _MOST_PIXELS or (size is None and max(width, height) > _LARGEST_SIDE):
                 limit = f"a side above {_LARGEST_SIDE:,}" if size is None else f"more than {_MOST_PIXELS:,} pixels"
                 raise DataError(f"{where} has {width}x{height} pixels", why=limit, fix="scale it, or use ?resize=32")
-            if expected is not None and size is None and (height, width) != expected[:2]:
-                raise _other_shape(where, (height, width, len(image.getbands())), expected)
-            pixels = fitted(picture_pixels(image, where), options)
+            shape = (height, width, len(image.getbands()))
+            if expected is None or size is not None or shape[:2] == expected[:2]:
+                pixels = fitted(picture_pixels(image, where), options)
+                shape = pixels.shape
     except DataError:
         raise
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         why = str(error)[:200].partition("<_io.BytesIO")[0]
         raise DataError(f"{where} cannot be decoded", why=why, fix="write the file again") from None
-    if expected is not None and pixels.shape != expected:
-        raise _other_shape(where, pixels.shape, expected)
+    if expected is not None and shape != expected:
+        texts = ["x".join(map(str, sizes)) for sizes in (shape, expected)]
+        fix = "give all images one shape with ?resize=32 and ?channels=3"
+        raise DataError(f"{where}: an image of {texts[0]} among {texts[1]}", fix=fix)
     return pixels
-
-
-def _other_shape(where: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> DataError:
-    texts = ["x".join(map(str, sizes)) for sizes in (shape, expected)]
-    fix = "give all images one shape with ?resize=32 and ?channels=3"
-    return DataError(f"{where}: an image of {texts[0]} among {texts[1]}", fix=fix)
 
 
 def resized(images: Pixels, size: int) -> Pixels:
@@ -222,15 +217,12 @@ def load_parquet(path: Path, options: Options) -> Source:
         raise DataError(f"{path} is not a readable Parquet file", why=str(error)[:200]) from None
     if not len(labels):
         raise DataError(f"{path} holds no rows")
-    if labels.null_count or not pa.types.is_integer(labels.type):
-        seen = f"{labels.type}, {labels.null_count} missing"
-        raise DataError(f"{path}: {label} is {seen}", why="labels are class numbers")
     kind = schema.field(image).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise DataError(f"{path}: {image} is {kind}", why="images are encoded files: binary, or a struct with bytes")
-    names = class_names.get(label) or class_names.get("") or None
+    names = class_names.get(label) or class_names.get("")
     values = check_labels(labels.to_numpy(zero_copy_only=False), metadata.num_rows, f"{path}: {label}", names)
     if full:
         digest = sha256_file(path)
@@ -243,14 +235,14 @@ def load_parquet(path: Path, options: Options) -> Source:
 
 
 class _ColumnBytes:
-    """The values of a binary column (or of a struct's ``bytes``) by row group; those read last stay, up to 512 MiB."""
+    """The values of a binary column (or of a struct's ``bytes``); the row group that was read last stays in memory."""
 
     def __init__(self, path: Path, column: str, checksums: bool) -> None:
         self._settings = (path, column, checksums)
         self._file = pq.ParquetFile(path, page_checksum_verification=checksums)
         groups = [self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)]
         self._ends = np.cumsum(groups, dtype=np.int64)
-        self._groups: OrderedDict[int, pa.Array] = OrderedDict()
+        self._held: tuple[int, pa.Array] = (-1, None)
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -269,7 +261,7 @@ class _ColumnBytes:
     def _group(self, number: int) -> pa.Array:
         path, name, _ = self._settings
         with self._lock:
-            if number not in self._groups:
+            if number != self._held[0]:
                 try:
                     column = self._file.read_row_group(number, columns=[name]).column(0).combine_chunks()
                 except (pa.ArrowException, OSError, ValueError) as error:
@@ -277,20 +269,15 @@ class _ColumnBytes:
                 if len(column) != self._file.metadata.row_group(number).num_rows:
                     why = f"it holds {len(column):,} rows, not what its footer says"
                     raise DataError(f"{path} is damaged in row group {number}", why=why)
-                self._groups[number] = column.field("bytes") if pa.types.is_struct(column.type) else column
-                while len(self._groups) > 1 and sum(group.nbytes for group in self._groups.values()) > _HELD:
-                    self._groups.popitem(last=False)
-            self._groups.move_to_end(number)
-            return self._groups[number]
+                self._held = number, column.field("bytes") if pa.types.is_struct(column.type) else column
+            return self._held[1]
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
     """Class names by column, from Hugging Face's features; under ``""`` those of the entry ``classes``, if any."""
     text = metadata.get(b"classes", b"").decode("utf-8", "replace")
-    found = {"": text.split(",")} if text else {}
-    try:
+    found: dict[str, list[str]] = {"": text.split(",")} if text else {}
+    with suppress(KeyError, TypeError, ValueError, AttributeError, RecursionError):
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         found |= {str(name): list(map(str, kind["names"])) for name, kind in features.items() if "names" in kind}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        pass
     return {name: tuple(text.strip() for text in texts) for name, texts in found.items()}

@@ -56,16 +56,13 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
 
             - a name: ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"svhn"``, ``"imagenet"``, ``"edm-cifar10-1m"``
               (``"cifar10:test"`` is the test split), found below ``$PUMA_DATA`` or through ``datasets``;
-            - an EDM ``.npz``, Parquet in the Hugging Face layout, MedMNIST's ``.npz``, CIFAR's python and binary
-              archives, idx files, SVHN's ``.mat``;
+            - an EDM ``.npz``, Parquet in the Hugging Face layout, or a file of docs/data.md;
             - a folder with a folder of images for each class, or with part files;
             - ``"hf:NAME:SPLIT"`` or ``"hf:NAME:CONFIG:SPLIT"`` (needs the extra ``hub``);
             - a pattern (``"train-*.parquet"``) or a list of part files, which become one source;
             - ``(images, labels)``: arrays or tensors, uint8 NHWC or NCHW, or float in [0, 1];
             - a Hugging Face ``Dataset``, a list of pairs, any dataset of ``(image, label)`` with a length.
-
-            Options may stand in the text, as in ``"cifar10.parquet?resize=16&subset=5000&seed=0"``.
-        options: fields of `puma.data.source.Options`; they win over those in the text.
+        options: as in ``"cifar10.parquet?resize=16&subset=5000"`` (`puma.data.source.Options`); these win over those.
 
     Returns:
         A source: ``source[i]`` is ``(uint8 [H, W, C], int)``. Its ``spec`` opens the same source in another process.
@@ -77,8 +74,7 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
     values = {name: option_value(name, value) for name, value in options.items()}
     given = {name: value for name, value in values.items() if value is not None}
     if isinstance(spec, (str, Path)):
-        literal = ("?" in str(spec) or "|" in str(spec)) and Path(spec).exists()  # a file may be called like that
-        places, written = ([str(spec)], {}) if literal else _parsed(str(spec))
+        places, written = _parsed(str(spec))
     elif isinstance(spec, (list, tuple)) and all(isinstance(part, (str, Path)) for part in spec):
         places, written = [str(part) for part in spec], {}
     else:
@@ -98,13 +94,9 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
             found, split = _expanded(places[number], opened.split)
             files += found
             parts += [_opened(file, replace(opened, split=split)) for file in found]
-        except DataError as error:
-            if not (places[number] != place and error.what.endswith("cannot be opened")):
-                raise
-            raise _missing(place.partition(":")[0].lower(), f"{error.what}: {error.why}") from None
+        except StorageError:
+            raise
         except OSError as error:  # a name that is too long, a folder that may not be read
-            if isinstance(error, StorageError):
-                raise
             raise DataError(f"cannot read {place[:200]}", why=error.strerror or str(error)) from None
     _check_complete(files)
     if chosen.verify == "full":
@@ -153,8 +145,6 @@ def _opened(place: str, options: Options) -> Source:
     if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would never end
         raise DataError(f"{place} is no regular file", fix=_KINDS)
     if kind == "digits":
-        if path.exists():
-            logger.warning("%s is the built-in data set; ./%s names the file or folder here", place, place)
         options.only(place, "split")
         return load_digits(_one_split(place, rest, options.split))
     if kind == "hf":
@@ -168,7 +158,7 @@ def _opened(place: str, options: Options) -> Source:
         return load_hub(name, config[0] if config else None, replace(options, split=split))
     if not path.exists():
         known = [*_NAMED, "digits", *(str(file) for file in path.parent.glob("*"))]
-        near = difflib.get_close_matches(kind.lower(), known, n=1) or difflib.get_close_matches(place, known, n=1)
+        near = difflib.get_close_matches(kind, known, n=1)
         raise DataError(f"{place} does not exist", fix=f"did you mean {near[0]!r}?" if near else _KINDS)
     if path.suffix == ".npz":
         return load_npz(path, options)
@@ -244,7 +234,6 @@ _NAMED: dict[str, tuple[str, str, str | None]] = {
     ),
     "imagenet": ("imagenet imagenet-1k ILSVRC/Data/CLS-LOC", "ILSVRC/imagenet-1k", None),
     "edm-cifar10-1m": ("edm-cifar10-1m.npz edm_data/cifar10/1m.npz", "cifar10/1m.npz", None),
-    "edm-cifar100-1m": ("edm-cifar100-1m.npz edm_data/cifar100/1m.npz", "cifar100/1m.npz", None),
 }
 
 
@@ -275,13 +264,10 @@ def _resolved(place: str, options: Options) -> tuple[str, Options]:
         raise DataError(f"{name} is not on this machine: no {files[0]} in {searched}", why=why, fix=fix)
     if importlib.util.find_spec("datasets") is not None:
         return f"hf:{published}", options
-    raise _missing(name, f"there is nothing of it in {searched}, and the package datasets is not installed")
-
-
-def _missing(name: str, why: str) -> DataError:
-    hub = _NAMED[name][1].partition(":")[0]
-    get = f"pip install 'puma-robust[hub]' && hf download {hub} --repo-type dataset --local-dir {name}"
-    return DataError(f"{name} is not on this machine", why=why, fix=f"{get} && export PUMA_DATA=$PWD")
+    why = f"there is nothing of it in {searched}, and the package datasets is not installed"
+    get = f"hf download {published.partition(':')[0]} --repo-type dataset --local-dir {name}"
+    fix = f"pip install 'puma-robust[hub]' && {get} && export PUMA_DATA=$PWD"
+    raise DataError(f"{name} is not on this machine", why=why, fix=fix)
 
 
 # --- part files ----------------------------------------------------------------------------------------------------
@@ -318,33 +304,23 @@ def _order(place: str) -> list[str | int]:
 
 
 def _check_complete(places: list[str]) -> None:
-    """Refuse part files with one missing or one twice. A single part is taken as it is, with a warning."""
-    seen: set[Path] = set()
-    groups: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    """Refuse part files with one missing; a single part is taken as it is, with a warning."""
+    groups: dict[tuple[str, str], set[int]] = defaultdict(set)
     for place in places:
-        if (path := Path(place).resolve()) in seen:
-            raise DataError(f"{place} is named twice", why="its images would count double")
-        seen.add(path)
         if match := _OF.match(Path(place).stem) or _PART.match(Path(place).stem):
             total = match.groupdict().get("total") or ""
-            groups[str(Path(place).with_name(match["stem"])), total][int(match["number"])] = place
+            groups[str(Path(place).with_name(match["stem"])), total].add(int(match["number"]))
     for (stem, total), parts in groups.items():
-        last = max(parts)
         first = 1 if not total or (int(total) in parts and 0 not in parts) else 0  # ``-of-`` may count from 0 or 1
-        stop = first + int(total) if total else last + 1
-        missing = [number for number in range(first, stop) if number not in parts]
-        if len(places) == 1 and (missing or (not total and _next_part(Path(places[0]), last).exists())):
+        stop = first + int(total) if total else max(parts) + 1
+        missing = [str(number) for number in range(first, stop) if number not in parts]
+        if missing and len(places) == 1:
             logger.warning("%s is one part of several; the others are left out", places[0])
         elif missing:
-            what = f"part {', '.join(map(str, missing[:5]))} of {stem} {'is' if len(missing) == 1 else 'are'} missing"
+            what = f"part {', '.join(missing[:5])} of {stem} {'is' if len(missing) == 1 else 'are'} missing"
             why = f"there are: {', '.join(map(str, sorted(parts)[:8]))}" + (f" of {total}" if total else "")
             fix = "get the missing part; to leave it out on purpose, name the parts as separate sources of a pool"
             raise DataError(what, why=why, fix=fix)
-
-
-def _next_part(path: Path, number: int) -> Path:
-    digits = re.findall(r"\d+$", path.stem)[-1]
-    return path.with_name(f"{path.stem.removesuffix(digits)}{number + 1:0{len(digits)}}{path.suffix}")
 
 
 def _joined(parts: list[Source]) -> Source:

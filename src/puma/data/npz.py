@@ -1,7 +1,7 @@
 """EDM-layout ``.npz`` files (Wang et al. 2023, arXiv 2302.04638): uint8 NHWC ``image``, integer ``label``, ``classes``.
 
-An uncompressed ``image`` is read in place (``np.load`` cannot), so that a file of 154 GB opens in milliseconds.
-Compressed ones of up to 256 MiB are read into memory, larger ones are refused with the command that unpacks them.
+An uncompressed ``image`` is read in place, so that a file of 154 GB opens in milliseconds. Compressed ones of up to
+256 MiB are read into memory, larger ones are refused with the command that unpacks them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -22,9 +22,9 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.data.checks import LABEL_NAMES, check_image_layout, check_labels, check_unfolding, chosen_label, chosen_split
+from puma.data.checks import check_image_layout, check_labels, check_unfolding, chosen_label, chosen_split
 from puma.data.source import Images, Mapped, Options, Pixels, Source, in_memory
-from puma.errors import DataError, PumaError, UsageError, unknown
+from puma.errors import DataError, PumaError, UsageError
 from puma.io import atomic_path, fingerprint
 from puma.progress import Progress
 
@@ -66,21 +66,20 @@ def _read_header(file: IO[bytes], size: int, where: str) -> _Header:
         raise DataError(f"{where} is {dtype} of shape {shape}", why="a plain array of numbers is expected")
     header = _Header(shape, dtype, start.tell(), math.prod(shape) * dtype.itemsize)
     if header.length + header.data_size != size:
-        claim = f"{dtype}[{', '.join(map(str, shape))}], {header.data_size:,} bytes"
+        claim = f"{dtype}[{', '.join(map(str, shape))}], {header.data_size:,} bytes, but holds {size - header.length:,}"
         why = "the header is wrong or the file is truncated"
-        raise DataError(f"{where} claims {claim}, but holds {size - header.length:,}", why=why, fix="write it again")
+        raise DataError(f"{where} claims {claim}", why=why, fix="write it again")
     if fortran_order and len(shape) > 1:
-        why = "its images are scattered over the whole file"
-        raise DataError(f"{where} is in Fortran order", why=why, fix="save np.ascontiguousarray(images)")
+        raise DataError(f"{where} is in Fortran order", fix="save np.ascontiguousarray(images)")
     return header
 
 
 def load_npz(path: Path, options: Options) -> Source:
     """Open an EDM ``.npz``; the images of an uncompressed one stay in the file.
 
-    Also ``arr_0`` and ``arr_1``; with a split ``train_images`` and ``train_labels`` (MedMNIST) or ``x_train`` and
-    ``y_train`` (Keras). The fingerprint is of the images' shape and of the CRC-32 of every byte that the archive's
-    directory states; ``verify="full"`` compares them.
+    Also ``arr_0`` and ``arr_1``, and with a split ``train_images`` and ``train_labels`` (MedMNIST). The fingerprint is
+    of the images' shape and of the CRC-32 of every byte that the archive's directory states; ``verify="full"`` compares
+    them.
     """
     options.only(path, "split", "label")
     split = options.split
@@ -102,11 +101,9 @@ def load_npz(path: Path, options: Options) -> Source:
         if label_header.shape != header.shape[:1] or label_header.dtype.kind not in "iu":  # before any label is read
             empty = np.broadcast_to(np.zeros((), label_header.dtype), label_header.shape)
             check_labels(empty, header.shape[0], where_labels)
-        class_names: tuple[str, ...] | None = None
-        for name in _CLASS_NAMES:
-            if class_names is None and name in named and named[name].info.file_size <= _LARGEST_NAMES:
-                texts = named[name].array()
-                class_names = tuple(map(str, texts)) if texts.dtype.kind == "U" and texts.ndim == 1 else None
+        names = next((named[name] for name in _CLASS_NAMES if name in named), None)
+        texts = names.array() if names is not None and names.info.file_size <= _LARGEST_NAMES else np.empty(0)
+        class_names = tuple(map(str, texts)) if texts.dtype.kind == "U" and texts.ndim == 1 else None
         labels = check_labels(truth.array().reshape(label_header.shape), header.shape[0], where_labels, class_names)
         if not image.compressed:
             images: Images = Mapped(path, image.offset + header.length, header.shape)
@@ -142,7 +139,7 @@ class _Member:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """Its bytes, inflated as they are read; at their end `zipfile` compares the CRC-32."""
+        """Its bytes, inflated; at their end `zipfile` compares the CRC-32."""
         with self.archive.open(self.info) as file:
             try:
                 yield file
@@ -191,15 +188,9 @@ def _opened(path: Path) -> Iterator[list[_Member]]:
 
 def _check_directory_size(file: IO[bytes], path: Path) -> None:
     """Refuse an archive whose directory alone is large: `zipfile` would read all of it into memory."""
-    file.seek(max(file.seek(0, 2) - 66_000, 0))
-    tail = file.read()
-    entries = directory = 0
-    if (at := tail.rfind(b"PK\x05\x06")) >= 0 and len(tail) >= at + 22:
-        entries, directory = struct.unpack_from("<HL", tail, at + 10)
-    if directory == 0xFFFFFFFF and (at := tail.rfind(b"PK\x06\x06")) >= 0 and len(tail) >= at + 56:
-        entries, directory = struct.unpack_from("<QQ", tail, at + 32)
-    if directory > _LARGEST_DIRECTORY or entries > _MOST_MEMBERS:
-        claim = f"{entries:,} members in a directory of {directory:,} bytes"
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # its own reader of the end, also of zip64
+    if end and (end[5] > _LARGEST_DIRECTORY or end[4] > _MOST_MEMBERS):
+        claim = f"{end[4]:,} members in a directory of {end[5]:,} bytes"
         raise DataError(f"{path} claims {claim}", why="an .npz data set has a handful")
     file.seek(0)
 
@@ -233,31 +224,22 @@ def _check_members(members: list[_Member], size: int) -> None:
         check_unfolding(str(member), info.compress_size, info.file_size)
 
 
-def _arrays_of(
-    path: Path, members: dict[str, _Member], split: str | None, label: str | None
-) -> tuple[_Member, _Member]:
+def _arrays_of(path: Path, members: dict[str, _Member], split: str | None, label: str | None) -> list[_Member]:
     """The members with the images and the labels."""
-    pairs = {name[:-7]: (name, f"{name[:-7]}_labels") for name in members if name.endswith("_images")}
-    pairs |= {name[2:]: (name, f"y_{name[2:]}") for name in members if name.startswith("x_")}
-    pairs = {name: pair for name, pair in pairs.items() if pair[1] in members}
-    if split is not None or (pairs and not any(name in members for name in _IMAGE_NAMES)):
-        if not pairs:
+    splits = {name[:-7] for name in members if name.endswith("_images") and f"{name[:-7]}_labels" in members}
+    image = next((name for name in (*_IMAGE_NAMES, "arr_0") if name in members), None)
+    if split is not None or (splits and image is None):
+        if not splits:
             raise UsageError(f"{path} holds one split, not {split!r}", fix="leave ?split= out")
-        image, truth = pairs[chosen_split(path, split, sorted(pairs))]
-        if label not in (None, truth):
-            raise unknown(f"label column of {path}?split={split}", label, [truth])
-        return members[image], members[truth]
-    found = next((name for name in (*_IMAGE_NAMES, "arr_0") if name in members), None)
-    also = {"arr_1"} if found == "arr_0" else set()
-    for name in (name for name in members if "label" in name):
-        with suppress(DataError):  # whatever else lies in the file need not be readable
-            also |= {name} if members[name].header().dtype.kind in "iu" else set()
-    unlabelled = label is None and found != "arr_0" and not any(name in members for name in (*LABEL_NAMES, *also))
-    if found is None or unlabelled:
+        split = chosen_split(path, split, sorted(splits))
+        truth = chosen_label([f"{split}_labels"], [f"{split}_labels"], label, f"{path}?split={split}")
+        return [members[f"{split}_images"], members[truth]]
+    if image is None:
         why = f"it holds: {', '.join(sorted(members)) or 'nothing'}"
         fix = "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)"
-        raise DataError(f"{path} has no member '{'label' if found else 'image'}'", why=why, fix=fix)
-    return members[found], members[chosen_label(list(members), also, label, str(path))]
+        raise DataError(f"{path} has no member 'image'", why=why, fix=fix)
+    also = ["arr_1"] if image == "arr_0" else [name for name in members if name.endswith(("label", "labels"))]
+    return [members[image], members[chosen_label(list(members), also, label, str(path))]]
 
 
 # --- writing -------------------------------------------------------------------------------------------------------
@@ -273,12 +255,8 @@ def write_npz(
 ) -> None:
     """Write an uncompressed EDM ``.npz`` atomically and in constant memory; equal contents give equal bytes.
 
-    Args:
-        path: target.
-        chunks: uint8 ``[n, H, W, C]`` each, ``len(labels)`` rows in all (else `ValueError`); one is held at a time.
-        labels: int64 ``[N]``.
-        class_names: one for each class; none are written where there are none.
-        comment: where the images come from; JSON that the archive carries as its comment (at most 65,535 bytes).
+    ``chunks``: uint8 ``[n, H, W, C]`` each, ``len(labels)`` rows in all (else `ValueError`). ``comment``: where the
+    images come from; JSON that the archive carries as its comment (at most 65,535 bytes).
     """
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = b"" if comment is None else json.dumps(comment, sort_keys=True).encode()

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from puma.data.checks import check_image_layout, check_labels, chosen_label
+from puma.data.checks import check_image_layout, check_labels, chosen_label, chosen_split
 from puma.data.images import EncodedImages, fitted, picture_pixels
 from puma.data.source import Images, MapStyle, Options, Pixels, Rows, Source, in_memory
-from puma.errors import DataError, UsageError, unknown
+from puma.errors import DataError, UsageError
 from puma.io import offline_without_hub
 
 logger = logging.getLogger("puma")
@@ -32,10 +32,10 @@ def load_object(dataset: Any, options: Options) -> Source:
     if isinstance(dataset, Source):
         return dataset
     hub = hasattr(dataset, "column_names")
-    used = ["split", "label"] if hasattr(dataset, "keys") else ["label"]
-    options.only("a Python object", *(used if hub else []))
+    several = hub and hasattr(dataset, "keys")
+    options.only("a Python object", *["label"] * hub, *["split"] * several)
     if hub:
-        dataset = _split_of(dataset, options.split) if hasattr(dataset, "keys") else dataset
+        dataset = dataset[chosen_split("the data", options.split, list(dataset))] if several else dataset
         if not hasattr(dataset, "__len__"):
             raise UsageError("the data is a stream, without a length or rows", fix="load it with streaming=False")
         name = f"{getattr(dataset.info, 'dataset_name', None) or 'dataset'}-{dataset.split or 'rows'}"
@@ -69,26 +69,20 @@ def load_hub(name: str, config: str | None, options: Options) -> Source:
     try:
         if Path(name).is_dir() and any((Path(name) / mark).exists() for mark in ("dataset_dict.json", "state.json")):
             table = datasets.load_from_disk(name)
-            table = _split_of(table, split) if isinstance(table, datasets.DatasetDict) else table
+            several = isinstance(table, datasets.DatasetDict)
+            table = table[chosen_split(name, split, list(table))] if several else table
         else:
             table = datasets.load_dataset(name, config, split=split)
     except UsageError:
         raise
     except Exception as error:  # whatever the package raises: network, cache, scripts, formats
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
-        fix = "check the name and the split; without network it has to lie in the cache, or name a Parquet file"
+        get = f"hf download {name} --repo-type dataset --local-dir {Path(name).name}"
+        fix = f"check the name and the split; where there is a network: {get}"
         raise DataError(f"{where} cannot be opened", why=why, fix=fix) from None
     source = _of_table(table, where, options)
     source.name = f"{Path(name).name}-{split}"
     return source
-
-
-def _split_of(splits: Any, split: str | None) -> Any:
-    if split is None:
-        raise UsageError(f"the data holds the splits {', '.join(splits)}", fix="load_dataset(data, split='train')")
-    if split not in splits:
-        raise unknown("split", split, list(splits))
-    return splits[split]
 
 
 def _of_table(table: Any, where: str, options: Options) -> Source:
@@ -98,9 +92,9 @@ def _of_table(table: Any, where: str, options: Options) -> Source:
     image = next((column for column, kind in features.items() if isinstance(kind, Image)), None)
     if image is None:
         raise DataError(f"{where} has no image column", why=f"it has: {features}")
-    also = [column for column, kind in features.items() if isinstance(kind, ClassLabel)]
-    also += [column for column, kind in features.items() if "label" in column and "int" in getattr(kind, "dtype", "")]
-    label = chosen_label(list(features), also, options.label, where)
+    whole = [column for column, kind in features.items() if "label" in column and "int" in getattr(kind, "dtype", "")]
+    named = [column for column, kind in features.items() if isinstance(kind, ClassLabel)]
+    label = chosen_label(list(features), whole + named, options.label, where)
     names = getattr(features[label], "names", None)
     labels = np.asarray(table.select_columns([label]).with_format("numpy")[:][label])
     values = check_labels(labels, len(table), f"{where}: {label}", names)
@@ -130,43 +124,50 @@ def _of_items(dataset: MapStyle, options: Options) -> Source:
     if not size:
         raise DataError(f"{called} is empty")
     items = _Items(dataset, called, options)
-    items.shape = items[0][0].shape
-    images = Images((size, *items.shape), items.read, slow=True)
-    check_image_layout(images.shape, np.dtype(np.uint8), None, called)
+    check_image_layout(items.shape, np.dtype(np.uint8), None, called)
     rows = _sampled(size, options.verify)
-    twice = rows[:: max(1, len(rows) // _TWICE)].tolist()
-    first = {row: items[row] for row in twice}
+    twice = {row: items.item(row) for row in rows[:: max(1, len(rows) // _TWICE)].tolist()}
 
-    def check_same(row: int) -> None:
-        (one, label), (two, again) = first[row], items[row]
-        if label != again or not np.array_equal(one, two):
-            what = f"{called}: item {row:,} is another {'image' if label == again else 'label'} each time it is read"
-            fix = "take the dataset without augmentation: recipes augment by themselves"
-            raise DataError(what, why="a random transform; margins belong to fixed images", fix=fix)
+    def check_same() -> None:
+        for row, (one, label) in twice.items():
+            two, again = items.item(row)
+            if label != again or not np.array_equal(one, two):
+                which = "image" if label == again else "label"
+                what = f"{called}: item {row:,} is another {which} each time it is read"
+                fix = "take the dataset without augmentation: recipes augment by themselves"
+                raise DataError(what, why="a random transform; margins belong to fixed images", fix=fix)
 
-    for row in twice:
-        check_same(row)
-    labels = items.labels(rows)
-    digest = hashlib.sha256(repr(images.shape).encode() + labels.astype("<i8").tobytes())
-    for row in rows:
-        digest.update(images.read(np.array([row])).tobytes())
-    for row in twice:  # a third time: some change only now and then
-        check_same(row)
+    check_same()
+    stated: list[Any] = [getattr(dataset, name, None) for name in ("labels", "targets")]
+    values = next((_plain(found) for found in stated if hasattr(found, "__len__") and len(found) == size), None)
+    labels = np.empty(size, np.int64) if values is None else check_labels(values, size, f"{called}: labels")
+    covered, digest = set(rows.tolist()), hashlib.sha256(repr(items.shape).encode())
+    for row in range(size) if values is None else rows.tolist():
+        image, label = items.item(row)
+        if values is None:
+            labels[row] = label
+        elif label != labels[row]:
+            raise DataError(f"{called}: item {row:,} has label {label}; its labels or targets says {labels[row]}")
+        if row in covered:
+            digest.update(image.tobytes())
+    check_same()  # a third time: some change only now and then
+    labels = check_labels(labels, size, called)
+    digest.update(labels.astype("<i8").tobytes())
     _warn_rounded(called, items.rounded)
     names = getattr(dataset, "classes", None) or getattr(dataset, "class_names", None)
     named = [str(text) for text in names] if names is not None and len(names) > int(labels.max()) else None
-    return Source(images, labels, name=called, fingerprint=digest.hexdigest(), class_names=named)
+    return Source(items, labels, name=called, fingerprint=digest.hexdigest(), class_names=named)
 
 
-class _Items:
-    """Checked items of a map-style dataset."""
+class _Items(Images):
+    """Checked images of a map-style dataset."""
 
     def __init__(self, dataset: MapStyle, name: str, options: Options) -> None:
-        self._dataset, self._name, self._options = dataset, name, options
-        self.shape: tuple[int, ...] = ()
-        self.rounded = False
+        self._dataset, self._name, self._options, self.rounded = dataset, name, options, False
+        super().__init__((len(dataset), *self.item(0)[0].shape), slow=True)
 
-    def __getitem__(self, row: int) -> tuple[Pixels, int]:
+    def item(self, row: int) -> tuple[Pixels, int]:
+        """An image and its label."""
         where = f"{self._name}: item {row:,}"
         try:
             item = self._dataset[row]
@@ -178,39 +179,22 @@ class _Items:
         if isinstance(image, Image.Image):
             pixels = picture_pixels(image, where)
         else:
-            array = _plain(image)
-            if array.ndim not in (2, 3):
+            if (array := _plain(image)).ndim not in (2, 3):
                 raise DataError(f"{where}: the image has shape {array.shape}", why="images are uint8 [H, W, C]")
             batch, rounded = _pixels(image[None], f"{where}: the image (with a batch axis)")
             pixels, self.rounded = batch[0], self.rounded or rounded
         number = _plain(label)
         if number.size != 1 or number.dtype.kind not in "iu":
             raise DataError(f"{where}: the label is {label!r}", why="labels are class numbers")
-        return fitted(pixels, self._options), int(number.reshape(()))
+        pixels = fitted(pixels, self._options)
+        if row and pixels.shape != self.shape[1:]:  # which is that of item 0
+            seen = f"{where} has shape {pixels.shape}, item 0 has {self.shape[1:]}"
+            raise DataError(seen, why="all images of a source have one shape", fix="resize=32, channels=3")
+        return pixels, int(number.reshape(()))
 
     def read(self, rows: Rows) -> Pixels:
-        out = np.empty((len(rows), *self.shape), np.uint8)
-        for place, row in enumerate(rows.tolist()):
-            image, _ = self[row]
-            if image.shape != self.shape:
-                seen = f"{self._name}: item {row:,} has shape {image.shape}, item 0 has {self.shape}"
-                raise DataError(seen, why="all images of a source have one shape", fix="resize=32, channels=3")
-            out[place] = image
-        return out
-
-    def labels(self, sampled: Rows) -> NDArray[np.int64]:
-        size = len(self._dataset)
-        for attribute in ("labels", "targets"):
-            values = getattr(self._dataset, attribute, None)
-            if values is None or not hasattr(values, "__len__") or len(values) != size:
-                continue
-            labels = check_labels(_plain(values), size, f"{self._name}.{attribute}")
-            for row in sampled.tolist():
-                if (label := self[row][1]) != labels[row]:
-                    seen = f"{self._name}: item {row:,} has label {label}"
-                    raise DataError(f"{seen}, {self._name}.{attribute} says {labels[row]}")
-            return labels
-        return check_labels(np.array([self[row][1] for row in range(size)], np.int64), size, self._name)
+        """See `puma.data.source.Images.read`."""
+        return np.array([self.item(row)[0] for row in rows.tolist()], np.uint8).reshape(-1, *self.shape[1:])
 
 
 def _sampled(size: int, verify: str) -> Rows:

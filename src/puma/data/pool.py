@@ -5,8 +5,9 @@ torch is imported only where tensors are made: plans are drawn up without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from puma.data.checks import match_classes
 from puma.data.load import as_source
-from puma.data.source import MapStyle, Pixels, Rows, Source, checked_row, joined
-from puma.errors import DataError, UsageError
+from puma.data.source import MapStyle, Pixels, Rows, Source, joined
+from puma.errors import DataError, UsageError, unknown
 from puma.io import fingerprint
 from puma.rng import mixed_key, permuted, sampled
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from torch import Tensor
 
@@ -50,18 +52,15 @@ class Pool(Source):
         self.roles = tuple(roles) if roles is not None else ("real", *["synthetic"] * (len(self.sources) - 1))
         if len(self.roles) != len(self.sources):
             raise UsageError(f"{len(self.roles)} roles for {len(self.sources)} sources")
-        for role in self.roles:
-            if role not in _ROLES:
-                raise UsageError(f"unknown role {role!r}", fix='a source is "real" or "synthetic"')
+        if strange := [role for role in self.roles if role not in _ROLES]:
+            raise unknown("role", strange[0], _ROLES)
         if list(self.roles) != sorted(self.roles, key=_ROLES.index):
             seen = ", ".join(self.roles)
             raise UsageError(f"a real source stands after a synthetic one: {seen}", fix="put the real ones first")
         self.names: list[str] = []  # as the sources give them, numbered where two are equal
         for source in self.sources:
-            name, number = source.name, 2
-            while name in self.names:
-                name, number = f"{source.name}-{number}", number + 1
-            self.names.append(name)
+            choices = (f"{source.name}-{number}" if number > 1 else source.name for number in count(1))
+            self.names.append(next(name for name in choices if name not in self.names))
         parts = [[source.fingerprint, role, len(source)] for source, role in zip(self.sources, self.roles, strict=True)]
         labels = [source.labels for source in self.sources]
         super().__init__(
@@ -73,9 +72,12 @@ class Pool(Source):
         )
 
     @cached_property
-    def source(self) -> SourceNames:
-        """The name of each row's source: a lazy sequence; ``.codes`` is int16 ``[N]``."""
-        return SourceNames(self.names, [len(source) for source in self.sources])
+    def source(self) -> pd.Categorical[str]:
+        """The name of each row's source; ``.codes`` ``[N]`` are the numbers of the sources."""
+        import pandas as pd
+
+        codes = np.repeat(np.arange(len(self.sources)), [len(source) for source in self.sources])
+        return pd.Categorical.from_codes(codes, pd.Index(self.names))
 
     @cached_property
     def synthetic(self) -> NDArray[np.bool_]:
@@ -105,24 +107,8 @@ class Pool(Source):
         return f"<Pool {len(self):,}: " + ", ".join(f"{n} ({role}, {len(s):,})" for n, role, s in parts) + ">"
 
 
-class SourceNames(Sequence[str]):
-    """The source's name of each row, without N strings in memory; ``codes`` int16 ``[N]`` are the sources' numbers."""
-
-    def __init__(self, names: Sequence[str], rows: Sequence[int]) -> None:
-        self.names, self.codes = tuple(names), np.repeat(np.arange(len(names), dtype=np.int16), rows)
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
-        return self.names[int(self.codes[checked_row(index, len(self))])]
-
-
 def _alike(sources: list[Source]) -> tuple[tuple[Source, ...], tuple[str, ...]]:
     """The sources with their classes matched by name with those of the first, or of the first that has names; these."""
-
-    def numbered(names: tuple[str, ...]) -> bool:
-        return names == tuple(map(str, range(len(names))))
 
     first = sources[0]
     names, whose, out = first.class_names, first.name, [first]
@@ -132,7 +118,7 @@ def _alike(sources: list[Source]) -> tuple[tuple[Source, ...], tuple[str, ...]]:
             fix = "add ?resize= and ?channels=3 to a source"
             raise DataError(f"{other.name} has images {shapes[0]}, {first.name} has {shapes[1]}", fix=fix)
         out.append(match_classes(other, names, whose))
-        if numbered(names) and not numbered(other.class_names) and len(names) == other.num_classes:
+        if names == tuple(map(str, range(other.num_classes))):  # the first of these names wins
             names, whose = other.class_names, other.name
     return tuple(out), names
 
@@ -186,7 +172,7 @@ class PlannedDataset:
 
     def __getitems__(self, items: Sequence[int]) -> list[tuple[Tensor, int, np.float32]]:
         """Several items in one read; ``DataLoader`` calls this."""
-        rows = self.index[[checked_row(item, len(self)) for item in items]]
+        rows = self.index[[range(len(self))[item] for item in items]]
         images = [self.transform(image) if self.transform else image for image in to_tensor(self.pool.read(rows))]
         eps = self.plan.eps[rows].astype(np.float32, copy=False)  # Python floats would be collated to float64
         return list(zip(images, self.pool.labels[rows].tolist(), eps, strict=True))
@@ -200,9 +186,9 @@ _REAL, _SYNTHETIC, _ORDER = 1, 2, 3
 class BatchSampler:
     """Draw batches with a stated share of synthetic rows from the kept rows of a pool.
 
-    Of each batch ``int(batch_size * synthetic_share)`` rows are synthetic and the rest real, as in Wang et al. 2023
-    (arXiv 2302.04638). Real rows come without replacement: a new seeded permutation for each pass, and a pass may end
-    inside a batch. Batches follow from (seed, step) alone; 50 M rows cost only the list of the kept ones.
+    Of each batch ``int(batch_size * synthetic_share)`` rows are synthetic, drawn with replacement, and the rest are
+    real, as in Wang et al. 2023 (arXiv 2302.04638). Real rows come by seeded permutations, and a pass may end inside a
+    batch. Batches follow from (seed, step) alone; 50 M rows cost only the list of the kept ones.
 
     Args:
         synthetic: bool ``[N]``, the rows of the pool that are synthetic.
@@ -210,8 +196,6 @@ class BatchSampler:
         keep: bool ``[N]``, the rows that may be drawn; None is all of them.
         synthetic_share: in [0, 1]; ignored where the kept rows are all of one kind. None: drawn from all rows alike.
         seed: another seed is another order.
-        replacement: draw synthetic rows (with share None: any row of a pool that has synthetic ones) with replacement,
-            as in the published code; else by permutations too.
     """
 
     def __init__(
@@ -222,7 +206,6 @@ class BatchSampler:
         keep: ArrayLike | None = None,
         synthetic_share: float | None = None,
         seed: int = 0,
-        replacement: bool = True,
     ) -> None:
         made = np.asarray(synthetic, dtype=bool)
         kept = np.ones(len(made), dtype=bool) if keep is None else np.asarray(keep)
@@ -237,20 +220,14 @@ class BatchSampler:
             raise UsageError(f"batch size {batch_size} is below 1")
         if synthetic_share is not None and not 0 <= synthetic_share <= 1:
             raise UsageError(f"synthetic share {synthetic_share} is not in [0, 1]")
-        both = bool((kept & made).any() and (kept & ~made).any())
-        if synthetic_share is None or not both:
-            drawn_freely = replacement and bool((kept & made).any())
-            self._streams = [_Stream(kept, batch_size, _REAL, seed, drawn_freely)]
-            self.synthetic_per_batch: int | None = None if both else (batch_size if made[kept].all() else 0)
+        self.batch_size, self.seed, self.kept = batch_size, seed, int(kept.sum())
+        some_synthetic, some_real = bool((kept & made).any()), bool((kept & ~made).any())
+        if synthetic_share is None or not (some_synthetic and some_real):
+            self._streams = [_Stream(kept, batch_size, _REAL, seed, some_synthetic)]
         else:
-            count = int(batch_size * synthetic_share)
-            self._streams = [
-                _Stream(kept & made, count, _SYNTHETIC, seed, replacement),
-                _Stream(kept & ~made, batch_size - count, _REAL, seed, False),
-            ]
-            self.synthetic_per_batch = count
-        self.batch_size, self.seed = batch_size, seed
-        self.kept = int(kept.sum())
+            share = int(batch_size * synthetic_share)
+            made_rows = _Stream(kept & made, share, _SYNTHETIC, seed, True)
+            self._streams = [made_rows, _Stream(kept & ~made, batch_size - share, _REAL, seed, False)]
 
     def indices(self, step: int, rank: int = 0, world: int = 1) -> NDArray[np.int64]:
         """int64 rows of batch number ``step`` that ``rank`` of ``world`` takes: together what ``world=1`` gives."""
@@ -259,11 +236,6 @@ class BatchSampler:
         batch = np.concatenate([stream.rows(step) for stream in self._streams])
         places = np.arange(rank, self.batch_size, world, dtype=np.int64)
         return batch[permuted(places, self.batch_size, mixed_key(self.seed, _ORDER, step))]
-
-    def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[NDArray[np.int64]]:
-        """`indices` of steps ``start`` to ``stop``; usable as ``batch_sampler`` of a ``torch`` ``DataLoader``."""
-        for step in range(start, stop):
-            yield self.indices(step, rank, world)
 
 
 class _Stream:
@@ -279,10 +251,8 @@ class _Stream:
         if self._replacement:
             return self._rows[sampled(self._count, size, mixed_key(self._seed, self._number, step))].astype(np.int64)
         position = np.arange(step * self._count, (step + 1) * self._count, dtype=np.int64)
-        out = np.empty(self._count, dtype=np.int64)
-        passes = position // size
-        for number in np.unique(passes):  # one or two, unless a batch is larger than what is kept
-            of_pass = passes == number
-            key = mixed_key(self._seed, self._number, int(number))
-            out[of_pass] = self._rows[permuted(position[of_pass] % size, size, key)]
-        return out
+        passes = np.unique(position // size).tolist()  # one or two, unless a batch is larger than what is kept
+        parts = (position[position // size == number] % size for number in passes)
+        keys = (mixed_key(self._seed, self._number, number) for number in passes)
+        order = [permuted(part, size, key) for part, key in zip(parts, keys, strict=True)]
+        return self._rows[np.concatenate(order or [position])].astype(np.int64)

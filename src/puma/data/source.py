@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -83,7 +82,7 @@ class Source:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Pixels, int]:
-        row = checked_row(index, len(self))
+        row = range(len(self))[index]
         return self.images.read(np.array([row]))[0], int(self.labels[row])
 
     def read(self, rows: Rows | slice) -> Pixels:
@@ -113,8 +112,7 @@ class Options:
     """What may be asked of any source, by keyword or after the ``?`` of a spec.
 
     Args:
-        resize: scale every image to this side, in pixels, 1..4096.
-        channels: 3 turns greyscale into RGB; 1 only states what is there.
+        resize, channels: scale every image to this side, 1..4096 pixels; 3 turns greyscale into RGB.
         classes: keep only these classes, by name or number; they are renumbered in this order.
         subset, seed: keep this many images: stratified and seeded, never a prefix.
         split, label: which of several splits, and of several label columns.
@@ -182,15 +180,6 @@ def option_value(name: str, value: Any) -> Any:
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 
-def checked_row(index: int, size: int) -> int:
-    """``index`` as a row in ``[0, size)``, negative from the end; `IndexError` beyond (which ends a ``for`` loop)."""
-    number = operator.index(index)
-    row = number + size if number < 0 else number
-    if not 0 <= row < size:
-        raise IndexError(f"row {index} of {size}")
-    return row
-
-
 def checked_rows(rows: Rows | slice, size: int) -> Rows:
     """``rows`` as int64 in ``[0, size)``; `IndexError` beyond, for a mask of another length, or no whole numbers."""
     if isinstance(rows, slice):
@@ -205,15 +194,11 @@ def checked_rows(rows: Rows | slice, size: int) -> Rows:
     if array.size and (array.min() < -size or array.max() >= size):
         raise IndexError(f"rows {array.min()}..{array.max()} of {size}")
     array = array.astype(np.int64)
-    return np.where(array < 0, array + size, array) if array.size and array.min() < 0 else array
+    return np.where(array < 0, array + size, array)
 
 
 def blocks(count: int, image_shape: ImageShape) -> Iterator[slice]:
-    """Neighbouring rows of ``0..count-1`` that take about 16 MiB, one block after the other.
-
-    >>> list(blocks(5, (2048, 4096, 1)))
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
-    """
+    """Neighbouring rows of ``0..count-1`` that take about 16 MiB, one block after the other."""
     rows = max(1, _BLOCK // math.prod(image_shape))
     for start in range(0, count, rows):
         yield slice(start, min(start + rows, count))
@@ -223,9 +208,6 @@ def stratified_rows(labels: NDArray[np.int64], size: int, seed: int) -> NDArray[
     """``size`` rows with every class in its share, chosen at random inside each class, in ascending order.
 
     Shares are rounded by largest remainders: each class is within one row of its own. The same rows on every machine.
-
-    >>> stratified_rows(np.array([0, 0, 0, 0, 1, 1]), 3, seed=0).size
-    3
     """
     if not 1 <= size <= len(labels):
         what = f"a subset of {size:,} cannot be taken from {len(labels):,} images"
@@ -291,9 +273,8 @@ def _read_joined(parts: Sequence[Images], ends: Rows, rows: Rows) -> Pixels:
 class Mapped(Images):
     """uint8 images ``[N, H, W, C]`` that begin at ``offset`` of a file and are read in place; any thread may read.
 
-    Neighbouring rows are read in one piece, with the system's read-ahead, and scattered rows one by one without it. A
-    map (used where there is no ``preadv``) would fault in every row anew, drag megabytes along with each, count as
-    resident memory, and end the process where the file has been cut short.
+    Neighbouring rows are read in one piece, with read-ahead, scattered ones one by one without. A map (used where there
+    is no ``preadv``) would fault in every row anew, and end the process where the file has been cut short.
     """
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...], size: int | None = None) -> None:
@@ -312,26 +293,22 @@ class Mapped(Images):
     def _check_unchanged(self) -> None:
         status = os.fstat(self._rows.fileno())
         if (status.st_size, status.st_mtime_ns) != (self._size, self._modified):
-            raise DataError(
-                f"{self._path} has been changed since it was opened",
-                why=f"it had {self._size:,} bytes and now has {status.st_size:,}, or was written to",
-                fix="leave data files alone while they are in use; run the same command again",
-            )
+            why = f"it had {self._size:,} bytes and now has {status.st_size:,}, or was written to"
+            fix = "leave data files alone while they are in use; run the same command again"
+            raise DataError(f"{self._path} has been changed since it was opened", why=why, fix=fix)
 
     def read(self, rows: Rows) -> Pixels:
         """See `Images.read`; `DataError` where the file has been changed since it was opened."""
         self._check_unchanged()
         if not hasattr(os, "preadv"):
             return np.memmap(self._path, np.uint8, "r", self._offset, self.shape).take(rows, axis=0)
-        count, size = len(rows), self._row_size
-        images = np.empty((count, *self.shape[1:]), np.uint8)
-        target = images.reshape(-1).data
-        if count > 1 and rows[-1] - rows[0] == count - 1 and bool((np.diff(rows) == 1).all()):
-            self._fill(self._pieces.fileno(), target, int(rows[0]))
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        if len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1 and bool((np.diff(rows) == 1).all()):
+            self._fill(self._pieces.fileno(), images.reshape(-1).data, int(rows[0]))
         else:
             descriptor = self._rows.fileno()
-            for place, row in enumerate(rows.tolist()):
-                self._fill(descriptor, target[place * size : (place + 1) * size], row)
+            for image, row in zip(images.reshape(len(rows), self._row_size), rows.tolist(), strict=True):
+                self._fill(descriptor, image.data, row)
         return images
 
     def _fill(self, descriptor: int, target: memoryview, row: int) -> None:
