@@ -270,7 +270,7 @@ def right(stage: Stage) -> None:
     for name, loss in {
         "trades": lambda a, b, label: losses.trades(a, b, label, weight=5.0, smoothing=0.1),
         "mart": lambda a, b, label: losses.mart(a, b, label, weight=5.0),
-        "pgd-at": lambda a, b, label: losses.pgd_at(b, label),
+        "pgd-at": lambda a, b, label: losses.cross_entropy(b, label),
         "cw": lambda a, b, label: losses.carlini_wagner(b, label),
     }.items():
         stage.row(f"loss {name}", lambda loss=loss: agree(*(loss(*triple) for triple in logits), 1e-3))

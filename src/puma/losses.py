@@ -50,11 +50,6 @@ def trades(
     return cross_entropy(clean, labels, smoothing) + weight * robust
 
 
-def pgd_at(adversarial: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """Madry et al. (arXiv 1706.06083, eq. 2.1): cross entropy of the perturbed images."""
-    return cross_entropy(adversarial, labels, smoothing)
-
-
 def mart(
     clean: Tensor, adversarial: Tensor, labels: Tensor, *, weight: float, attacked: Tensor | None = None
 ) -> Tensor:

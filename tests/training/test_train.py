@@ -369,7 +369,7 @@ def _other_pool():
             "made for another pool",
         ),
         (lambda p: {"plan": plan_of(p, threat=ThreatModel("Linf", 0.1))}, DataError, "made for Linf:0.1"),
-        (lambda p: {"model": network(classes=9)}, DataError, "labels reach 9, but the network has 9 logits"),
+        (lambda p: {"model": network(classes=9)}, ModelError, "the model has 9 classes, the data 10"),
         (lambda p: {"model": build_model("small-cnn", 10)}, ModelError, "the model fails on images"),
         (lambda p: {"recipe": SHORT.replace(batch_size=5000)}, UsageError, "larger than the 1,797"),
         (lambda p: {"validation": 600}, UsageError, "more than half of the 898"),

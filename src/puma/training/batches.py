@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from puma.attacks.pgd import pgd, start_noise
 from puma.data.pool import BatchSampler, Pool, to_tensor
-from puma.data.source import Rows, Source, stratified_rows
+from puma.data.source import Rows, stratified_rows
 from puma.devices import Devices
 from puma.errors import UsageError
 from puma.models.checks import apply_model
@@ -78,8 +78,6 @@ class Batch:
 
     def split(self, size: int) -> list[Batch]:
         """Micro-batches of ``size`` images; the last may be smaller."""
-        if size >= len(self):
-            return [self]
         places = [slice(first, first + size) for first in range(0, len(self), size)]
         noises = [None if self.noise is None else self.noise[part] for part in places]
         given = zip(places, noises, strict=True)
@@ -136,7 +134,7 @@ class Batches:
         format_ = torch.channels_last if recipe.channels_last else torch.contiguous_format
         images = images.to(torch.float32).div_(255).contiguous(memory_format=format_)
         shape, draws = (recipe.batch_size, *images.shape[1:]), self._generator(_START, step, self.device)
-        noise = start_noise(shape, recipe.attack_start(self.threat.norm), self.threat, draws, self.device)
+        noise = start_noise(shape, recipe.attack(self.threat.norm)[1], self.threat, draws, self.device)
         if noise is not None and len(places) < len(noise):
             noise = noise[places.to(self.device)]
         return Batch(images, self._move(self.pool.labels[mine]), self._move(self.eps[mine]), noise, rows)
@@ -159,26 +157,21 @@ def held_out(pool: Pool, count: int, seed: int) -> Rows:
 
 
 class Validation:
-    """Clean accuracy, and robust accuracy under PGD with the CW loss at full eps, of a network in eval mode.
+    """Clean accuracy, and robust accuracy under PGD at full eps, on ``rows`` of a pool, which the processes share.
 
-    The CW loss, because PGD with cross entropy overstates robustness, and not equally for all strategies. Images are
-    ``rows`` of the source, or all; each process measures its share.
+    With the CW loss: PGD with cross entropy overstates robustness, and not equally for all strategies.
     """
 
-    def __init__(
-        self, source: Source, threat: ThreatModel, recipe: Recipe, devices: Devices, rows: Rows | None = None
-    ) -> None:
-        chosen = np.arange(len(source)) if rows is None else rows
-        self.described = source.fingerprint if rows is None else f"{len(rows)} held out"
-        self.threat, self.recipe, self.devices, self.count = threat, recipe, devices, len(chosen)
-        share = chosen[devices.rank :: devices.world_size]
-        self._images, self._labels = source.read(share), torch.from_numpy(source.labels[share])
+    def __init__(self, pool: Pool, rows: Rows, threat: ThreatModel, recipe: Recipe, devices: Devices) -> None:
+        self.threat, self.recipe, self.devices, self.count = threat, recipe, devices, len(rows)
+        share = rows[devices.rank :: devices.world_size]
+        self._images, self._labels = pool.read(share), torch.from_numpy(pool.labels[share])
 
     def measure(self, model: nn.Module) -> tuple[float, float]:
         """(clean accuracy, robust accuracy), fractions; the model has to be in eval mode on the training device."""
         device, size = self.devices.device, self.recipe.batch_size
         right = torch.zeros(2, dtype=torch.float64, device=device)
-        step_size = self.recipe.attack_step(self.threat.norm) * self.threat.eps
+        step_size = self.recipe.attack(self.threat.norm)[0] * self.threat.eps
         attack = partial(pgd, threat=self.threat, steps=self.recipe.validation_steps, step_size=step_size, loss="cw")
         for first in range(0, len(self._labels), size):
             images = to_tensor(self._images[first : first + size], device)

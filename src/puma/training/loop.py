@@ -23,7 +23,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from puma import losses
 from puma.attacks.pgd import ascend
 from puma.checkpoints import load_state, pack, require_savable, save_state, unpack
-from puma.data.checks import match_classes
 from puma.data.pool import Pool, to_tensor
 from puma.data.source import Source
 from puma.devices import Devices, environment
@@ -52,7 +51,7 @@ def train(
     recipe: Recipe | Path | str = "trades-edm",
     out: Path | str | None = None,
     seed: int = 0,
-    validation: int | Source | None = None,
+    validation: int | None = None,
     progress: bool = False,
     device: str = "auto",
     logger: str | None = None,
@@ -66,22 +65,18 @@ def train(
     Args:
         model: any network from float images ``[B, C, H, W]`` in [0, 1] to logits (copied, not changed), or a name of
             `build_model`, built for the pool with ``seed``.
-        pool: the images.
-        threat: norm and eps of the attack, also as text such as ``"Linf:8/255"``.
         plan: rows to keep, the eps of each, and perhaps a TRADES beta; its path; None for all rows at the threat's eps.
         recipe: everything else; a name, a TOML file or a `Recipe`.
         out: folder of the run; None keeps everything in memory.
-        seed: of the order of images, augmentation, start noise and validation split.
-        validation: real images to choose the best checkpoint by: how many to hold out (None: the recipe's number), or
-            another source.
-        progress: show progress.
+        seed: of the order of images, augmentation, start noise and held-out images.
+        validation: how many real images to hold out, by which the best checkpoint is chosen; None: the recipe's.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. Several devices: start the program with torchrun.
         logger: ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``: send the rows of ``metrics.csv`` there too.
         ignore_estimate: start also where memory or time do not suffice by the estimate.
 
     Raises:
-        DataError: plan, pool and network do not belong together.
-        ModelError: the network fails on the images, has no parameter to train, or cannot be saved.
+        DataError: plan, pool and threat model do not belong together.
+        ModelError: the network fails on the images, has too few logits, no parameter to train, or cannot be saved.
         UsageError: the recipe or an argument cannot be used, or this machine cannot do it.
         ResumeError: ``out`` holds a run with other settings, or is being written.
         CheckError: the loss or its gradient is not finite; the last checkpoint is kept.
@@ -128,18 +123,20 @@ class Job:
 
     def fit(self, folder: Path | None, *, check: bool) -> None:
         """Choose the micro-batch: that of the run in ``folder``, or one that fits; ``check`` that this machine can."""
-        record = folder and folder / "run.json"
-        begun = record and record.is_file()
-        cost = self.estimate(read_record(record)["settings"].get("micro_batch") if record and begun else None)
+        begun = read_record(record)["settings"] if folder and (record := folder / "run.json").is_file() else {}
+        cost = self.estimate(begun.get("micro_batch"))
         if check:
             cost.require_feasible()
         first = torch.tensor(float(cost.micro_batch * self.devices.is_rank_zero), device=self.devices.device)
         self.micro_batch = self.settings["micro_batch"] = int(self.devices.all_reduce(first))  # the first process's
         if self.micro_batch < cost.batch and self.devices.is_rank_zero:
-            split = f"batches of {cost.batch} are split into micro-batches of {self.micro_batch}"
-            effect = f": batch normalisation uses the statistics of {self.micro_batch} images, which changes the result"
-            effect = effect if batchnorm_layers(self.network) else "; the gradients are the same"
-            logging.getLogger("puma").warning("%s%s", split, effect)
+            effect = "; the gradients are the same"
+            if batchnorm_layers(self.network):
+                effect = (
+                    f": batch normalisation uses the statistics of {self.micro_batch} images, which changes the result"
+                )
+            log = logging.getLogger("puma")
+            log.warning("batches of %d are split into micro-batches of %d%s", cost.batch, self.micro_batch, effect)
 
 
 def prepare(
@@ -149,7 +146,7 @@ def prepare(
     plan: Plan | Path | str | None,
     recipe: Recipe,
     seed: int,
-    validation: int | Source | None,
+    validation: int | None,
     devices: Devices,
 ) -> Job:
     """Check a training and put its network and data in place; `train` explains arguments and errors."""
@@ -162,22 +159,11 @@ def prepare(
             fix = f"plan again with --threat {threat}"
             raise DataError(f"the plan was made for {plan.threat}, not for {threat}", fix=fix)
         keep, eps, beta = plan.keep.copy(), plan.eps, beta if plan.beta is None else plan.beta
-    validation = recipe.validation_images if validation is None else validation
-    if isinstance(validation, Source):
-        if validation.image_shape != pool.image_shape or validation.num_classes > pool.num_classes:
-            what = f"validation images are {validation.image_shape} in {validation.num_classes} classes"
-            raise DataError(what, why=f"the pool's are {pool.image_shape} in {pool.num_classes}")
-        chosen = match_classes(validation, pool.class_names, "the pool")
-        validator: Validation | None = Validation(chosen, threat, recipe, devices)
-    else:
-        rows = held_out(pool, int(validation), seed)
-        keep[rows] = False
-        validator = Validation(pool, threat, recipe, devices, rows) if len(rows) else None
+    rows = held_out(pool, recipe.validation_images if validation is None else int(validation), seed)
+    keep[rows] = False
+    validator = Validation(pool, rows, threat, recipe, devices) if len(rows) else None
     examples = to_tensor(pool.read(np.arange(min(4, len(pool)))), devices.device)
-    network, classes = trainable_copy(model, pool, examples, recipe, seed, devices)
-    if classes <= int(pool.labels.max()):
-        what = f"labels reach {int(pool.labels.max())}, but the network has {classes} logits"
-        raise DataError(what, fix=f"build_model(..., num_classes={pool.num_classes})")
+    network = trainable_copy(model, pool, examples, recipe, seed, devices)
     batches = Batches(pool, keep, eps, recipe, threat, devices, seed=seed)
     settings = {
         "network": getattr(network, "config", None) or type(network).__qualname__,
@@ -187,13 +173,10 @@ def prepare(
         "pool": pool.fingerprint,
         "plan": plan.fingerprint if plan else None,
         "beta": beta,
-        "validation": validator.described if validator else "none",
+        "validation": f"{len(rows)} held out" if validator else "none",
         "frozen": [name for name, parameter in network.named_parameters() if not parameter.requires_grad],
     }
     return Job(network, examples, recipe, threat, batches, validator, settings, devices)
-
-
-# --- the loop ------------------------------------------------------------------------------------------------------
 
 
 class Training:
@@ -220,7 +203,7 @@ class Training:
         self.bare = cast(nn.Module, torch.compile(self.network)) if recipe.compile else self.network
         self.wrapped, self.optimizer = devices.wrap(SeveralPasses(self.bare), self._sgd)
         self.awp = AWP(self.network, recipe.awp, devices) if recipe.awp else None
-        self.step_size = recipe.attack_step(job.threat.norm) * job.threat.eps
+        self.step_size = recipe.attack(job.threat.norm)[0] * job.threat.eps
         # One clean pass serves attack and loss where both compute it with the same weights and batch statistics: AWP
         # moves the weights between the two, and a wrapper for several processes has to see both passes in one call.
         trades = recipe.objective == "trades" and not recipe.awp and devices.world_size == 1
@@ -258,8 +241,6 @@ class Training:
                     stop.stop()
         return self._finish()
 
-    # --- one step --------------------------------------------------------------------------------------------------
-
     def take_step(self, step: int) -> None:
         """Take optimiser step ``step``, counted from 0; on a CPU not with a loss that is not finite (`CheckError`)."""
         recipe = self.recipe
@@ -291,10 +272,10 @@ class Training:
         """The perturbed images: of highest KL from the clean prediction in TRADES, else of highest cross entropy."""
         recipe = self.recipe
         with attack_mode(self.network, recipe.attack_batchnorm), self.devices.autocast():
-            reference = None
-            if recipe.objective == "trades":
+            reference = None if clean is None else clean.detach()
+            if recipe.objective == "trades" and reference is None:
                 with torch.no_grad():
-                    reference = self._logits(batch.images) if clean is None else clean.detach()
+                    reference = self._logits(batch.images)
 
             def objective(x: Tensor) -> Tensor:
                 logits = self._logits(x)
@@ -325,13 +306,13 @@ class Training:
 
     def _losses(self, clean: Tensor | None, attacked: Tensor, batch: Batch) -> Tensor:
         """The loss of every image, ``[B]``."""
-        recipe, given = self.recipe, (attacked, batch.labels)
-        if clean is None:
-            return losses.pgd_at(*given, smoothing=recipe.label_smoothing)
-        shared: dict[str, Any] = {"weight": self.job.settings["beta"], "attacked": batch.eps > 0}
-        if recipe.objective == "mart":
-            return losses.mart(clean, *given, **shared)
-        return losses.trades(clean, *given, smoothing=recipe.label_smoothing, **shared)
+        smoothing = self.recipe.label_smoothing
+        if clean is None:  # PGD-AT (arXiv 1706.06083, eq. 2.1)
+            return losses.cross_entropy(attacked, batch.labels, smoothing)
+        given: dict[str, Any] = {"weight": self.job.settings["beta"], "attacked": batch.eps > 0}
+        if self.recipe.objective == "mart":
+            return losses.mart(clean, attacked, batch.labels, **given)
+        return losses.trades(clean, attacked, batch.labels, smoothing=smoothing, **given)
 
     @torch.no_grad()
     def _count(self, each: Tensor, clean: Tensor | None, attacked: Tensor, batch: Batch) -> None:
@@ -354,8 +335,6 @@ class Training:
         if bool(self._broken > 0):
             what = f"the loss or its gradient became infinite or NaN by step {step}; nothing of that is kept"
             raise CheckError(what, why="the learning rate may be too high for this network", fix=_CALMER)
-
-    # --- every few steps -------------------------------------------------------------------------------------------
 
     def averaged(self) -> nn.Module:
         """The averaged network with its running statistics, to be evaluated or saved, if everything is finite.

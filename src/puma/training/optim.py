@@ -18,17 +18,15 @@ from puma.models.weights import copy_network, ramped_decay, set_class_names, unw
 from puma.training.recipe import Recipe
 
 # Defaults of torch's OneCycleLR: range of the cycled momentum, div_factor and final_div_factor.
-_LOW, _HIGH = 0.85, 0.95
-_START, _END = 25.0, 1e4
-_TINY = 1e-20  # of the authors' AWP code
+_LOW, _HIGH, _START, _END = 0.85, 0.95, 25.0, 1e4
 
 
 def trainable_copy(
     model: nn.Module | str, pool: Pool, images: Tensor, recipe: Recipe, seed: int, devices: Devices
-) -> tuple[nn.Module, int]:
-    """A copy of the network on the device, and its number of logits, once ``images`` have gone through it both ways.
+) -> nn.Module:
+    """A copy of the network on the device, in eval mode, once ``images`` have gone through it both ways.
 
-    `ModelError` where it fails on them, or has no parameter to train.
+    `ModelError` where it fails on them, has too few logits, or no parameter to train.
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("a TorchScript module cannot be trained", fix="train the Python module that it was made from")
@@ -44,29 +42,28 @@ def trainable_copy(
     if not any(parameter.requires_grad for parameter in network.parameters()):
         what = f"{type(network).__name__} has no parameter that takes a gradient"
         raise ModelError(what, fix="model.requires_grad_(True)")
-    classes = check_model(network, images, reacts=False).shape[1]
+    check_model(network, images, int(pool.labels.max()) + 1, reacts=False)
     _check_backward(network.train(), images[: recipe.micro_batch or recipe.batch_size // devices.world_size], devices)
     set_class_names(network.eval(), pool.class_names)
-    return network, classes
+    return network
 
 
 def _check_kinds(network: nn.Module) -> None:
     """Refuse parameters, buffers and layers that cannot be trained, averaged or saved, by name."""
-    sparse = [f"{name}.weight" for name, layer in network.named_modules() if getattr(layer, "sparse", False) is True]
-    problems = [(f"{name} gets sparse gradients", "build the layer with sparse=False") for name in sparse]
+    for name, layer in network.named_modules():
+        if getattr(layer, "sparse", False) is True:
+            raise ModelError(f"{name}.weight gets sparse gradients", fix="build the layer with sparse=False")
     for name, value in network.state_dict().items():
         if not isinstance(value, Tensor):
-            problems.append((f"{name} is a {type(value).__name__} and no tensor", "keep it outside get_extra_state"))
-        elif nn.parameter.is_lazy(value):
-            problems.append((f"{name} has no shape yet", "pass one batch through the network first"))
-        elif value.is_complex():
-            problems.append((f"{name} is {value.dtype}", "keep real and imaginary parts as two real tensors"))
-        elif value.layout is torch.strided and 0 in [
-            step for size, step in zip(value.shape, value.stride(), strict=True) if size > 1
-        ]:
-            problems.append((f"{name} is an expanded tensor, whose values share memory", "register its .clone()"))
-    if problems:
-        raise ModelError(f"{type(network).__name__} cannot be trained: {problems[0][0]}", fix=problems[0][1])
+            raise ModelError(f"{name} is a {type(value).__name__} and no tensor", fix="keep it outside get_extra_state")
+        if nn.parameter.is_lazy(value):
+            raise ModelError(f"{name} has no shape yet", fix="pass one batch through the network first")
+        if value.is_complex():
+            raise ModelError(f"{name} is {value.dtype}", fix="keep real and imaginary parts as two real tensors")
+        if value.layout is torch.strided and any(
+            s == 0 < n - 1 for n, s in zip(value.shape, value.stride(), strict=True)
+        ):
+            raise ModelError(f"{name} is an expanded tensor, whose values share memory", fix="register its .clone()")
 
 
 def _check_backward(network: nn.Module, images: Tensor, devices: Devices) -> None:
@@ -84,10 +81,7 @@ def _check_backward(network: nn.Module, images: Tensor, devices: Devices) -> Non
 
 
 class SeveralPasses(nn.Module):
-    """The network on several batches (clean and perturbed images), each normalised by itself, in one call.
-
-    One call, because a wrapper for several processes has to see one forward pass for each backward pass.
-    """
+    """The network on several batches in one call: a wrapper has to see one forward pass for each backward pass."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -155,9 +149,8 @@ def build_sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 class AWP:
     """Adversarial weight perturbation (Wu et al. 2020, arXiv 2004.05884), on top of any loss.
 
-    For one forward and backward pass each weight matrix or kernel of the bare ``network`` moves by ``size`` (gamma,
-    such as 0.005) of its own norm along its gradient, averaged over the processes; biases and normalisation parameters
-    stay (algorithm 1 of the paper, one step, as in its code).
+    For one forward and backward pass each weight matrix or kernel of the bare ``network`` moves by ``size`` (gamma) of
+    its own norm along its gradient, averaged over the processes (algorithm 1 of the paper, one step, as in its code).
     """
 
     def __init__(self, network: nn.Module, size: float, devices: Devices) -> None:
@@ -175,7 +168,7 @@ class AWP:
         with torch.no_grad():
             for weight, gradient in zip(self._weights, gradients, strict=True):
                 mean = self._devices.all_reduce(gradient)
-                weight.add_(mean * (self._size * weight.norm() / (mean.norm() + _TINY)))
+                weight.add_(mean * (self._size * weight.norm() / (mean.norm() + 1e-20)))
 
     @torch.no_grad()
     def remove(self) -> None:

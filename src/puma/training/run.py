@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from puma.devices import PROCESSES_PER_GPU, Devices
 from puma.errors import ModelError, UsageError, unknown
 from puma.io import claim_folder, digest_path, fingerprint, require_digest, sha256_file, storage_errors, write_text
+from puma.models.checks import as_logits
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
 from puma.models.weights import load_model, load_tensors
 from puma.training.recipe import Recipe
@@ -42,20 +43,15 @@ _GIB = 1 << 30
 class Run:
     """A finished training.
 
-    Args:
-        model: the averaged (EMA) network after the last step, in eval mode.
-        best: the averaged network of the best checkpoint, chosen on validation images; without validation, `model`.
-        folder: where it was written, or None.
-        metrics: rows of ``metrics.csv``.
-        meta: ``steps``, ``draws`` (images drawn), ``unique_images``, ``best_step``, ``best_validation`` (robust
-            accuracy under PGD with the CW loss, or None), ``trained_on`` (rows that could be drawn),
-            ``validation_images``, ``seconds``.
+    ``meta`` holds ``steps``, ``draws`` (images drawn), ``unique_images``, ``best_step``, ``best_validation`` (robust
+    accuracy under PGD with the CW loss, or None), ``trained_on`` (rows that could be drawn), ``validation_images``,
+    ``seconds``.
     """
 
-    model: nn.Module
-    best: nn.Module
-    folder: Path | None = None
-    metrics: list[dict[str, float]] = field(default_factory=list)
+    model: nn.Module  # the averaged (EMA) network after the last step, in eval mode
+    best: nn.Module  # that of the best checkpoint, chosen on validation images; without validation, `model`
+    folder: Path | None = None  # where it was written
+    metrics: list[dict[str, float]] = field(default_factory=list)  # rows of ``metrics.csv``
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -84,9 +80,6 @@ def open_folder(folder: Path, recipe: Recipe, settings: Mapping[str, Any], envir
     if not (folder / "recipe.toml").is_file():
         write_text(folder / "recipe.toml", recipe.to_toml())
     return changed
-
-
-# --- metrics -------------------------------------------------------------------------------------------------------
 
 
 class Metrics:
@@ -202,9 +195,8 @@ class Estimate:
         """`UsageError` for more memory than is free, or more than 30 days."""
         if self.memory > self.free:
             what = f"one step needs about {self.memory / _GIB:.2g} GiB, {self.free / _GIB:.2g} GiB are free"
-            raise UsageError(
-                what, fix="--set batch_size=..., a smaller model, another --device; --yes tries all the same"
-            )
+            fix = "--set batch_size=..., a smaller model, another --device; --yes tries all the same"
+            raise UsageError(what, fix=fix)
         if (days := self.steps * self.step_seconds / 86400) > _MOST_DAYS:
             why = f"{self.steps:,} steps of {self.batch} images, {self.step_seconds:,.3g} s each"
             fix = "a GPU (--device cuda), a smaller model, or fewer steps (--set steps=...); --yes goes on"
@@ -212,18 +204,11 @@ class Estimate:
 
 
 def estimate(network: nn.Module, images: Tensor, recipe: Recipe, devices: Devices) -> Estimate:
-    """Measure forward passes of a few images, float ``[b, C, H, W]`` in [0, 1], and scale them up.
-
-    The network's mode is restored, its weights and buffers are not changed.
-    """
+    """Measure forward passes of a few images, float ``[b, C, H, W]``, of a network in eval mode, and scale them up."""
     batch = recipe.batch_size // devices.world_size
-    training = [module for module in network.modules() if module.training]
-    network.eval()
     with devices.autocast():
         kept = _kept_bytes(network, images[:2]) / len(images[:2])
         seconds = _seconds_per_image(network, images, batch)
-    for module in training:
-        module.training = True
     alone = recipe.objective == "pgd-at"  # one pass for the loss; else clean and adversarial pass, or clean and attack
     passes, graphs = (recipe.attack_steps * 2 + 3, 1) if alone else (recipe.attack_steps * 2 + 7, 2)
     weights = sum(parameter.nbytes for parameter in network.parameters())
@@ -279,19 +264,12 @@ def _seconds_per_image(network: nn.Module, images: Tensor, batch: int) -> float:
     count = min(len(images), batch)
     while True:
         many = images[:1].expand(count, *images.shape[1:]).contiguous()
-        if images.is_cuda:
-            torch.cuda.synchronize()
         began = time.perf_counter()
-        network(many)
-        if images.is_cuda:
-            torch.cuda.synchronize()
+        as_logits(network(many), count).sum().item()  # waits for the device
         elapsed = time.perf_counter() - began
         if elapsed > 0.02 or count * 4 > batch:
             return elapsed / count
         count *= 4
-
-
-# --- the request to stop -------------------------------------------------------------------------------------------
 
 
 class StopRequest:
@@ -321,8 +299,10 @@ class StopRequest:
         """After a finished step: restart the watchdog, or cancel it, since a checkpoint may take any time to write."""
         if self._watchdog is not None:
             self._watchdog.cancel()
-            if not ends:
-                self._watch()
+        if self.wanted is not None and not ends and not self._single_process:
+            self._watchdog = threading.Timer(_PATIENCE_S, os._exit, (128 + signal.SIGTERM,))
+            self._watchdog.daemon = True
+            self._watchdog.start()
 
     def stop(self) -> None:
         """End the process as the signal asks: KeyboardInterrupt, or exit code 143."""
@@ -331,13 +311,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.wanted = number
         self._restore()
-        if not self._single_process:
-            self._watch()
-
-    def _watch(self) -> None:
-        self._watchdog = threading.Timer(_PATIENCE_S, os._exit, (128 + signal.SIGTERM,))
-        self._watchdog.daemon = True
-        self._watchdog.start()
+        self.heartbeat(ends=False)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
