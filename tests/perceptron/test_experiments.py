@@ -18,9 +18,7 @@ from puma.perceptron import experiments
 from puma.perceptron.task import Strategy
 from puma.report.perceptron import (
     Results,
-    excess,
     measure_gaps,
-    rows_of,
     run_experiments,
     write_page,
 )
@@ -39,12 +37,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def test_the_page_and_the_pictures_are_whole_and_repeat(results: Results, tmp_path: Path) -> None:
     text = write_page(results, tmp_path, tmp_path / "pictures").read_text()
     assert write_page(results, tmp_path / "again").read_text() == text
-    assert text.count("<figure") == 5
+    assert text.count("<figure") == 4
     assert "http://" not in text.replace("http://www.w3.org", "")
     inside = [base64.b64decode(one).decode() for one in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", text)]
     pictures = {path.name: path.read_text() for path in (tmp_path / "pictures").iterdir()}
     assert sorted(pictures) == [
-        f"perceptron-{name}.svg" for name in ("collapse", "ends", "learning", "mislabelling", "tradeoff")
+        f"perceptron-{name}.svg" for name in ("collapse", "learning", "mislabelling", "tradeoff")
     ]
     assert sorted(pictures.values()) == sorted(inside)
     assert all("fill: #ffffff" in picture for picture in inside)
@@ -67,17 +65,6 @@ def test_gaps_are_measured_to_each_seeds_own_frontier() -> None:
     assert gaps.loc["puma", "gap_se"] == pytest.approx(0.01)
     assert np.isnan(gaps.loc["random", "gap"])  # beyond the control's range: not comparable
     assert set(gaps.index) == {"puma", "random"}
-
-
-def test_excess_is_paired_by_seed() -> None:
-    rows = [
-        {"strategy": strategy, "seed": seed, "clean_error": 0.1 * seed + shift, "robust_error": 0.2 * seed - shift}
-        for seed in (1, 2)
-        for strategy, shift in (("none", 0.0), ("easy", 0.03))
-    ]
-    table = rows_of(excess(pd.DataFrame(rows)), strategy="easy")
-    np.testing.assert_allclose(table["clean_excess"], 0.03)
-    np.testing.assert_allclose(table["robust_excess"], -0.03)
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -208,8 +208,9 @@ def write_study(folder: Path, name: str = "made up", seeds: int = 2, companions:
     images = np.round(digits.images[:SYNTHETIC] / 16 * 255).astype(np.uint8)[..., None]
     (folder / "synthetic").mkdir()
     np.savez(folder / "synthetic" / "images.npz", image=images, label=digits.target[:SYNTHETIC].astype(np.int64))
-    quality = {"real_to_synthetic_accuracy": 0.97, "neighbours": {"median_distance": 0.123, "copies": 0}}
-    (folder / "synthetic" / "quality.json").write_text(json.dumps(quality))
+    quality = {"label_agreement": 0.97, "neighbor": {"synthetic_to_train": {"mean": 0.123}, "copies": 0}}
+    (folder / "done").mkdir(exist_ok=True)
+    (folder / "done" / "synthetic.json").write_text(json.dumps({"quality": quality}))
     pool = Pool([load_dataset("digits:train"), load_dataset(str(folder / "synthetic" / "images.npz"))])
     table = _table(pool)
     table.write(folder / "margins")

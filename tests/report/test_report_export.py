@@ -67,7 +67,7 @@ def test_command_writes_page_and_exports_and_prints_where(folder, tmp_path):
         "--out",
         tmp_path / "p.html",
         "--export",
-        "latex",
+        "svg",
         "--export",
         "csv",
         "--export-out",
@@ -78,7 +78,7 @@ def test_command_writes_page_and_exports_and_prints_where(folder, tmp_path):
     printed = result.output.split()
     assert result.output.startswith("puma with 24 % fewer images: clean +")
     assert str(tmp_path / "p.html") in printed
-    assert str(tmp_path / "files" / "settings.tex") in printed
+    assert str(tmp_path / "files" / "tradeoff.svg") in printed
     assert (tmp_path / "files" / "settings.csv").is_file()
     assert not (folder / "report.html").exists()
 

@@ -1,4 +1,4 @@
-"""Pages as text: escaping, determinism, structure; tables as pages, CSV and LaTeX show them."""
+"""Pages as text: escaping, determinism, structure; tables as pages and CSV show them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from made_up_page import hostile_report, make_figure
 from PIL import Image
 
-from puma.errors import StorageError, UsageError
+from puma.errors import StorageError
 from puma.plots import MARKS, mark
 from puma.report.page import Picture, Table, png_uri
 from puma.tradeoff import Estimate
@@ -55,17 +55,6 @@ def test_png_keeps_every_pixel():
         assert np.array_equal(back.reshape(shape), image)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((8, 8)), np.zeros((8, 8, 4), np.uint8), np.zeros(8, np.uint8)])
-def test_foreign_images_are_refused(bad):
-    with pytest.raises(UsageError, match="cannot show an image"):
-        png_uri(bad)
-
-
-def test_figure_without_alt_text_is_refused():
-    with pytest.raises(UsageError, match="alt text"):
-        Picture(make_figure(), " ")
-
-
 def test_write_returns_the_path_and_refuses_a_folder_that_is_a_file(tmp_path):
     report = hostile_report()
     assert report.write(tmp_path / "deep" / "page.html").read_text() == report.html()
@@ -80,11 +69,6 @@ def test_strategies_look_different_and_always_the_same():
     assert mark("somebody's own") == mark("somebody's own")
 
 
-def test_table_refuses_ragged_rows():
-    with pytest.raises(UsageError, match="1 cells"):
-        Table({"a": "text", "b": "text"}, [["1"]])
-
-
 def test_csv_holds_full_precision_and_intervals_in_columns_of_their_own():
     gap = Estimate(0.1 + 0.2, 0.1, 0.4, 3)
     table = Table(
@@ -95,11 +79,3 @@ def test_csv_holds_full_precision_and_intervals_in_columns_of_their_own():
         ['x, "y"', "0.30000000000000004", "0.1", "0.4", "3"],
         ["z", "not comparable", "", "", ""],
     ]
-
-
-def test_latex_escapes_everything_special():
-    text = Table({"a_b": "text"}, [[r"50 % & $x$ #1 {y} ~ ^ \z <t>"]]).latex()
-    assert r"a\_b \\" in text
-    assert r"50 \% \& \$x\$ \#1 \{y\} \textasciitilde \space \textasciicircum \space \textbackslash z" in text
-    assert r"\toprule" in text
-    assert r"\usepackage{booktabs}" in text

@@ -12,7 +12,7 @@ from puma.cli.output import echo
 from puma.errors import UsageError, unknown
 
 _PAGE = "The page; default report.html in the folder."
-_FORMATS = "svg, pdf, csv or latex; repeat it for several."
+_FORMATS = "svg, pdf or csv; repeat it for several."
 
 
 def report(
@@ -29,7 +29,7 @@ def report(
     was made from more than is left in the folder is kept; --out writes another.
 
         puma report runs/digits
-        puma report runs/digits --pdf summary.pdf --export csv --export latex
+        puma report runs/digits --pdf summary.pdf --export svg --export csv
     """
     from puma.report import export as write_files
     from puma.report import make_report, write_report, write_summary

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.resources import files
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ from puma.tradeoff import Estimate
 Kind = Literal["text", "number", "percent", "points"]
 """How a column is shown: text; a number; a fraction as percent; a difference of fractions in signed points."""
 
-FORMATS = ("svg", "pdf", "csv", "latex")
+FORMATS = ("svg", "pdf", "csv")
 _UNITS = {"percent": ", %", "points": ", points"}
 _A4 = (8.27, 11.69)
 
@@ -48,27 +49,21 @@ class Table:
     """Rows under named columns; columns that are None in every row are left out.
 
     ``columns`` is head -> kind. A cell is text, a number, an `Estimate` (a value with its interval) or None. Fractions
-    stay fractions in CSV; the page and LaTeX show them in percent.
+    stay fractions in CSV; the page shows them in percent.
 
     >>> table = Table({"strategy": "text", "clean": "percent"}, [["puma", Estimate(0.853, 0.845, 0.861, 3)]])
     >>> table.heads, table.shown
     (['strategy', 'clean, %'], [['puma', '85.3 ±0.8']])
-
-    Raises:
-        UsageError: a row of another length than ``columns``.
     """
 
     columns: Mapping[str, Kind]
     rows: Sequence[Sequence[Any]]
 
     def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.columns):
-                raise UsageError(f"a table row has {len(row)} cells, its head has {len(self.columns)}")
         if self.rows:
             used = [any(cell is not None for cell in cells) for cells in zip(*self.rows, strict=True)]
-            self.columns = {head: kind for (head, kind), use in zip(self.columns.items(), used, strict=True) if use}
-            self.rows = [[cell for cell, use in zip(row, used, strict=True) if use] for row in self.rows]
+            self.columns = dict(compress(self.columns.items(), used))
+            self.rows = [list(compress(row, used)) for row in self.rows]
 
     @property
     def heads(self) -> list[str]:
@@ -82,24 +77,17 @@ class Table:
 
     def frame(self) -> pd.DataFrame:
         """The table at full precision; the ends of an interval are two more columns."""
-        columns: dict[str, list[Any]] = {} if self.rows else {head: [] for head in self.columns}
-        for head, cells in zip(self.columns, zip(*self.rows, strict=True), strict=False):
+        columns: dict[str, list[Any]] = {}
+        for place, head in enumerate(self.columns):
+            cells = [row[place] for row in self.rows]
             columns[head] = [number(cell, cell) for cell in cells]
-            if any(isinstance(cell, Estimate) and cell.low is not None for cell in cells):
-                for end in ("low", "high"):
-                    columns[f"{head}, {end}"] = [getattr(cell, end, None) for cell in cells]
+            if any(getattr(cell, "low", None) is not None for cell in cells):
+                columns |= {f"{head}, {end}": [getattr(cell, end, None) for cell in cells] for end in ("low", "high")}
         return pd.DataFrame(columns, dtype=object)
 
     def csv(self) -> str:
         """The table as CSV, numbers at full precision."""
         return str(self.frame().to_csv(index=False, lineterminator="\n")).replace("`", "")
-
-    def latex(self) -> str:
-        r"""The table as a LaTeX ``tabular`` with the rules of the package booktabs."""
-        frame = pd.DataFrame(self.shown, columns=self.heads)
-        kinds = "".join("l" if kind == "text" else "r" for kind in self.columns.values())
-        body = str(frame.to_latex(index=False, escape=True, column_format=kinds))
-        return "% \\usepackage{booktabs}\n" + body.replace("−", "$-$").replace("–", "--").replace("`", "")
 
 
 def number(cell: Any, otherwise: Any = None) -> Any:
@@ -147,22 +135,17 @@ def points(estimate: Estimate | None, of: str) -> str:
     """
     if estimate is None:
         return f"{of}: not known"
-    value = f"{of} {show(estimate.value, 'points')} points"
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{show(estimate.low, 'points')}, {show(estimate.high, 'points')}]"
+    low, high = (show(end, "points") for end in (estimate.low, estimate.high))
+    ends = "" if estimate.low is None or estimate.high is None else f" [{low}, {high}]"
+    return f"{of} {show(estimate.value, 'points')} points{ends}"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure for a page, with a text for somebody who cannot see it; `UsageError` without one."""
+    """A figure for a page, with a text for somebody who cannot see it."""
 
     figure: Figure
     alt: str
-
-    def __post_init__(self) -> None:
-        if not self.alt.strip():
-            raise UsageError("a figure has no alt text", fix="say in a sentence what it shows")
 
     @cached_property
     def svg(self) -> str:
@@ -181,15 +164,9 @@ class Picture:
 
 
 def png_uri(image: NDArray[np.uint8]) -> str:
-    """An image, uint8 ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]`` or a UsageError, as a ``data:`` address, lossless."""
-    image = np.asarray(image)
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[:, :, 0]
-    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-        what = f"cannot show an image of {image.dtype} {list(image.shape)}"
-        raise UsageError(what, why="it has to be uint8 [H, W], [H, W, 1] or [H, W, 3]")
+    """An image, uint8 ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]``, as a ``data:`` address, lossless."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(image.squeeze(2) if image.shape[2:] == (1,) else image).save(buffer, format="PNG", optimize=True)
     return _uri("image/png", buffer.getvalue())
 
 
@@ -251,23 +228,18 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
 
 
 def export(report: Report, formats: Sequence[str], folder: Path | str) -> list[Path]:
-    """Write every figure (``svg``, ``pdf``) or table (``csv``, ``latex``) of a report into ``folder``; return them.
+    """Write every figure (``svg``, ``pdf``) or table (``csv``, at full precision) into ``folder``; return the files.
 
-    Equal reports give equal bytes. CSV holds full precision and fractions, LaTeX the numbers as the page shows them.
-    An unknown format is a UsageError, before anything is written.
+    Equal reports give equal bytes. An unknown format is a UsageError, before anything is written.
     """
     check_formats(formats)
     folder, written = prepare_folder(folder), []
     for kind in dict.fromkeys(formats):
-        contents: dict[str, bytes] = {}
-        if kind in ("csv", "latex"):
-            for name, table in report.tables.items():
-                contents[name] = (table.csv() if kind == "csv" else table.latex()).encode()
-        else:
-            for name, picture in report.pictures.items():
-                contents[name] = picture.svg.encode() if kind == "svg" else _rendered(picture.figure, "pdf")
+        contents = {name: table.csv().encode() for name, table in report.tables.items()} if kind == "csv" else {}
+        for name, picture in report.pictures.items() if kind != "csv" else ():
+            contents[name] = picture.svg.encode() if kind == "svg" else _rendered(picture.figure, "pdf")
         for name, content in contents.items():
-            written.append(folder / f"{name}.{'tex' if kind == 'latex' else kind}")
+            written.append(folder / f"{name}.{kind}")
             write_bytes(written[-1], content)
     return written
 

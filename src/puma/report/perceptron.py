@@ -5,7 +5,6 @@ In figures points are simulated (mean and two standard errors over seeds), lines
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from puma.perceptron import collapse_fraction, mislabelled_share, mislabelled_sh
 from puma.perceptron.experiments import COLLAPSE, LEARNING, PROBE, TRADEOFF, Experiment
 from puma.plots import BLUE, INK, MUTED, RED, SKY, figure_style, mark, new_figure
 from puma.report.page import Kind, Picture, Report, Table, points, show
-from puma.tradeoff import Estimate, Frontier
+from puma.tradeoff import Estimate, Frontier, gap
 
 METRICS = {"clean_error": "clean error", "robust_error": "robust error"}
 ABUNDANT, KEPT, SUBJECT = 20.0, 0.6, "puma(0.5)"
@@ -67,7 +66,6 @@ def write_page(results: Results, out: Path | str, pictures: Path | str | None = 
         figures = {
             "tradeoff": _tradeoff_figure(rows_of(tables["tradeoff"], alpha=ABUNDANT)),
             "mislabelling": _mislabelling_figure(),
-            "ends": _ends_figure(tables["ends"], tables["tradeoff"]),
             "collapse": _collapse_figure(tables["collapse"], curves["collapse"], tables["ends"]),
             "learning": _learning_figure(tables["learning"], curves["learning"]),
         }
@@ -93,13 +91,6 @@ def rows_of(table: pd.DataFrame, **values: Any) -> pd.DataFrame:
     return table
 
 
-def excess(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with ``clean_excess`` and ``robust_excess``: each error minus that of the same seed's ``none``."""
-    none = rows_of(table, strategy="none").set_index("seed")
-    columns = {m.replace("error", "excess"): table[m] - table["seed"].map(none[m]) for m in METRICS}
-    return table.assign(**columns)
-
-
 def measure_gaps(table: pd.DataFrame) -> pd.DataFrame:
     """The gap of every strategy and kept share of one data amount to each seed's own uniform-eps frontier.
 
@@ -108,29 +99,24 @@ def measure_gaps(table: pd.DataFrame) -> pd.DataFrame:
     """
     table = table.assign(clean=1 - table["clean_error"], robust=1 - table["robust_error"])
     control = _is_control(table)
-    frontiers = {
-        seed: Frontier("uniform-eps", runs["robust"], runs["clean"]) for seed, runs in table[control].groupby("seed")
-    }
-    rest = table[~control].copy()
-    rest["gap"] = [
-        clean - float(frontiers[seed].clean_at(robust))
-        for seed, clean, robust in zip(rest["seed"], rest["clean"], rest["robust"], strict=True)
-    ]
-    rest["comparable"] = rest["gap"].notna()
-    groups = rest.groupby(["strategy", "keep"], sort=False)
-    means = groups[["clean", "robust", "gap", "comparable"]].mean()
-    means["gap"] = means["gap"].where(means.pop("comparable") == 1)
-    return means.assign(gap_se=groups["gap"].sem().where(means["gap"].notna())).reset_index()
+    for seed, runs in table[control].groupby("seed"):
+        frontier, mine = Frontier("uniform-eps", runs["robust"], runs["clean"]), table["seed"] == seed
+        table.loc[mine, "gap"] = gap(table["robust"][mine], table["clean"][mine], [frontier])
+    groups = table[~control].groupby(["strategy", "keep"], sort=False)
+    means = groups[["clean", "robust"]].mean()
+    comparable = groups["gap"].count() == groups.size()
+    means["gap"], means["gap_se"] = (found.where(comparable) for found in (groups["gap"].mean(), groups["gap"].sem()))
+    return means.reset_index()
 
 
 def _verdict(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """What the simulations show, in sentences with numbers; intervals are two standard errors."""
     runs = rows_of(tables[TRADEOFF.name], alpha=ABUNDANT)
     keep = min(set(runs[runs["strategy"] == SUBJECT]["keep"]), key=lambda share: abs(share - KEPT))
-    mine = rows_of(excess(runs), strategy=SUBJECT, keep=keep)
-    clean, robust = (-mine[name].mean() for name in ("clean_excess", "robust_excess"))
-    gap = next(row for row in _cells(runs) if row[:2] == [SUBJECT, keep])[-1]
-    free = "not comparable" if gap is None else f"{points(gap, 'clean')} at equal robustness"
+    mine, none = (rows_of(runs, strategy=name, keep=kept) for name, kept in ((SUBJECT, keep), ("none", 1.0)))
+    clean, robust = (none[metric].mean() - mine[metric].mean() for metric in METRICS)
+    above = next(row for row in _cells(runs) if row[:2] == [SUBJECT, keep])[-1]
+    free = "not comparable" if above is None else f"{points(above, 'clean')} at equal robustness"
     learned = rows_of(tables["ends"], alpha=ABUNDANT)
     least = min(learned["keep"])
     ends = [100 * rows_of(learned, strategy=name, keep=least)["robust_error"].mean() for name in ("easy", SUBJECT)]
@@ -144,23 +130,23 @@ def _verdict(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def _tables(results: Results) -> dict[str, Table]:
-    gap: dict[str, Kind] = {"strategy": "text", "kept": "percent", "clean accuracy": "percent"}
-    gap |= {"robust accuracy": "percent", "clean against free control": "points"}
+    heads: dict[str, Kind] = {"strategy": "text", "kept": "percent", "clean accuracy": "percent"}
+    heads |= {"robust accuracy": "percent", "clean against free control": "points"}
     tradeoff = results.tables[TRADEOFF.name]
     every = [[a, *row] for a, runs in tradeoff.groupby("alpha") for row in _cells(runs)]
     main = [row for row in _cells(rows_of(tradeoff, alpha=ABUNDANT)) if row[1] in (KEPT, 1.0)]
     return {
-        "strategies": Table(gap, main),
-        "gaps": Table({"examples per dimension": "number", **gap}, every),
+        "strategies": Table(heads, main),
+        "gaps": Table({"examples per dimension": "number", **heads}, every),
     }
 
 
 def _cells(runs: pd.DataFrame) -> list[list[Any]]:
     """Rows of `measure_gaps` with the gap as an estimate of two standard errors, None where not comparable."""
     cells = []
-    for strategy, keep, clean, robust, gap, error in measure_gaps(runs).itertuples(index=False):
+    for strategy, keep, clean, robust, above, error in measure_gaps(runs).itertuples(index=False):
         half = 2 * np.nan_to_num(error)
-        found = None if np.isnan(gap) else Estimate(gap, gap - half, gap + half, runs["seed"].nunique())
+        found = None if np.isnan(above) else Estimate(above, above - half, above + half, runs["seed"].nunique())
         cells.append([strategy, keep, clean, robust, found])
     return cells
 
@@ -233,28 +219,6 @@ def _collapse_figure(perfect: pd.DataFrame, theory: pd.DataFrame, learned: pd.Da
     return figure
 
 
-def _ends_figure(isotropic: pd.DataFrame, anisotropic: pd.DataFrame) -> Figure:
-    """Robust error against training on all data, over the kept share; a row per task, a column per data amount."""
-    alphas = (2.0, 5.0, ABUNDANT)
-    figure, panels = new_figure(9.0, 6.0, rows=2, columns=len(alphas), sharex=True)
-    tables = {"isotropic": isotropic, "anisotropic": anisotropic}
-    for axes, (name, alpha) in zip(panels, itertools.product(tables, alphas), strict=True):
-        part = excess(rows_of(tables[name], alpha=alpha))
-        # on the anisotropic task puma trades robustness for accuracy: another figure
-        for strategy in ("easy", "difficult", "random", "puma(0.5)")[: 4 if name == "isotropic" else 3]:
-            _points(axes, rows_of(part, strategy=strategy), "keep", "robust_excess", strategy, joined=True)
-        axes.axhline(0, color=mark("none").colour, lw=1, label="none (all data)")
-        axes.set(ylim=(-0.03, 0.125), title=f"{name}: {alpha:g} per dimension")
-        _percent(axes, x=True)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}")
-    for axes in panels[-len(alphas) :]:
-        axes.set_xlabel("kept share")
-    for axes in panels[:: len(alphas)]:
-        axes.set_ylabel("robust error above none, points")
-    panels[len(alphas) - 1].legend(loc="upper right")
-    return figure
-
-
 def _tradeoff_figure(table: pd.DataFrame) -> Figure:
     """Accuracies against each other, with the frontier of the free control."""
     figure, (axes,) = new_figure(5.0, 4.0)
@@ -264,12 +228,12 @@ def _tradeoff_figure(table: pd.DataFrame) -> Figure:
     axes.plot(means["robust_error"], means["clean_error"], "-o", **look)
     full = means.loc["none"]
     axes.annotate("none", (full["robust_error"], full["clean_error"]), (8, 0), textcoords="offset points", va="center")
-    for gap in measure_gaps(table).sort_values(["strategy", "keep"], ascending=[True, False]).to_dict("records"):
-        base = _base(gap["strategy"])
-        if gap["clean"] > 0.55:  # a collapsed student would hide the rest
+    for row in measure_gaps(table).sort_values(["strategy", "keep"], ascending=[True, False]).to_dict("records"):
+        base = _base(row["strategy"])
+        if row["clean"] > 0.55:  # a collapsed student would hide the rest
             label = None if base in axes.get_legend_handles_labels()[1] else base
-            look = mark(base).dot | {"ms": 5 + 5 * (gap["keep"] - 0.4)}
-            axes.plot(gap["robust"], gap["clean"], ls="", label=label, **look)
+            look = mark(base).dot | {"ms": 5 + 5 * (row["keep"] - 0.4)}
+            axes.plot(row["robust"], row["clean"], ls="", label=label, **look)
     axes.set(xlabel="robust accuracy →", ylabel="clean accuracy →", title="Larger marker: more data kept")
     axes.margins(x=0.08)
     axes.legend(loc="lower left", fontsize=7.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from puma.margins import STATUS_NAMES, MarginTable
@@ -128,15 +126,12 @@ def training_figure(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], best: i
 
 def _draw(axes: Axes, strategy: str, x: Estimate | float, y: Estimate) -> None:
     """A marker with error bars where a coordinate is an estimate; estimates are drawn in percent."""
-    look, at, bars = mark(strategy), list[float](), list[list[list[float]] | None]()
+    look, at, bars = mark(strategy), list[float](), list[list[list[float]]]()
     for value in (x, y):
-        if not isinstance(value, Estimate):
-            at.append(float(value))
-            bars.append(None)
-            continue
-        low, high = (value.value if end is None else end for end in (value.low, value.high))
-        at.append(100 * value.value)
-        bars.append([[100 * max(value.value - low, 0.0)], [100 * max(high - value.value, 0.0)]])
+        known = value if isinstance(value, Estimate) else Estimate(value / 100, None, None, 1)
+        low, high = (known.value if end is None else end for end in (known.low, known.high))
+        at.append(100 * known.value)
+        bars.append([[100 * max(known.value - low, 0.0)], [100 * max(high - known.value, 0.0)]])
     axes.errorbar(at[0], at[1], bars[1], bars[0], "none", ecolor=look.colour, elinewidth=0.8, alpha=0.35, zorder=3)
     axes.plot(at[0], at[1], ls="none", markersize=5.5, zorder=4, **look.dot)
 
@@ -162,32 +157,31 @@ def _place_labels(
     canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]
     canvas.draw()  # type: ignore[no-untyped-call]
     figure.set_layout_engine("none")  # type: ignore[union-attr]  # has a figure
-    scale, frame = figure.dpi / 72, axes.get_window_extent()
+    scale, frame = figure.dpi / 72, np.array([axes.get_window_extent().extents])
     places = axes.transData.transform(points) if len(points) else np.empty((0, 2))
-    taken = [Bbox.from_bounds(x - 4 * scale, y - 4 * scale, 8 * scale, 8 * scale) for x, y in places]
+    taken = np.hstack([places - 4 * scale, places + 4 * scale])  # boxes: left, bottom, right, top
+    radii, angles = (
+        grid.ravel() for grid in np.meshgrid((7, 12, 18, 26, 36, 48), np.radians(np.arange(0, 360, 30)), indexing="ij")
+    )
+    ways = np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
-    def overlap(a: Bbox, b: Bbox) -> float:
-        width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-        return float(width * height) if width > 0 and height > 0 else 0.0
+    def overlap(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+        sides = np.minimum(boxes[:, None, 2:], others[:, 2:]) - np.maximum(boxes[:, None, :2], others[:, :2])
+        return np.asarray(np.prod(np.maximum(sides, 0), axis=2).sum(axis=1))
 
-    for (x, y), label, colour in zip(places, labels, colours, strict=True):
+    for place, label, colour in zip(places, labels, colours, strict=True):
         if not label:
             continue
         text = axes.text(0, 0, label, fontsize=size, color=colour, ha="center", va="center", zorder=6)
         text.set_in_layout(False)
         extent = text.get_window_extent(canvas.get_renderer())  # type: ignore[no-untyped-call]
-        width, height = extent.width + 2, extent.height + 1
-        candidates: list[tuple[float, int, Bbox, tuple[float, float]]] = []
-        for radius, angle in itertools.product((7, 12, 18, 26, 36, 48), np.radians(np.arange(0, 360, 30))):
-            away = np.array(
-                [np.cos(angle) * (radius * scale + width / 2), np.sin(angle) * (radius * scale + height / 2)]
-            )
-            box = Bbox.from_bounds(x + away[0] - width / 2, y + away[1] - height / 2, width, height)
-            cost = width * height - overlap(box, frame) + sum(overlap(box, other) for other in taken)
-            candidates.append((1000 * cost + radius, len(candidates), box, (x + away[0], y + away[1])))
-        cost, _, box, middle = min(candidates)
-        taken.append(box)
-        text.set_position(tuple(axes.transData.inverted().transform(middle)))
-        if cost >= 18:  # further off: a thin line leads to it
-            ends = axes.transData.inverted().transform([(x, y), middle])
+        half = np.array([extent.width + 2, extent.height + 1]) / 2
+        middles = place + ways * (scale * radii[:, None] + half)
+        boxes = np.hstack([middles - half, middles + half])
+        costs = 1000 * (4 * half.prod() - overlap(boxes, frame) + overlap(boxes, taken)) + radii
+        best = int(np.argmin(costs))
+        taken = np.vstack([taken, boxes[best]])
+        text.set_position(tuple(axes.transData.inverted().transform(middles[best])))
+        if costs[best] >= 18:  # further off: a thin line leads to it
+            ends = axes.transData.inverted().transform([place, middles[best]])
             axes.plot(*ends.T, color=MUTED, linewidth=0.6, zorder=1)

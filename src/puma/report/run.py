@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from puma.io import read_json, read_toml
 from puma.plots import figure_style
@@ -46,9 +45,8 @@ def run_report(folder: Path) -> Report:
 
     settings = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
     others = {name: value for name, value in settings.get("settings", {}).items() if not name.startswith("recipe.")}
-    report, columns = Report("run.html.j2", f"Run {folder.resolve().name}"), read_curves(folder / "metrics.csv")
-    steps = columns.get("step", np.array([]))
-    best = best_step(columns)
+    report, curves = Report("run.html.j2", f"Run {folder.resolve().name}"), read_curves(folder / "metrics.csv")
+    steps, best = curves["step"].to_numpy(), best_step(curves)
     report.values = {
         "finished": (folder / "last.safetensors").is_file(),
         "steps": int(steps[-1]) if len(steps) else 0,
@@ -64,7 +62,7 @@ def run_report(folder: Path) -> Report:
     }
     if len(steps):
         with figure_style():
-            figure = training_figure(_panels(columns), best)
+            figure = training_figure(_panels(curves), best)
         report.pictures["training"] = Picture(figure, f"Training curves over {steps[-1]:.0f} steps.")
     if evaluations:
         rows = []
@@ -78,30 +76,29 @@ def run_report(folder: Path) -> Report:
     return report
 
 
-def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The columns of a ``metrics.csv`` as float64 ``[rows]``, NaN for none; cut-off lines are left out."""
+def read_curves(path: Path) -> pd.DataFrame:
+    """The columns of a ``metrics.csv`` as numbers, NaN for none; cut-off lines are left out."""
     with path.open(newline="", errors="replace") as file:
-        frame = pd.DataFrame(list(csv.DictReader(file)), dtype=object)
-    numbers = {str(name): pd.to_numeric(frame[name], errors="coerce") for name in frame.columns if name}
-    columns = {name: np.asarray(column, np.float64) for name, column in numbers.items()}
-    complete = np.isfinite(columns["step"]) if "step" in columns else np.zeros(len(frame), dtype=bool)
-    return {name: column[complete] for name, column in columns.items()}
+        frame = pd.DataFrame([{name: cell for name, cell in row.items() if name} for row in csv.DictReader(file)])
+    frame = pd.DataFrame(frame.apply(pd.to_numeric, errors="coerce"), dtype=float)
+    frame = frame if "step" in frame else frame.assign(step=np.nan)
+    return pd.DataFrame(frame[np.isfinite(frame["step"])])
 
 
-def best_step(columns: dict[str, NDArray[np.float64]]) -> int | None:
+def best_step(curves: pd.DataFrame) -> int | None:
     """The step of the best checkpoint: highest robust accuracy on validation images, the later of equals."""
-    robust = columns.get("validation_robust", np.array([]))
+    robust = curves["validation_robust"].to_numpy() if "validation_robust" in curves else np.array([])
     if not np.isfinite(robust).any():
         return None
-    return int(columns["step"][np.flatnonzero(robust == np.nanmax(robust))[-1]])
+    return int(curves["step"].iloc[np.flatnonzero(robust == np.nanmax(robust))[-1]])
 
 
-def _panels(columns: dict[str, NDArray[np.float64]]) -> dict[str, dict[str, tuple[Any, Any]]]:
+def _panels(curves: pd.DataFrame) -> dict[str, dict[str, tuple[Any, Any]]]:
     """The curves of each panel that has any: label -> (steps, values)."""
     panels: dict[str, dict[str, tuple[Any, Any]]] = {}
     for title, names in _PANELS.items():
         for column, label in names.items():
-            values = columns.get(column, np.array([])) * (100.0 if title.endswith("%") else 1.0)
-            if (known := np.isfinite(values)).any():
-                panels.setdefault(title, {})[label] = columns["step"][known], values[known]
+            if column in curves and len(known := curves[["step", column]].dropna()):
+                values = known[column] * (100.0 if title.endswith("%") else 1.0)
+                panels.setdefault(title, {})[label] = known["step"].to_numpy(), values.to_numpy()
     return panels

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 
 from puma import __version__, tradeoff
@@ -27,6 +26,7 @@ from puma.tradeoff import BASELINE, CONTROLS, Comparison, Estimate, Frontier, Ga
 logger = logging.getLogger("puma")
 NAMED = (BASELINE, "random", "difficult", "easy", "puma", "puma-plus")  # beside their points in the picture
 FROM_LARGE_FILES = ("margins", "eps")  # tables that need more of a study than its small files
+_THUMBNAILS = 20
 
 
 def make_report(folder: Path | str) -> Report:
@@ -44,9 +44,8 @@ def make_report(folder: Path | str) -> Report:
 def write_report(folder: Path | str, out: Path | str | None = None, report: Report | None = None) -> Path:
     """Write the page of a study or run folder, by default as ``report.html`` in it, and return its path.
 
-    That default does not replace a page made from more: a study that was moved with its small files alone would lose
-    what can no longer be drawn. ``report`` is the folder's report, where it is already made. Errors: `make_report`'s,
-    and `StorageError` if the page cannot be written.
+    That default does not replace a page made from more, as where a study was moved with its small files alone.
+    ``report`` is the folder's report, where it is already made. Errors: `make_report`'s, `StorageError`.
     """
     report, page = report or make_report(folder), Path(folder) / "report.html"
     before = page.read_text(errors="replace") if out is None and "verdict" in report.values and page.is_file() else ""
@@ -76,7 +75,7 @@ def study_report(folder: Path | str) -> Report:
         _add_margins(report, data.table, data)
     if known:
         _add_eps(report, data, known)
-    _add_images(report, data, known)
+    _add_images(report, data)
     _add_repeat(report, data)
     report.values["problems"] = data.problems
     return report
@@ -183,19 +182,16 @@ def _add_curves(report: Report, data: StudyData) -> None:
         return [group for group in groups.values() if len(group) > 1]
 
     none = [entry for entry in data.entries if entry.setting.strategy == BASELINE]
-    by_fraction = families(data.entries, lambda entry: (entry.setting.strategy, entry.setting.params))
-    if by_fraction:
-        curves = [sorted([*none, *group], key=lambda e: e.setting.prune_fraction) for group in by_fraction]
+    groups = [[*none, *group] for group in families(data.entries, lambda e: (e.setting.strategy, e.setting.params))]
+    if groups:
         xlabel = "prune fraction, % of the prunable images"
-        report.pictures["prune-fraction"] = _curves(data, curves, lambda e: 100 * e.setting.prune_fraction, xlabel)
+        report.pictures["prune-fraction"] = _curves(data, groups, lambda e: 100 * e.setting.prune_fraction, xlabel)
     same = data.main.recipe, data.main.checkpoint
-    pools = {g: found for g, found in data.comparisons.items() if (g.recipe, g.checkpoint) == same}
-    everywhere = [entry for found in pools.values() for entry in found if entry.setting.strategy not in CONTROLS]
-    if len(pools) < 2:
-        return
-    curves = [sorted(group, key=lambda e: e.kept) for group in families(everywhere, lambda entry: entry.setting)]
-    if curves:
-        report.pictures["images"] = _curves(data, curves, lambda entry: entry.kept, "images trained on", log=True)
+    pools = [found for group, found in data.comparisons.items() if (group.recipe, group.checkpoint) == same]
+    everywhere = [entry for found in pools for entry in found if entry.setting.strategy not in CONTROLS]
+    groups = families(everywhere, lambda entry: entry.setting)
+    if groups:
+        report.pictures["images"] = _curves(data, groups, lambda e: e.kept, "images trained on", log=True)
 
 
 def _curves(
@@ -207,10 +203,9 @@ def _curves(
 ) -> Picture:
     panels: dict[str, list[plots.Curve]] = {}
     for title, axis in ((_axis_name(data), "robust"), ("clean accuracy", "clean")):
-        panels[title] = [
-            (group[-1].setting.strategy, [at(e) for e in group], [data.accuracy(e, axis) for e in group])
-            for group in groups
-        ]
+        for group in (sorted(group, key=at) for group in groups):
+            curve = group[-1].setting.strategy, [at(e) for e in group], [data.accuracy(e, axis) for e in group]
+            panels.setdefault(title, []).append(curve)
     with figure_style():
         figure = plots.curves_figure(panels, xlabel, log)
     return Picture(figure, f"Curves of {' and '.join(panels)} over {xlabel}; the numbers are in the tables.")
@@ -250,93 +245,48 @@ def _add_margins(report: Report, table: MarginTable, data: StudyData) -> None:
 
 def _add_eps(report: Report, data: StudyData, plans: Mapping[Setting, Plan]) -> None:
     """Eps of the kept images of each setting's first plan."""
-    factor, words = unit(next(iter(plans.values())).threat.norm)
-    kinds, rows = plots.image_kinds(data.table) if data.table is not None else {}, []
+    (factor, words), rows = unit(next(iter(plans.values())).threat.norm), []
     for setting, plan in plans.items():
         kept = plan.eps[plan.keep]
         full, clean = (float(np.mean(which)) for which in (kept >= plan.threat.eps * (1 - 1e-6), kept == 0))
-        parts = [plan.eps[plan.keep & of_kind] for of_kind in kinds.values()]
-        means = [rounded(part.mean() * factor) if len(part) else None for part in parts]
         shares = [full, max(1 - full - clean, 0.0), clean]
-        rows.append([data.labels[setting], plan.kept, rounded(plan.mean_eps * factor), *means, *shares])
+        rows.append([data.labels[setting], plan.kept, rounded(plan.mean_eps * factor), *shares])
     columns: dict[str, Kind] = {"strategy": "text", "images": "number", f"mean eps ({words})": "number"}
-    columns |= {f"mean on {kind}": "number" for kind in kinds}
     columns |= {"at full eps": "percent", "lowered": "percent", "trained clean (eps 0)": "percent"}
     report.tables["eps"] = Table(columns, rows)
 
 
-def _add_images(report: Report, data: StudyData, plans: Mapping[Setting, Plan]) -> None:
-    """A few thumbnails from both ends of the margins, of what the subject removes and keeps; quality of the images."""
+def _add_images(report: Report, data: StudyData) -> None:
+    """A few thumbnails from both ends of the margins; measured quality of the synthetic images."""
     pool, table = data.pool, data.table
-    gallery: list[tuple[str, list[tuple[str, str]]]] = report.values.setdefault("gallery", [])
-    if rows := quality_rows(data.quality()):
-        columns: dict[str, Kind] = {"measure": "text", "synthetic images": "number"}
-        report.tables["synthetic-quality"] = Table(columns | {"real test images in their place": "number"}, rows)
+    report.values |= {"gallery": [], "quality": data.records.get("synthetic", {}).get("quality")}
     if pool is None or table is None:
         return
     order = np.argsort(table.margin, kind="stable")
     order = order[np.isfinite(table.margin[order])]
-    groups = {"lowest margin": order[:_THUMBNAILS], "highest margin": order[::-1][:_THUMBNAILS]}
-    plan = plans.get(data.subject.setting) if data.subject else None
-    if plan is not None and data.subject and not plan.keep.all():
-        for words, which in (("removed", ~plan.keep), ("kept", plan.keep & table.synthetic)):
-            mine = order[which[order]]
-            places = np.linspace(0, len(mine) - 1, min(_THUMBNAILS, len(mine))).round().astype(int)
-            groups[f"{words} by {data.name_of(data.subject.setting)}"] = mine[places]
-    for label, chosen in groups.items():
+    for label, chosen in (("lowest margin", order[:_THUMBNAILS]), ("highest margin", order[::-1][:_THUMBNAILS])):
         notes = (f"{margin * unit(table.norm)[0]:+.3g}" for margin in table.margin[chosen])
-        gallery.append((label, list(zip(map(png_uri, pool.read(chosen)), notes, strict=True))))
-
-
-_THUMBNAILS = 20
-
-# measure of `puma.generation.quality` -> its path in quality.json, and that of what real test images score
-_MEASURES = {
-    "label kept: accuracy of a classifier trained on real images": ("label_agreement", "real_accuracy"),
-    "usefulness: accuracy on real test images of a classifier trained on these": (
-        "synthetic_trained_accuracy", "real_accuracy",
-    ),
-    "mean distance to the nearest training image": ("neighbor.synthetic_to_train.mean", "neighbor.test_to_train.mean"),
-    "copies: share nearer to a training image than all but 1 % of test images": ("neighbor.copies", ""),
-    "coverage of the real images, mean over classes": ("coverage.synthetic", "coverage.test"),
-}  # fmt: skip
-
-
-def quality_rows(quality: Mapping[str, Any]) -> list[list[Any]]:
-    """Measures that are known: words, of the synthetic images, of real test images; the mean of those by class."""
-
-    flat: dict[Any, Any] = dict(pd.json_normalize(dict(quality)).iloc[0]) if quality else {}
-
-    def measure(path: str) -> float | None:
-        found = pd.Series({name: values for name, values in flat.items() if f"{name}.".startswith(f"{path}.")})
-        return float(found.mean()) if len(found) else None
-
-    rows = [[words, *map(measure, paths)] for words, paths in _MEASURES.items()]
-    return [row for row in rows if row[1] is not None]
+        report.values["gallery"].append((label, list(zip(map(png_uri, pool.read(chosen)), notes, strict=True))))
 
 
 def _add_repeat(report: Report, data: StudyData) -> None:
     """Commands, settings, recipes and machines."""
-    names = ("commit", "puma", "host", "threads", "torch", "numpy")
     recorded = {
         name: list(dict.fromkeys(str(record[name]) for record in data.records.values() if record.get(name)))
-        for name in names
+        for name in ("commit", "puma", "host", "threads", "torch", "numpy")
     }
-    commits, versions = recorded.pop("commit"), recorded["puma"]
+    commits = recorded.pop("commit")
     if len(commits) == 1 and not commits[0].endswith("-dirty"):
         checkout = f"git checkout {commits[0]}"
     elif commits:
         checkout = "\n#   ".join(["# ran from, with uncommitted changes where it says dirty:", *commits])
     else:
-        ran = f"ran with PUMA {', '.join(versions)}" if versions else f"this page was made by PUMA {__version__}"
-        checkout = f"# the commit that ran was not recorded; {ran}"
-    seen = {name: recorded[name] for name in ("torch", "numpy")}
-    pins = "".join(f"{name}=={found[0].partition('+')[0]} " for name, found in seen.items() if len(found) == 1)
+        checkout = f"# the commit that ran was not recorded; this page was made by PUMA {__version__}"
     seconds = [float(record["seconds"]) for record in data.records.values() if "seconds" in record]
     hours = {"tasks": len(seconds), "hours, summed over tasks": f"{sum(seconds) / 3600:.2g}"}
-    run = "puma study run study.toml --out repeated/\npuma report repeated/"
+    run = "pip install .\npuma study run study.toml --out repeated/\npuma report repeated/"
     report.values |= {
-        "commands": f"{checkout}\npip install {pins}.\n{run}",
+        "commands": f"{checkout}\n{run}",
         "toml": (data.folder / "study.toml").read_text() if data.settings else "",
         "recipes": {path.stem: read_toml(path) for path in sorted((data.folder / "recipes").glob("*.toml"))},
         "ran": {name: found for name, found in recorded.items() if found} | hours if seconds else {},

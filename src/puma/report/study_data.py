@@ -104,11 +104,9 @@ class StudyData:
 
         With one seed and no flags the interval is over test images alone (Wilson).
         """
-        estimate: Estimate | None = getattr(entry, axis)
-        if estimate is None:
-            raise DataError(f"{entry.setting.label} was not attacked")
+        estimate: Estimate = getattr(entry, axis)
         low, high = estimate.low, estimate.high
-        if (low is None or high is None) and estimate.seeds == 1:
+        if low is None and estimate.seeds == 1:
             low, high = tradeoff.wilson_interval(estimate.value, self.n_test)
         if low is None or high is None:
             return estimate
@@ -144,10 +142,10 @@ class StudyData:
     @cached_property
     def smaller_eps(self) -> Comparison | None:
         """All data with a smaller uniform eps that is better than `none` in both accuracies on average, if one is."""
-        for entry in (entry for entry in self.entries if entry.setting.strategy == "uniform-eps"):
+        for entry in self.entries:
+            smaller = entry.setting.strategy == "uniform-eps" and json.loads(entry.setting.params).get("scale", 1.0) < 1
             changes = (entry.clean_difference, entry.robust_difference)
-            better = all(change is not None and change.value > 0 for change in changes)
-            if better and json.loads(entry.setting.params).get("scale", 1.0) < 1:
+            if smaller and all(change is not None and change.value > 0 for change in changes):
                 return entry
         return None
 
@@ -158,11 +156,8 @@ class StudyData:
     @cached_property
     def names(self) -> dict[RunKey, str]:
         """Name of each finished run, which its record, plan and folder share."""
-        names: dict[RunKey, str] = {}
-        for name, record in self.records.items():
-            for run in self._try(f"record {name}", partial(tradeoff.read_runs, record.get("rows") or [])) or []:
-                names[run.key] = name
-        return names
+        found = ((name, tradeoff.read_runs(record.get("rows") or [])) for name, record in self.records.items())
+        return {run.key: name for name, runs in found for run in runs}
 
     def plan(self, key: RunKey) -> Plan | None:
         """The plan of a run."""
@@ -182,17 +177,12 @@ class StudyData:
         if self.table is None:
             return None
         synthetic = settings.get("synthetic", 0)
-        generated = [str(self.folder / "synthetic" / "images.npz")] if synthetic else []
-        specs = generated if isinstance(synthetic, int) else [str(spec) for spec in synthetic]
-        pool = Pool([load_dataset(spec) for spec in (str(settings["real"]), *specs)])
+        generated = [self.folder / "synthetic" / "images.npz"] if synthetic else []
+        specs = [settings["real"], *(generated if isinstance(synthetic, int) else synthetic)]
+        pool = Pool([load_dataset(str(spec)) for spec in specs])
         if pool.fingerprint != self.table.meta["pool"]["fingerprint"]:
             raise DataError("the images at hand are not those that were scored")
         return pool
-
-    def quality(self) -> dict[str, Any]:
-        """Measured quality of the synthetic images."""
-        recorded = self.records.get("synthetic", {}).get("quality")
-        return self._read("synthetic quality", read_json, "synthetic/quality.json") or recorded or {}
 
     def mislabelled(self) -> dict[Setting, list[float]]:
         """Shares mislabelled by the attack, over the seeds, of the settings of the main group's pool and recipe."""
@@ -204,27 +194,12 @@ class StudyData:
         return shares
 
     def _flags(self) -> dict[RunKey, Flags]:
-        """Flags of single test images, for the groups in which every run has them: intervals have to be of one kind.
-
-        Flags that do not give the accuracies in the results are named among the problems and not used.
-        """
+        """Flags of single test images, for the groups in which every run has them: intervals have to be of one kind."""
         attacks = {"robust_accuracy": "standard", "apgd_accuracy": "apgd-ce"}
         attack = attacks.get(self.column) or self.settings.get("evaluation", {}).get("screen")
         stored = self._read("flags", partial(tables.read_flags, attack=attack), tables.FLAGS_FILE) or {}
-        found: dict[RunKey, Flags] = {}
-        attacked = [run for run in self.runs if np.isfinite(run.robust)]
-        for run in attacked:
-            if run.key not in stored:
-                continue
-            flags, _ = stored[run.key]
-            means = [float(np.nanmean(np.asarray(values))) for values in (flags.clean, flags.robust)]
-            if np.allclose(means, (run.clean, run.robust), rtol=0, atol=1e-9):
-                found[run.key] = flags
-            else:
-                what = f"flags of {run.setting.strategy}, seed {run.seed}"
-                self.problems.append(f"{what}: they do not give the accuracies in the results")
-        incomplete = {run.group for run in attacked if run.key not in found}
-        return {key: flags for key, flags in found.items() if key[0] not in incomplete}
+        incomplete = {run.group for run in self.runs if np.isfinite(run.robust) and run.key not in stored}
+        return {key: flags for key, (flags, _) in stored.items() if key[0] not in incomplete}
 
     def _read(self, what: str, read: Callable[[Path], T], name: str) -> T | None:
         """What lies there, None where nothing does."""
@@ -243,14 +218,12 @@ def _labels(settings: Sequence[Setting]) -> dict[Setting, str]:
     """Short names: the strategy, the parameters and the prune fraction in which settings of it differ."""
     labels = {}
     for setting in settings:
-        kin, parts = [s for s in settings if s.strategy == setting.strategy], [setting.strategy]
-        others = [json.loads(other.params) for other in kin]
-        for name, value in sorted(json.loads(setting.params).items()):
-            if any(name not in params or params[name] != value for params in others):
-                parts.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
-        if len({other.prune_fraction for other in kin}) > 1:
-            parts.append(f"{100 * setting.prune_fraction:g} %")
-        labels[setting] = " ".join(parts)
+        kin, params = [s for s in settings if s.strategy == setting.strategy], json.loads(setting.params)
+        same = set.intersection(*(set(map(repr, json.loads(other.params).items())) for other in kin))
+        own = {name: value for name, value in params.items() if repr((name, value)) not in same}
+        short = replace(setting, params=json.dumps(own), prune_fraction=0.0).label
+        several = len({other.prune_fraction for other in kin}) > 1
+        labels[setting] = f"{short} {100 * setting.prune_fraction:g} %" if several else short
     return labels
 
 
@@ -292,15 +265,14 @@ def verdict(study: StudyData | Path | str) -> Verdict:
     subject, rest = data.subject, (_regime(data), tuple(_warnings(data)))
     if subject is None:
         return Verdict("Only `none` and the free controls are finished: no strategy to compare yet.", "", "", *rest)
-    strict = data.strict(subject.setting)
+    strict, less = data.strict(subject.setting), _less_data(data, subject)
     if not data.standard or not strict:
-        return Verdict(_paper(data, subject), _controls(data, subject), _less_data(data, subject), *rest)
+        return Verdict(_paper(data, subject), _controls(data, subject), less, *rest)
     # AutoAttack standard leads where it was run; controls that only have the screen are compared under it
     complete = strict.clean_gap.estimate is not None and strict.clean_gap.seeds == strict.clean_gap.of
     controls = _controls(data.standard, strict) if complete else _controls(data, subject)
     screen = f"All runs under a screen, {ATTACKS[data.column]}, which is weaker than AutoAttack:"
-    differences = f"`{data.name_of(subject.setting)}` {_both(data, subject)} against `{BASELINE}`."
-    screened = f"{screen} {differences} {_less_data(data, subject)}"
+    screened = f"{screen} `{data.name_of(subject.setting)}` {_both(data, subject)} against `{BASELINE}`. {less}"
     return Verdict(_paper(data.standard, strict), controls, screened, *rest)
 
 
@@ -329,9 +301,9 @@ def _controls(data: StudyData, subject: Comparison) -> str:
         return f"T{controls[1:]} were not run."
     if gap.estimate is None:
         return f"Against {controls}: {gap.note}."
-    low, high = gap.estimate.low, gap.estimate.high
-    sides = {"no interval": low is None, "above": (low or 0) > 0, "below": (high or 0) < 0, "no difference shown": True}
-    side = next(word for word, holds in sides.items() if holds)
+    low, high = gap.estimate.low or 0, gap.estimate.high or 0
+    side = "above" if low > 0 else "below" if high < 0 else "no difference shown"
+    side = "no interval" if gap.estimate.low is None else side
     some = "" if gap.seeds == gap.of else f", {gap.seeds} of {gap.of} seeds"
     equal = "robustness" if data.column == "robust_accuracy" else f"accuracy {data.robust_name}"
     return f"Against {controls}: {points(gap.estimate, 'clean')} at equal {equal}, {side}{some}."
@@ -375,8 +347,8 @@ def _regime(data: StudyData) -> str:
 def _warnings(data: StudyData) -> list[str]:
     warnings, smaller = [], data.smaller_eps
     if data.column != "robust_accuracy" and not data.standard:
-        attack = ATTACKS[data.column]
-        warnings.append(f"AutoAttack standard was not run: accuracy under {attack} is a screen, not robust accuracy.")
+        screen = f"accuracy under {ATTACKS[data.column]} is a screen, not robust accuracy"
+        warnings.append(f"AutoAttack standard was not run: {screen}.")
     if smaller:
         scale, robust = json.loads(smaller.setting.params)["scale"], smaller.robust_difference
         text = f"All data with uniform eps × {scale:g} beats `{BASELINE}` in both accuracies"
@@ -386,6 +358,6 @@ def _warnings(data: StudyData) -> list[str]:
             text += ": this eps is too large for the data, and the comparison with `none` says little about a strategy."
         warnings.append(text)
     if all(len(entry.seeds) == 1 for entry in data.entries):
-        luck = "a difference may be luck of the seed"
-        warnings.append(f"One seed: intervals show the choice of test images only; {luck}.")
+        what = "One seed: intervals show the choice of test images only; a difference may be luck of the seed."
+        warnings.append(what)
     return warnings
