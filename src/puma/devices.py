@@ -22,10 +22,7 @@ VISIBLE_GPUS, PROCESSES_PER_GPU = "CUDA_VISIBLE_DEVICES", "PUMA_PROCESSES_PER_GP
 
 
 def resolve_device(name: str = "auto", local: int = 0) -> torch.device:
-    """The device called ``name`` (else `UsageError`); ``"auto"`` takes a GPU if there is one.
-
-    ``local``, the number of this process on its machine, chooses the GPU of ``"auto"`` and ``"cuda"``.
-    """
+    """The device called ``name`` (else `UsageError`); ``auto`` is a GPU if there is one, ``local`` says which."""
     import torch
 
     count = torch.cuda.device_count()
@@ -39,23 +36,17 @@ def resolve_device(name: str = "auto", local: int = 0) -> torch.device:
     return device
 
 
-def processor(device: torch.device) -> str:
-    """A GPU's name, or the widest vector instructions that torch uses on this CPU: kernels differ with it."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-
-
 def environment(device: torch.device) -> dict[str, Any]:
     """What the last bits of a result depend on besides its settings: recorded by whatever can be resumed."""
     import torch
 
+    on_gpu, cpu = device.type == "cuda", torch.backends.cpu.get_cpu_capability()  # widest vectors: kernels differ
     return {
         "puma": __version__,
         "torch": torch.__version__,
         "machine": platform.machine(),
         "device": device.type,
-        "processor": processor(device),
+        "processor": torch.cuda.get_device_name(device) if on_gpu else cpu,
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }

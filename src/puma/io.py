@@ -20,7 +20,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -37,7 +37,7 @@ _NO_LOCKS = {"ENOLCK", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"}
 _NO_FSYNC = {"EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EROFS"}
 _NOT_STORAGE = (BlockingIOError, ChildProcessError, ConnectionError, InterruptedError, ProcessLookupError, TimeoutError)
 _LEFTOVER, _STALE_S = re.compile(r"\..+\.([0-9a-f]{6})-(\d+)-[0-9a-f]+\.tmp"), 24 * 3600
-_MOST_TOML, _MOST_DOTS = 1 << 18, 500
+_MOST_TOML, _MOST_DOTS = 1 << 18, 500  # in a line: the parser's time grows with the square of a dotted key's length
 _EXAMPLES = "`puma recipe show digits` prints a recipe to begin with, `puma study run --help` a study"
 
 
@@ -170,13 +170,6 @@ def write_json(target: Path | str, value: Any, *, checksum: bool = False) -> Non
     write_text(target, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_toml(target: Path | str, value: Mapping[str, Any]) -> None:
-    """Write ``value`` to ``target`` atomically, as TOML."""
-    import tomli_w
-
-    write_text(target, tomli_w.dumps(value))
-
-
 def _read(path: Path | str, kind: type[PumaError], fix: str = "", most: int = -1) -> str:
     try:
         with Path(path).open() as file:
@@ -208,17 +201,14 @@ def parse_json(text: str | bytes, name: Path | str) -> Any:
 
 def parse_toml(text: str, name: Path | str) -> dict[str, Any]:
     """Parse TOML; `UsageError`, naming it ``name``, if it is not TOML, or larger or deeper than settings can be."""
-    if len(text) > _MOST_TOML:
-        raise UsageError(f"{name} is too large for settings", why=f"{len(text):,} characters, {_MOST_TOML:,} at most")
-    # the parser's time grows with the square of a dotted key's length
-    if max((line.count(".") for line in text.splitlines()), default=0) > _MOST_DOTS:
-        raise UsageError(f"cannot read {name}", why=f"a line has more than {_MOST_DOTS} dots", fix="break the line")
+    if len(text) > _MOST_TOML or any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
+        why = f"{_MOST_TOML:,} characters and {_MOST_DOTS} dots in a line are the most"
+        raise UsageError(f"{name} is too large for settings", why=why)
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{name} is not TOML", why=str(error), fix=_EXAMPLES) from None
-    except RecursionError:
-        raise UsageError(f"cannot read {name}", why="it is nested too deeply") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UsageError(f"{name} is not TOML", why=why, fix=_EXAMPLES) from None
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
@@ -227,10 +217,7 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 
 
 def read_footer(path: Path | str, schema: str, kind: str, fix: str) -> tuple[dict[str, Any], Any, int]:
-    """Metadata (without ``schema``), columns and number of rows of ``kind``, a Parquet file, from its footer alone.
-
-    `DataError` if it is missing, something else, or of another version of ``schema``; ``fix`` makes a new one.
-    """
+    """Metadata, columns and number of rows of ``kind``, a Parquet file of this ``schema`` (else `DataError`)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -243,7 +230,7 @@ def read_footer(path: Path | str, schema: str, kind: str, fix: str) -> tuple[dic
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is not {kind}", why=str(error), fix="`puma show` says what a file is") from None
     if (version := meta.pop("schema", None)) != schema:
-        same = str(version).partition("/")[0] == schema.partition("/")[0]
+        same = str(version).split("/")[0] == schema.split("/")[0]
         what = f"{kind} of another schema version" if same else f"not {kind}"
         raise DataError(f"{path} is {what} ({version!r})", why=f"this version reads {schema!r}", fix=fix)
     return meta, columns, footer.num_rows
@@ -280,7 +267,7 @@ def fingerprint(value: Any) -> str:
 
 @contextmanager
 def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
-    """Hold ``folder`` for this process, by a lock that ends with it; `BusyError` names another process that holds it.
+    """Hold ``folder`` by a lock that ends with this process; `BusyError` names another one that holds it.
 
     `StorageError` for a lock file that is a link, and on file systems without locks.
     """
@@ -292,7 +279,8 @@ def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
         try:
             held.acquire()
         except filelock.Timeout:
-            what = f"{folder} is being written by another process ({_lock_text(path) or 'unknown'})"
+            holder = path.read_bytes()[:200].decode(errors="replace").strip() or "unknown"
+            what = f"{folder} is being written by another process ({holder})"
             raise BusyError(what, fix="wait for it, or stop it; what it finished is kept") from None
         except OSError as error:
             if errno.errorcode.get(error.errno or 0) not in _NO_LOCKS:
@@ -309,24 +297,16 @@ def lock(folder: Path | str, name: str = ".lock") -> Iterator[None]:
             held.release()
 
 
-def lock_holder(folder: Path | str, name: str = ".lock") -> str | None:
-    """Which process holds a lock (``"pid 12 on host"``); None if none does. Changes nothing in the folder."""
+def locked(folder: Path | str, name: str = ".lock") -> bool:
+    """Whether a process holds a lock. Changes nothing in the folder."""
     import filelock
 
     path = Path(folder) / name
-    if not path.is_file():
-        return None
     try:
-        with filelock.FileLock(path, blocking=False, fallback_to_soft=False):
-            return None
-    except filelock.Timeout:
-        return _lock_text(path) or "another process"
-    except OSError:  # in a folder that can only be read nobody can say
-        return None
-
-
-def _lock_text(path: Path) -> str:
-    return path.read_bytes()[:200].decode(errors="replace").strip() if path.is_file() else ""
+        with filelock.FileLock(path, blocking=False, fallback_to_soft=False) if path.is_file() else nullcontext():
+            return False
+    except OSError as error:  # in a folder that can only be read nobody can say
+        return isinstance(error, filelock.Timeout)
 
 
 def settings_diff(there: Any, now: Any, name: str = "") -> list[str]:
@@ -361,15 +341,11 @@ def claim_folder(
     schema: str = "",
     write: bool = True,
 ) -> list[str]:
-    """Record in ``folder`` (made if need be) what its content is made with, or make sure that it was made with that.
+    """Record in ``folder`` what its content is made with, or make sure that it was made with that.
 
-    Args:
-        folder, record: where the record lies; it holds ``schema``, ``settings`` and ``environment``.
-        settings: JSON of everything that decides the content; `ResumeError` names those that differ.
-        environment: JSON of what may change its last bits: libraries, machine, threads. Where it differs, a warning is
-            logged and the differences are returned.
-        schema: name and version of what the folder holds.
-        write: False only looks at what is there, and changes nothing.
+    ``settings`` is JSON of everything that decides the content; `ResumeError` names those that differ. ``environment``
+    is JSON of what may change its last bits: where it differs, a warning is logged and the differences are returned.
+    ``schema`` names what the folder holds. Without ``write`` nothing is changed, and a folder without a record passes.
     """
     path = (prepare_folder(folder) if write else Path(folder)) / record
     if not path.exists():

@@ -1,9 +1,8 @@
 """The margin table: one row per image of a pool, Parquet parts in a folder, readable without PUMA.
 
 Columns: ``index int64, label int16, predicted int16, margin float32, status, steps int16, source``. The schema's
-metadata (key ``puma``, JSON) holds the schema version, norm, mode and settings, SHA-256 of the margin model's weights,
-the pool, and a SHA-256 of the part's columns. Tables of other scores (``el2n-adv``, ``label_quality``, ...) have the
-same shape with their own float32 columns in place of ``margin``; `MarginTable.join` joins them by index.
+metadata (key ``puma``, JSON) holds `MarginTable.meta`, the schema version and a SHA-256 of the part. Tables of other
+scores (``el2n-adv``, ``label_quality``, ...) have float32 columns of their own in place of ``margin``.
 """
 
 from __future__ import annotations
@@ -101,24 +100,17 @@ class MarginTable:
     def __post_init__(self) -> None:
         for name, kind in _TABLE_COLUMNS.items():
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=kind))
+        parse_norm(self.meta["norm"])
         lengths = {name: len(column) for name, column in self._columns().items()}
+        lengths["sources"] = sum(source["rows"] for source in self.sources)
         if len(set(lengths.values())) != 1:
             raise DataError(f"the columns of a margin table differ in length: {lengths}")
-        parse_norm(self.meta["norm"])
-        rows = sum(source["rows"] for source in self.sources)
-        if rows != len(self):
-            raise DataError(f"the table has {len(self)} rows but its sources hold {rows}")
         for name, codes, count in (("label", self.label, self.num_classes), ("source", self.source, len(self.sources))):
             if len(codes) and not 0 <= codes.min() <= codes.max() < count:
                 raise DataError(f"{name}s of the table reach from {codes.min()} to {codes.max()}, not 0 to {count - 1}")
 
     def __len__(self) -> int:
         return len(self.label)
-
-    @property
-    def index(self) -> NDArray[np.int64]:
-        """int64 ``[N]``: place in the pool, 0 to N-1."""
-        return np.arange(len(self), dtype=np.int64)
 
     @property
     def norm(self) -> Norm:
@@ -150,10 +142,9 @@ class MarginTable:
 
     def join(self, other: MarginTable) -> MarginTable:
         """Add the scores of ``other``, a table of the same pool (else `DataError`)."""
-        mine, theirs = self.meta["pool"]["fingerprint"], other.meta["pool"]["fingerprint"]
+        mine, theirs = self.meta["pool"]["fingerprint"][:12], other.meta["pool"]["fingerprint"][:12]
         if mine != theirs:
-            what = f"these score tables are of different pools ({mine[:12]} and {theirs[:12]})"
-            raise DataError(what, fix="score the same pool for both")
+            raise DataError(f"the tables are of different pools ({mine}, {theirs})", fix="score the same pool for both")
         return replace(self, scores={**self.scores, **other.scores})
 
     def write(self, folder: Path | str, part_rows: int = PART_ROWS) -> Path:
@@ -196,9 +187,8 @@ class MarginTable:
         if start != total:
             what = f"{path} lacks {total - rows} of {total} rows, the first is {start}"
             what = what if rows < total else f"{path} holds {rows} rows, the pool {total}"
-            why = "scoring has not finished, or a part was removed"
             fix = "run the same `puma score` command again: it makes only what is missing"
-            raise DataError(what, why=why, fix=fix)
+            raise DataError(what, why="scoring has not finished, or a part was removed", fix=fix)
         scores = {name: columns.pop(name) for name in list(columns) if name not in _TABLE_COLUMNS}
         columns.setdefault("margin", np.full(total, np.nan, np.float32))
         return cls(**columns, meta=meta, scores=scores)
@@ -208,8 +198,9 @@ class MarginTable:
         import pandas as pd
 
         names = [source["name"] for source in self.sources]
-        columns = {"index": self.index, "label": self.label, "predicted": self.predicted, "margin": self.margin}
-        frame = pd.DataFrame(columns | {"steps": self.steps, **self.scores})
+        columns = {"index": np.arange(len(self), dtype=np.int64)} | self._columns()
+        order = ("index", "label", "predicted", "margin", "steps", *self.scores)
+        frame = pd.DataFrame({name: columns[name] for name in order})
         frame["status"] = pd.Categorical.from_codes(self.status, categories=pd.Index(STATUS_NAMES))
         frame["source"] = pd.Categorical.from_codes(self.source, categories=pd.Index(names))
         return frame
@@ -252,9 +243,6 @@ def notebook_html(text: str, values: NDArray[np.floating[Any]], rows: Iterable[t
         line = f"<br><code>{values.min():.3g} {line} {values.max():.3g}</code>"
     cells = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f"<div>{html.escape(text)}{line}<table>{cells}</table></div>"
-
-
-# --- parts ---------------------------------------------------------------------------------------------------------
 
 
 def part_path(folder: Path | str, part: int) -> Path:
@@ -330,10 +318,10 @@ def read_header(path: Path | str) -> tuple[dict[str, Any], int, str]:
     meta, schema, rows = read_footer(path, SCHEMA_VERSION, "a margin table", "score the pool again")
     digest = str(meta.pop("sha256", ""))
     try:
-        sources, classes = meta["pool"]["sources"], meta["pool"]["num_classes"]
-        numbers = [classes, *(source["rows"] for source in sources)]
-        texts = [meta["norm"], meta["mode"], *(source[key] for source in sources for key in ("name", "role"))]
-        texts.append(meta["pool"]["fingerprint"])
+        pool, classes = meta["pool"], meta["pool"]["num_classes"]
+        numbers = [classes, *(source["rows"] for source in pool["sources"])]
+        texts = [meta["norm"], meta["mode"], pool["fingerprint"]]
+        texts += [source[key] for source in pool["sources"] for key in ("name", "role")]
         sound = all(type(number) is int for number in numbers) and all(type(text) is str for text in texts)
     except (KeyError, TypeError, IndexError):
         sound = False
@@ -345,10 +333,8 @@ def read_header(path: Path | str) -> tuple[dict[str, Any], int, str]:
         raise DataError(f"{path} claims {rows:,} rows and {classes:,} classes", why=why)
     known = [*_ARROW_TYPES, "status", "source"]
     needed = known if set(schema.names) - set(known) else [*known, "margin"]
-    if missing := [name for name in needed if name not in schema.names]:
-        raise DataError(f"{path} lacks column {', '.join(missing)}", fix=_REDO)
-    if len(set(schema.names)) < len(schema.names):
-        raise DataError(f"{path} has two columns of one name", fix=_REDO)
+    if wrong := [name for name in dict.fromkeys([*needed, *schema.names]) if schema.names.count(name) != 1]:
+        raise DataError(f"{path} lacks column {', '.join(wrong)}, or has it twice", fix=_REDO)
     for name in schema.names:
         kind, wanted = schema.field(name).type, _ARROW_TYPES.get(name, pa.float32())
         if name in ("status", "source"):

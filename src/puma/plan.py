@@ -1,8 +1,7 @@
 """The plan: which images of a pool are kept, and the eps of the attack on each. One Parquet file.
 
-Columns: ``index int64, keep bool, eps float32``. The schema's metadata (key ``puma``, JSON) says how it came about:
-schema version, strategy and its parameters, prune fraction, threat model, fingerprints of the margin table and of the
-pool, counts, and the warnings that were given.
+Columns: ``index int64, keep bool, eps float32``. The schema's metadata (key ``puma``, JSON) says how it came about: see
+`Plan.meta`.
 """
 
 from __future__ import annotations
@@ -40,9 +39,8 @@ class Plan:
 
     Args:
         keep: bool ``[N]``.
-        eps: float32 ``[N]`` (else `DataError`), finite, >= 0, in the threat model's norm, pixel units of [0, 1] images;
-            0 where dropped, and where a kept image is trained on without an attack. Only ``uniform-eps`` goes beyond
-            the threat model's eps.
+        eps: float32 ``[N]``, finite, >= 0 (else `DataError`), in the threat model's norm, pixel units of [0, 1] images;
+            0 where dropped, and where a kept image is not attacked. Only ``uniform-eps`` goes beyond the threat's eps.
         meta: how it was made; keys ``strategy, params, prune_fraction, seed, protect_real, class_balanced, threat,
             table, pool, counts, derived, warnings``. ``table`` is the margin table's fingerprint, ``pool`` the table's.
         beta: the TRADES weight (beta) this plan asks for, or None for the recipe's own.
@@ -66,11 +64,6 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.keep)
-
-    @property
-    def index(self) -> NDArray[np.int64]:
-        """int64 ``[N]``: place in the pool, 0 to N-1."""
-        return np.arange(len(self), dtype=np.int64)
 
     @property
     def threat(self) -> ThreatModel:
@@ -150,7 +143,7 @@ class Plan:
         header = {**self.meta, "beta": self.beta, "sha256": _digest(self.keep, self.eps)}
         header |= {"schema": SCHEMA_VERSION, "checksum": fingerprint(header)}
         text = json.dumps(header, sort_keys=True, allow_nan=False)
-        columns = [pa.array(self.index), pa.array(self.keep), pa.array(self.eps)]
+        columns = [pa.array(np.arange(len(self), dtype=np.int64)), pa.array(self.keep), pa.array(self.eps)]
         table = pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata({METADATA_KEY: text.encode()}))
         form = {"use_dictionary": ["eps"], "column_encoding": {"index": "DELTA_BINARY_PACKED"}}
         with atomic_path(path) as temporary:
@@ -203,7 +196,7 @@ class Plan:
         """The plan as a pandas frame with ``index, keep, eps``."""
         import pandas as pd
 
-        return pd.DataFrame({"index": self.index, "keep": self.keep, "eps": self.eps})
+        return pd.DataFrame({"index": np.arange(len(self), dtype=np.int64), "keep": self.keep, "eps": self.eps})
 
 
 def read_selection(path: Path | str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
@@ -215,13 +208,11 @@ def read_selection(path: Path | str) -> tuple[NDArray[Any], NDArray[np.float32] 
     try:
         if path.suffix == ".npy":
             return np.load(path, allow_pickle=False), None
-        if path.suffix not in (".parquet", ".csv"):
-            return np.array([int(line) for line in path.read_text().split()], dtype=np.int64), None
         import pandas as pd
 
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-        index = frame["index"].to_numpy()
-        return index, frame["eps"].to_numpy(dtype=np.float32) if "eps" in frame else None
+        names = None if path.suffix == ".csv" else ["index"]
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, names=names)
+        return frame["index"].to_numpy(), frame["eps"].to_numpy(dtype=np.float32) if "eps" in frame else None
     except (ValueError, OverflowError, KeyError, OSError, EOFError, pa.ArrowException) as error:
         fix = "one index per line, or columns index and eps"
         raise DataError(f"{path} holds no selection", why=str(error), fix=fix) from None

@@ -63,9 +63,8 @@ class Workers:
     Args:
         count: processes of this machine; 1 runs the tasks in this process.
         threads: CPU threads of each process; None: ``OMP_NUM_THREADS`` if it is set, else an equal share of the cores.
-        gpus: GPUs of each task, for Ray fractions too. Local processes take the visible GPUs in turn.
+        gpus, cpus: of each Ray task, also fractions. With ``gpus`` local processes take the visible GPUs in turn.
         ray: address of a Ray cluster (``"auto"``, ``"host:6379"``), or ``"local"`` to start one; then not ``count``.
-        cpus: CPUs of each Ray task.
         ranks: the processes train together: each gets torchrun's variables and exactly one task.
         on_line: called with (number of the process, line) for what local processes write to stderr, from other threads;
             then even a single task gets a process. None passes the lines on.
@@ -91,17 +90,12 @@ def run_tasks(
     *,
     needs: Mapping[Item, Sequence[Item]] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield every item with ``function(item)``, as they are done; the load balances itself.
+    """Yield every item with ``function(item)``, as they are done, from ``workers`` (None: this process).
 
-    Where a task fails, or the caller stops iterating, the other processes get SIGTERM and some seconds to end. They end
-    when their parent is gone, however it was killed. Raises the first error of a task, `WorkerLost` where its process
-    was killed (Ray runs the task again), `UsageError` without Ray.
-
-    Args:
-        function: importable in another process, with a picklable result.
-        items: what the tasks are called with; hashable and picklable.
-        workers: where they run; None: in this process.
-        needs: items that have to be done before an item starts; those not among ``items`` count as done.
+    ``function`` has to be importable in another process, items and results picklable. ``needs`` are the items that have
+    to be done before an item starts; those not among ``items`` count as done. Where a task fails, or the caller stops,
+    the other processes get SIGTERM and some seconds to end; they end when their parent is gone, however it was killed.
+    Raises the first error of a task, `WorkerLost` where its process was killed (Ray runs the task again).
     """
     workers, waiting = workers or Workers(), list(items)
     unfinished, busy = set(waiting), 0
@@ -114,11 +108,11 @@ def run_tasks(
         context = nullcontext(Engine(1, here.append, lambda: (here[-1], function(here.pop()))))
     with context as engine:
         while waiting or busy:
-            for item in list(waiting):
-                if busy < engine.slots and unfinished.isdisjoint((needs or {}).get(item, ())):
-                    engine.submit(item)
-                    waiting.remove(item)
-                    busy += 1
+            ready = [item for item in waiting if unfinished.isdisjoint((needs or {}).get(item, ()))]
+            for item in ready[: engine.slots - busy]:
+                engine.submit(item)
+                waiting.remove(item)
+                busy += 1
             if not busy:
                 raise ValueError(f"{waiting} wait for each other")
             item, result = engine.next()
@@ -153,10 +147,9 @@ class _Process:
         self.connection = Connection(ours.detach())
         self.send([entry for entry in sys.path if entry])
         self.send(function)
-        if workers.on_line is not None:
-            threading.Thread(target=self._read, args=(workers.on_line,), daemon=True).start()
+        threading.Thread(target=self._read, args=(workers.on_line,), daemon=True).start()
 
-    def _read(self, on_line: Callable[[int, str], None]) -> None:
+    def _read(self, on_line: Any) -> None:
         for line in self.process.stderr or ():
             on_line(self.number, line.decode(errors="replace").rstrip())
 
@@ -336,5 +329,4 @@ def require_shared(mark: Path, folder: Path | str) -> None:
     """Raise a `StorageError` on a machine that does not see the ``mark`` which was left in ``folder`` at the start."""
     if not mark.exists():
         what = f"{folder} on {os.uname().nodename} is not the folder where the work was started"
-        fix = "choose --out on storage that every machine mounts at the same path"
-        raise StorageError(what, why="the workers of a cluster write into one common folder", fix=fix)
+        raise StorageError(what, fix="choose --out on storage that every machine mounts at the same path")

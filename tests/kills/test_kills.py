@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tomli_w
 from kills import Command, Server, trials
 
-from puma.io import write_toml
 from puma.training.recipe import load_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
@@ -79,7 +79,7 @@ def places(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "evaluation": {"attack": "pgd-5", "mislabelled": 20, "checkpoints": ["last", "best"]},
         "grid": [{"strategies": ["none", "puma", "robust-failure"], "prune_fractions": [0.5]}],
     }
-    write_toml(folder / "study.toml", study)
+    (folder / "study.toml").write_text(tomli_w.dumps(study))
     out = folder / "out"
     return {"run": str(out), "model": str(out / "last.safetensors"), "study": str(folder / "study.toml")}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from puma.devices import environment, processor
+from puma.devices import environment
 from puma.training.recipe import load_recipe
 from puma.training.run import open_folder
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def test_the_vector_instructions_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9000")
-    assert processor(CPU) == "AVX9000"
+    assert environment(CPU)["processor"] == "AVX9000"
     assert environment(CPU)["processor"] == "AVX9000"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomli_w
 from numpy.typing import NDArray
 
 from puma import __version__, io
@@ -42,7 +43,7 @@ class StudyFolder:
             io.require_same_settings(path, there, now, fix="choose another --out, or delete the folder")
         folder.freeze_recipes(write=write)
         if write:
-            io.write_toml(folder.path / "study.toml", spec.model_dump(exclude_none=True))
+            io.write_text(folder.path / "study.toml", tomli_w.dumps(spec.model_dump(exclude_none=True)))
         return folder
 
     @classmethod

@@ -28,7 +28,7 @@ import torch
 
 from puma import __version__
 from puma.errors import BusyError
-from puma.io import lock, lock_holder
+from puma.io import lock, locked
 from puma.progress import Progress
 from puma.study.folder import StudyFolder
 from puma.study.spec import RunSpec
@@ -209,7 +209,7 @@ def grid(study: StudyFolder) -> dict[str, dict[int | None, str]]:
     """
     finished, states = StudyStatus(study).finished(), dict[str, str]()
     for task in study_tasks(study):
-        held = task.name not in finished and lock_holder(study.path / "done", f".{task.name}.lock") is not None
+        held = task.name not in finished and locked(study.path / "done", f".{task.name}.lock")
         states[task.name] = "finished" if task.name in finished else "running" if held else "waiting"
     of_runs, settings = set[str](), dict[RunSpec, dict[int | None, str]]()
     for run in study.spec.runs():
