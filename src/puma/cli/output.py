@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 import typer
@@ -30,20 +31,19 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows of values; the first column holds texts, the others numbers. Nothing is read as markup."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE if any(heads) else None, padding=(0, 1, 0, 0), pad_edge=False, show_header=any(heads))
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
+        shown = Text(fill(head, 14) if number else head)  # a wide head would leave no room for the first column
+        table.add_column(shown, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(value)) for value in row))
-    if title:
-        echo(title)
     Console().print(table)
 
 
