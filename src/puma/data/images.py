@@ -56,10 +56,8 @@ def fitted(pixels: Pixels, options: Options) -> Pixels:
 
 
 def decoded(data: bytes | memoryview, where: str, options: Options, expected: ImageShape | None = None) -> Pixels:
-    """Decode one image file to uint8 ``[H, W, C]``; its size is compared before any pixel is decoded.
-
-    `DataError` for damage, other formats and modes, over 50 million pixels, a side above 4,096 without ``resize``, and
-    any shape but ``expected``.
+    """Decode one image file to uint8 ``[H, W, C]``; `DataError` from its header where it is too large, or of a shape
+    other than ``expected``, and for damage and other formats and modes.
     """
     size = options.resize
     try:
@@ -98,10 +96,7 @@ def resized(images: Pixels, size: int) -> Pixels:
 
 
 class EncodedImages(Images):
-    """``count`` images that are decoded when they are read; without ``resize`` all have the shape of the first.
-
-    ``fetch`` (picklable) gives the bytes of a row's image file, and what to call it in messages.
-    """
+    """``count`` images, decoded when read; ``fetch`` gives the bytes of a row's file, and its name for messages."""
 
     def __init__(self, fetch: Callable[[int], tuple[Any, str]], count: int, options: Options) -> None:
         self._fetch, self._options = fetch, options

@@ -53,7 +53,6 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
 
     Args:
         spec: one of
-
             - a name: ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"svhn"``, ``"imagenet"``, ``"edm-cifar10-1m"``
               (``"cifar10:test"`` is the test split), found below ``$PUMA_DATA`` or through ``datasets``;
             - an EDM ``.npz``, Parquet in the Hugging Face layout, or a file of docs/data.md;
@@ -64,15 +63,13 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
             - a Hugging Face ``Dataset``, a list of pairs, any dataset of ``(image, label)`` with a length.
         options: as in ``"cifar10.parquet?resize=16&subset=5000"`` (`puma.data.source.Options`); these win over those.
 
-    Returns:
-        A source: ``source[i]`` is ``(uint8 [H, W, C], int)``. Its ``spec`` opens the same source in another process.
-        `UsageError` for an unknown kind, option or value; `DataError` for missing, damaged, hostile or wrong data.
+    ``source[i]`` is ``(uint8 [H, W, C], int)``; ``source.spec`` opens the same source in another process.
+    `UsageError` for an unknown kind, option or value; `DataError` for missing, damaged, hostile or wrong data.
 
     >>> load_dataset("digits?resize=4&channels=3&classes=3,8").image_shape
     (4, 4, 3)
     """
-    values = {name: option_value(name, value) for name, value in options.items()}
-    given = {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, v in options.items() if (value := option_value(name, v)) is not None}
     if isinstance(spec, (str, Path)):
         places, written = _parsed(str(spec))
     elif isinstance(spec, (list, tuple)) and all(isinstance(part, (str, Path)) for part in spec):

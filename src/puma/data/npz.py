@@ -75,11 +75,9 @@ def _read_header(file: IO[bytes], size: int, where: str) -> _Header:
 
 
 def load_npz(path: Path, options: Options) -> Source:
-    """Open an EDM ``.npz``; the images of an uncompressed one stay in the file.
+    """Open an EDM ``.npz``; ``arr_0`` and ``arr_1``, or by split ``train_images``, ``train_labels`` (MedMNIST).
 
-    Also ``arr_0`` and ``arr_1``, and with a split ``train_images`` and ``train_labels`` (MedMNIST). The fingerprint is
-    of the images' shape and of the CRC-32 of every byte that the archive's directory states; ``verify="full"`` compares
-    them.
+    The fingerprint is of the shape and of the CRC-32s in the archive's directory; ``verify="full"`` compares them.
     """
     options.only(path, "split", "label")
     split = options.split

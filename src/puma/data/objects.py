@@ -24,10 +24,9 @@ _SAMPLED, _TWICE = 256, 16
 
 
 def load_object(dataset: Any, options: Options) -> Source:
-    """Take ``(images, labels)``, a Hugging Face data set, or a map-style dataset of ``(image, label)``.
+    """Take ``(images, labels)``, a Hugging Face data set, or a map-style dataset of ``(image, label)``; it has no spec.
 
-    Another process cannot open it: it has no spec. Fingerprints cover the labels and all images of arrays, else 256
-    images (every one with ``verify="full"``). Items that differ each time they are read are refused.
+    Fingerprints cover the labels and all images of arrays, else 256 images (every one with ``verify="full"``).
     """
     if isinstance(dataset, Source):
         return dataset

@@ -36,10 +36,6 @@ class Pool(Source):
     Args:
         sources: real ones first, or a single one; anything that `load_dataset` takes will do.
         roles: ``"real"`` or ``"synthetic"`` for each; by default the first is real and the others are synthetic.
-
-    >>> pool = Pool(["digits", "digits:test"])
-    >>> len(pool), pool.source[0], pool.source[-1]
-    (1797, 'digits', 'digits-test')
     """
 
     def __init__(
@@ -127,11 +123,7 @@ def _alike(sources: list[Source]) -> tuple[tuple[Source, ...], tuple[str, ...]]:
 
 
 def to_tensor(images: Pixels | Tensor, device: torch.device | str | None = None) -> Tensor:
-    """Turn uint8 ``[B, H, W, C]`` into contiguous float32 ``[B, C, H, W]`` in [0, 1], on ``device``: moved as bytes.
-
-    >>> to_tensor(np.full((2, 4, 4, 3), 255, np.uint8)).shape
-    torch.Size([2, 3, 4, 4])
-    """
+    """Turn uint8 ``[B, H, W, C]`` into contiguous float32 ``[B, C, H, W]`` in [0, 1], on ``device``: moved as bytes."""
     import torch
 
     batch = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(images))

@@ -32,10 +32,7 @@ class MapStyle(Protocol):
 
 
 class Images:
-    """A reader of N images of ``shape`` ``(N, H, W, C)``; ``slow`` says that they are worth keeping once they are made.
-
-    ``read`` is what `read` does where no subclass overrides it: picklable, a function of a module or a partial of one.
-    """
+    """A reader of N images of ``shape`` ``(N, H, W, C)`` by a picklable function; ``slow``: worth keeping once made."""
 
     def __init__(
         self, shape: tuple[int, ...], read: Callable[[Rows], Pixels] | None = None, *, slow: bool = False

@@ -41,7 +41,7 @@ def resolve_model(
         new_head: leave the last layer as built where the weights are for other classes.
         **options: for `build_model`; the others do without.
 
-    `ModelError`: no such module, factory, file or run, or several files; the factory fails; the weights do not fit.
+    `ModelError`: no such module, factory, file or run, or several; the factory fails; the weights do not fit.
     """
     text = str(spec)
     if Path(text).exists() and weights is None:
