@@ -19,8 +19,8 @@ from puma.errors import DataError
 from puma.plan import Plan
 from puma.report import make_report, verdict, write_report
 from puma.report.page import number
-from puma.report.study import plot_study
 from puma.report.study_data import StudyData
+from puma.study.folder import StudyFolder
 from puma.tradeoff import compare
 
 
@@ -115,12 +115,14 @@ def test_labels_of_the_picture_do_not_overlap(report):
 
 
 def test_a_study_and_its_plans_are_plotted(study, report):
-    axes = plot_study(study)
+    folder = StudyFolder.open(study)
+    assert repr(folder).startswith(f"<StudyFolder {folder.spec.name}: ")
+    axes = folder.plot()
     assert axes.get_xlabel() == "robust accuracy, % →"
     assert {"puma", "none", "×0.5", "β 8"} <= {text.get_text() for text in axes.texts}
     picture = report.pictures["tradeoff"].figure.axes[0]
     assert (axes.get_xlim(), axes.get_ylim()) == (picture.get_xlim(), picture.get_ylim())
-    assert plot_study(study, axes) is axes
+    assert folder.plot(axes) is axes
     plan = Plan.read(next((study / "plans").glob("puma-p*.parquet")))
     (step,) = plan.plot().patches
     assert step.get_data().values.sum() == pytest.approx(100)

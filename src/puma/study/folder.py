@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tomli_w
@@ -20,6 +20,9 @@ from puma.study.spec import RunSpec, StudySpec
 from puma.tradeoff import Flags, RunKey, read_runs
 from puma.tradeoff import results as tables
 from puma.training.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,15 @@ class StudyFolder:
         if not file.is_file():
             raise DataError(f"{path} holds no study", why="it has no study.toml", fix="make one with `puma study run`")
         return cls(StudySpec.parse(io.read_toml(file), str(file)), file.parent)
+
+    def __repr__(self) -> str:
+        return f"<StudyFolder {self.spec.name}: {len(self.spec.runs())} runs, in {self.path}>"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw clean against robust accuracy of every finished setting; `DataError` before there are results."""
+        from puma.report.study import plot_study
+
+        return plot_study(self.path, ax)
 
     @property
     def synthetic_file(self) -> Path:
