@@ -41,19 +41,15 @@ def make_plan(
         strategy: a name from `puma.strategies.names`.
         prune_fraction: share of the prunable rows to remove, in [0, 1); exact for each source and class by largest
             remainder. Strategies that prune nothing (``none``, ``uniform-eps``, ...) ignore it.
-        threat: the threat model of the training to come, or its text ``"Linf:8/255"``.
+        threat: of the training to come.
         seed: for random choices, and for draws between equal scores.
         protect_real: remove synthetic rows only, if there are any.
         class_balanced: equal quotas for each source and class; otherwise one quota for all.
         **params: the strategy's own parameters, such as ``c=1.0``.
 
-    Returns:
-        The plan; the warnings in ``plan.meta["warnings"]`` are also given to the logger ``puma``.
-
-    Raises:
-        UsageError: unknown strategy or parameter, or a value out of its range.
-        DataError: margins in another norm than the threat model if the strategy compares them, missing scores, features
-            that are damaged or of another pool, or a plan that would empty a class.
+    The plan's warnings are also given to the logger ``puma``. `UsageError` for an unknown strategy or parameter, or a
+    value out of its range; `DataError` for margins in another norm than the threat model if the strategy compares them,
+    missing scores, features that are damaged or of another pool, or a plan that would empty a class.
     """
     threat, rule = ThreatModel.parse(threat), get_strategy(strategy)
     resolved = rule.resolve(params)

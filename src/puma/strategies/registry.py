@@ -35,10 +35,7 @@ class Quota(NamedTuple):
 
 
 def make_quotas(table: MarginTable, prune_fraction: float, *, protect_real: bool, class_balanced: bool) -> list[Quota]:
-    """Split the prunable rows by source and class and give each group its exact share of the cut.
-
-    With ``protect_real`` only synthetic rows may go, if there are any; without ``class_balanced`` there is one quota.
-    """
+    """Split the prunable rows by source and class and give each group its exact share of the cut (see `make_plan`)."""
     groups, codes = 1, np.zeros(len(table), np.int16)
     if class_balanced:  # numpy sorts 16 bits by radix: linear time
         groups = len(table.sources) * table.num_classes
@@ -55,11 +52,7 @@ def make_quotas(table: MarginTable, prune_fraction: float, *, protect_real: bool
 
 
 def split_exactly(sizes: NDArray[np.integer[Any]], fraction: float) -> NDArray[np.int64]:
-    """How many of each group make ``fraction`` of the whole, a half rounded up; equal remainders: the larger group.
-
-    >>> split_exactly(np.array([10, 10, 5]), 0.3)
-    array([3, 3, 2])
-    """
+    """How many of each group make ``fraction`` of the whole, a half rounded up; equal remainders: the larger group."""
     exact = fraction * sizes.astype(np.float64)
     parts = np.floor(exact + 1e-9).astype(np.int64)
     missing = int(np.floor(fraction * float(sizes.sum()) + 0.5 + 1e-9)) - int(parts.sum())
@@ -72,9 +65,6 @@ def extreme(scores: NDArray[np.float32], count: int, end: End, rng: np.random.Ge
     """Mark the ``count`` highest or lowest scores; equal scores at the cut are drawn at random. Linear time.
 
     NaN has no rank and is never marked, -inf is the lowest of all. Where fewer have a score, all of those are marked.
-
-    >>> extreme(np.float32([3, np.nan, 1, 2]), 2, "high", np.random.default_rng(0))
-    array([ True, False, False,  True])
     """
     ranked = scores[~np.isnan(scores)]
     count = min(count, len(ranked))
@@ -187,10 +177,7 @@ class Strategy:
         return {item.name: item.default for item in signature if item.kind is item.KEYWORD_ONLY}
 
     def resolve(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters: those given, and the defaults of the others.
-
-        `UsageError` for an unknown or a missing one, and for a value out of its range.
-        """
+        """All parameters, given or default; `UsageError` for an unknown or missing one, or a value out of its range."""
         for name in params:
             if not self.parameters:
                 raise UsageError(f"strategy {self.name!r} has no parameters, {name!r} was given")

@@ -1,7 +1,6 @@
 """PUMA, the baselines and controls of the paper, and the cap on the training eps: ``min(eps, c * max(margin_i, 0))``.
 
-An attack that moves an image by less than its margin cannot carry it over the margin model's boundary: that is
-``c = 1``. Smaller c gives more clean accuracy and less robust accuracy.
+With ``c = 1`` no attack reaches beyond the margin model's boundary; smaller c gives more clean, less robust accuracy.
 """
 
 from __future__ import annotations
@@ -58,8 +57,7 @@ def puma(context: SelectionContext, *, c: Positive = C, mean_eps_ratio: Ratio = 
     model's eps, or `UsageError` if it is out of reach.
     """
     if mean_eps_ratio is not None and c != C:
-        why = "mean_eps_ratio solves for c"
-        raise UsageError("c and mean_eps_ratio cannot both be given", why=why, fix="leave one of them out")
+        raise UsageError("c and mean_eps_ratio cannot both be given", fix="leave one of them out")
     keep = context.drop(context.margin, "high")
     if mean_eps_ratio is not None:
         c = c_for_mean_eps(context, keep, mean_eps_ratio)
@@ -139,10 +137,10 @@ def puma_shuffled(context: SelectionContext, *, c: Positive = C, mean_eps_ratio:
 
 
 def regime(table: MarginTable, threat: ThreatModel) -> dict[str, float]:
-    """How large eps is for this margin model: the first two numbers to look at before a plan is made.
+    """How large eps is for this margin model; CIFAR-10 at its published scale has about 0.08 and 0.3.
 
     ``misclassified`` (margin < 0) and ``below_eps`` (0 < margin < eps), shares of the rows that have a margin; empty
-    where none has or the norm is another. CIFAR-10 at its published scale has about 0.08 and 0.3.
+    where none has or the norm is another.
     """
     margin = table.margin[~np.isnan(table.margin)]
     if table.norm != threat.norm or not len(margin):
@@ -164,9 +162,6 @@ def automatic_c(misclassified: float, below_eps: float, kept_share: float) -> fl
 
     With err, p and f the arguments, the linear task mislabels p if everything is attacked at eps, and ``err * c / ((1 -
     c) f)`` after pruning with the cap. Equal at ``c = p f / (p f + err)``, clipped to [0.25, 0.75]; 0.75 if both are 0.
-
-    >>> round(automatic_c(0.12, 0.25, 0.6), 2), automatic_c(0.0, 0.0, 0.5)
-    (0.56, 0.75)
     """
     mass = below_eps * kept_share
     return float(np.clip(mass / (mass + misclassified), *C_RANGE)) if mass + misclassified > 0 else C_RANGE[1]
@@ -175,8 +170,7 @@ def automatic_c(misclassified: float, below_eps: float, kept_share: float) -> fl
 def c_for_mean_eps(context: SelectionContext, keep: NDArray[np.bool_], ratio: float) -> float:
     """The ``c`` at which the mean eps over the rows ``keep`` (bool ``[N]``) is ``ratio``, in (0, 1], times eps.
 
-    The mean is increasing and piecewise linear in c, with corners at ``eps / margin``: the right interval is found
-    among the sorted margins, and solved exactly. `UsageError` if no c reaches it.
+    The mean is piecewise linear in c, with corners at ``eps / margin``, and solved exactly; `UsageError` out of reach.
     """
     eps, margin = context.threat.eps, context.margin[keep]
     rows = len(margin)

@@ -6,14 +6,13 @@ dot file beside it, and a record ``features.json``: fingerprint of the pool and 
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.errors import DataError, integer
+from puma.errors import DataError
 from puma.io import read_record, require_digest, spans
 from puma.strategies.registry import Count, Selection, SelectionContext, Share, extreme, strategy
 
@@ -94,9 +93,7 @@ def _stratified(margin: NDArray[np.float32], budget: int, bins: int, rng: np.ran
 
 
 @strategy("dedup", prunes="near-duplicates", source="SemDeDup, arXiv 2303.09540", needs=("features",))
-def dedup(
-    context: SelectionContext, *, features: Features, cluster_rows: Annotated[int, partial(integer, low=2)] = 1_000
-) -> Selection:
+def dedup(context: SelectionContext, *, features: Features, cluster_rows: Count = 1_000) -> Selection:
     """Drop the rows most similar (cosine) to a row farther from the centre of their k-means cluster; full eps.
 
     Clusters of about ``cluster_rows`` rows are made in each quota, which sets SemDeDup's threshold of similarity.
