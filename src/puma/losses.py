@@ -46,8 +46,8 @@ def trades(
     ``CE(clean, label) + weight * KL(softmax(clean) || softmax(adversarial))``, with ``weight`` beta (5 in the published
     runs) and label ``smoothing`` of the first term. The gradient flows through both arguments of KL.
     """
-    robust = _only(kl_divergence(adversarial, clean), attacked)
-    return cross_entropy(clean, labels, smoothing) + weight * robust
+    robust = kl_divergence(adversarial, clean)
+    return cross_entropy(clean, labels, smoothing) + weight * (robust if attacked is None else robust * attacked)
 
 
 def mart(
@@ -66,13 +66,9 @@ def mart(
     # xlogy(p, p) for the clean term, whose gradient is NaN there
     divergence = (p_clean * log_clean - p_clean * torch.log(p_adv + 1e-12)).sum(1)
     unsure = 1.0000001 - p_clean.gather(1, labels[:, None]).squeeze(1)
-    return boosted + weight * _only(divergence * unsure, attacked)
+    return boosted + weight * (divergence * unsure if attacked is None else divergence * unsure * attacked)
 
 
 def _wide(logits: Tensor) -> Tensor:
     """In float32 at least: half precision rounds 1.0001 to 1, and a loss of 10^4 to the next 64."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def _only(term: Tensor, attacked: Tensor | None) -> Tensor:
-    return term if attacked is None else term * attacked.to(term.dtype)

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 class Tuned:
     """Every tuned constant of DeepFool's search, with the measurement that set it.
 
-    ``python benchmarks/margins_constants.py``, 512 CIFAR-10 images at 16x16, the robust CNN. For half and twice the
-    value (or the one named) the change of the mean margin in percent, and of the passes (p), Linf / L2; "no effect" is
-    below 0.05 % and 0.5 %. Mode `deepfool` for the first group, `refined` for the second, `tight` for the third, and
-    `refined` on misclassified images for the last and where it says "back".
+    ``benchmarks/margins_constants.py``, 512 CIFAR-10 images at 16x16, the robust CNN. For half and twice the value (or
+    that named) the change of mean margin and passes (p) in percent, Linf / L2; "no effect": below 0.05 and 0.5 %.
+    Modes `deepfool`, `refined`, `tight`, and `refined` on misclassified images (the last group, and "back").
     """
 
     gradients: tuple[float, float] = (1e-15, 1e15)  # outside float32 cannot square them: no-gradient, nan

@@ -2,14 +2,13 @@
 
 Each step linearizes the boundaries between the label and a few candidate classes and goes the shortest way onto the
 nearest one, staying in [0, 1]; the better modes rotate the ray from the image to the boundary until it is shortest
-(`puma.attacks.search`). A misclassified image goes into the region of its label, and its margin is negative.
-``docs/margins.md`` explains it with a picture; ``benchmarks/margins.py`` measures it.
+(`puma.attacks.search`). A misclassified image goes into the region of its label. ``docs/margins.md`` has a picture.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -55,17 +54,15 @@ BUDGETS: dict[Mode, SearchBudget] = {
 
 @dataclass(frozen=True)
 class DeepFool:
-    """Margins of a batch.
-
-    ``adversarial`` is the point beyond the boundary (inside the label's region for a misclassified image); the image
-    itself where none was found.
-    """
+    """Margins of a batch."""
 
     margin: Tensor  # float32 [B], signed distance in pixel units of [0, 1]; `puma.margins.Status` says what it means
     codes: Tensor  # int8 [B], of `puma.margins.Status`
     steps: Tensor  # int16 [B], linearizations spent before the boundary was crossed
     predicted: Tensor  # int64 [B], the model's class for the image
-    adversarial: Tensor  # [B, ...]
+    adversarial: (
+        Tensor  # [B, ...], a point beyond the boundary (of the label's region if misclassified), else the image
+    )
     passes: tuple[int, int]  # images passed forwards and backwards through the model
 
     @property
@@ -91,8 +88,7 @@ def deepfool(
 
     Args:
         model: maps float32 images ``[B, ...]`` in [0, 1] to logits ``[B, K]``; in eval mode. It is not changed.
-        images: float ``[B, ...]`` in [0, 1]; computed with in float32.
-        labels: int ``[B]``.
+        images, labels: float ``[B, ...]`` in [0, 1], computed with in float32; int ``[B]``.
         norm: ``"Linf"`` or ``"L2"``.
         mode: ``"fast"`` estimates; ``"deepfool"`` is the textbook's; ``"refined"`` finds a nearby point of the
             boundary, ``"tight"`` searches longer for a nearer one.
@@ -107,8 +103,8 @@ def deepfool(
         DataError: images or labels of the wrong type, shape or range.
         ModelError: training mode; as `puma.models.checks.check_first`; an answer that depends on the other images.
     """
-    norm, mode, precision = parse_norm(norm), parse_mode(mode), parse_precision(precision)
-    steps, chunk = integer("steps", steps, low=1), integer("chunk", chunk, low=1)
+    require_known(mode, precision)
+    norm, steps, chunk = parse_norm(norm), integer("steps", steps, low=1), integer("chunk", chunk, low=1)
     with torch.inference_mode(False), torch.no_grad():
         images, labels = as_batch(images, labels)
         network = Network(model, tuple(images.shape[1:]), chunk, precision == "bf16", proxy)
@@ -118,19 +114,19 @@ def deepfool(
             found, crossings = _search(network, images.flatten(1), labels, norm, mode, steps)
             if proxy is not None and mode != "fast":
                 _confirm(found, crossings)
-    crossed = crossings.distance.isfinite() & ~found.misclassified & (crossings.codes != int(Status.ESTIMATED))
+    distance, steps_spent = crossings.distance, crossings.steps.to(torch.int16)
+    crossed = distance.isfinite() & ~found.misclassified & (crossings.codes != int(Status.ESTIMATED))
     codes = torch.where(crossed, int(Status.CROSSED), crossings.codes).to(torch.int8)
-    margin = torch.where(found.misclassified, -crossings.distance, crossings.distance)
-    margin = torch.where(codes >= int(Status.UNCONVERGED), torch.nan, margin)
-    spent, predicted = crossings.steps.to(torch.int16), found.logits0.argmax(1)
-    passes = network.forwards, network.backwards
-    return DeepFool(margin, codes, spent, predicted, crossings.x.view_as(images), passes)
+    margin = torch.where(found.misclassified, -distance, distance).masked_fill_(
+        codes >= int(Status.UNCONVERGED), torch.nan
+    )
+    given = found.logits0.argmax(1), crossings.x.view_as(images), (network.forwards, network.backwards)
+    return DeepFool(margin, codes, steps_spent, *given)
 
 
 def _search(
     network: Network, x0: Tensor, labels: Tensor, norm: Norm, mode: Mode, steps: int
 ) -> tuple[Images, Crossings]:
-    """Run the stages of a mode."""
     budget = BUDGETS[mode]
     alone = network.check(x0) if len(x0) else x0.new_zeros(0, 1)
     if len(x0):
@@ -138,12 +134,12 @@ def _search(
     if alone.shape[1] == 1:  # no image, or no other class
         images = Images.of(network, norm, x0, labels, network.logits(x0, exact=True) if len(x0) else x0.new_zeros(0, 2))
         return images, Crossings(images)
-    images, crossings, first = _first_step(network, x0, labels, norm, budget.candidates, mode)
+    images, crossings, kinds, points, rays, steepness = _first_step(network, x0, labels, norm, budget.candidates, mode)
     check_same(alone[:1], images.logits0[:1], f"{IT_DEPENDS}, or changes from call to call")
-    ahead, straight, back = first.ahead, first.straight, first.back
-    x = first.x[straight]
+    ahead, straight, back = ((kinds == kind).nonzero().squeeze(1) for kind in (1, 2, 3))
+    x, (nearest, second) = points[straight], (Ray(*(values[ahead] for values in ray)) for ray in rays)
     if len(ahead):
-        ray = stages.locate_crossing(images, crossings, ahead, first.nearest, None if mode == "fast" else first.second)
+        ray = stages.locate_crossing(images, crossings, ahead, nearest, None if mode == "fast" else second)
         if mode == "fast":
             point = stages.ray_points(images, ahead, ray.normal, ray.time)
             crossings.distance[ahead] = images.length(point - x0[ahead])
@@ -158,9 +154,9 @@ def _search(
         crossings.x = x0.clone()  # a crossing met on the way is not what an estimate is about
         return images, crossings
     x, logits, short = stages.not_crossed(images, crossings, straight, x)
-    x, short = _try_extra_candidates(images, crossings, straight, x, logits, short, first.steepness, budget)
+    x, short = _try_extra_candidates(images, crossings, straight, x, logits, short, steepness, budget)
     stages.deepfool_steps(images, crossings, straight[short], x[short], 1, back=False, steps=steps)
-    x, _, short = stages.not_crossed(images, crossings, back, first.x[back])
+    x, _, short = stages.not_crossed(images, crossings, back, points[back])
     stages.deepfool_steps(images, crossings, back[short], x[short], budget.candidates, back=True, steps=steps)
     if network.bf16:  # close to a boundary coarse gradients lead nowhere: search again with exact ones
         network.bf16 = False
@@ -173,23 +169,16 @@ def _search(
     return images, crossings
 
 
-class FirstStep(NamedTuple):
-    """What one linearization at the images leads to. Rows are int64; misclassified rows of `fast` are done with."""
-
-    ahead: Tensor  # rows with a ray to follow: none in mode deepfool
-    straight: Tensor  # correct rows that take plain steps: all in deepfool, else those the box keeps from every ray
-    back: Tensor  # misclassified rows
-    x: Tensor  # [B, D], a step on for the rows ``back`` and, in mode deepfool, ``straight``
-    nearest: Ray  # to the nearest boundary of the rows ``ahead``
-    second: Ray  # to the second nearest
-    steepness: Tensor  # [B], mean dual norm of the gradients
-
-
 def _first_step(
     network: Network, x0: Tensor, labels: Tensor, norm: Norm, candidates: int, mode: Mode
-) -> tuple[Images, Crossings, FirstStep]:
-    """Linearize once at the images; the same forward pass gives their logits."""
-    x, kinds = x0.clone(), torch.zeros_like(labels)  # 1 ahead, 2 straight, 3 back
+) -> tuple[Images, Crossings, Tensor, Tensor, list[Ray], Tensor]:
+    """Linearize once at the images; the same forward pass gives their logits.
+
+    Returns also: kinds ``[B]`` (1: with a ray to follow, 2: correct and to take plain steps, as all in mode deepfool
+    and those that the box keeps from every ray, 3: misclassified, 0: done with), points ``[B, D]`` a step on for kinds
+    2 (deepfool) and 3, the rays to the two nearest boundaries, and the mean dual norm of the gradients ``[B]``.
+    """
+    x, kinds = x0.clone(), torch.zeros_like(labels)
     status, estimate = torch.zeros_like(labels, dtype=torch.int8), x0.new_full((len(x0),), torch.inf)
     steepness, failed = torch.zeros_like(estimate), torch.zeros_like(labels, dtype=torch.bool)
     logits0: list[Tensor] = []
@@ -223,9 +212,7 @@ def _first_step(
     crossings = Crossings(images)
     crossings.codes = torch.where(failed, status, crossings.codes)
     crossings.distance, crossings.steps = estimate, crossings.steps + 1
-    ahead, straight, back = ((kinds == kind).nonzero().squeeze(1) for kind in (1, 2, 3))
-    first, second = (Ray(*(values[ahead] for values in ray)) for ray in rays)
-    return images, crossings, FirstStep(ahead, straight, back, x, first, second, steepness)
+    return images, crossings, kinds, x, rays, steepness
 
 
 def _try_extra_candidates(
@@ -240,10 +227,9 @@ def _try_extra_candidates(
 ) -> tuple[Tensor, Tensor]:
     """Take the first step of ``rows`` to one of the further rivals where that is shorter; return ``x`` and ``short``.
 
-    Where the first step ended (``x`` ``[b, D]``) all ``logits`` have been seen again, so how fast every boundary came
-    nearer on the way is known. What one came faster than the strongest rivals do on average is added to their average
-    ``steepness``; where it would be nearer if it were `TUNED.steeper` times as steep as that, it and the next,
-    ``extra_candidates`` in all, are linearized.
+    Where the first step ended (``x`` ``[b, D]``) all ``logits`` have been seen again: how fast every boundary neared is
+    known. What one came faster than the strongest rivals on average is added to their mean ``steepness``; where it
+    would be nearer if it were `TUNED.steeper` times as steep as that, ``extra_candidates`` are linearized.
     """
     extra = min(budget.extra_candidates, logits.shape[1] - 1 - budget.candidates)
     if extra <= 0 or not len(rows):
@@ -283,15 +269,8 @@ def _confirm(images: Images, crossings: Crossings) -> None:
         rows = rows[~crossed]
 
 
-def parse_mode(text: str) -> Mode:
-    """Return the mode called ``text``; a UsageError where there is none."""
-    if text not in MODES:
-        raise unknown("mode", text, MODES)
-    return text
-
-
-def parse_precision(text: str) -> Precision:
-    """Return the precision called ``text``; a UsageError where there is none."""
-    if text not in PRECISIONS:
-        raise unknown("precision", text, PRECISIONS)
-    return text
+def require_known(mode: str, precision: str) -> None:
+    """Refuse a mode or precision that does not exist with a UsageError."""
+    for kind, name, known in (("mode", mode, MODES), ("precision", precision, PRECISIONS)):
+        if name not in known:
+            raise unknown(kind, name, known)

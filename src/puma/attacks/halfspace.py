@@ -1,9 +1,8 @@
 """Least-norm steps inside the box [0, 1]: onto a half-space, the nearest of several, and into an intersection.
 
-A linearized class boundary is the half-space ``w . d >= b`` of displacements ``d`` of an image ``x``. The closed-form
-steps are exact: pixels that reach 0 or 1 stop there and the others go further, instead of clipping afterwards. Only
-negative margins (misclassified images, which have to beat every rival class at once) need `step_into_intersection` and
-its interior-point method.
+A linearized class boundary is the half-space ``w . d >= b`` of displacements ``d`` of an image ``x``. Pixels that reach
+0 or 1 stop there and the others go further. Only negative margins (misclassified images, which have to beat every rival
+class at once) need `step_into_intersection` and its interior-point method.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ TINY = 1e-30
 def distances(x: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
     """Return the least norm of a displacement in each half-space, and the time that `displacement` takes to get there.
 
-    Images ``x`` are ``[B, D]``, ``normals`` ``[B, m, D]``, ``offsets`` (the level ``b`` to reach), norm and time
-    ``[B, m]``. The norm is 0 where ``b <= 0``, inf where the box keeps the half-space out of reach or the normal is
-    zero. Every pixel moves from ``x`` at its own speed (1 in Linf, ``|w|`` in L2).
+    Images ``x`` are ``[B, D]``, ``normals`` ``[B, m, D]``, ``offsets`` (``b``), norm and time ``[B, m]``. The norm is 0
+    where ``b <= 0``, inf where the box keeps the half-space out of reach or the normal is zero.
     """
     weight = normals.abs()
     slack = torch.where(normals > 0, (1 - x).unsqueeze(1), x.unsqueeze(1))  # [B, m, D], to the box
@@ -50,10 +48,7 @@ def dual_norm(normals: Tensor, norm: Norm) -> Tensor:
 
 
 def step_to_nearest(x: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
-    """Return the displacement ``[B, D]`` onto the nearest half-space of each row.
-
-    Where the box keeps all of them out of reach it goes towards the first as far as the box allows.
-    """
+    """The displacement ``[B, D]`` onto each row's nearest half-space; if the box keeps all away, towards the first."""
     length, time = distances(x, normals, offsets, norm)
     nearest = torch.where(length.isinf() & (normals.abs().amax(-1) > 0), UNBOUNDED, length).argmin(1)
     rows = torch.arange(len(x), device=x.device)
@@ -61,9 +56,9 @@ def step_to_nearest(x: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> 
 
 
 def step_into_intersection(x: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
-    """Return a displacement ``[B, D]`` of nearly least norm that lies in all half-spaces ``[B, m, D]`` of its row.
+    """A displacement ``[B, D]`` of nearly least norm into all half-spaces ``[B, m, D]`` of its row that are in reach.
 
-    Exact where the farthest one's own step satisfies the others; towards one out of reach as far as the box allows.
+    Exact where the farthest one's own step satisfies the others.
     """
     single, time = distances(x, normals, offsets, norm)
     blocked = single.isinf() & (normals.abs().amax(-1) > 0)
@@ -71,7 +66,7 @@ def step_into_intersection(x: Tensor, normals: Tensor, offsets: Tensor, norm: No
     rows = torch.arange(len(x), device=x.device)
     time = torch.where(blocked, UNBOUNDED, time)[rows, farthest]
     step = displacement(x, normals[rows, farthest], time, norm)
-    missed = (offsets - _apply(normals, step)) > 1e-6 + 1e-3 * offsets.abs()
+    missed = (offsets - torch.einsum("bmd,bd->bm", normals, step)) > 1e-6 + 1e-3 * offsets.abs()
     several = (missed.any(1) & ~single.isinf().any(1)).nonzero().squeeze(1)
     if len(several):
         solved = _interior_point(x[several], normals[several], offsets[several], single[several].amax(1), norm)
@@ -83,8 +78,7 @@ def step_into_intersection(x: Tensor, normals: Tensor, offsets: Tensor, norm: No
 def _times(weight: Tensor, speed: Tensor | None, slack: Tensor, offsets: Tensor) -> Tensor:
     """Solve ``sum |w| min(t * speed, slack) = b`` for t ``[B, m]``, by Newton's method.
 
-    The left side is concave and increasing in t, so Newton from t = 0 climbs towards the root and never passes it; it
-    is exact as soon as the set of pixels that hit the box is the final one.
+    The left side is concave and increasing: Newton never passes the root, and is exact once the pixels at the box are.
     """
     power = weight if speed is None else weight * speed
     tiny = torch.finfo(weight.dtype).tiny
@@ -106,11 +100,10 @@ def _times(weight: Tensor, speed: Tensor | None, slack: Tensor, offsets: Tensor)
 def _interior_point(x: Tensor, normals: Tensor, offsets: Tensor, bound: Tensor, norm: Norm) -> Tensor:
     """Minimize the norm of ``d`` subject to ``W d >= b`` and the box; ``bound`` ``[B]`` is a lower bound of it.
 
-    A linear program in Linf (minimize ``t`` with ``|d_i| <= t``), a quadratic one in L2 (``|d|^2 / 2``), solved by the
-    primal-dual interior-point method of Boyd and Vandenberghe, Convex Optimization, section 11.7: Newton steps (11.54)
-    for the modified optimality conditions (11.53), with 1/t there = ``mu``, a tenth of the mean product of slacks and
-    multipliers (the surrogate gap, 11.59). Each pixel's row of (11.54) is diagonal once the multipliers of the box and
-    of ``|d_i| <= t`` are substituted, so the pixels are eliminated and a system of m (Linf: m + 1) equations is left.
+    A linear program in Linf (minimize ``t`` with ``|d_i| <= t``), a quadratic one in L2, by the primal-dual method of
+    Boyd and Vandenberghe, Convex Optimization, section 11.7: Newton steps (11.54) for the modified conditions (11.53),
+    1/t there = ``mu``, a tenth of the mean product of slacks and multipliers (11.59). With the multipliers of box and
+    ``|d_i| <= t`` substituted each pixel's row is diagonal: m (Linf: m + 1) equations are left.
     """
     linf, count = norm == "Linf", offsets.shape[1]
     unit = bound.clamp_min(TINY).unsqueeze(1)
@@ -133,7 +126,7 @@ def _interior_point(x: Tensor, normals: Tensor, offsets: Tensor, bound: Tensor, 
         for sign, pull in zip(signs, pulls, strict=True):
             force = force + sign * pull
         diagonal = ratios[0] + ratios[1]
-        missing = _apply(w, d) - b - s
+        missing = torch.einsum("bmd,bd->bm", w, d) - b - s
         target = -missing - s + mu / z
         u, negated = w, torch.ones(count + linf, dtype=torch.float64, device=w.device)
         lead = w.new_zeros(len(w), count + linf, count + linf, dtype=torch.float64)
@@ -153,7 +146,7 @@ def _interior_point(x: Tensor, normals: Tensor, offsets: Tensor, bound: Tensor, 
         solution = torch.linalg.solve_ex(system, right)[0].float()
         dz, dt = solution[:, :count], solution[:, count:]
         dd = (force + torch.einsum("bmd,bm->bd", w, dz) - (arrow * dt if linf else 0.0)) / diagonal
-        ds = missing + _apply(w, dd)
+        ds = missing + torch.einsum("bmd,bd->bm", w, dd)
         moves = [sign * dd if j < 2 else dt + sign * dd for j, sign in enumerate(signs)]
         changes = [p - dual - r * move for p, dual, r, move in zip(pulls, duals, ratios, moves, strict=True)]
         primal, dual = _stride([s, *gaps], [ds, *moves]), _stride([z, *duals], [dz, *changes])
@@ -170,7 +163,3 @@ def _stride(values: list[Tensor], changes: list[Tensor]) -> Tensor:
     pairs = zip(values, changes, strict=True)
     limits = [torch.where(change < 0, -value / change, torch.inf).amin(1, keepdim=True) for value, change in pairs]
     return (TUNED.to_the_boundary * torch.stack(limits).amin(0)).clamp(max=1.0)
-
-
-def _apply(normals: Tensor, step: Tensor) -> Tensor:
-    return torch.einsum("bmd,bd->bm", normals, step)

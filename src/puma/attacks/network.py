@@ -103,8 +103,7 @@ def as_batch(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if images.numel():
         low, high = float(images.min()), float(images.max())
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-            undo = "undo the normalisation: the model normalises inside"
-            fix = "divide by 255" if low >= 0 and high > 2 else undo
+            fix = "divide by 255" if low >= 0 and high > 2 else "undo the normalisation: the model normalises inside"
             raise DataError(f"images reach from {low:g} to {high:g}", why="pixels have to be in [0, 1]", fix=fix)
         if low < 0 or high > 1:
             images = images.clamp(0, 1)

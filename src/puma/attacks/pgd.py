@@ -45,18 +45,15 @@ def pgd(
     Args:
         model: maps float32 images ``[B, ...]`` in [0, 1] to logits ``[B, K]``. It is called in the mode it is in
             (BatchNorm may be in training mode, but nothing random may), and stays as it is.
-        images: float ``[B, ...]`` in [0, 1]; computed with in float32.
-        labels: int ``[B]``.
+        images, labels: float ``[B, ...]`` in [0, 1], computed with in float32; int ``[B]``.
         threat: norm, and the eps that ``step_size`` belongs to.
         eps: in pixel units: None for the threat model's, one number, or float ``[B]``.
-        steps: gradient steps.
-        step_size: in pixel units; an image takes the share ``eps_i / threat.eps`` of it. Default
-            ``2.5 * threat.eps / steps``.
+        steps, step_size: gradient steps, and their size in pixel units (default ``2.5 * threat.eps / steps``), of which
+            an image takes the share ``eps_i / threat.eps``.
         loss: ``"ce"``; ``"cw"`` (largest other logit minus the label's); ``"kl"`` (from the clean prediction, TRADES).
         start: as `start_noise`; ``"none"`` is the image.
         generator: for the start, on the images' device. None draws from a new one with seed 0.
-        warn: called with a text if the loss of some images has no gradient at all (saturated or quantized models): the
-            attack cannot move them, and says nothing about their robustness.
+        warn: called with a text if the loss of some images has no gradient at all: the attack cannot move them.
 
     Raises:
         DataError: images or labels of the wrong type, shape or range.
@@ -145,8 +142,7 @@ def start_noise(
 ) -> Tensor | None:
     """Return where to start, in units of each image's eps: float32 ``[B, C, H, W]``, or None for the image itself.
 
-    ``uniform`` is uniform over the Linf box or the L2 ball; ``gaussian`` is 0.001 * N(0, 1) in pixels at
-    ``threat.eps`` and shrinks with eps.
+    ``uniform``: over the Linf box or L2 ball; ``gaussian``: 0.001 * N(0, 1) pixels at ``threat.eps``, else less.
     """
     if start == "none" or threat.eps == 0:
         return None
@@ -162,15 +158,13 @@ def start_noise(
 
 
 def _image_eps(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) -> Tensor:
-    """Return the eps of every image, float ``[B]``; a UsageError if negative, not finite or of another length."""
     if eps is not None and not isinstance(eps, (Tensor, np.ndarray, list, tuple)):
         eps = number("eps", eps)
     try:
         values = torch.as_tensor(threat.eps if eps is None else eps, dtype=images.dtype, device=images.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError("eps is no number and no array of numbers", why=str(error).splitlines()[0][:200]) from None
-    if values.ndim == 0:
-        values = values.expand(len(images))
+    values = values.expand(len(images)) if values.ndim == 0 else values
     if values.shape != (len(images),):
         raise UsageError(f"eps has shape {tuple(values.shape)} for {len(images)} images", fix="one number, or one each")
     if not bool((torch.isfinite(values) & (values >= 0)).all()):
@@ -188,5 +182,4 @@ def _direction(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    """Return ``[B]`` as ``[B, 1, ...]`` of the images' dimensions."""
     return values.view(-1, *([1] * (images.ndim - 1)))

@@ -1,13 +1,11 @@
 """The stages of DeepFool's search: steps onto linearized boundaries, rays rotated toward their normal, boundary steps.
 
-`Images` never changes during a search, `Crossings` holds the nearest point found for each image; everything else that
-a stage reads or returns stands in its signature. ``rows`` ``[b]`` are the images a stage works on, ``x`` ``[b, D]``
-their current points. A *level* is the logit difference by which a point lies beyond the boundary: positive where the
-model gives another class than the label or, for a misclassified image, the label itself.
-
-A *ray* is a normal and a time: every pixel moves along the normal at its own speed until it reaches 0 or 1
-(`displacement`), so each point of a ray is the least-norm point of some half-space. At the nearest boundary point the
-ray's normal is the boundary's own (or, in a fold, a mean of those that meet there).
+`Images` never changes during a search, `Crossings` holds the nearest point found for each image. ``rows`` ``[b]`` are
+the images a stage works on, ``x`` ``[b, D]`` their points. A *level* is the logit difference by which a point lies
+beyond the boundary: positive where the model gives another class than the label or, for a misclassified image, the
+label itself. A *ray* is a normal and a time: each pixel moves along the normal at its own speed until it is 0 or 1
+(`displacement`), so each of its points is the least-norm point of some half-space. At the nearest boundary point its
+normal is the boundary's own (or, in a fold, a mean of those that meet there).
 """
 
 from __future__ import annotations
@@ -82,10 +80,7 @@ class Crossings:
         self.codes = torch.where(images.logits0.isfinite().all(1), status, int(Status.NAN)).to(torch.int8)
 
     def update(self, images: Images, rows: Tensor, x: Tensor, logits: Tensor | None = None) -> Tensor:
-        """Keep those of ``x`` that are beyond the boundary and nearer than what was known; return the levels.
-
-        Without ``logits`` ``[b, K]`` it takes a forward pass.
-        """
+        """Keep those of ``x`` (at which the model gives ``logits``) that are beyond and nearer; return the levels."""
         level = images.level(rows, images.network.logits(x) if logits is None else logits)
         length = images.length(x - images.x0[rows])
         better = (level > images.tolerance[rows]) & (length < self.distance[rows])
@@ -100,8 +95,8 @@ def linearize(
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
     """Linearize at ``x`` the boundaries to the ``rivals`` strongest other classes there, or to those of ``[b, m]``.
 
-    Yields chunk by chunk the slice of the rows, the levels ``[b]``, ``f_up - f_down`` ``[b, m]``, its gradients
-    ``[b, m, D]``, and whether these lead anywhere ``[b]``; a row's status says why they do not.
+    Yields by chunks: the slice of the rows, levels ``[b]``, ``f_up - f_down`` ``[b, m]``, its gradients ``[b, m, D]``,
+    and whether these lead anywhere ``[b]``; a row's status says why they do not.
     """
     for part, logits, gradients in images.network.passes(x):
         at = rows[part]
@@ -137,14 +132,11 @@ def _level(logits: Tensor, labels: Tensor, misclassified: Tensor) -> Tensor:
     return torch.where(misclassified, own - rival, rival - own)
 
 
-# --- plain DeepFool (arXiv 1511.04599): onto the nearest linearized boundary, again and again ------------------------
-
-
 def not_crossed(images: Images, crossings: Crossings, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Evaluate the points ``x`` of ``rows``; where a step fell a little short, those a little farther out too.
+    """Evaluate the points ``x``; where a step fell a little short, those a little farther out too.
 
-    DeepFool stretches every step, by 2 % (section 2); here it is as far as it has to be, and only then. Returns the
-    points ``[b, D]``, the logits there ``[b, K]``, and which of them (int64) are not beyond the boundary.
+    DeepFool (arXiv 1511.04599, section 2) stretches every step by 2 %; here as far as needed, and only then. Returns
+    the points ``[b, D]``, the logits there ``[b, K]``, and which of them (int64) are not beyond the boundary.
     """
     x = x.clone()
     logits, short = _forward(images, crossings, rows, x)
@@ -161,15 +153,12 @@ def not_crossed(images: Images, crossings: Crossings, rows: Tensor, x: Tensor) -
 
 
 def _forward(images: Images, crossings: Crossings, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Evaluate ``x``; return the logits and which of the rows are not beyond the boundary."""
     if not len(rows):
         return images.logits0[rows], rows
     logits = images.network.logits(x)
     level = crossings.update(images, rows, x, logits)
-    broken = level.isnan()
-    nan = torch.where(broken & ~images.misclassified[rows], int(Status.NAN), crossings.codes[rows])
-    crossings.codes[rows] = nan.to(torch.int8)
-    return logits, (~(broken | (level > images.tolerance[rows]))).nonzero().squeeze(1)
+    crossings.codes[rows[level.isnan() & ~images.misclassified[rows]]] = int(Status.NAN)
+    return logits, (level <= images.tolerance[rows]).nonzero().squeeze(1)
 
 
 def deepfool_steps(
@@ -194,9 +183,6 @@ def deepfool_steps(
         rows, x = rows[short], x[short]
 
 
-# --- rays ------------------------------------------------------------------------------------------------------------
-
-
 class Ray(NamedTuple):
     """One ray for each row."""
 
@@ -207,9 +193,9 @@ class Ray(NamedTuple):
 
 
 def two_nearest(base: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> tuple[Ray, Ray]:
-    """Return the rays from ``base`` ``[b, D]`` to the two nearest of the half-spaces ``normals . d >= offsets``.
+    """The rays to the two nearest of the half-spaces ``normals . d >= offsets`` (the same where there is only one).
 
-    They are the same where there is only one. A time is `UNBOUNDED` where the box keeps a half-space out of reach.
+    A time is `UNBOUNDED` where the box keeps a half-space out of reach.
     """
     size = dual_norm(normals, norm)
     normals = normals / size.unsqueeze(-1)
@@ -221,9 +207,9 @@ def two_nearest(base: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> t
 
 
 def locate_crossing(images: Images, crossings: Crossings, rows: Tensor, first: Ray, second: Ray | None) -> Ray:
-    """Evaluate the model where the nearest boundary should be and correct the time by what is found (a secant).
+    """Evaluate the model where the nearest boundary should be, and the ``second`` where that may be the nearer one.
 
-    The ``second`` nearest, if given, is evaluated as well where it may turn out to be the nearer one.
+    What is found corrects the time (a secant).
     """
 
     def corrected(at: Tensor, ray: Ray) -> Tensor:
@@ -252,10 +238,8 @@ def ray_points(images: Images, rows: Tensor, normal: Tensor, time: Tensor) -> Te
 
 
 def _speed(images: Images, normal: Tensor) -> Tensor:
-    """Return how fast the pixels ``[b, D]`` move: as the normal says, or in Linf nearly all alike.
-
-    Strictly every pixel moves at full speed in Linf. But where the averaged normal is nearly 0 facets pull to either
-    side, and the nearest point is one in between.
+    """How fast the pixels ``[b, D]`` move: as the normal says, in Linf nearly all alike, except where facets that meet
+    pull to either side, so that their mean is nearly 0: there the nearest point is one in between.
     """
     if images.norm == "L2":
         return normal
@@ -267,9 +251,8 @@ def rotate(
 ) -> Ray:
     """Rotate the rays toward the boundary's normal, one share after the other (one forward and one backward pass each).
 
-    The same linearization predicts where the rotated ray will cross. Shrinking shares average the normals of facets
-    between which a full rotation would go to and fro. A ray is left alone when the boundary linearized at its point is
-    at most the share ``tolerance`` nearer.
+    The linearization also predicts where the rotated ray crosses. Shrinking shares average the normals of facets. A ray
+    is left alone when the boundary linearized at its point is at most the share ``tolerance`` nearer.
     """
     norm, (normals, times, rise, slopes) = images.norm, (part.clone() for part in ray)
     active = torch.arange(len(rows), device=rows.device)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from puma.attacks.deepfool import Mode, Precision, deepfool, parse_mode, parse_precision
+from puma.attacks.deepfool import Mode, Precision, deepfool, require_known
 from puma.data.pool import Pool, read_batch
 from puma.data.source import Source
 from puma.devices import warn_slow_bf16
@@ -45,8 +45,7 @@ class ScoringSettings:
 
     def __post_init__(self) -> None:
         parse_norm(self.norm)
-        parse_mode(self.mode)
-        parse_precision(self.precision)
+        require_known(self.mode, self.precision)
         for name in ("steps", "batch_size", "chunk", "part_rows"):
             object.__setattr__(self, name, integer(name, getattr(self, name), low=1))
         if self.refine_below is not None:
