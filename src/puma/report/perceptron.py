@@ -19,7 +19,7 @@ from matplotlib.ticker import PercentFormatter
 from puma.io import write_text
 from puma.perceptron import collapse_fraction, mislabelled_share, mislabelled_share_after_pruning
 from puma.perceptron.experiments import COLLAPSE, LEARNING, PROBE, TRADEOFF, Experiment
-from puma.plots import BLUE, INK, MUTED, RED, SKY, figure_style, mark, new_figure
+from puma.plots import BLUE, INK, MUTED, SKY, figure_style, mark, new_figure
 from puma.report.page import Kind, Picture, Report, Table, points, show
 from puma.tradeoff import Estimate, Frontier, gap
 
@@ -168,8 +168,8 @@ def _learning_figure(simulated: pd.DataFrame, theory: pd.DataFrame) -> Figure:
 
 
 def _mislabelling_figure(eps: float = 0.3) -> Figure:
-    """Closed forms. Left: mislabelled share over the kept share. Right: the kept share at which training collapses."""
-    figure, (axes, right) = new_figure(9.0, 3.8, columns=2)
+    """Closed forms of the mislabelled share over the kept share."""
+    figure, (axes,) = new_figure(5.0, 3.8)
     keep = np.linspace(0.02, 1, 150)
     for end, strategy, label in (("high", "easy", "easy examples pruned"), ("low", "difficult", "difficult pruned")):
         for angle, style, note in ((0.0, "-", "perfect probe"), (PROBE, "--", "probe at 20°")):
@@ -182,17 +182,6 @@ def _mislabelling_figure(eps: float = 0.3) -> Figure:
     axes.set_title(f"Pruning concentrates wrong labels (eps {eps:g})")
     axes.legend(loc="upper right", bbox_to_anchor=(1, 0.98))
     _percent(axes, x=True)
-    values = np.linspace(0, 0.8, 120)
-    critical = collapse_fraction(values)
-    right.fill_between(values, 0, critical, color=RED, alpha=0.14, lw=0)
-    right.plot(values, critical, color=RED, label="collapse law")
-    twice = np.minimum(1, 2 * mislabelled_share(values))
-    right.plot(values, twice, color=INK, ls=":", label="twice the mislabelled share")
-    right.text(0.5, 0.3, "adversarial training on the\nkept examples collapses", color=RED, ha="center", fontsize=8.5)
-    right.set(xlabel="eps", ylabel="kept share (easy examples pruned)", xlim=(0, 0.8), ylim=(0, 1.02))
-    right.set_title("What must be kept without a cap")
-    right.legend(loc="upper left")
-    _percent(right)
     return figure
 
 

@@ -213,14 +213,8 @@ def _curves(
 
 def _add_mislabelled(report: Report, data: StudyData) -> None:
     """Share of training images that a reference model gives another class once perturbed, but not before."""
-    sample, shares, rows = data.settings.get("evaluation", {}).get("mislabelled", 2000), data.mislabelled(), []
-    for setting, label in data.labels.items():
-        if setting in shares and setting in data.first_runs:
-            share = tradeoff.mean_interval(shares[setting])
-            if share.seeds == 1:
-                images = int(min(sample, data.first_runs[setting].kept))
-                share = Estimate(share.value, *tradeoff.wilson_interval(share.value, images), 1)
-            rows.append([label, share.seeds, share])
+    shares, mean = data.mislabelled(), tradeoff.mean_interval
+    rows = [[label, len(shares[one]), mean(shares[one])] for one, label in data.labels.items() if one in shares]
     if rows:
         columns: dict[str, Kind] = {"strategy": "text", "seeds": "number", "mislabelled": "percent"}
         report.tables["mislabelled"] = Table(columns, rows)
