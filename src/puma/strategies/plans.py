@@ -71,10 +71,14 @@ def make_plan(
     context = SelectionContext(table, threat, quotas, seed)
     selection = rule.rule(context, **resolved)
     selection.eps[~selection.keep] = 0
-    labels = np.unique(table.label)
-    if len(empty := np.setdiff1d(labels, table.label[selection.keep])):
+    had = np.bincount(table.label, minlength=table.num_classes)
+    has = np.bincount(table.label[selection.keep], minlength=table.num_classes)
+    if len(empty := np.flatnonzero((had > 0) & (has == 0))):
         listed = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
-        what, why = f"the plan empties {len(empty)} of {len(labels)} classes ({listed})", "a model cannot learn them"
+        what, why = (
+            f"the plan empties {len(empty)} of {np.count_nonzero(had)} classes ({listed})",
+            "a model cannot learn them",
+        )
         raise DataError(what, why=why, fix="use a smaller prune_fraction, or leave class_balanced and protect_real on")
     described = _describe(context, selection, rule.compares)
     for warning in described["warnings"]:
