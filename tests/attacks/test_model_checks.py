@@ -55,11 +55,15 @@ def run_check(model: nn.Module, images: Any, labels: Any) -> Tensor:
     return check_model(model, images)
 
 
+def run_score(model: nn.Module, images: Any, labels: Any) -> puma.MarginTable:
+    return puma.score_margins(model, puma.Pool([puma.load_dataset((images, range(len(images))))]), norm="Linf", out="x")
+
+
 ATTACKS = pytest.mark.parametrize("attack", [run_deepfool, run_pgd])
 ALL = pytest.mark.parametrize("attack", [run_deepfool, run_pgd, run_check])
 
 
-@ALL
+@pytest.mark.parametrize("attack", [run_deepfool, run_pgd, run_check, run_score])
 @pytest.mark.parametrize("model", [None, "small-cnn", torch.tanh, lambda x: x])
 def test_what_is_no_module_is_refused(attack, model) -> None:
     with pytest.raises(ModelError, match=r"the model is a .*\n.*torch.nn.Module"):

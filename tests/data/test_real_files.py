@@ -163,7 +163,9 @@ def test_one_class_and_annotations_beside_it(tmp_path: Path, caplog: pytest.LogC
     assert "val_annotations.txt" in caplog.text
 
 
-def test_what_systems_leave_behind_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_systems_leave_behind_is_skipped_and_other_pictures_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     root = folder(tmp_path / "d", ["cat", "dog"], inside="images")
     for place in ("__MACOSX/cat", ".ipynb_checkpoints", "cat/.ipynb_checkpoints", "dog/__MACOSX"):
         (root / place).mkdir(parents=True)
@@ -173,6 +175,9 @@ def test_what_systems_leave_behind_is_skipped(tmp_path: Path, caplog: pytest.Log
     source = load_dataset(root)
     assert (source.class_names, source.labels.tolist()) == (("cat", "dog"), [0, 0, 1, 1])
     assert caplog.text == ""
+    (root / "dog" / "3.avif").write_bytes(b"?")
+    load_dataset(root)
+    assert "1 images of other kinds are left out, as 3.avif" in caplog.text
 
 
 def test_a_damaged_image_is_named_by_its_path(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import math
+import mimetypes
 import os
 import pickle
 import re
@@ -133,7 +134,7 @@ def _by_number(names: list[str]) -> list[str]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Image files in order; linked folders are left out with a warning, a link to nowhere is an error."""
+    """Image files in order; linked folders and other pictures are left out with a warning, a dead link is an error."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -143,8 +144,12 @@ def _images_below(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not _is_junk(name)]
         if linked := [name for name in folders if os.path.islink(os.path.join(place, name))]:
             logger.warning("%s: %d linked folders are not followed, as %s", place, len(linked), linked[0])
+        files = [name for name in files if not _is_junk(name)]
         named = [name for name in files if os.path.splitext(name)[1].lower() in _ENDINGS]
-        images += [Path(place, name) for name in named if not _is_junk(name)]
+        pictures = [name for name in files if (mimetypes.guess_type(name)[0] or "").startswith("image/")]
+        if others := sorted(set(pictures) - set(named)):
+            logger.warning("%s: %d images of other kinds are left out, as %s", place, len(others), others[0])
+        images += [Path(place, name) for name in named]
     return sorted(images)
 
 

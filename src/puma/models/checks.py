@@ -212,7 +212,8 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Device of the model's first parameter or buffer; the CPU where there is none."""
+    """Device of the model's first parameter or buffer; the CPU where there is none. Refuses what is no module."""
+    require_module(model)
     return next(model.parameters(), next(model.buffers(), torch.empty(0, device="cpu"))).device
 
 
