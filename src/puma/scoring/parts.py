@@ -136,7 +136,9 @@ def checked_pool(model: nn.Module, pool: Pool | Source) -> Pool:
         raise DataError("the pool is empty", why="there is nothing to score")
     names = getattr(unwrap(model), "class_names", None)
     if names and match_classes(pool, names, "the model") is not pool:
-        fix = f"order the classes as the model does: ?classes={','.join(names)}"
+        order = f"order the classes as the model does: ?classes={','.join(names)}"
+        some = f"name a source first that has all classes of the model: {', '.join(names)}"
+        fix = order if pool.num_classes == len(names) else some
         raise DataError("the pool numbers its classes otherwise than the model", why="margins need its labels", fix=fix)
     images, _ = read_batch(pool, np.arange(min(64, len(pool))), device_of(model))
     check_model(model, images, pool.num_classes)
