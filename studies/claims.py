@@ -99,6 +99,8 @@ class Pool:
     by_attack: dict[tuple[str, str, float], dict[int, float]] = field(default_factory=dict)
     compared: dict[str, list[Comparison]] = field(default_factory=dict)
 
+    label: str = ""
+
     @property
     def fraction(self) -> float:
         """The prune fraction that most strategies were run with."""
@@ -185,11 +187,13 @@ def read_pools(folder: Path) -> list[Pool]:
     quality = dict(read_json(images).get("quality") or {}) if images.is_file() else {}
     regime = dict(read_json(margins).get("regime") or {}) if margins.is_file() else {}
     pools: list[Pool] = []
-    for name in dict.fromkeys(row["pool"] for row in rows):
+    names = dict.fromkeys(row["pool"] for row in rows)
+    for name in names:
         mine = [row for row in rows if row["pool"] == name and row[column] is not None]
         if not mine:
             continue
         pool = Pool(folder, name, column, mine, flags, f"{len(rows)} of {len(spec.runs())}", regime, quality)
+        pool.label = folder.name if len(names) == 1 else f"{folder.name}: {name}"
         for row in shares:
             if row["pool"] == name:
                 key = row["strategy"], row["params"], row["prune_fraction"]
@@ -358,7 +362,7 @@ def forest(pools: Sequence[Pool]) -> Figure:
                       for e in entries]  # fmt: skip
             axes.set_yticks(range(len(entries)), labels if axis == "clean" else [])
             axes.set_ylim(-0.6, len(entries) - 0.4)
-        line[0].set_title(f"{pool.name}, {100 * pool.fraction:g} % pruned", loc="left", fontsize=8)
+        line[0].set_title(f"{pool.label}, {100 * pool.fraction:g} % pruned", loc="left", fontsize=8)
     grid[-1][0].set_xlabel("change in clean accuracy, points")
     grid[-1][1].set_xlabel("change in accuracy under attack, points")
     return figure
@@ -367,7 +371,7 @@ def forest(pools: Sequence[Pool]) -> Figure:
 def page(pools: Sequence[Pool]) -> str:
     """The text of docs/claims.md, from claims.md.j2."""
     students, linear = linear_task()
-    rows = {name: [(pool.name, rule(pool)) for pool in pools] for name, rule in CLAIMS.items()}
+    rows = {name: [(pool.label, rule(pool)) for pool in pools] for name, rule in CLAIMS.items()}
     verdicts = {name: summary([verdict(found) for _, found in rows[name]]) for name in rows} | {"C2": verdict(linear)}
     template = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False)
     text = template.from_string(Path(__file__).with_suffix(".md.j2").read_text()).render(

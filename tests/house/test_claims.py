@@ -44,6 +44,18 @@ def test_the_readme_quotes_the_page() -> None:
         assert f"{value} {interval}" in page
 
 
+def test_the_page_of_the_linear_task_quotes_it_too() -> None:
+    page = (ROOT / "docs" / "claims.md").read_text()
+    rows = re.findall(
+        r"^\| `(puma[^`]*)`[^|]*\| (\d) \| (.*) \| (.*) \|$", (ROOT / "docs" / "perceptron.md").read_text(), re.M
+    )
+    assert len(rows) == 3
+    for strategy, seeds, *changes in rows:
+        assert re.search(
+            rf"^\| `{strategy}` \| 40 % \| {seeds} \| .* \| {re.escape(' | '.join(changes))} \|", page, re.M
+        )
+
+
 @pytest.mark.parametrize(
     ("interval", "limit", "above", "below"),
     [
