@@ -147,7 +147,7 @@ def test_pool_reads_across_its_sources(tmp_path: Path) -> None:
         assert label == labels[row]
     assert list(pool.source) == ["a"] * 8 + ["b"] * 20 + ["c"] * 12
     assert [pool.source[row] for row in (7, 8, -1)] == ["a", "b", "c"]
-    assert np.bincount(pool.source.codes).tolist() == [8, 20, 12]
+    assert np.bincount(pool.source_number).tolist() == [8, 20, 12]
     assert pool.synthetic.sum() == 32
     assert pool.describe()["sources"][1] == {"name": "b", "role": "synthetic", "rows": 20}
     assert Pool(sources, ["real", "real", "synthetic"]).fingerprint != pool.fingerprint

@@ -75,7 +75,7 @@ def test_a_published_robust_model_is_a_margin_model(models: Path, tmp_path: Path
     table = puma.MarginTable.read(tmp_path / "margins")
     assert len(table) == 30
     assert (table.status <= 2).all()
-    assert "<MarginTable 30 images, Linf, refined: " in capsys.readouterr().out
+    assert "30 images scored (Linf, refined)" in capsys.readouterr().out
 
 
 def test_files_that_cannot_be_used_are_named(models: Path) -> None:

@@ -67,7 +67,7 @@ def scored(mislabelled: tuple[Path, np.ndarray], tmp_path_factory: pytest.TempPa
         margin=labels.scores["label_quality"] - 0.5,
         status=np.where(labels.predicted == pool.labels, 0, 1),
         steps=np.ones(len(pool)),
-        source=pool.source.codes,
+        source=pool.source_number,
         meta={**labels.meta, "mode": "refined"},
     )
     return margins.join(labels)

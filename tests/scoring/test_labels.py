@@ -72,7 +72,7 @@ def test_scores_of_a_pool_are_cleanlabs_of_all_probabilities_together(tmp_path: 
         margin=np.ones(280),
         status=np.zeros(280),
         steps=np.ones(280),
-        source=pool.source.codes,
+        source=pool.source_number,
         meta={"norm": "Linf", "mode": "refined", "settings": {}, "model": {}, "pool": pool.describe()},
     )
     joined = margins.join(table)

@@ -47,7 +47,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         margin=rng.random(200),
         status=np.zeros(200),
         steps=np.ones(200),
-        source=pool.source.codes,
+        source=pool.source_number,
         meta={
             "norm": "Linf",
             "mode": "refined",

@@ -135,8 +135,9 @@ def _make(job: ScoringJob, share: options.Share, out: Path, dry_run: bool, quiet
         echo(f"this worker's parts are in {job.out}; others are still missing")
         return False
     echo(f"{len(table):,} images scored ({table.norm}, {table.meta['mode']}) in {out}")
-    for status, count in table.counts().items():
-        echo(f"  {status:<16}{count:>12,}{count / len(table):>9.2%}")
+    rows = [(status, f"{count:>12,}{count / len(table):>9.2%}") for status, count in table.counts().items()]
+    for name, figures in [(name, "") for name in sorted(table.scores)] or rows:
+        echo(f"  {name:<16}{figures}".rstrip())
     if (limit := table.meta["settings"].get("refine_below")) is not None:
         echo(f"  searched only where a first-order estimate was below {limit:.4g}; the others are estimates")
     return True

@@ -68,12 +68,16 @@ class Pool(Source):
         )
 
     @cached_property
+    def source_number(self) -> NDArray[np.int16]:
+        """int16 ``[N]``: the place of each row's source among the sources."""
+        return np.repeat(np.arange(len(self.sources), dtype=np.int16), [len(source) for source in self.sources])
+
+    @cached_property
     def source(self) -> pd.Categorical[str]:
-        """The name of each row's source; ``.codes`` ``[N]`` are the numbers of the sources."""
+        """The name of each row's source."""
         import pandas as pd
 
-        codes = np.repeat(np.arange(len(self.sources)), [len(source) for source in self.sources])
-        return pd.Categorical.from_codes(codes, pd.Index(self.names))
+        return pd.Categorical.from_codes(self.source_number, pd.Index(self.names))
 
     @cached_property
     def synthetic(self) -> NDArray[np.bool_]:

@@ -123,7 +123,7 @@ def table_meta(mode: str, norm: str, settings: Mapping[str, Any], pool: Pool, *m
 def pool_columns(pool: Pool, rows: NDArray[np.int64]) -> Columns:
     """The columns of a table that are known before anything is computed."""
     labels = pool.labels[rows].astype(np.int16)
-    return {"index": rows.astype(np.int64), "label": labels, "source": pool.source.codes[rows].astype(np.int16)}
+    return {"index": rows.astype(np.int64), "label": labels, "source": pool.source_number[rows]}
 
 
 def checked_pool(model: nn.Module, pool: Pool | Source) -> Pool:
