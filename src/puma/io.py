@@ -66,6 +66,8 @@ def atomic_path(target: Path | str, *, folder: bool = False) -> Iterator[Path]:
         try:
             if folder and target.is_dir() and any(target.iterdir()):
                 raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+            if target.exists() and not (target.is_file() or target.is_dir()):  # root could replace /dev/null
+                raise FileExistsError(errno.EEXIST, "it is a device or a pipe")
             target.parent.mkdir(parents=True, exist_ok=True)
             _sweep(target.parent)
             # exclusively: no file and no link is written through

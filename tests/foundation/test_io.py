@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -96,6 +97,13 @@ def test_links_are_not_written_through(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="lock"), lock(out):
         pass
     assert theirs.read_text() == "precious"
+
+
+def test_devices_and_pipes_are_never_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(StorageError, match="device or a pipe"):
+        write_text(tmp_path / "a.txt", "x")
+    assert stat.S_ISFIFO((tmp_path / "a.txt").stat().st_mode)
 
 
 def test_leftovers_of_killed_processes_go_and_those_of_live_ones_stay(tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ def test_lists_of_parameters_expand_and_repeated_blocks_do_not_repeat_runs() -> 
         ({"grid": [{"strategies": [{"name": "puma", "c": [[1]]}]}]}, r"parameter \[1\]"),
         ({"grid": [{"strategies": [{"name": "puma", "c": {"a": 1}}]}]}, "parameter"),
         ({"grid": [{"strategies": [{"name": "puma", "c": date(2026, 1, 1)}]}]}, "parameter datetime.date"),
+        ({"grid": [{"strategies": ["none"], "seeds": []}, {"strategies": ["puma"]}]}, r"grid\.0\.seeds"),
+        ({"grid": [{"strategies": ["none"], "synthetic": []}]}, r"grid\.0\.synthetic"),
+        ({"grid": [{"strategies": ["none", {"name": "puma", "c": []}]}]}, r"a parameter \[\]"),
     ],
 )
 def test_unusable_settings_are_refused_all_at_once(changes: dict[str, Any], words: str) -> None:

@@ -80,12 +80,12 @@ class Grid(_Settings):
     ``synthetic`` are pool sizes: stratified subsets of so many synthetic images, each with its own margin model.
     """
 
-    strategies: list[str | dict[str, Any]]
-    prune_fractions: list[Annotated[float, Field(ge=0, lt=1, strict=True)]] = [0.3]
-    seeds: list[Annotated[int, Field(ge=0, lt=2**63, strict=True)]] = [0]
-    recipes: list[str] | None = None
+    strategies: list[str | dict[str, Any]] = Field(min_length=1)
+    prune_fractions: list[Annotated[float, Field(ge=0, lt=1, strict=True)]] = Field(default=[0.3], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63, strict=True)]] = Field(default=[0], min_length=1)
+    recipes: list[str] | None = Field(default=None, min_length=1)
     standard: bool = True
-    synthetic: list[Count] | None = None
+    synthetic: list[Count] | None = Field(default=None, min_length=1)
 
 
 class StudySpec(_Settings):
@@ -179,7 +179,7 @@ class StudySpec(_Settings):
             name = str(entry.pop("name", ""))
             fraction = prune if get_strategy(name).prunes else 0.0
             pool = None if size == self.pool.synthetic else size
-            lists = [value if isinstance(value, list) else [value] for value in entry.values()]
+            lists = [value if value and isinstance(value, list) else [value] for value in entry.values()]
             for value in itertools.chain(*lists):
                 number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
                 if not number and not isinstance(value, str):
