@@ -192,7 +192,18 @@ def _processes(function: Callable[[Any], Any], count: int, workers: Workers) -> 
             # a killed process before those that report that they miss it; a child of it may hold its socket open
             ready = [key for key, (one, _) in busy.items() if one.process.poll() is not None] or ready
         process, item = busy.pop(ready[0])
-        result = process.receive()
+        try:
+            result = process.receive()
+        except PumaError:
+            raise
+        except Exception:  # a rank may miss another that is being killed before the system says that it is gone
+            deadline = time.monotonic() + (1.0 if workers.ranks else 0.0)
+            while time.monotonic() < deadline:
+                for other, _ in busy.values():
+                    if other.process.poll():
+                        other.receive()
+                time.sleep(_POLL_S / 10)
+            raise
         idle.append(process)
         return item, result
 

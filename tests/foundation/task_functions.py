@@ -63,6 +63,14 @@ def sleep(folder: str, x: int) -> int:
     return x
 
 
+def lost_slowly(x: int) -> int:
+    """Rank 1 misses rank 0 before that has ended, as when the system takes its time to end a killed process."""
+    if x == 1:
+        raise RuntimeError("connection reset by peer")
+    time.sleep(0.4)
+    return die(x)
+
+
 def stubborn(folder: str, x: int) -> int:
     if x == 0:
         while not list(Path(folder).glob("*.pid")):

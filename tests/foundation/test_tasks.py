@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from task_functions import fail, gpu, gpu_memory, place, refuse, square, stubborn, warn, write
+from task_functions import fail, gpu, gpu_memory, lost_slowly, place, refuse, square, stubborn, warn, write
 
 from puma.errors import DataError
 from puma.tasks import WorkerLost, Workers, run_tasks
@@ -123,6 +123,11 @@ def test_a_killed_rank_ends_the_others_within_ten_seconds(tmp_path: Path) -> Non
     assert time.monotonic() - began < 10
     (survivor,) = [int(path.stem) for path in tmp_path.glob("*.pid")]
     assert not Path(f"/proc/{survivor}").exists()
+
+
+def test_a_killed_rank_is_named_and_not_the_one_that_misses_it() -> None:
+    with pytest.raises(WorkerLost, match="process 0 was ended by signal 9"):
+        list(run_tasks(lost_slowly, range(2), Workers(2, ranks=True)))
 
 
 SCRIPT = """
