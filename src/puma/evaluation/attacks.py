@@ -198,7 +198,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             what = f"the model's weights are {str(tensor.dtype).removeprefix('torch.')} (at {name!r})"
-            why = "half precision hides gradients from the attacks; accuracies are measured in float32"
+            why = "accuracies are measured in float32; half precision would hide gradients from the attacks"
             raise ModelError(what, why=why, fix="evaluate model.float()")
     with attack_mode(model, "eval"), true_float32(device_of(model).type):
         yield
