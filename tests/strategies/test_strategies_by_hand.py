@@ -114,6 +114,7 @@ def test_mean_eps_ratio_solves_for_c() -> None:
     for wrong in (
         {"c": 0},
         {"c": -1},
+        {"c": True},
         {"c": float("nan")},
         {"c": "half"},
         {"mean_eps_ratio": 0},

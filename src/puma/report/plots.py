@@ -154,8 +154,8 @@ def _place_labels(
     Greedy and deterministic. Call it when everything else is drawn: the figure's layout is fixed here.
     """
     figure = axes.figure
-    canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]
-    canvas.draw()  # type: ignore[no-untyped-call]
+    canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]  # no subfigure here
+    canvas.draw()  # type: ignore[no-untyped-call]  # of matplotlib
     figure.set_layout_engine("none")  # type: ignore[union-attr]  # has a figure
     scale, frame = figure.dpi / 72, np.array([axes.get_window_extent().extents])
     places = axes.transData.transform(points) if len(points) else np.empty((0, 2))
@@ -174,7 +174,7 @@ def _place_labels(
             continue
         text = axes.text(0, 0, label, fontsize=size, color=colour, ha="center", va="center", zorder=6)
         text.set_in_layout(False)
-        extent = text.get_window_extent(canvas.get_renderer())  # type: ignore[no-untyped-call]
+        extent = text.get_window_extent(canvas.get_renderer())  # type: ignore[no-untyped-call]  # of matplotlib
         half = np.array([extent.width + 2, extent.height + 1]) / 2
         middles = place + ways * (scale * radii[:, None] + half)
         boxes = np.hstack([middles - half, middles + half])

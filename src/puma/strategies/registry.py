@@ -189,8 +189,9 @@ class Strategy:
             raise UsageError(f"strategy {self.name!r} needs {' and '.join(missing)}", fix=fix)
         for name, kind in get_type_hints(self.rule, include_extras=True).items():
             for check in getattr(kind, "__metadata__", ()):
-                if name in params and resolved[name] != self.parameters[name]:
-                    resolved[name] = check(name, resolved[name])
+                value, default = resolved[name], self.parameters[name]
+                if type(value) is not type(default) or value != default:  # True == 1.0, but is no number
+                    resolved[name] = check(name, value)
         return resolved
 
 

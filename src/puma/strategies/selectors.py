@@ -161,7 +161,7 @@ def read_features(features: Features, rows: int, pool: str | None = None) -> Vec
     if array.ndim != 2 or len(array) != rows or not np.issubdtype(array.dtype, np.floating):
         what = f"features of shape {array.shape} and type {array.dtype} do not fit"
         raise DataError(what, why=f"they have to be float, one vector for each of the pool's {rows} images")
-    return array  # type: ignore[no-any-return]
+    return array  # type: ignore[no-any-return]  # checked above
 
 
 def extrapolate(scores: NDArray[np.float32], features: Vectors, n_neighbors: int = 10) -> NDArray[np.float32]:

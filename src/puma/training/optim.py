@@ -37,7 +37,7 @@ def trainable_copy(
         network = copy_network(unwrap(model))
         _check_kinds(network)
     if recipe.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it for tensors only
     network = network.to(devices.device).eval()
     if not any(parameter.requires_grad for parameter in network.parameters()):
         what = f"{type(network).__name__} has no parameter that takes a gradient"

@@ -148,20 +148,20 @@ def _logger(name: str, folder: Path, upto: int) -> tuple[Callable[[dict[str, flo
     identity = fingerprint(str(folder.resolve()))[:16]  # the same run again where a training is resumed
     try:
         if name == "mlflow":  # to the server of MLFLOW_TRACKING_URI
-            import mlflow  # type: ignore[import-not-found,unused-ignore]
+            import mlflow  # type: ignore[import-not-found,unused-ignore]  # not one of our extras
 
             before = mlflow.search_runs(filter_string=f"tags.puma = '{identity}'", output_format="list")
             begun = before[0].info.run_id if before else None
             mlflow.start_run(run_id=begun, run_name=folder.name, tags={"puma": identity})
             return mlflow.log_metrics, mlflow.end_run
         if name == "wandb":  # not Fabric's logger: that needs the whole package lightning
-            import wandb  # type: ignore[import-not-found,unused-ignore]
+            import wandb  # type: ignore[import-not-found,unused-ignore]  # not one of our extras
 
             run = wandb.init(project="puma", name=folder.name, dir=folder, id=identity, resume="allow")
             return run.log, run.finish
         from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-        board = TensorBoardLogger(folder, name="tensorboard", version="", purge_step=upto + 1)
+        board = TensorBoardLogger(folder, name="tensorboard", version="", purge_step=upto + 1, flush_secs=10)
         return board.log_metrics, lambda: board.finalize("success")
     except Exception as error:  # not logged in, no server, a broken installation
         why = str(error).strip().partition("\n")[0] or type(error).__name__
