@@ -163,7 +163,7 @@ MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
     # what is not installed here, or has to be downloaded
     ("score timm:resnet18 digits --out OUT", 2, ("timm is not installed", "pip install timm"), ""),
     ("score torchvision:resnet18 digits --out OUT", 2, ("not installed", "pip install torchvision"), ""),
-    ("score robustbench:A2026B digits --out OUT", 4, ("no A2026B.pt", "not downloaded", "pip install robustbench"), ""),
+    ("score robustbench:A2026B digits --out OUT", 4, ("no A2026B.pt", "not downloaded", "robustbench.git"), ""),
     ("score model hf:mnist:test --out OUT", 2, ("package datasets", "pip install 'puma-robust[hub]'"), ""),
     ("data labels model digits --out OUT", 2, ("cleanlab", 'pip install "puma-robust[labels]"'), ""),
     (f"{TRAIN} --logger wandb", 2, ("needs the package wandb", "pip install wandb"), ""),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +84,10 @@ def test_a_published_robust_model_is_a_margin_model(models: Path, tmp_path: Path
 def test_files_that_cannot_be_used_are_named(models: Path) -> None:
     with pytest.raises(ModelError, match=r"there is no Nobody2026\.pt in ") as caught:
         resolve_model("robustbench:Nobody2026")
-    assert "load_model('Nobody2026')" in caught.value.fix
+    assert f"load_model('Nobody2026', '{models}', 'cifar10', 'Linf')" in caught.value.fix
+    with pytest.raises(ModelError) as caught:
+        resolve_model("robustbench:cifar100/L2/Nobody2026")
+    assert "'cifar100', 'L2')" in caught.value.fix
     model = network("wrn-10-1", activation="silu")
     for norm in ("Linf", "L2"):
         publish(models / "cifar10" / norm, "Both2026", model)
@@ -89,6 +95,9 @@ def test_files_that_cannot_be_used_are_named(models: Path) -> None:
         resolve_model("robustbench:Both2026")
     assert "robustbench:cifar10/Linf/Both2026" in caught.value.fix
     assert resolve_model("robustbench:cifar10/L2/Both2026").config["name"] == "wrn-10-1"
+    with pytest.raises(ModelError, match="there is no Bot2026") as caught:
+        resolve_model("robustbench:Bot2026")
+    assert caught.value.fix == "did you mean robustbench:Both2026?"
     torch.save(nn.Linear(3, 2).state_dict(), models / "Other2026.pt")
     with pytest.raises(ModelError, match="Other2026 is not a network that is known here"):
         resolve_model("robustbench:Other2026")
@@ -111,39 +120,217 @@ def test_nothing_in_a_file_is_executed(models: Path, tmp_path: Path, monkeypatch
     assert not (tmp_path / "ran").exists()
 
 
-def test_packages_give_their_models_with_the_normalisation_inside(monkeypatch, tmp_path: Path) -> None:
-    inner = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    inner.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
-    asked: list[tuple[str, object]] = []
+class Stand(nn.Module):
+    """A network as torchvision and timm build them: 1,000 classes unless told otherwise, random weights."""
 
-    def create_model(name: str, pretrained: bool) -> nn.Module:
-        asked.append((name, pretrained))
-        if name != "tiny":
-            raise RuntimeError(f"Unknown model ({name})")
-        return inner
+    def __init__(self, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5)), nn.Linear(5, num_classes)
+        self.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "input_size": (3, 2, 2)}
 
-    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
-    images = torch.rand(2, 3, 2, 2)
-    model = resolve_model("timm:tiny")
-    puma.models.weights.save_tensors(model.state_dict(), tmp_path / "run" / "last.safetensors", "puma.model/1", {})
-    assert torch.equal(resolve_model("timm:tiny", tmp_path / "run")(images), model(images))
-    torch.testing.assert_close(model(images), inner((images - 0.5) / 0.25))
-    assert asked == [("tiny", True), ("tiny", False)]
-    with pytest.raises(ModelError, match="timm has no model 'huge' here"):
-        resolve_model("timm:huge")
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(images))
 
+
+class OfTensorFlow(Stand):
+    """As torchvision's GoogLeNet and Inception: weights of TensorFlow, and a second head for another loss."""
+
+    transform_input = False
+
+    def __init__(self, num_classes: int = 1000) -> None:
+        super().__init__(num_classes)
+        self.aux1 = nn.Linear(5, num_classes)
+        self.fc = self._modules.pop("fc")  # the last layer, as there
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images * 2 if self.transform_input else images)
+
+
+PRESET = SimpleNamespace(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop_size=[2])
+ASKED: list[tuple[str, object]] = []
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for timm and torchvision, which need not be installed."""
+
+    def create_model(name: str, pretrained: bool, **classes: int) -> nn.Module:
+        ASKED.append((name, pretrained))
+        if pretrained and name == "remote":
+            raise OSError("no network\nand more")
+        return Stand(**classes)
+
+    def get_model(name: str, weights: str | None, **classes: int) -> nn.Module:
+        return (
+            create_model(name, weights is not None)
+            if weights
+            else {"inception": OfTensorFlow}.get(name, Stand)(**classes)
+        )
+
+    names = ["tiny", "remote", "inception"]
+    timm = SimpleNamespace(create_model=create_model, list_models=lambda: names, is_model=names.__contains__)
+    models = SimpleNamespace(
+        get_model=get_model,
+        list_models=lambda module: names,
+        get_model_weights=lambda name: SimpleNamespace(DEFAULT=SimpleNamespace(transforms=lambda: PRESET)),
+    )
     package = ModuleType("torchvision")
-    package.models = SimpleNamespace(get_model=lambda name, weights: inner)
-    monkeypatch.setitem(sys.modules, "torchvision", package)
-    monkeypatch.setitem(sys.modules, "torchvision.models", package.models)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    torch.testing.assert_close(resolve_model("torchvision:tiny")(images), inner((images - mean) / std))
+    package.models = models
+    for name, module in {"timm": timm, "torchvision": package, "torchvision.models": models}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # restored when the test ends
+    ASKED.clear()
 
+
+def normalised(inner: nn.Module, images: torch.Tensor, mean=PRESET.mean, std=PRESET.std) -> torch.Tensor:
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
+    return inner.eval()((images - mean) / std)
+
+
+IMAGES = torch.rand(2, 3, 2, 2)
+
+
+@pytest.mark.usefixtures("packages")
+def test_packages_give_their_models_with_the_normalisation_inside(tmp_path: Path) -> None:
+    for package, usual in {"timm": ((0.5,) * 3, (0.25,) * 3), "torchvision": (PRESET.mean, PRESET.std)}.items():
+        model = resolve_model(f"{package}:tiny")
+        assert not model.training
+        torch.testing.assert_close(model(IMAGES), normalised(model.model, IMAGES, *usual))
+        puma.models.weights.save_tensors(model.state_dict(), tmp_path / package / "last.safetensors", "x/1", {})
+        assert torch.equal(resolve_model(f"{package}:tiny", tmp_path / package)(IMAGES), model(IMAGES))
+    assert ASKED[:2] == [("tiny", True), ("tiny", False)]
+
+
+@pytest.mark.usefixtures("packages")
+@pytest.mark.parametrize("package", ["timm", "torchvision"])
+def test_the_weights_say_how_many_classes_there_are(tmp_path: Path, package: str) -> None:
+    tuned = Stand(7)
+    layouts: list[dict[str, Any]] = [
+        {"state_dict": {f"module.{key}": value for key, value in tuned.state_dict().items()}},
+        {"net": tuned.state_dict(), "acc": 0.9},
+        {"model": tuned.state_dict(), "args": Namespace(lr=0.1)},  # of torchvision's own training script
+    ]
+    for number, content in enumerate(layouts):
+        torch.save(content, tmp_path / f"{number}.pt")
+        model = resolve_model(f"{package}:tiny", tmp_path / f"{number}.pt")
+        usual = ((0.5,) * 3, (0.25,) * 3) if package == "timm" else (PRESET.mean, PRESET.std)
+        torch.testing.assert_close(model(IMAGES), normalised(tuned, IMAGES, *usual))
+
+
+@pytest.mark.usefixtures("packages")
+def test_a_model_of_tensorflow_is_what_its_package_makes_of_published_weights(tmp_path: Path) -> None:
+    theirs = OfTensorFlow()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    theirs.transform_input = True  # what the package sets where it loads the weights itself
+    model = resolve_model("torchvision:inception", tmp_path / "w.pth")
+    torch.testing.assert_close(model(IMAGES), normalised(theirs, IMAGES))
+    assert not [key for key in model.state_dict() if "aux" in key]
+
+
+@pytest.mark.usefixtures("packages")
+@pytest.mark.parametrize("package", ["timm", "torchvision"])
+def test_new_head_gives_a_published_model_the_classes_of_the_data(tmp_path: Path, package: str) -> None:
+    torch.save(Stand(7).state_dict(), tmp_path / "7.pt")
+    for weights in (None, tmp_path / "7.pt"):
+        one, two = (resolve_model(f"{package}:tiny", weights, new_head=True, num_classes=4, seed=1) for _ in range(2))
+        assert one(IMAGES).shape == (2, 4)
+        assert torch.equal(one.model.fc.weight, two.model.fc.weight)  # each process that trains builds it anew
+    given = torch.load(tmp_path / "7.pt", weights_only=True)
+    assert torch.equal(one.model.body[1].weight, given["body.1.weight"])
+
+
+def test_new_head_of_a_run_or_a_model_of_robustbench(models: Path, tmp_path: Path) -> None:
+    model = network("wrn-10-1", activation="silu")
+    publish(models, "Me2026Model", model)
+    puma.models.weights.save_model(model, tmp_path / "run" / "last.safetensors")
+    for spec in ("robustbench:Me2026Model", tmp_path / "run", tmp_path / "run" / "last.safetensors"):
+        found = resolve_model(spec, new_head=True, num_classes=3, in_channels=3, image_size=32, seed=2)
+        assert found(torch.rand(2, 3, 32, 32)).shape == (2, 3)
+        assert found.config["num_classes"] == 3
+        assert torch.equal(found.init_conv.weight, model.init_conv.weight)
+
+
+@pytest.mark.usefixtures("packages")
+def test_what_a_package_cannot_give_is_named_with_what_helps(tmp_path: Path) -> None:
+    for package in ("timm", "torchvision"):
+        with pytest.raises(ModelError, match=f"{package} has no model 'tinny'") as caught:
+            resolve_model(f"{package}:tinny")
+        assert "did you mean 'tiny'?" in caught.value.fix
+        with pytest.raises(ModelError, match=f"{package}:remote cannot be built with its weights") as caught:
+            resolve_model(f"{package}:remote")
+        assert caught.value.why == "no network"
+        assert "--weights FILE" in caught.value.fix
+        code = caught.value.fix.partition('python -c "')[2].rstrip('"')
+        with pytest.raises(OSError, match="no network"):
+            exec(code)  # it is what fetches them
+    for name, content in {"module": Stand(), "numpy": {"state_dict": {}, "acc": np.float64(1)}}.items():
+        torch.save(content, tmp_path / f"{name}.pt")
+        with pytest.raises(ModelError, match="only running code makes") as caught:
+            resolve_model("timm:tiny", tmp_path / f"{name}.pt")
+        assert "torch.save(" in caught.value.fix
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ModelError, match=r"other\.pt does not fit Stand"):
+        resolve_model("timm:tiny", tmp_path / "other.pt")
+    with pytest.raises(ModelError, match="cannot read") as caught:
+        resolve_model("timm:tiny", tmp_path / "none.pt")
+    assert caught.value.fix == "check the path"
+
+
+@pytest.mark.usefixtures("packages")
+def test_classes_and_pixels_of_another_data_set_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 2, 2, 3), dtype=np.uint8)
+    model = resolve_model("timm:tiny")
+    model.image_size = 224  # what it was made for: this stand-in takes any size that fits its layer
+    puma.evaluate(model, puma.load_dataset((images, np.arange(20) % 4)), "Linf:0.1", attack="clean")
+    assert "the model has 1000 classes, the data 4: labels are taken by number" in caplog.text
+    assert "made for images of 224 pixels, these have 2: ?resize=224" in caplog.text
+
+
+def installed(name: str) -> Any:
+    """The real package; it is no dependency, and may not fit the torch that is here."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"{name} cannot be imported: {error}")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "googlenet", "squeezenet1_1"])
+def test_real_models_of_torchvision(tmp_path: Path, name: str) -> None:
+    models = installed("torchvision.models")
+    theirs = models.get_model(name, weights=None, num_classes=12).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    if hasattr(theirs, "transform_input"):
+        theirs.transform_input = True
+    images, preset = torch.rand(2, 3, 64, 64), models.get_model_weights(name).DEFAULT.transforms()
+    found = resolve_model(f"torchvision:{name}", tmp_path / "w.pth")
+    torch.testing.assert_close(found(images), normalised(theirs, images, preset.mean, preset.std))
+    assert resolve_model(f"torchvision:{name}", tmp_path / "w.pth", new_head=True, num_classes=5)(images).shape == (
+        2,
+        5,
+    )
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_real_models_of_timm(tmp_path: Path, name: str) -> None:
+    timm = installed("timm")
+    theirs = timm.create_model(name, num_classes=12).eval()
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "w.pt")
+    config = timm.data.resolve_model_data_config(theirs)
+    images = torch.rand(2, 3, 224, 224)
+    found = resolve_model(f"timm:{name}", tmp_path / "w.pt")
+    torch.testing.assert_close(found(images), normalised(theirs, images, config["mean"], config["std"]))
+    assert resolve_model(f"timm:{name}", tmp_path / "w.pt", new_head=True, num_classes=5)(images).shape == (2, 5)
+
+
+def test_models_of_the_hub_are_built(monkeypatch, tmp_path: Path) -> None:
+    images = torch.rand(2, 1, 8, 8)
     ours = puma.build_model("small-cnn", 10, in_channels=1, image_size=8)
     puma.models.weights.save_model(ours.eval(), tmp_path / "model.safetensors")
     hub = SimpleNamespace(hf_hub_download=lambda repo, file: str(tmp_path / file))
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert resolve_model("hf:me/model").config == ours.config
+    assert torch.equal(resolve_model("hf:me/model")(images), ours(images))
 
 
 @pytest.mark.parametrize(

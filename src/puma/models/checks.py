@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from puma.errors import ModelError, PumaError
+
+logger = logging.getLogger("puma")
 
 ONE_LOGIT = "a binary classifier with one logit: puma.TwoLogits(model)"
 IT_CHANGES = "its answer changes from call to call"
@@ -139,12 +142,19 @@ def check_model(model: nn.Module, images: Tensor, num_classes: int = 2, *, react
     depends on the other images, changes from call to call, or (with ``reacts``) does not depend on the image.
     """
     require_eval(model)
+    if (size := getattr(model, "image_size", None)) not in (None, images.shape[-1]):
+        logger.warning(
+            "the model was made for images of %d pixels, these have %d: ?resize=%d", size, images.shape[-1], size
+        )
     with torch.no_grad():
         logits = apply_model(model, images.clone())
         if logits.shape[1] < num_classes:
             what = f"the model has {logits.shape[1]} classes, the data {num_classes}"
             fix = ONE_LOGIT if logits.shape[1] == 1 else "use a model trained on these classes"
             raise ModelError(what, why="model and data do not belong together", fix=fix)
+        if logits.shape[1] > num_classes and not getattr(model, "class_names", None):
+            text = "the model has %d classes, the data %d: labels are taken by number (to train: --new-head)"
+            logger.warning(text, logits.shape[1], num_classes)
         check_same(logits, apply_model(model, images.clone()), IT_CHANGES)
         alone = [apply_model(model, images[row : row + 1].clone()) for row in range(min(4, len(images)))]
         check_same(logits[: len(alone)], torch.cat(alone), IT_DEPENDS)

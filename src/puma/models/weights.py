@@ -99,7 +99,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
-        raise ModelError(f"cannot read weights {path}", why=error.strerror or str(error), fix=_NO_MODEL) from None
+        named = f"a published model: puma.models.zoo.resolve_model('{path}')"
+        fix = named if ":" in path.name else _NO_MODEL
+        raise ModelError(f"cannot read weights {path}", why=error.strerror or str(error), fix=fix) from None
     # a safetensors file begins with the length of its header, which may be any bytes, and then "{"
     if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         fix = "convert it where you trust it: safetensors.torch.save_file(state_dict, 'weights.safetensors')"
@@ -177,7 +179,7 @@ def load_weights(
     With ``new_head`` those of the last layer stay as they are where the shapes differ. `ModelError` where names differ.
     """
     own, unwrapped = state_of(model), unwrap(model)
-    given = _renamed(tensors, own.keys())
+    given = renamed(tensors, own.keys())
     if new_head:
         head = list(own)[-1].rpartition(".")[0] + "."
         for name in [n for n in own if n.startswith(head) and (n not in given or own[n].shape != given[n].shape)]:
@@ -187,7 +189,7 @@ def load_weights(
     unwrapped.load_state_dict({name: given[_bare(name)] for name in unwrapped.state_dict()})
 
 
-def _renamed(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+def renamed(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
     """``tensors`` without the prefixes that wrappers add, if that gives the wanted names."""
     plain = {_bare(name): value for name, value in tensors.items()}
     for prefix in 2 * ("module.", "model.", "network.", "net."):

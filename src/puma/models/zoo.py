@@ -6,24 +6,25 @@ package does it.
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import importlib
 import os
 import pickle
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from puma.errors import ModelError, UsageError
+from puma.errors import ModelError, UsageError, unknown
 from puma.io import offline_without_hub
 from puma.models.networks import Normalise, build_model
-from puma.models.weights import load_model, load_weights, read_safetensors
+from puma.models.weights import load_model, load_weights, read_safetensors, renamed, state_of
 
 
 def resolve_model(
@@ -38,18 +39,23 @@ def resolve_model(
             ``"timm:NAME"`` and ``"torchvision:NAME"`` are pretrained models with their normalisation put inside;
             ``"hf:REPO"`` is what ``puma export hub`` wrote.
         weights: safetensors file, or the folder of a run, which stands for its last model; ``.pt`` of a published one.
-        new_head: leave the last layer as built where the weights are for other classes.
-        **options: for `build_model`; the others do without.
+        new_head: leave the last layer as built where the weights are for other than ``num_classes``.
+        **options: for `build_model` and new last layers; the others do without.
 
     `ModelError`: no such module, factory, file or run, or several; the factory fails; the weights do not fit.
     """
     text = str(spec)
-    if Path(text).exists() and weights is None:
-        return load_model(text)
     weights = Path(weights) / "last.safetensors" if weights is not None and Path(weights).is_dir() else weights
     kind, _, name = text.partition(":")
-    if kind in _PUBLISHED:
-        return _PUBLISHED[kind](name, weights)
+    known: nn.Module | None = None
+    if Path(text).exists() and weights is None:
+        known = load_model(text)
+    elif kind in ("hf", "robustbench"):
+        known = _load_hub(name, weights) if kind == "hf" else _load_robustbench(name, weights)
+    if known is not None:
+        return _with_new_head(known, **options) if new_head else known
+    if kind in ("timm", "torchvision"):
+        return _load_pretrained(kind, name, weights, new_head=new_head, **options)
     if name:
         model = _call_factory(text)
     elif Path(text).suffix == ".safetensors" or "/" in text:
@@ -80,20 +86,64 @@ def _call_factory(spec: str) -> nn.Module:
     return model
 
 
-def _load_pretrained(package: str, name: str, weights: str | Path | None) -> nn.Module:
-    module = _package(package)
+def _with_new_head(model: nn.Module, num_classes: int, *, seed: int = 0, **_: Any) -> nn.Module:
+    """A network of `build_model` with its weights, but a last layer for so many classes."""
+    built = build_model(**{**cast(dict[str, Any], model.config), "num_classes": num_classes}, seed=seed)
+    load_weights(built, state_of(model), new_head=True)
+    return built.eval()
+
+
+def _load_pretrained(
+    package: str, name: str, weights: str | Path | None, *, new_head: bool, seed: int = 0, **options: Any
+) -> nn.Module:
+    timm = package == "timm"
+    module = _package("timm" if timm else "torchvision.models")
+    known: list[str] = module.list_models() if timm else module.list_models(module=module)
+    if not (module.is_model(name) or ":" in name if timm else name.lower() in known):  # timm:hf-hub:OWNER/NAME
+        raise ModelError(f"{package} has no model {name!r}", fix=unknown("model", name, known).fix)
+
+    def build(*, pretrained: bool = False, **classes: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if timm:
+                return cast(nn.Module, module.create_model(name, pretrained=pretrained, **classes))
+            network: nn.Module = module.get_model(name, weights="DEFAULT" if pretrained else None, **classes)
+        for part in ("aux1", "aux2", "AuxLogits", "aux_logits"):  # GoogLeNet, Inception: for a loss that is not ours
+            if hasattr(network, part):
+                setattr(network, part, None)
+        if hasattr(network, "transform_input"):  # as with pretrained weights: it takes images normalised as the others
+            network.transform_input = True  # type: ignore[assignment]
+        return network
+
+    tensors = None if weights is None else _read_weights(Path(weights))
     try:
-        if package == "timm":
-            model = module.create_model(name, pretrained=weights is None)
-            mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        else:
-            model = module.get_model(name, weights="DEFAULT" if weights is None else None)
-            mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        if timm and tensors is None:
+            offline_without_hub()
+        model = build(pretrained=tensors is None)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise ModelError(f"{package.partition('.')[0]} has no model {name!r} here", why=_first_line(error)) from None
-    if weights is not None:
-        load_weights(model, _read_weights(Path(weights)), weights)
-    return nn.Sequential(OrderedDict(normalise=Normalise(mean, std), model=model)).eval()
+        code = f"timm.create_model('{name}', pretrained=True)"
+        code = code if timm else f"torchvision.models.get_model('{name}', weights='DEFAULT')"
+        what = f"{package}:{name} cannot be built with its weights"
+        fix = f'give them as --weights FILE; or where there is a network: python -c "import {package}; {code}"'
+        raise ModelError(what, why=_first_line(error), fix=fix) from None
+    if tensors is not None or new_head:
+        own = state_of(model)
+        given = own if tensors is None else renamed(tensors, own)
+        given = {key: value for key, value in given.items() if not re.match(r"(aux[12]|AuxLogits)\.", key)}
+        head = next(key for key in reversed(own) if own[key].ndim)
+        given_classes = given.get(head, own[head]).numel() // own[head][0].numel()
+        classes = int(options["num_classes"]) if new_head else given_classes
+        model = model if classes == len(own[head]) else build(num_classes=classes)
+        load_weights(model, given, weights or package, new_head=new_head)
+    if timm:
+        config: Any = model.pretrained_cfg
+        mean, std, size = config["mean"], config["std"], config["input_size"]
+    else:
+        preset = module.get_model_weights(name).DEFAULT.transforms()
+        mean, std, size = preset.mean, preset.std, preset.crop_size
+    network = nn.Sequential(OrderedDict(normalise=Normalise(mean, std), model=model)).eval()
+    object.__setattr__(network, "image_size", size[-1])
+    return network
 
 
 def _load_hub(name: str, weights: str | Path | None) -> nn.Module:
@@ -121,24 +171,36 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
+_STATE_DICT = "where you trust it: torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pt')"
+
+
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` or ``.pt`` file; of the latter nothing but tensors and plain values is read."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise ModelError(f"cannot read {path}", why=_first_line(error), fix="download it again") from None
-    for key in ("state_dict", "model_state_dict", "model"):
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments beside timm's and torchvision's
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it holds {found[1]}, which only running code makes" if found else _first_line(error)
+        raise ModelError(f"cannot read {path}", why=why, fix=_STATE_DICT if found else "download it again") from None
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        fix = "download it again" if path.is_file() else "check the path"
+        raise ModelError(f"cannot read {path}", why=_first_line(error), fix=fix) from None
+    for key in ("state_dict", "model_state_dict", "model", "net"):
         content = content.get(key, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ModelError(f"{path} holds no weights", why="a dictionary of tensors is needed, or one under 'state_dict'")
+        why = "a dictionary of tensors is needed, or one under 'state_dict'"
+        raise ModelError(f"{path} holds no weights", why=why, fix=_STATE_DICT)
     return content
 
 
 # --- RobustBench ---------------------------------------------------------------------------------------------------
 
 _WRAPPED = re.compile(r"^(module\.)?(model\.)?")
+# 1.1.1 of PyPI lacks the models since 2023 and cannot be imported; either version imports pkg_resources
+_ROBUSTBENCH = "pip install 'setuptools<81' git+https://github.com/RobustBench/robustbench.git"
 _CIFAR100 = {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
 
 
@@ -157,17 +219,21 @@ def _load_robustbench(name: str, weights: str | Path | None) -> nn.Module:
     if len(files) > 1:
         fix = f"name one of them, as in robustbench:cifar10/Linf/{name}"
         raise ModelError(f"there are several files of {name}: {', '.join(map(str, files))}", fix=fix)
+    dataset, threat = ["cifar10", "Linf", *name.split("/")[:-1]][-2:]
+    theirs = f"load_model('{short}', '{root}', '{dataset}', '{threat}')"
     if not files:
-        get = f"from robustbench.utils import load_model; load_model('{short}')"
+        near = difflib.get_close_matches(short, [path.stem for path in root.glob("**/*.pt")], n=1)
         why = "published weights are not downloaded by PUMA; RobustBench's package does it"
-        fix = f'pip install robustbench && python -c "{get}"'
+        fix = f'{_ROBUSTBENCH} && python -c "from robustbench.utils import load_model; {theirs}"'
+        fix = f"did you mean robustbench:{near[0]}?" if near else fix
         raise ModelError(f"there is no {short}.pt in {root}", why=why, fix=fix)
     plain = {_WRAPPED.sub("", key): value for key, value in _read_weights(files[0]).items()}
     try:
         network, options = _architecture_of(plain)
     except (KeyError, ValueError):
         why = "known are the networks of RobustBench's classes DMWideResNet and DMPreActResNet"
-        fix = "write a function that builds it and name it: package.module:function"
+        code = f"from robustbench.utils import load_model; net = lambda: {theirs}"
+        fix = f'{_ROBUSTBENCH} && echo "{code}" > own.py, and own:net is the model'
         raise ModelError(f"{short} is not a network that is known here by its weights", why=why, fix=fix) from None
     return from_robustbench(plain, network, **options)
 
@@ -223,11 +289,3 @@ def from_robustbench(weights: Mapping[str, Tensor], name: str, **options: Any) -
     model = build_model(name, options.pop("num_classes", 10), **options)
     load_weights(model, plain, "weights of RobustBench")
     return model.eval()
-
-
-_PUBLISHED: dict[str, Callable[[str, str | Path | None], nn.Module]] = {
-    "robustbench": _load_robustbench,
-    "hf": _load_hub,
-    "timm": partial(_load_pretrained, "timm"),
-    "torchvision": partial(_load_pretrained, "torchvision.models"),
-}
