@@ -85,6 +85,8 @@ class Devices:
     def __init__(self, precision: str = "float32", device: str = "auto") -> None:
         import torch
         from lightning_fabric import Fabric
+        from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+        from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
         size = world_size()
         chosen = resolve_device(device)
@@ -100,6 +102,8 @@ class Devices:
             num_nodes=size // local,
             strategy="ddp" if size > 1 else "auto",
             precision="bf16-mixed" if precision == "bf16" else "32-true",
+            # not what Fabric finds: a process alone, started by srun or mpirun, is no rank of a training
+            plugins=TorchElasticEnvironment() if size > 1 else LightningEnvironment(),
         )
         if size > 1:
             self._fabric.launch()

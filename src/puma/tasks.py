@@ -29,13 +29,16 @@ from puma.progress import LOG_EVERY_ENV, configure_logging
 
 Item = TypeVar("Item", bound=Hashable)
 Result = TypeVar("Result")
-_LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+_LAUNCHERS = (  # in a batch script outside srun there is SLURM_NTASKS too, but only one process
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+)
 
 
 def worker_from_environment(environment: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
-    """``(worker, num_workers, local)`` as torchrun or SLURM name them, else ``(0, 1, 0)``.
+    """``(worker, num_workers, local)`` as torchrun or srun name them, else ``(0, 1, 0)``.
 
-    >>> worker_from_environment({"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"})
+    >>> worker_from_environment({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"})
     (3, 8, 1)
     """
     for rank, size, local in _LAUNCHERS:

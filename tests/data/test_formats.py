@@ -123,6 +123,10 @@ def test_parquet_larger_than_memory_is_decoded_once_into_the_cache_folder(
     with pytest.raises(StorageError, match="no space to decode 11 images") as caught:
         load_dataset(f"{path}?classes=cat").read(slice(None))
     assert "PUMA_CACHE" in caught.value.fix
+    monkeypatch.setenv("PUMA_CACHE", "/proc/none")
+    with pytest.raises(StorageError, match="cannot write /proc/none/images") as caught:
+        load_dataset(f"{path}?classes=cat").read(slice(None))
+    assert "PUMA_CACHE" in caught.value.fix
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:

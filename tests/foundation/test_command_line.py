@@ -121,6 +121,8 @@ def test_the_share_comes_from_options_or_else_from_the_launcher(monkeypatch: pyt
     assert (share_of("cpu").worker, share_of("cpu").num_workers) == (0, 1)
     monkeypatch.setenv("SLURM_PROCID", "3")
     monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert (share_of("cpu").worker, share_of("cpu").num_workers) == (0, 1)  # in a batch script, outside srun
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     assert (share_of("cpu").worker, share_of("cpu").num_workers) == (3, 8)
     share = share_of("cpu", worker=1, num_workers=2)
     assert (share.worker, share.num_workers, share.device) == (1, 2, "cpu")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +63,26 @@ def test_the_commands_of_the_pages_exist_with_their_options(page: str) -> None:
 def test_there_are_commands_in_the_pages() -> None:
     assert len(commands((ROOT / "README.md").read_text())) >= 5
     assert len(commands((ROOT / "docs" / "cifar10.md").read_text())) >= 15
+
+
+def test_the_dockerfile_copies_and_installs_what_is_there() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    copied = [word for kind, words in steps if kind == "COPY" for word in words.split()[:-1]]
+    assert all((ROOT / word).exists() for word in copied), copied
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert set(copied) == {line[1:] for line in ignored if line.startswith("!")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"pyproject.toml", "src", project["readme"], *project["license-files"]} <= set(copied)
+    installs = [words for kind, words in steps if kind == "RUN" and "pip install" in words]
+    extras = {
+        extra for words in installs for found in re.findall(r"'\.\[(.+?)\]'", words) for extra in found.split(",")
+    }
+    assert extras
+    assert extras <= project["optional-dependencies"].keys()
+    torch = re.findall(r"^torch==.+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert len(torch) == 1
+    assert "$(grep '^torch==' constraints.txt)" in installs[0]
+    words = [word for kind, text in steps if kind in ("ENTRYPOINT", "CMD") for word in json.loads(text)]
+    assert words[0] == "puma"
+    assert words[1] in typer.main.get_command(app).commands  # type: ignore[attr-defined]

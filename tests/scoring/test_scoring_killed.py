@@ -82,7 +82,7 @@ def test_devices_share_the_work(weights, expected, tmp_path) -> None:
 
 @pytest.mark.dist
 def test_slurm_and_torchrun_variables_choose_the_parts(weights, expected, tmp_path) -> None:
-    environment = os.environ | {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1"}
+    environment = os.environ | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
     done = subprocess.run(command(weights, tmp_path), capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(part_bytes(tmp_path)) == [f"part-{part:06d}.parquet" for part in (1, 5)]

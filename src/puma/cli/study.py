@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -88,9 +89,10 @@ def print_cost(folder: StudyFolder, jobs: int) -> None:
 
     from puma.study.stages import study_cost
 
+    cores = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // jobs)
+    torch.set_num_threads(cores)  # those of each process: small networks are slower with more
     costs, memory = study_cost(folder)
     seconds = sum((tasks - finished) * each for _, tasks, finished, each, _ in costs)
-    cores = max(1, torch.get_num_threads() // jobs)
     origin = ("measured", "recorded")
     rows = [(*counts, duration(each), origin[recorded]) for *counts, each, recorded in costs]
     echo(f"study    {folder.spec.name}: {len(folder.spec.runs())} runs, in {folder.path}")

@@ -167,6 +167,8 @@ class _Cached(Images):
                             self._decode()
                 except BusyError:
                     time.sleep(1)
+                except StorageError as error:  # of a folder that the user has not named
+                    raise StorageError(error.what, why=error.why, fix="export PUMA_CACHE=/folder/with/space") from error
             self._mapped = Mapped(self._path, 0, self.shape)
         return self._mapped.read(rows)
 
@@ -175,7 +177,7 @@ class _Cached(Images):
         text = f"{self.shape[0]:,} images ({size / 1e9:,.1f} GB)"
         if free < size + (64 << 20):
             why = f"{free / 1e9:,.1f} GB are free in {self._path.parent}"
-            raise StorageError(f"no space to decode {text}", why=why, fix="export PUMA_CACHE=/folder/with/space")
+            raise StorageError(f"no space to decode {text}", why=why)
         logger.warning("decoding %s once into %s", text, self._path)
         with atomic_path(self._path) as temporary, temporary.open("wb") as file:
             for block in blocks(self.shape[0], self.shape[1:]):
