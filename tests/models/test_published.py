@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import puma
 from puma.cli.app import main
 from puma.errors import ModelError, UsageError
 from puma.models.zoo import resolve_model, to_robustbench
+from puma.training.run import Run
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +101,12 @@ def test_files_that_cannot_be_used_are_named(models: Path) -> None:
     with pytest.raises(ModelError, match="there is no Bot2026") as caught:
         resolve_model("robustbench:Bot2026")
     assert caught.value.fix == "did you mean robustbench:Both2026?"
-    torch.save(nn.Linear(3, 2).state_dict(), models / "Other2026.pt")
-    with pytest.raises(ModelError, match="Other2026 is not a network that is known here"):
-        resolve_model("robustbench:Other2026")
+    sparse = {**to_robustbench(model).weights, "layer.0.block.0.threshold": torch.ones(1)}  # as of MeanSparse's class
+    for weights in (nn.Linear(3, 2).state_dict(), sparse):
+        torch.save(weights, models / "Other2026.pt")
+        with pytest.raises(ModelError, match="Other2026 is not a network that is known here") as caught:
+            resolve_model("robustbench:Other2026")
+        assert f"net = lambda: load_model('Other2026', '{models}', 'cifar10', 'Linf')" in caught.value.fix
     (models / "Broken2026.pt").write_bytes(b"PK\x03\x04 nothing")
     with pytest.raises(ModelError, match=r"cannot read .*Broken2026\.pt"):
         resolve_model("robustbench:Broken2026")
@@ -208,7 +214,7 @@ def test_the_weights_say_how_many_classes_there_are(tmp_path: Path, package: str
     tuned = Stand(7)
     layouts: list[dict[str, Any]] = [
         {"state_dict": {f"module.{key}": value for key, value in tuned.state_dict().items()}},
-        {"net": tuned.state_dict(), "acc": 0.9},
+        {"net": tuned.state_dict(), "acc": np.float64(0.9), "epoch": np.int64(3)},
         {"model": tuned.state_dict(), "args": Namespace(lr=0.1)},  # of torchvision's own training script
     ]
     for number, content in enumerate(layouts):
@@ -252,7 +258,7 @@ def test_new_head_of_a_run_or_a_model_of_robustbench(models: Path, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("packages")
-def test_what_a_package_cannot_give_is_named_with_what_helps(tmp_path: Path) -> None:
+def test_what_a_package_cannot_give_is_named_with_what_helps(tmp_path: Path, monkeypatch) -> None:
     for package in ("timm", "torchvision"):
         with pytest.raises(ModelError, match=f"{package} has no model 'tinny'") as caught:
             resolve_model(f"{package}:tinny")
@@ -264,11 +270,14 @@ def test_what_a_package_cannot_give_is_named_with_what_helps(tmp_path: Path) -> 
         code = caught.value.fix.partition('python -c "')[2].rstrip('"')
         with pytest.raises(OSError, match="no network"):
             exec(code)  # it is what fetches them
-    for name, content in {"module": Stand(), "numpy": {"state_dict": {}, "acc": np.float64(1)}}.items():
-        torch.save(content, tmp_path / f"{name}.pt")
-        with pytest.raises(ModelError, match="only running code makes") as caught:
-            resolve_model("timm:tiny", tmp_path / f"{name}.pt")
-        assert "torch.save(" in caught.value.fix
+    monkeypatch.chdir(tmp_path)
+    for content in (Stand(7), {"state_dict": Stand(7).state_dict(), "where": Path("/")}):
+        torch.save(content, "odd.pt")
+        with pytest.raises(ModelError, match=r"cannot read odd\.pt") as caught:
+            resolve_model("timm:tiny", "odd.pt")
+        assert "can run any code hidden in the file" in caught.value.why
+        exec(caught.value.fix.partition('python -c "')[2].rstrip('"'))
+        assert resolve_model("timm:tiny", "weights.pt")(IMAGES).shape == (2, 7)
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "other.pt")
     with pytest.raises(ModelError, match=r"other\.pt does not fit Stand"):
         resolve_model("timm:tiny", tmp_path / "other.pt")
@@ -281,10 +290,58 @@ def test_what_a_package_cannot_give_is_named_with_what_helps(tmp_path: Path) -> 
 def test_classes_and_pixels_of_another_data_set_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, 2, 2, 3), dtype=np.uint8)
     model = resolve_model("timm:tiny")
-    model.image_size = 224  # what it was made for: this stand-in takes any size that fits its layer
+    assert model.image_size == 2  # of its configuration
+    model.image_size = 224
     puma.evaluate(model, puma.load_dataset((images, np.arange(20) % 4)), "Linf:0.1", attack="clean")
     assert "the model has 1000 classes, the data 4: labels are taken by number" in caplog.text
     assert "made for images of 224 pixels, these have 2: ?resize=224" in caplog.text
+
+
+def test_a_misspelt_kind_and_a_name_of_a_package_get_the_right_one() -> None:
+    with pytest.raises(ModelError) as caught:
+        resolve_model("torchvison:resnet18")
+    assert caught.value.fix == "did you mean torchvision:resnet18?"
+    with pytest.raises(UsageError, match="unknown model 'resnet18'") as unknown:
+        resolve_model("resnet18", num_classes=10)
+    assert "torchvision:NAME" in unknown.value.fix
+    with pytest.raises(ModelError, match="cannot read weights timm:tiny") as caught:
+        puma.load_model("timm:tiny")
+    assert caught.value.fix == "a published model: puma.models.zoo.resolve_model('timm:tiny')"
+
+
+def test_weights_of_another_program_are_shown_with_what_reads_them(tmp_path: Path, command, capsys) -> None:
+    save_file(Stand(3).state_dict(), tmp_path / "theirs.safetensors")
+    (tmp_path / "factory.py").write_text("from torch import nn\nmodel = lambda: nn.Linear(2, 2)\n")
+    assert command("show", tmp_path / "theirs.safetensors") == 0
+    assert f"next  puma score module:factory SOURCE --weights {tmp_path}" in capsys.readouterr().out
+    assert command("score", tmp_path / "theirs.safetensors", "digits", "--out", tmp_path / "out") == 4
+    assert f"torchvision:NAME, timm:NAME or module:factory, --weights {tmp_path}" in capsys.readouterr().err
+    assert command("show", "timm:resnet18") == 3
+    assert "that is a model: puma score timm:resnet18 SOURCE" in capsys.readouterr().err
+
+
+def test_the_classes_of_a_run_go_with_its_weights(tmp_path: Path, monkeypatch, command, capsys) -> None:
+    """A network that PUMA did not build, on test data that counts the classes in another order."""
+    (tmp_path / "ours.py").write_text(
+        "from torch import nn\nnet = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run, threat = tmp_path / "run", ("--threat", "Linf:0.1", "--device", "cpu", "--quiet")
+    recipe = ("--recipe", "digits", "--set", "steps=100", "--set", "batch_size=32")
+    assert command("train", "--real", "digits?classes=3,8", "--model", "ours:net", *recipe, "--out", run, *threat) == 0
+    capsys.readouterr()
+    shares = {}
+    for order in ("3,8", "8,3"):
+        test = ("--data", f"digits:test?classes={order}", "--attack", "clean", "--checkpoint", "last")
+        assert command("evaluate", "ours:net", "--weights", run, *test, *threat, "--out", tmp_path / order) == 0
+        record = next((tmp_path / order).glob("evaluation*.json"))
+        shares[order] = json.loads(record.read_text())["clean_accuracy"]
+    assert shares["3,8"] == shares["8,3"] > 0.9
+    assert Run.read(run, nn.Sequential(nn.Flatten(), nn.Linear(64, 2))).model.class_names == ("3", "8")
+    assert command("show", run) == 0
+    assert f"next  puma evaluate module:factory --weights {run}" in capsys.readouterr().out
+    assert command("evaluate", run, "--data", "digits:test?classes=3,8", *threat) == 4
+    assert "torchvision:NAME, timm:NAME or module:factory" in capsys.readouterr().err
 
 
 def installed(name: str) -> Any:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     _Networks = dict[str, tuple[str, Path | None]]  # by checkpoint: what `resolve_model` takes
 
-_MODEL = "Run folder, weights file, package.module:factory, or the name of a network."
-_WEIGHTS = "For a factory or a name: safetensors weights, or the run folder that made them."
+_MODEL = "Run folder, weights file, network by name, robustbench:, timm:, torchvision: or hf:NAME, or module:factory."
+_WEIGHTS = "For a factory or a name: safetensors (published models: .pt too), or the run folder that made them."
 _ATTACK = "standard (AutoAttack), clean, apgd-ce, pgd-20, cw-20."
 _ATTACKS = options.completion("standard", "clean", "apgd-ce", "pgd-20", "cw-20")
 _OUT = "Folder of evaluation.json; a run folder keeps its own by default."

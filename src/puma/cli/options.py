@@ -83,7 +83,7 @@ _RULES, _STRATEGIES = "A rule; `puma plan --list` names them all.", completion("
 Strategy = Annotated[str, Option("--strategy", help=_RULES, autocompletion=_STRATEGIES)]
 _NAMES, _RECIPES = "A name of `puma recipe list`, or a TOML file.", completion("puma.training.recipe:recipe_names")
 RecipeName = Annotated[str, Option("--recipe", help=_NAMES, autocompletion=_RECIPES)]
-_MODELS = "small-cnn, wrn-D-K, preactresnet-18, or package.module:factory."
+_MODELS = "small-cnn, wrn-D-K, preactresnet-18, timm:NAME, torchvision:NAME, or package.module:factory."
 _NETWORKS = completion("small-cnn", *(f"wrn-{size}" for size in ("16-4", "28-10", "34-10")), "preactresnet-18")
 ModelName = Annotated[str, Option("--model", help=_MODELS, autocompletion=_NETWORKS)]
 

@@ -22,10 +22,12 @@ _NEXT = {
     "margin table": "puma plan --table {path} --threat Linf:8/255 --prune-fraction 0.3 --out plan.parquet",
     "plan": "puma train --plan {path} --real SOURCE --threat THREAT --out RUN",
     "run": "puma evaluate {path} --data TEST --threat THREAT",
+    "run of another network": "puma evaluate module:factory --weights {path} --data TEST --threat THREAT",
     "study": "puma study status {path}; puma report {path}",
     "settings of a study": "puma study run {path}",
     "recipe": "puma train --recipe {path} --real SOURCE --threat Linf:8/255 --out RUN",
     "weights": "puma score {path} SOURCE --out margins",
+    "weights without their network": "puma score module:factory SOURCE --weights {path} --out margins",
     "data set": "puma data show {path}",
 }
 
@@ -96,7 +98,8 @@ def _folder(path: Path) -> Found:
         for file in sorted(path.glob("evaluation*.json")):
             values = _json(file)[1]
             facts[file.stem] = {key: values[key] for key in values if key.endswith("accuracy") or key == "n_test"}
-        return "run", facts | record
+        own = not facts["finished"] or _safetensors(path / "last.safetensors")[0] == "weights"
+        return "run" if own else "run of another network", facts | record
     if (path / "settings.json").is_file():
         kind, record = _json(path / "settings.json")
         return "folder of shards" if kind == "record" else kind, record
@@ -173,7 +176,11 @@ def _safetensors(path: Path) -> Found:
         meta = {key: parse_json(value, path) if value[:1] in "{[" else value for key, value in header.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}", why=str(error)) from None
-    return _kind(meta.get("schema"), "weights"), {"tensors": len(names), "numbers": sum(map(math.prod, shapes)), **meta}
+    kind = _kind(meta.get("schema"), "weights")
+    own = meta.get("meta")
+    if kind == "weights" and not (isinstance(own, dict) and own.get("config")):
+        kind += " without their network"
+    return kind, {"tensors": len(names), "numbers": sum(map(math.prod, shapes)), **meta}
 
 
 def _data_set(path: Path) -> Found:

@@ -57,8 +57,10 @@ def train(
     synthetic: Annotated[list[str] | None, Option(help="Source of synthetic images; several times too.")] = None,
     plan: Annotated[Path | None, Option(help="Plan of `puma plan`; without it, everything at full eps.")] = None,
     model: ModelName = "wrn-28-10",
-    weights: Annotated[Path | None, Option(help="Start from these weights (safetensors).")] = None,
-    new_head: Annotated[bool, Option("--new-head", help="--weights of other classes: a new last layer.")] = False,
+    weights: Annotated[
+        Path | None, Option(help="Start from these weights (safetensors; published models: .pt too).")
+    ] = None,
+    new_head: Annotated[bool, Option("--new-head", help="For weights of other classes: a new last layer.")] = False,
     recipe: RecipeName = "trades-edm",
     change: Annotated[list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change the recipe.")] = None,
     validation: Annotated[int | None, Option(min=0, help="Real images held out to choose the best checkpoint.")] = None,

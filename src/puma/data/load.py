@@ -38,7 +38,9 @@ from puma.io import fingerprint
 logger = logging.getLogger("puma")
 
 _KINDS = 'name "digits", "cifar10", an .npz or .parquet file, part files, an image folder, or hf:NAME:SPLIT'
+_MODELS = ("robustbench", "timm", "torchvision")
 _INSTEAD = {
+    **dict.fromkeys((".pt", ".pth"), "weights: puma score torchvision:NAME SOURCE --weights FILE --out margins"),
     ".npy": "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)",
     ".tar": "hf:./FOLDER reads the webdataset tars of a folder",
 }
@@ -156,7 +158,9 @@ def _opened(place: str, options: Options) -> Source:
     if not path.exists():
         known = [*_NAMED, "digits", *(str(file) for file in path.parent.glob("*"))]
         near = difflib.get_close_matches(kind, known, n=1)
-        raise DataError(f"{place} does not exist", fix=f"did you mean {near[0]!r}?" if near else _KINDS)
+        fix = f"did you mean {near[0]!r}?" if near else _KINDS
+        fix = f"that is a model: puma score {place} SOURCE --out margins" if kind in _MODELS else fix
+        raise DataError(f"{place} does not exist", fix=fix)
     if path.suffix == ".npz":
         return load_npz(path, options)
     if path.suffix in (".parquet", ".pq"):

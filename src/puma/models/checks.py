@@ -55,7 +55,7 @@ def model_errors(images: Tensor) -> Iterator[None]:
         frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(libraries)]
         places = "".join(f"\n  {line}" for frame in format_list(frames[-4:]) for line in frame.splitlines())
         kind = f"shape {list(images.shape)}, {str(images.dtype).removeprefix('torch.')}, on {images.device.type}"
-        fix = "model(images) by itself has to return logits [B, classes]"
+        fix = "model(images) by itself has to return logits [B, classes]; made for another size: SOURCE?resize=224"
         raise ModelError(f"the model fails on images of {kind}", why=f"{said}{places}", fix=fix) from error
 
 
@@ -150,7 +150,7 @@ def check_model(model: nn.Module, images: Tensor, num_classes: int = 2, *, react
         logits = apply_model(model, images.clone())
         if logits.shape[1] < num_classes:
             what = f"the model has {logits.shape[1]} classes, the data {num_classes}"
-            fix = ONE_LOGIT if logits.shape[1] == 1 else "use a model trained on these classes"
+            fix = ONE_LOGIT if logits.shape[1] == 1 else "use a model trained on these classes (to train: --new-head)"
             raise ModelError(what, why="model and data do not belong together", fix=fix)
         if logits.shape[1] > num_classes and not getattr(model, "class_names", None):
             text = "the model has %d classes, the data %d: labels are taken by number (to train: --new-head)"

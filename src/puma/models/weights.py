@@ -119,7 +119,8 @@ def _meta(path: Path | str, header: Mapping[str, str], schema: str) -> dict[str,
     family, given = schema.partition("/")[0], header.get("schema", "")
     if given != schema:
         other = "of another version" if given.partition("/")[0] == family else f"not a {family} file"
-        raise ModelError(f"{path} is {other}", why=f"its schema is {given or 'not given'!r}, not {schema!r}")
+        fix = "" if given else f"name what builds it: torchvision:NAME, timm:NAME or module:factory, --weights {path}"
+        raise ModelError(f"{path} is {other}", why=f"its schema is {given or 'not given'!r}, not {schema!r}", fix=fix)
     text, meta = header.get("meta", "{}"), None
     with suppress(ValueError, RecursionError):
         meta = json.loads(text) if len(text) <= _MOST_META else None
@@ -148,14 +149,15 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
     """
     path = Path(path) / "last.safetensors" if Path(path).is_dir() else Path(path)
     if like is not None and not hasattr(like, "config"):
-        model = copy_network(like).cpu()
-        load_weights(model, load_tensors(path, SCHEMA)[0], path)
+        model, (tensors, meta) = copy_network(like).cpu(), load_tensors(path, SCHEMA)
+        load_weights(model, tensors, path)
+        set_class_names(model, meta.get("class_names"))
         return model.eval()
     with _opened(path) as (file, header):
         meta = _meta(path, header, SCHEMA)
         config = meta.get("config")
         if not config:
-            fix = f"name what builds it: package.module:factory --weights {path} instead of the file"
+            fix = f"name what builds it: torchvision:NAME, timm:NAME or module:factory, --weights {path}"
             raise ModelError(f"{path} holds the weights of a model that PUMA did not build", fix=fix)
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         try:
@@ -169,6 +171,12 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
     load_weights(model, tensors, path)
     set_class_names(model, meta.get("class_names"))
     return model.eval()
+
+
+def saved_class_names(path: Path | str) -> list[str] | None:
+    """The names of the classes in a file of `save_model`; None in one of another program."""
+    with _opened(Path(path)) as (_, header):
+        return _meta(path, header, SCHEMA).get("class_names") if header.get("schema") == SCHEMA else None
 
 
 def load_weights(
@@ -209,7 +217,8 @@ def _require_fit(
     }
     listed = {kind: ", ".join(names[:4] + ["..."] * (len(names) > 4)) for kind, names in problems.items() if names}
     if listed:
-        raise ModelError(f"{origin} does not fit {network}", why="; ".join(map(": ".join, listed.items())))
+        why, fix = "; ".join(map(": ".join, listed.items())), "name the network they are of (to train: --new-head)"
+        raise ModelError(f"{origin} does not fit {network}", why=why, fix=fix)
 
 
 def _checksum(tensors: Mapping[str, Tensor], schema: str, text: str) -> str:

@@ -18,13 +18,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from puma.errors import ModelError, UsageError, unknown
+from puma.errors import ModelError, PumaError, UsageError, unknown
 from puma.io import offline_without_hub
 from puma.models.networks import Normalise, build_model
-from puma.models.weights import load_model, load_weights, read_safetensors, renamed, state_of
+from puma.models.weights import (
+    load_model,
+    load_weights,
+    read_safetensors,
+    renamed,
+    saved_class_names,
+    set_class_names,
+    state_of,
+)
+
+_KINDS = "torchvision:NAME, timm:NAME, robustbench:NAME, hf:REPO"
 
 
 def resolve_model(
@@ -55,18 +66,26 @@ def resolve_model(
     if known is not None:
         return _with_new_head(known, **options) if new_head else known
     if kind in ("timm", "torchvision"):
-        return _load_pretrained(kind, name, weights, new_head=new_head, **options)
-    if name:
+        model = _load_pretrained(kind, name, weights, new_head=new_head, **options)
+    elif name:
         model = _call_factory(text)
     elif Path(text).suffix == ".safetensors" or "/" in text:
         raise ModelError(f"weights {text} do not exist")
     elif "num_classes" not in options:
         why = "a model is a weights file, the folder of a finished run, or package.module:factory"
-        raise ModelError(f"there is no model at {text}", why=why, fix="train one with `puma train`")
+        fix = f"train one with `puma train`; published ones are {_KINDS}"
+        raise ModelError(f"there is no model at {text}", why=why, fix=fix)
     else:
-        model = build_model(text, **options)
+        try:
+            model = build_model(text, **options)
+        except UsageError as error:
+            error.fix += f"; published ones are {_KINDS}" if error.what.startswith("unknown model") else ""
+            raise
     if weights is not None:
-        load_weights(model, read_safetensors(weights)[0], weights, new_head=new_head)
+        if kind not in ("timm", "torchvision"):
+            load_weights(model, read_safetensors(weights)[0], weights, new_head=new_head)
+        if Path(weights).suffix == ".safetensors" and not new_head:
+            set_class_names(model, saved_class_names(weights))
         model.eval()
     return model
 
@@ -78,7 +97,9 @@ def _call_factory(spec: str) -> nn.Module:
     try:
         model = getattr(importlib.import_module(module_name), factory_name)()
     except (ImportError, AttributeError) as error:
-        raise ModelError(f"cannot find the factory {spec!r}", why=str(error), fix='"package.module:factory"') from error
+        near = difflib.get_close_matches(module_name, [kind.partition(":")[0] for kind in _KINDS.split(", ")], n=1)
+        fix = f"did you mean {near[0]}:{factory_name}?" if near else '"package.module:factory"'
+        raise ModelError(f"cannot find the factory {spec!r}", why=str(error), fix=fix) from error
     except Exception as error:  # whatever a user's code raises
         raise ModelError(f"the factory {spec!r} failed", why=f"{type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
@@ -126,14 +147,16 @@ def _load_pretrained(
         what = f"{package}:{name} cannot be built with its weights"
         fix = f'give them as --weights FILE; or where there is a network: python -c "import {package}; {code}"'
         raise ModelError(what, why=_first_line(error), fix=fix) from None
+    classes: int | None = None
     if tensors is not None or new_head:
         own = state_of(model)
         given = own if tensors is None else renamed(tensors, own)
         given = {key: value for key, value in given.items() if not re.match(r"(aux[12]|AuxLogits)\.", key)}
         head = next(key for key in reversed(own) if own[key].ndim)
         given_classes = given.get(head, own[head]).numel() // own[head][0].numel()
-        classes = int(options["num_classes"]) if new_head else given_classes
-        model = model if classes == len(own[head]) else build(num_classes=classes)
+        wanted = int(options["num_classes"]) if new_head else given_classes
+        if wanted != len(own[head]):
+            classes, model = wanted, build(num_classes=wanted)
         load_weights(model, given, weights or package, new_head=new_head)
     if timm:
         config: Any = model.pretrained_cfg
@@ -142,7 +165,8 @@ def _load_pretrained(
         preset = module.get_model_weights(name).DEFAULT.transforms()
         mean, std, size = preset.mean, preset.std, preset.crop_size
     network = nn.Sequential(OrderedDict(normalise=Normalise(mean, std), model=model)).eval()
-    object.__setattr__(network, "image_size", size[-1])
+    if classes is None:  # the weights may be of images of any size where they are of other classes
+        object.__setattr__(network, "image_size", size[-1])
     return network
 
 
@@ -153,6 +177,8 @@ def _load_hub(name: str, weights: str | Path | None) -> nn.Module:
         return load_model(hub.hf_hub_download(name, "model.safetensors") if weights is None else weights)
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors and ValueErrors
         fix = f"check the name; where there is a network: hf download {name}"
+        if isinstance(error, PumaError):
+            fix = f"hf: is for what `puma export hub` wrote; of timm it is timm:hf-hub:{name}; others: module:function"
         raise ModelError(f"cannot load hf:{name}", why=_first_line(error), fix=fix) from None
 
 
@@ -171,7 +197,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
-_STATE_DICT = "where you trust it: torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pt')"
+# what training scripts keep beside the weights: their arguments and numbers of numpy
+_SCALAR = np.float64().__reduce__()[0]
+_PLAIN: list[Any] = [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]
+_PLAIN += [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -179,12 +208,16 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments beside timm's and torchvision's
+        with torch.serialization.safe_globals(_PLAIN):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it holds {found[1]}, which only running code makes" if found else _first_line(error)
-        raise ModelError(f"cannot read {path}", why=why, fix=_STATE_DICT if found else "download it again") from None
+        if not found:
+            raise ModelError(f"cannot read {path}", why=_first_line(error), fix="download it again") from None
+        why = f"it holds {found[1]}: reading that can run any code hidden in the file"
+        pick = "x.state_dict() if hasattr(x, 'state_dict') else x['state_dict']"
+        code = f"import torch; x = torch.load('{path}', weights_only=False); torch.save({pick}, 'weights.pt')"
+        raise ModelError(f"cannot read {path}", why=why, fix=f'where you trust it: python -c "{code}"') from None
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         fix = "download it again" if path.is_file() else "check the path"
         raise ModelError(f"cannot read {path}", why=_first_line(error), fix=fix) from None
@@ -192,7 +225,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         content = content.get(key, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         why = "a dictionary of tensors is needed, or one under 'state_dict'"
-        raise ModelError(f"{path} holds no weights", why=why, fix=_STATE_DICT)
+        raise ModelError(f"{path} holds no weights", why=why, fix="torch.save(model.state_dict(), 'weights.pt')")
     return content
 
 
@@ -230,6 +263,10 @@ def _load_robustbench(name: str, weights: str | Path | None) -> nn.Module:
     plain = {_WRAPPED.sub("", key): value for key, value in _read_weights(files[0]).items()}
     try:
         network, options = _architecture_of(plain)
+        with torch.device("meta"):  # other classes have the same keys and more
+            own = build_model(network, **options).state_dict().keys()
+        if own != plain.keys() - {"mean", "std"}:
+            raise ValueError
     except (KeyError, ValueError):
         why = "known are the networks of RobustBench's classes DMWideResNet and DMPreActResNet"
         code = f"from robustbench.utils import load_model; net = lambda: {theirs}"
