@@ -98,8 +98,11 @@ def _folder(path: Path) -> Found:
         for file in sorted(path.glob("evaluation*.json")):
             values = _json(file)[1]
             facts[file.stem] = {key: values[key] for key in values if key.endswith("accuracy") or key == "n_test"}
-        own = not facts["finished"] or _safetensors(path / "last.safetensors")[0] == "weights"
-        return "run" if own else "run of another network", facts | record
+        kind = "run"
+        with suppress(ModelError):  # `puma verify` is for damaged ones
+            if facts["finished"] and _safetensors(path / "last.safetensors")[0] != "weights":
+                kind = "run of another network"
+        return kind, facts | record
     if (path / "settings.json").is_file():
         kind, record = _json(path / "settings.json")
         return "folder of shards" if kind == "record" else kind, record
