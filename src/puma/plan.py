@@ -177,10 +177,11 @@ class Plan:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw a histogram of the eps of the kept images; return the matplotlib axes."""
-        from puma.plots import plot_eps
+        from puma.plots import figure_style, plot_eps
 
-        axes = plot_eps(self.eps[self.keep], self.threat.norm, ax)
-        axes.set_title(f"{self.strategy}: {self.kept:,} of {len(self):,} images, mean eps {self.mean_eps:.3g}")
+        with figure_style():
+            axes = plot_eps(self.eps[self.keep], self.threat.norm, ax)
+            axes.set_title(f"{self.strategy}: {self.kept:,} of {len(self):,} images")
         return axes
 
     def __repr__(self) -> str:

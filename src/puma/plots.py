@@ -101,6 +101,7 @@ def unit(norm: str) -> tuple[float, str]:
     return (255.0, f"{norm}, in 1/255") if norm == "Linf" else (1.0, norm)
 
 
+@figure_style()
 def plot_margins(
     margins: Mapping[str, NDArray[np.float32]], norm: str, eps: float | None = None, axes: Axes | None = None
 ) -> Axes:
@@ -122,21 +123,28 @@ def plot_margins(
     axes.axvline(0, color=INK, linewidth=0.9, linestyle="--")
     if eps is not None:
         axes.axvline(eps * factor, color=MUTED, linewidth=0.9, linestyle="--")
-        axes.text(eps * factor, 0.98, " eps", transform=axes.get_xaxis_transform(), va="top", size=7.5, color=MUTED)
-    axes.set(xlabel=f"margin ({words}); higher is easier", ylabel="% of images", ylim=(0, None))
+        _name_line(axes, eps * factor, "eps")
+    axes.set(xlabel=f"margin ({words}); higher is easier", ylabel="% of images", ylim=(0, 1.1 * float(np.max(base)) or 1))
     axes.legend(loc="best")
     return axes
 
 
+@figure_style()
 def plot_eps(eps: NDArray[np.float32], norm: str, axes: Axes | None = None) -> Axes:
     """Plot a histogram of the eps of kept images ``[kept]``, in percent; dashed: the mean. Returns axes as above."""
     axes, (factor, words) = axes or new_axes(), unit(norm)
     edges = np.linspace(0, factor * float(eps.max(initial=0)) * 1.0001 or 1.0, 41)
     shares = 100 * np.histogram(eps * factor, edges)[0] / max(len(eps), 1)
+    mean = factor * float(eps.mean()) if len(eps) else 0.0
     axes.stairs(shares, edges, fill=True, color=BLUE, alpha=0.85)
-    axes.axvline(factor * float(eps.mean()) if len(eps) else 0.0, color=INK, linewidth=0.9, linestyle="--")
-    axes.set(xlabel=f"eps of kept images ({words})", ylabel="% of kept images")
+    axes.axvline(mean, color=INK, linewidth=0.9, linestyle="--")
+    _name_line(axes, mean, f"mean {mean:.3g}")
+    axes.set(xlabel=f"eps of kept images ({words})", ylabel="% of kept images", ylim=(0, 1.1 * shares.max() or 1))
     return axes
+
+
+def _name_line(axes: Axes, x: float, name: str) -> None:
+    axes.text(x, 0.99, f" {name}", transform=axes.get_xaxis_transform(), va="top", size=7.5, color=MUTED)
 
 
 def new_axes() -> Axes:

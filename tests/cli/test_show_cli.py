@@ -66,9 +66,10 @@ def printed(path: Path, *options: str) -> str:
 def test_a_margin_table(made: Path) -> None:
     kind, facts, next_ = describe(made / "margins")
     assert (kind, facts["rows"], facts["norm"], facts["mode"]) == ("margin table", 100, "Linf", "fast")
-    assert facts["columns"]["status"].startswith(("estimated ", "misclassified "))
+    assert facts["columns"]["status"].startswith(("estimated: ", "misclassified: "))
+    assert facts["columns"]["steps"] == "1: 100"  # a value and how many rows have it
     assert facts["columns"]["margin"].endswith("at 5, 25, 50, 75, 95 %")
-    assert next_.startswith(f"puma plan --table {made / 'margins'} ")
+    assert next_.startswith(f"puma plan --table {made / 'margins'} --threat Linf:EPS ")  # it was scored for no eps
     (part,) = (made / "margins").glob("part-*.parquet")
     assert describe(part)[:2] == (kind, facts)
 
@@ -77,7 +78,14 @@ def test_a_plan(made: Path) -> None:
     kind, facts, next_ = describe(made / "plan.parquet")
     assert (kind, facts["strategy"], facts["rows"]) == ("plan", "puma", 100)
     assert facts["columns"]["keep"] == "70.0% true"
-    assert f"--plan {made / 'plan.parquet'}" in next_
+    assert next_ == f"puma train --plan {made / 'plan.parquet'} --real SOURCE --threat Linf:0.1 --out RUN"
+
+
+def test_the_next_command_has_the_threat_model_that_the_table_was_scored_for(made: Path, tmp_path: Path) -> None:
+    for norm, eps in (("Linf", "6/255"), ("L2", "0.5")):
+        words = ["score", made / "run", "digits?subset=40", "--threat", f"{norm}:{eps}", "--out", tmp_path / norm]
+        assert CliRunner().invoke(app, [*map(str, words), "--quiet"]).exit_code == 0
+        assert f" --threat {norm}:{eps} " in describe(tmp_path / norm)[2]
 
 
 def test_a_run_and_its_evaluation(made: Path) -> None:
@@ -86,7 +94,8 @@ def test_a_run_and_its_evaluation(made: Path) -> None:
     assert (kind, facts["finished"], facts["settings"]["threat"]) == ("run", True, "Linf:0.1")
     assert facts["evaluation-pgd-2"]["clean_accuracy"] == judged["clean_accuracy"]
     assert float(facts["last metrics"]["step"]) == 4
-    assert next_ == f"puma evaluate {made / 'run'} --data TEST --threat THREAT"
+    assert next_ == f"puma evaluate {made / 'run'} --data TEST --threat Linf:0.1"
+    assert describe(made / "run" / "run.json")[2] == next_
     kind, facts, _ = describe(made / "run" / "evaluation-pgd-2.json")
     assert (kind, facts["attack"], facts["n_test"]) == ("evaluation", "pgd-2", 20)
     kind, flags, _ = describe(made / "run" / "evaluation-pgd-2.parquet")
@@ -133,6 +142,8 @@ def test_any_artefact_fits_one_screen_and_all_shows_the_rest(made: Path) -> None
         lines = printed(made / name).splitlines()
         assert len(lines) <= 38, name
     assert "lines more (--all shows them)" in printed(made / "run")
+    assert re.search(r"threat +Linf:0.1\n", printed(made / "run"))
+    assert re.search(r"strategy +puma\n", printed(made / "plan.parquet"))
     assert len(printed(made / "run", "--all").splitlines()) > 38
     digest = describe(made / "margins")[1]["model"]["sha256"]
     assert digest not in printed(made / "margins")
@@ -148,7 +159,7 @@ def test_a_data_set_keeps_its_class_names_and_nothing_commands_the_terminal(tmp_
             pixels = np.full((8, 8, 3), number * 9 + len(name), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
     said = printed(tmp_path / "images")
-    assert re.search(r"classes +\[bold\]\\x1b\]0;x 2, cat 2, dog 2", said)
+    assert re.search(r"classes +\[bold\]\\x1b\]0;x: 2, cat: 2, dog: 2", said)
     assert "\x1b" not in said
     shutil.rmtree(tmp_path / "images")
 

@@ -66,12 +66,14 @@ def test_datasets(network: nn.Module) -> None:
             evaluate(network, items, LINF)  # type: ignore[arg-type]
 
 
-def test_models(network: nn.Sequential, images: list[Any], new_network: Callable[..., nn.Module]) -> None:
+def test_models_are_refused_before_anything_is_written(
+    network: nn.Sequential, images: list[Any], new_network: Callable[..., nn.Module], tmp_path: Path
+) -> None:
     for model, message in (
         (new_network().half(), "weights are float16"),
         (new_network(classes=5), "5 classes, the data 10"),
         (Changed(network, lambda _, logits: logits.mean(1)), "logits of shape [32, classes]"),
-        (Changed(network, lambda x, logits: logits + torch.log(x[:, :, 0, 0] * 0 - 1)), "NaN or infinite for 40 of 40"),
+        (Changed(network, lambda x, logits: logits + torch.log(x[:, :, 0, 0] * 0 - 1)), "NaN or infinite for 32 of 32"),
         (Changed(network, lambda _, logits: logits - logits.mean(0)), "depends on the other images"),
         (Changed(network, lambda _, logits: logits * 0), "does not react to its input"),
         (Changed(network, lambda _, logits: logits.softmax(1)), "returns probabilities"),
@@ -81,8 +83,9 @@ def test_models(network: nn.Sequential, images: list[Any], new_network: Callable
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), "fails on images"),
     ):
         with pytest.raises(ModelError) as caught:
-            evaluate(model, images, LINF)
+            evaluate(model, images, LINF, out=tmp_path / "evaluation")
         assert message in str(caught.value) + caught.value.why, message
+        assert not (tmp_path / "evaluation").exists(), message
 
 
 class Later(nn.Module):

@@ -166,6 +166,8 @@ def test_nested_metadata_of_any_table_is_refused(tmp_path: Path) -> None:
         ("puma train --logger w", ["wandb"]),
         ("puma score --mode d", ["deepfool"]),
         ("puma evaluate --attack cw", ["cw-20"]),
+        ("puma evaluate --checkpoint l", ["last"]),
+        ("puma recipe show trades-", ["trades-edm"]),
     ],
 )
 def test_names_are_completed_in_the_shell(words: str, expected: list[str]) -> None:

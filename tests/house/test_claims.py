@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from puma.report import verdict
 from puma.tradeoff import Estimate
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,15 @@ def test_the_readme_quotes_the_page() -> None:
     assert clean is not None
     for value, interval in [*quoted, (f"+{clean[1]}", clean[2])]:
         assert f"{value} {interval}" in page
+
+
+def test_the_verdicts_of_the_reports_are_in_the_page() -> None:
+    page = (ROOT / "docs" / "claims.md").read_text()
+    for folder in sorted(path.parent for path in (ROOT / "results").glob("*/results.parquet")):
+        quoted = re.findall(r"([+-][0-9.]+) points (\[.*?\])", verdict(folder).paper.replace("−", "-"))
+        assert len(quoted) == 2
+        for value, interval in quoted:
+            assert f"{value} {interval}" in page
 
 
 def test_the_page_of_the_linear_task_quotes_it_too() -> None:

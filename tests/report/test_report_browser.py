@@ -45,6 +45,7 @@ def test_a_folded_page_is_short_and_starts_with_the_verdict(open_page, study, wi
     assert page.evaluate("document.documentElement.scrollHeight") <= screens * 800
     assert page.locator("main > :first-child").inner_text().startswith("puma with 24 % fewer images: clean +")
     assert page.locator("main > figure").count() == 1
+    assert page.locator("main > figure").bounding_box()["y"] < 500  # the picture begins on the first screen
     assert page.locator("main > .table").count() == 1
     assert page.locator("details[open]").count() == 0
 

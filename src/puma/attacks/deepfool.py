@@ -71,6 +71,10 @@ class DeepFool:
         names: NDArray[np.str_] = np.array(STATUS_NAMES)[self.codes.cpu().numpy()]
         return names
 
+    def __repr__(self) -> str:
+        counts = (f"{int((self.status == name).sum()):,} {name}" for name in dict.fromkeys(self.status))
+        return f"<DeepFool {len(self.margin):,} images: {', '.join(counts)}>"
+
 
 def deepfool(
     model: nn.Module,

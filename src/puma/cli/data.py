@@ -76,7 +76,7 @@ def _print_summary(source: Source) -> None:
 
     numbers, (longest, expected) = np.bincount(source.labels), label_runs(source.labels)
     height, width, channels = source.image_shape
-    counts = ", ".join(f"{name} {count:,}" for name, count in zip(source.class_names[:20], numbers, strict=False))
+    counts = ", ".join(f"{name}: {count:,}" for name, count in zip(source.class_names[:20], numbers, strict=False))
     more = f" and {source.num_classes - 20} more classes" if source.num_classes > 20 else ""
     ordered = source.num_classes > 1 and longest > 4 * expected + 8
     order = "sorted, so its first rows are no sample (?subset= is)" if ordered else "mixed"

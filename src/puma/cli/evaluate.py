@@ -27,6 +27,8 @@ _MODEL = "Run folder, weights file, network by name, robustbench:, timm:, torchv
 _WEIGHTS = "For a factory or a name: safetensors (published models: .pt too), or the run folder that made them."
 _ATTACK = "standard (AutoAttack), clean, apgd-ce, pgd-20, cw-20."
 _ATTACKS = options.completion("standard", "clean", "apgd-ce", "pgd-20", "cw-20")
+_CHECKPOINT = "Of a run folder: both (last and best), last, or best."
+_CHECKPOINTS = options.completion("both", "last", "best")
 _OUT = "Folder of evaluation.json; a run folder keeps its own by default."
 
 
@@ -38,7 +40,7 @@ def evaluate(
     out: Annotated[Path | None, Option(help=_OUT)] = None,
     attack: Annotated[str, Option(help=_ATTACK, autocompletion=_ATTACKS)] = "standard",
     subset: Annotated[int | None, Option(min=1, help="Attack a stratified subset of this many images.")] = None,
-    checkpoint: Annotated[str, Option(help="Of a run folder: both (last and best), last, or best.")] = "both",
+    checkpoint: Annotated[str, Option(help=_CHECKPOINT, autocompletion=_CHECKPOINTS)] = "both",
     batch_size: Annotated[int, Option(min=1, help="Images attacked together.")] = 256,
     shard_rows: Annotated[int, Option(min=1, help="Images of a shard, the unit of sharing.")] = 1024,
     device: Device = "auto",

@@ -77,7 +77,8 @@ Jobs = Annotated[int, Option("--jobs", min=1, help="Processes on this machine; t
 _NUMBER = "Number of this process, from 0; else torchrun's or SLURM's."
 Worker = Annotated[int | None, Option("--worker", min=0, help=_NUMBER)]
 NumWorkers = Annotated[int | None, Option("--num-workers", min=1, help="Processes that share --out.")]
-Engine = Annotated[str, Option("--engine", help="local, or ray (--out seen by every machine).")]
+_ENGINE, _ENGINES = "local, or ray (--out seen by every machine).", completion("local", "ray")
+Engine = Annotated[str, Option("--engine", help=_ENGINE, autocompletion=_ENGINES)]
 Address = Annotated[str | None, Option("--address", help="Ray cluster, as host:6379; without it one starts here.")]
 _RULES, _STRATEGIES = "A rule; `puma plan --list` names them all.", completion("puma.strategies:names")
 Strategy = Annotated[str, Option("--strategy", help=_RULES, autocompletion=_STRATEGIES)]

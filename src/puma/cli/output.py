@@ -70,8 +70,8 @@ def _flat(facts: Mapping[str, Any], depth: int = 0, *, full: bool) -> Iterable[t
 def short(value: Any, *, full: bool = False) -> str:
     """A value on one line; unless ``full``, long lists and texts are cut, and a SHA-256 to its first 12 digits.
 
-    >>> short([1, 2]), short(0.1 + 0.2), short({"a": 1}), short(None)
-    ('1, 2', '0.3', 'a 1', 'none')
+    >>> short([1, 2]), short(0.1 + 0.2), short([{"a": 1, "b": 2}, 3]), short(None)
+    ('1, 2', '0.3', '(a 1, b 2), 3', 'none')
     """
     if value is None or value in ([], {}, ""):
         return "none"
@@ -80,7 +80,10 @@ def short(value: Any, *, full: bool = False) -> str:
     if isinstance(value, (list, tuple)):
         shown = value if full else value[:_MOST_ITEMS]
         more = f", ... ({len(value)} in all)" if len(value) > len(shown) else ""
-        return short(", ".join(short(item, full=full) for item in shown), full=full) + more
+        texts = [
+            f"({short(item, full=full)})" if isinstance(item, Mapping) else short(item, full=full) for item in shown
+        ]
+        return short(", ".join(texts), full=full) + more
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, int) and not isinstance(value, bool):

@@ -12,24 +12,39 @@ from typer import Argument, Option
 import puma
 from puma.cli.options import Quiet
 from puma.cli.output import echo, print_facts
-from puma.errors import DataError, ModelError
+from puma.errors import DataError, ModelError, PumaError
 from puma.io import parse_json, read_json, read_toml
+from puma.threat import ThreatModel
 
 _SCREEN, _MOST_VALUES, _LISTED = 35, 12, 20
 _ARTEFACT = "Margin table, plan, run, study, evaluation, flags, weights, state, settings or data set."
 _KINDS = {"margins": "margin table", "model": "weights", "state": "state of a training"}  # others: as in the schema
 _NEXT = {
-    "margin table": "puma plan --table {path} --threat Linf:8/255 --prune-fraction 0.3 --out plan.parquet",
-    "plan": "puma train --plan {path} --real SOURCE --threat THREAT --out RUN",
-    "run": "puma evaluate {path} --data TEST --threat THREAT",
-    "run of another network": "puma evaluate module:factory --weights {path} --data TEST --threat THREAT",
+    "margin table": "puma plan --table {path} --threat {threat} --prune-fraction 0.3 --out plan.parquet",
+    "plan": "puma train --plan {path} --real SOURCE --threat {threat} --out RUN",
+    "run": "puma evaluate {path} --data TEST --threat {threat}",
+    "run of another network": "puma evaluate module:factory --weights {path} --data TEST --threat {threat}",
     "study": "puma study status {path}; puma report {path}",
     "settings of a study": "puma study run {path}",
-    "recipe": "puma train --recipe {path} --real SOURCE --threat Linf:8/255 --out RUN",
+    "recipe": "puma train --recipe {path} --real SOURCE --threat {threat} --out RUN",
     "weights": "puma score {path} SOURCE --out margins",
     "weights without their network": "puma score module:factory SOURCE --weights {path} --out margins",
     "data set": "puma data show {path}",
 }
+# what tells one plan, table or run from another comes before the rest, which may not fit the screen
+_FIRST = (
+    "name",
+    "finished",
+    "rows",
+    "strategy",
+    "params",
+    "threat",
+    "prune_fraction",
+    "seed",
+    "norm",
+    "mode",
+    "last metrics",
+)
 
 
 Found = tuple[str, dict[str, Any]]  # kind, names and values
@@ -75,7 +90,22 @@ def describe(path: Path) -> tuple[str, dict[str, Any], str]:
     """The kind of an artefact, what is known of it, and the command that goes on from it; `DataError` for others."""
     read = _folder if path.is_dir() else _FILES.get(path.suffix, _data_set) if path.is_file() else _data_set
     kind, facts = read(path)
-    return kind, facts, _NEXT.get(kind, "").format(path=path)
+    facts = {name: facts[name] for name in _FIRST if name in facts} | facts
+    folder = path.parent if path.name == "run.json" else path
+    return kind, facts, _NEXT.get(kind, "").format(path=folder, threat=_threat(facts))
+
+
+def _threat(facts: dict[str, Any]) -> str:
+    """The threat model that an artefact was made for, as `--threat` takes it."""
+    settings = facts["settings"] if isinstance(facts.get("settings"), dict) else {}
+    threat, limit = facts.get("threat") or settings.get("threat"), settings.get("refine_below")
+    with suppress(PumaError, TypeError, KeyError):
+        if isinstance(threat, dict):
+            return str(ThreatModel(threat["norm"], threat["eps"]))
+        if limit:  # `puma score --threat` searches below twice its eps
+            return str(ThreatModel(facts["norm"], limit / 2))
+        return str(ThreatModel.parse(threat))
+    return f"{facts.get('norm', 'NORM')}:EPS"
 
 
 def _kind(schema: object, otherwise: str) -> str:
@@ -148,17 +178,20 @@ def _column(values: Any) -> str:
         points = known.astype(float).quantile([0.05, 0.25, 0.5, 0.75, 0.95])
         return ", ".join(f"{point:.4g}" for point in points) + f" at 5, 25, 50, 75, 95 %{odd}"
     counts = known.value_counts()
-    counts = counts[counts > 0]
+    counts = counts[counts > 0].sort_index() if is_integer_dtype(known) else counts[counts > 0]
     if is_integer_dtype(known) and len(counts) > _MOST_VALUES:
         return f"{known.min():,} to {known.max():,}{odd}"
     more = f", ... ({len(counts)} in all)" if len(counts) > _MOST_VALUES else ""
-    return ", ".join(f"{value} {count:,}" for value, count in counts.head(_MOST_VALUES).items()) + more + odd
+    return ", ".join(f"{value}: {count:,}" for value, count in counts.head(_MOST_VALUES).items()) + more + odd
 
 
 def _json(path: Path) -> Found:
     value = read_json(path)
     if not isinstance(value, dict):
         raise DataError(f"{path} is no artefact", why="it is JSON, but not names and values")
+    if isinstance(settings := value.get("settings"), dict):  # of a run: what it was made from before its recipe
+        order = sorted(settings, key=lambda name: (name.startswith("recipe."), isinstance(settings[name], dict)))
+        value["settings"] = {name: settings[name] for name in order}
     return _kind(value.get("schema"), "record"), value
 
 
@@ -195,7 +228,7 @@ def _data_set(path: Path) -> Found:
     return "data set", {
         "images": len(source),
         "height, width, channels": source.image_shape,
-        "classes": [f"{name} {count:,}" for name, count in zip(source.class_names, counts, strict=True)],
+        "classes": [f"{name}: {count:,}" for name, count in zip(source.class_names, counts, strict=True)],
         "fingerprint": source.fingerprint,
     }
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LOGGER = "tensorboard, wandb or mlflow: send the metrics there too."
 _LOGGERS = completion("tensorboard", "wandb", "mlflow")
+_NAME = "A name of `puma recipe list`, or a TOML file."
 recipe_app = typer.Typer(help="Recipes: the frozen settings of training.", no_args_is_help=True)
 
 
@@ -41,7 +42,7 @@ def list_recipes() -> None:
 
 @recipe_app.command("show")
 def show_recipe(
-    name: Annotated[str, Argument(help="A name of `puma recipe list`, or a TOML file.")],
+    name: Annotated[str, Argument(help=_NAME, autocompletion=completion("puma.training.recipe:recipe_names"))],
     plain: Annotated[bool, Option("--plain", help="Without the explanations.")] = False,
 ) -> None:
     """Print every field of a recipe with its meaning, as TOML: save it, change it, and train with the file."""

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from puma.data.checks import match_classes
@@ -113,7 +113,7 @@ def evaluate(
         "batch_size": batch_size,
         "shard_rows": shard_rows,
     }
-    path = None if out is None else result_path(prepare_folder(out), attack, threat)
+    path = None if out is None else result_path(Path(out), attack, threat)
     if path is not None and path.is_file():
         try:
             finished = Evaluation.read(path)
@@ -122,11 +122,15 @@ def evaluate(
         else:
             require_same_settings(path, finished.meta["settings"], settings)
             return finished
+    with evaluation_mode(model):  # before anything is written
+        classes = _check(model, source, batch_size, gradients=bool(steps))
+    if out is not None:
+        prepare_folder(out)
     shards = None if path is None else Shards(path.with_name(f"{path.stem}-shards"), settings, schema=SCHEMA)
     driver = _Driver(model, source, rows, threat, settings, shards)
     with nullcontext() if shards is None else shards.held(worker, num_workers), evaluation_mode(model):
         try:
-            result = driver.run(worker, num_workers, progress)
+            result = driver.run(classes, worker, num_workers, progress)
         except (MemoryError, torch.OutOfMemoryError) as error:
             fix = f"batch_size={batch_size // 2} and another folder: random numbers depend on it"
             raise UsageError(f"not enough memory for batches of {batch_size}", why=str(error), fix=fix) from error
@@ -152,8 +156,7 @@ def estimate_cost(
     steps, source = attacks.attack_steps(attack), open_test_set(dataset, model)
     images, _ = read_batch(source, np.arange(min(batch_size, len(source))), device_of(model))
     with evaluation_mode(model), torch.no_grad():
-        classes = check_model(model, images[:32], int(source.labels.max()) + 1).shape[1]
-        targets = attacks.num_targets(attack, classes)
+        targets = attacks.num_targets(attack, _check(model, source, batch_size, gradients=bool(steps)))
         started = time.perf_counter()
         for _ in range(2):
             model(images).sum().item()
@@ -176,6 +179,23 @@ def open_test_set(dataset: TestData, model: nn.Module) -> Source:
     source = as_source(dataset)
     names: Any = getattr(unwrap(model), "class_names", None)
     return match_classes(source, names, "the model") if names else source
+
+
+def _check(model: nn.Module, source: Source, batch_size: int, *, gradients: bool) -> int:
+    """Number of the model's classes; `ModelError` for one whose first images show that it cannot be evaluated."""
+    images, _ = read_batch(source, np.arange(min(32, batch_size, len(source))), device_of(model))
+    logits = check_model(model, images, int(source.labels.max()) + 1)
+    if gradients:
+        check_first(model, images)
+    _require_finite(logits)
+    return logits.shape[1]
+
+
+def _require_finite(logits: Tensor) -> None:
+    if bad := int((~torch.isfinite(logits)).any(1).sum()):
+        what = f"the model's logits are NaN or infinite for {bad} of {len(logits)} test images"
+        why, fix = "a NaN would count as a wrong class", "check the weights: training may have diverged"
+        raise ModelError(what, why=why, fix=fix)
 
 
 def attacked_rows(source: Source, subset: int | None) -> NDArray[np.int64]:
@@ -216,10 +236,9 @@ class _Driver:
         self.steps = tuple(self.settings["steps"])
         self.spans = spans(len(self.rows), int(self.settings["shard_rows"])) if self.steps else []
 
-    def run(self, worker: int, num_workers: int, show: bool) -> Evaluation:
+    def run(self, classes: int, worker: int, num_workers: int, show: bool) -> Evaluation:
         """Evaluate clean, attack this worker's shards, and put together all that are finished."""
-        attack = str(self.settings["attack"])
-        clean, classes = self._predict_clean(show)
+        attack, clean = str(self.settings["attack"]), self._predict_clean(show)
         targets, numbers = attacks.num_targets(attack, classes), range(len(self.spans))
         self.attacker = Attacker(self.network, self.threat, targets=targets, seed=int(self.settings["seed"]))
         self.costs = [attacks.full_cost(step, targets) for step in self.steps]
@@ -235,25 +254,17 @@ class _Driver:
         others = [self._open(number, clean) for number in numbers if number % num_workers != worker]
         return self._result(clean, sorted(own + others, key=lambda shard: shard.number))
 
-    def _predict_clean(self, show: bool) -> tuple[NDArray[np.bool_], int]:
-        """Which images are classified correctly without attack, bool ``[N]``, and the number of classes."""
+    def _predict_clean(self, show: bool) -> NDArray[np.bool_]:
+        """Which images are classified correctly without attack, bool ``[N]``."""
         correct = np.zeros(len(self.labels), dtype=bool)
-        classes = 0
         with Progress("clean", len(self.labels), "images", show=show) as bar, torch.no_grad():
             for span in spans(len(self.labels), self.batch_size):
                 images, labels = read_batch(self.source, np.asarray(span), self.device)
-                if not classes:
-                    classes = check_model(self.model, images[:32], int(self.labels.max()) + 1).shape[1]
-                    if self.steps:
-                        check_first(self.model, images)  # is there a gradient to the images at all?
                 logits = self.network(images)
-                if bad := int((~torch.isfinite(logits)).any(1).sum()):
-                    what = f"the model's logits are NaN or infinite for {bad} of {len(logits)} test images"
-                    why, fix = "a NaN would count as a wrong class", "check the weights: training may have diverged"
-                    raise ModelError(what, why=why, fix=fix)
+                _require_finite(logits)
                 correct[span.start : span.stop] = (logits.argmax(1) == labels).cpu().numpy()
                 bar.advance(len(span))
-        return correct, classes
+        return correct
 
     def _open(self, number: int, clean: NDArray[np.bool_]) -> _Shard:
         """Read a shard as it was left; a new one where there is none or it is damaged."""

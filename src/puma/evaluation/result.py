@@ -158,7 +158,7 @@ class Evaluation:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the accuracy left after each attack, with 95 % intervals; return the matplotlib axes."""
-        from puma.plots import new_axes
+        from puma.plots import figure_style, new_axes
 
         axes = new_axes() if ax is None else ax
         names, steps = self.broken_by[self.attacked], [CLEAN, *self.meta["settings"]["steps"]]
@@ -166,8 +166,10 @@ class Evaluation:
             names, steps = self.broken_by, [CLEAN]
         left = np.array([np.mean([name not in steps[: k + 1] for name in names]) for k in range(len(steps))])
         ends = np.array([wilson_interval(float(share), len(names)) for share in left])
-        axes.bar(steps, 100 * left, yerr=100 * np.abs(ends.T - left), capsize=3)
-        axes.set(ylim=(0, 100), ylabel="accuracy left, %", title=f"{self._attack_name}, {self.threat}")
+        with figure_style():
+            bars = axes.bar(steps, 100 * left, yerr=100 * np.abs(ends.T - left), capsize=3)
+            axes.bar_label(bars, fmt="%.1f", label_type="center", color="white")
+            axes.set(ylim=(0, 100), ylabel="accuracy left, %", title=f"{self._attack_name}, {self.threat}")
         return axes
 
     @property

@@ -184,6 +184,9 @@ class Report:
     tables: dict[str, Table] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"<Report {self.title}: pictures {', '.join(self.pictures)}; tables {', '.join(self.tables)}>"
+
     def html(self) -> str:
         """The page."""
         values = {"title": self.title, "pictures": self.pictures, "tables": self.tables} | self.values

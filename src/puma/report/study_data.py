@@ -26,7 +26,6 @@ from puma.tradeoff import BASELINE, CONTROLS, Comparison, Estimate, Flags, Group
 from puma.tradeoff import results as tables
 
 T = TypeVar("T")
-DRAWS = 500  # bootstrap resamples of the test images
 REDUNDANT = 0.01  # a pool is redundant where random pruning loses less than this, with 95 % confidence
 PUBLISHED = "CIFAR-10 at 8/255 with a WRN-28-10: about 8 %, 30 % and 0.7"  # the regime of published results
 ATTACKS = {"robust_accuracy": "AutoAttack standard", "pgd_accuracy": "CE + CW PGD", "apgd_accuracy": "APGD-CE"}
@@ -64,7 +63,7 @@ class StudyData:
         self.flags = self._flags()
         self.comparisons: dict[Group, list[Comparison]] = {}
         attacked = [row for row in self.rows if row[self.column] is not None]
-        for entry in tradeoff.compare(attacked, self.flags, robust=self.column, draws=DRAWS):
+        for entry in tradeoff.compare(attacked, self.flags, robust=self.column):
             self.comparisons.setdefault(entry.group, []).append(entry)
 
         checkpoint = "last" if any(row["checkpoint"] == "last" for row in self.rows) else "best"
@@ -325,7 +324,7 @@ def _less_data(data: StudyData, subject: Comparison) -> str:
         return f"{loss}. That is no loss that could be shown, so no saving of data can be claimed here."
     pair = [(entry.setting.strategy, entry.setting.params, fraction) for entry in (random, subject)]
     rows = [r for r in data.rows_of(subject.group) if (r["strategy"], r["params"], r["prune_fraction"]) in pair]
-    against = tradeoff.compare(rows, data.flags, robust=data.column, baseline="random", draws=DRAWS)
+    against = tradeoff.compare(rows, data.flags, robust=data.column, baseline="random")
     mine = next(entry for entry in against if entry.setting == subject.setting)
     return f"{loss}. `{data.name_of(subject.setting)}` against it, at equally many images: {_both(data, mine)}."
 
