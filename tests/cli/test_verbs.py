@@ -82,6 +82,7 @@ MISTAKES: list[tuple[str, int, tuple[str, ...], str]] = [
     ("score model digits?subst=60 --out OUT", 2, ("unknown option", "did you mean 'subset'"), SCORE),
     ("score model image.npz --out OUT", 3, ("does not exist", "did you mean 'images.npz'"), "show images.npz"),
     ("score nets:nett digits --out OUT", 4, ("cannot find", "nett", "package.module:factory"), f"{SCORE} --mode fast"),
+    ("score Wang2023Better_WRN-28-10 digits --out OUT", 4, ("there is no model at", "robustbench:NAME"), ""),
     (TRAIN.replace("recipe digits", "recipe digit"), 2, ("unknown recipe", "did you mean 'digits'"), TRY),
     (TRAIN.replace("small", "smal"), 2, ("unknown model", "did you mean 'small-cnn'"), TRY),
     (TRAIN.replace("small-cnn", "wrn28-10"), 2, ("unknown model", "wrn-28-10"), "train --help"),

@@ -69,7 +69,7 @@ def test_the_limit_on_the_command_line(weights, command, tmp_path, capsys) -> No
 
     assert limit_of("a") is None
     assert limit_of("b", "--threat", "Linf:8/255") == pytest.approx(16 / 255)
-    assert "searched only where a first-order estimate was below 0.06275" in capsys.readouterr().out
+    assert "searched only where a first-order estimate was below 16/255" in capsys.readouterr().out
     assert limit_of("c", "--threat", "L2:0.5", "--refine-below", "0.3") == 0.3
     assert puma.MarginTable.read(tmp_path / "c").norm == "L2"
     assert limit_of("d", "--threat", "Linf:8/255", "--mode", "fast") is None

@@ -132,9 +132,10 @@ def _explain(plan: puma.Plan, table: puma.MarginTable) -> None:
         bins = images.groupby(pd.qcut(images.margin, 10, precision=9, duplicates="drop"), observed=True)
         found = bins.agg(images=("kept", "size"), kept=("kept", "sum"), eps=("eps", "mean"))
         tenths = [
-            (f"{span.left:.4g} to {span.right:.4g}", f"{size:,}", f"{part:,}", format_eps(eps, norm) if part else "-")
+            (" to ".join(format_eps(end, table.norm) for end in (span.left, span.right)),
+             f"{size:,}", f"{part:,}", format_eps(eps, norm) if part else "-")
             for span, size, part, eps in found.itertuples(name=None)
-        ]
+        ]  # fmt: skip
         print_table((f"tenths by margin in {table.norm}", "images", "kept", "mean eps"), tenths)
     facts = {"settings": plan.meta["params"], "warnings": plan.warnings}
     print_facts(facts)

@@ -12,7 +12,7 @@ from puma.cli.options import Address, Config, Device, Devices, DryRun, Engine, N
 from puma.cli.output import duration, echo
 from puma.devices import resolve_device
 from puma.errors import UsageError
-from puma.threat import ThreatModel, parse_eps, parse_norm
+from puma.threat import ThreatModel, format_eps, parse_eps, parse_norm
 
 if TYPE_CHECKING:
     from puma.scoring.job import Estimate, ScoringJob
@@ -139,7 +139,8 @@ def _make(job: ScoringJob, share: options.Share, out: Path, dry_run: bool, quiet
     for name, figures in [(name, "") for name in sorted(table.scores)] or rows:
         echo(f"  {name:<16}{figures}".rstrip())
     if (limit := table.meta["settings"].get("refine_below")) is not None:
-        echo(f"  searched only where a first-order estimate was below {limit:.4g}; the others are estimates")
+        below = format_eps(limit, table.norm)
+        echo(f"  searched only where a first-order estimate was below {below}; the others are estimates")
     return True
 
 
