@@ -60,6 +60,7 @@ def test_two_threat_models_are_told_apart(run):
     first, second = evaluated(run)[0][:2]
     assert first[2] == 0.5
     assert second == ("last", "standard, Linf:16/255", 0.2)
+    assert "50.0 % under AutoAttack standard at Linf:8/255 (400 images)" in make_report(run).html()
 
 
 def test_clean_accuracy_alone_is_no_attack(run):

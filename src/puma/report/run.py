@@ -50,6 +50,7 @@ def run_report(folder: Path) -> Report:
     report.values = {
         "finished": (folder / "last.safetensors").is_file(),
         "steps": int(steps[-1]) if len(steps) else 0,
+        "threat": others.get("threat"),
         "best": best,
         "evaluation": evaluations[0] if evaluations else None,
         "weaker": sorted({str(found.get("attack")) for _, found in evaluations} - {"standard", "clean"}),
