@@ -29,8 +29,9 @@ class ThreatModel:
 
     ``eps`` is in pixel units of [0, 1] images. `UsageError` if it is negative, NaN, infinite, or beyond 1 in Linf.
 
-    >>> print(ThreatModel("Linf", 8 / 255), ThreatModel("L2", 0.5))  # reading it gives the same threat model
-    Linf:8/255 L2:0.5
+    Examples:
+        >>> print(ThreatModel("Linf", 8 / 255), ThreatModel("L2", 0.5))  # reading it gives the same threat model
+        Linf:8/255 L2:0.5
     """
 
     norm: Norm

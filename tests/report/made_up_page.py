@@ -39,6 +39,7 @@ def hostile_report(**values: Any) -> Report:
     report.values = {
         "finished": True,
         "steps": 1,
+        "threat": HOSTILE,
         "best": None,
         "evaluation": ("last", {"attack": HOSTILE, "clean_accuracy": 0.9, "attacked_accuracy": 0.5, "n_test": 9}),
         "weaker": [HOSTILE],

@@ -80,7 +80,7 @@ def test_outside_the_controls_nothing_is_said() -> None:
     rows = [*study(), *(row("difficult", seed, 0.6, 0.7) for seed in range(3))]
     difficult = pick(compare(rows), "difficult")
     assert difficult.clean_gap.estimate is None
-    assert "0.600 is above what the controls reach (0.300 to 0.500)" in difficult.clean_gap.note
+    assert "60.0 % is above what the controls reach (30.0 to 50.0 %)" in difficult.clean_gap.note
     assert difficult.robust_gap.estimate is not None
     assert difficult.robust_gap.estimate.value == pytest.approx(0.1)
     assert "itself" in pick(compare(rows), "none").clean_gap.note

@@ -86,7 +86,7 @@ def test_gap_uses_whichever_frontier_reaches() -> None:
 def test_reasons_name_the_range() -> None:
     assert why_not(0.3, 0.9, [EPS]) == ""
     assert why_not(0.55, 0.9, [EPS, BETA]) == (
-        "not comparable: robust accuracy 0.550 is above what the controls reach (0.200 to 0.500)"
+        "not comparable: accuracy under attack 55.0 % is above what the controls reach (20.0 to 50.0 %)"
     )
     assert "clean accuracy 0.500 is below" in why_not(0.3, 0.5, [EPS], "robust")
     between = [Frontier("a", [0.1, 0.2], [0.9, 0.8]), Frontier("b", [0.4, 0.5], [0.9, 0.8])]

@@ -68,8 +68,9 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
     ``source[i]`` is ``(uint8 [H, W, C], int)``; ``source.spec`` opens the same source in another process.
     `UsageError` for an unknown kind, option or value; `DataError` for missing, damaged, hostile or wrong data.
 
-    >>> load_dataset("digits?resize=4&channels=3&classes=3,8").image_shape
-    (4, 4, 3)
+    Examples:
+        >>> load_dataset("digits?resize=4&channels=3&classes=3,8").image_shape
+        (4, 4, 3)
     """
     given = {name: value for name, v in options.items() if (value := option_value(name, v)) is not None}
     if isinstance(spec, (str, Path)):

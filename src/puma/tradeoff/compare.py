@@ -210,7 +210,8 @@ def why_not(robust: float, clean: float, frontiers: Sequence[Frontier], axis: Ax
     ranges = [getattr(frontier, other) for frontier in usable]
     low, high = min(points.min() for points in ranges), max(points.max() for points in ranges)
     side = "above" if value > high else "below" if value < low else "between"
-    return f"not comparable: {other} accuracy {value:.3f} is {side} what the controls reach ({low:.3f} to {high:.3f})"
+    name, reach = ("accuracy under attack", "clean accuracy")[other == "clean"], f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"not comparable: {name} {100 * value:.1f} % is {side} what the controls reach ({reach} %)"
 
 
 def frontiers(points: Iterable[tuple[Setting, float, float]]) -> list[Frontier]:
