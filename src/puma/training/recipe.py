@@ -140,7 +140,8 @@ def load_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
     path = Path(recipe)
     if path.suffix == ".toml" or path.is_file():
         if not path.is_file():
-            raise UsageError(f"recipe {path} does not exist")
+            fix = "run the command from the folder that the path begins in"
+            raise UsageError(f"recipe {path} does not exist", why=f"it is looked for from {Path.cwd()}", fix=fix)
         text = path.read_text(errors="replace")
     elif str(recipe) in recipe_names():
         text = (_FOLDER / f"{recipe}.toml").read_text()
