@@ -55,6 +55,7 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
 
     Args:
         spec: one of
+
             - a name: ``"digits"``, ``"cifar10"``, ``"cifar100"``, ``"svhn"``, ``"imagenet"``, ``"edm-cifar10-1m"``
               (``"cifar10:test"`` is the test split), found below ``$PUMA_DATA`` or through ``datasets``;
             - an EDM ``.npz``, Parquet in the Hugging Face layout, or a file of docs/data.md;
