@@ -57,7 +57,9 @@ def test_gap_per_seed_then_mean() -> None:
     assert puma.robust_gap.seeds == 1
     assert puma.robust_gap.estimate is not None
     assert puma.robust_gap.estimate.value == pytest.approx(0.4 - 0.35)
-    assert puma.robust_gap.note.startswith("1 of 3 seeds; for the others not comparable: clean accuracy 91.0 % is above")
+    assert puma.robust_gap.note.startswith(
+        "1 of 3 seeds; for the others not comparable: clean accuracy 91.0 % is above"
+    )
     assert puma.kept == 70
     assert puma.setting.label == "puma c=0.5 30%"
 
