@@ -33,18 +33,8 @@ _NEXT = {
 }
 # what tells one plan, table or run from another comes before the rest, which may not fit the screen
 _FIRST = (
-    "name",
-    "finished",
-    "rows",
-    "strategy",
-    "params",
-    "threat",
-    "prune_fraction",
-    "seed",
-    "norm",
-    "mode",
-    "last metrics",
-)
+    "name", "finished", "rows", "strategy", "params", "threat", "prune_fraction", "seed", "norm", "mode", "last metrics",
+)  # fmt: skip
 
 
 Found = tuple[str, dict[str, Any]]  # kind, names and values
@@ -104,7 +94,7 @@ def _threat(facts: dict[str, Any]) -> str:
             return str(ThreatModel(threat["norm"], threat["eps"]))
         if limit:  # `puma score --threat` searches below twice its eps
             return str(ThreatModel(facts["norm"], limit / 2))
-        return str(ThreatModel.parse(threat))
+        return str(ThreatModel.parse(str(threat)))
     return f"{facts.get('norm', 'NORM')}:EPS"
 
 
