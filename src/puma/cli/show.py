@@ -33,7 +33,7 @@ _NEXT = {
 }
 # what tells one plan, table or run from another comes before the rest, which may not fit the screen
 _FIRST = (
-    "name", "finished", "rows", "strategy", "params", "threat", "prune_fraction", "seed", "norm", "mode", "last metrics",
+    "name", "finished", "strategy", "params", "rows", "threat", "prune_fraction", "seed", "norm", "mode", "last metrics"
 )  # fmt: skip
 
 
