@@ -88,7 +88,7 @@ def test_reasons_name_the_range() -> None:
     assert why_not(0.55, 0.9, [EPS, BETA]) == (
         "not comparable: accuracy under attack 55.0 % is above what the controls reach (20.0 to 50.0 %)"
     )
-    assert "clean accuracy 0.500 is below" in why_not(0.3, 0.5, [EPS], "robust")
+    assert "clean accuracy 50.0 % is below" in why_not(0.3, 0.5, [EPS], "robust")
     between = [Frontier("a", [0.1, 0.2], [0.9, 0.8]), Frontier("b", [0.4, 0.5], [0.9, 0.8])]
     assert "between" in why_not(0.3, 0.9, between)
     assert "no robust accuracy" in why_not(math.nan, 0.9, [EPS])
