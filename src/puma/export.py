@@ -15,6 +15,7 @@ from torch import nn
 from puma.errors import CheckError, DataError, ModelError, UsageError
 from puma.evaluation import Evaluation
 from puma.io import atomic_path, read_json, write_bytes, write_json, write_text
+from puma.models.networks import config_of
 from puma.models.weights import load_model, save_model, weights_sha256
 from puma.models.zoo import from_robustbench, to_robustbench
 from puma.threat import format_eps
@@ -55,7 +56,7 @@ def export_hub(
         from huggingface_hub import EvalResult, ModelCard, ModelCardData
     except ImportError:
         raise UsageError("huggingface_hub is not installed", fix='pip install "puma-robust[hub]"') from None
-    config = getattr(model, "config", None)
+    config = config_of(model)
     if not config:
         why, fix = "only networks of puma.build_model can be rebuilt", "share your own source with the weights file"
         raise ModelError(f"{type(model).__name__} cannot be exported", why=why, fix=fix)

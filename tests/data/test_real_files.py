@@ -492,9 +492,15 @@ def test_hugging_face_objects() -> None:
     np.testing.assert_array_equal(source.read(slice(None)), IMAGES)
     assert (source.labels.tolist(), source.class_names) == (LABELS.tolist(), ("a", "b", "c"))
     assert len(Pool([table, table.select(range(6))])) == 18
+    plain = {"img": [{"bytes": png(image), "path": ""} for image in rows["image"]], "label": LABELS}
+    np.testing.assert_array_equal(load_dataset(datasets.Dataset.from_dict(plain)).read(slice(None)), IMAGES)
+    with pytest.raises(DataError, match="has no image column") as none:
+        load_dataset(datasets.Dataset.from_dict({"img": [png(image) for image in rows["image"]], "label": LABELS}))
+    assert "cast_column(NAME, datasets.Image())" in none.value.fix
     both = datasets.DatasetDict({"train": table, "test": table})
-    with pytest.raises(UsageError, match="holds the splits train, test"):
+    with pytest.raises(UsageError, match="holds the splits train, test") as several:
         load_dataset(both)
+    assert 'split="train"' in several.value.fix
     assert len(load_dataset(both, split="test")) == 12
     with pytest.raises(UsageError, match="is a stream"):
         load_dataset(table.with_format(None).to_iterable_dataset())

@@ -344,12 +344,43 @@ def test_the_classes_of_a_run_go_with_its_weights(tmp_path: Path, monkeypatch, c
     assert "torchvision:NAME, timm:NAME or module:factory" in capsys.readouterr().err
 
 
+class Settings:
+    """As the configuration of a network of transformers: an object."""
+
+
+@pytest.mark.parametrize("config", [Settings(), {"name": "wrn-10-1", "num_classes": 2}])
+def test_a_network_may_have_a_config_of_its_own(tmp_path: Path, monkeypatch, config) -> None:
+    """Also one that looks like ours."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    net.config = config
+    real = puma.load_dataset("digits?classes=3,8&subset=60")
+    run = puma.train(net, puma.Pool([real]), threat="Linf:0.1", recipe="digits", out=tmp_path / "run", validation=10)
+    table = puma.score_margins(run.model, puma.Pool([real]), norm="Linf", mode="fast")
+    assert table.meta["model"]["name"] == "Sequential"
+    assert puma.evaluate(run.model, real, "Linf:0.1", attack="clean", out=tmp_path / "e").clean_accuracy > 0.8
+    assert Run.read(tmp_path / "run", net).model.class_names == ("3", "8")
+    with pytest.raises(ModelError, match="a model that PUMA did not build"):
+        puma.load_model(tmp_path / "run")
+
+
 def installed(name: str) -> Any:
     """The real package; it is no dependency, and may not fit the torch that is here."""
     try:
         return importlib.import_module(name)
     except (ImportError, RuntimeError) as error:
         pytest.skip(f"{name} cannot be imported: {error}")
+
+
+def test_a_real_network_of_transformers(tmp_path: Path) -> None:
+    transformers = installed("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTConfig(num_labels=2, image_size=8, patch_size=4, num_channels=1, **sizes)
+    real = puma.load_dataset("digits?classes=3,8&subset=60")
+    changes = {"recipe": puma.training.recipe.load_recipe("digits", steps=5, batch_size=16), "validation": 10}
+    net = transformers.ViTForImageClassification(config)
+    run = puma.train(net, puma.Pool([real]), threat="Linf:0.1", out=tmp_path / "run", **changes)
+    assert len(puma.score_margins(run.model, puma.Pool([real]), norm="Linf", mode="fast")) == 60
+    assert puma.evaluate(run.model, real, "Linf:0.1", attack="clean").n_clean == 60
 
 
 @pytest.mark.parametrize("name", ["resnet18", "googlenet", "squeezenet1_1"])

@@ -119,8 +119,10 @@ def train(
 
 def _train(work: _Work, arguments: dict[str, Any], quiet: bool, rank: int) -> dict[str, Any]:
     """Train as process ``rank`` of those that train together; return facts about the run."""
+    from puma.models.networks import config_of
+
     run = puma.train(*work(), progress=rank == 0 and not quiet, **arguments)
-    return {**run.meta, "built_by_puma": bool(getattr(run.model, "config", None))}
+    return {**run.meta, "built_by_puma": bool(config_of(run.model))}
 
 
 def _materials(

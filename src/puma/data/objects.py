@@ -88,9 +88,14 @@ def _of_table(table: Any, where: str, options: Options) -> Source:
     from datasets import ClassLabel, Image
 
     table, features = table.with_format(None), table.features
-    image = next((column for column, kind in features.items() if isinstance(kind, Image)), None)
+    # a struct of bytes and path is what an Image becomes in a Parquet file without the metadata of the hub
+    encoded = [
+        column for column, kind in features.items() if isinstance(kind, dict) and {"bytes", "path"} <= kind.keys()
+    ]
+    image = next(iter([column for column, kind in features.items() if isinstance(kind, Image)] + encoded), None)
     if image is None:
-        raise DataError(f"{where} has no image column", why=f"it has: {features}")
+        fix = "data.cast_column(NAME, datasets.Image()) makes one of encoded files"
+        raise DataError(f"{where} has no image column", why=f"it has: {features}", fix=fix)
     whole = [column for column, kind in features.items() if "label" in column and "int" in getattr(kind, "dtype", "")]
     named = [column for column, kind in features.items() if isinstance(kind, ClassLabel)]
     label = chosen_label(list(features), whole + named, options.label, where)

@@ -34,6 +34,7 @@ from puma.evaluation.attacks import Attacker, CountedNetwork, evaluation_mode
 from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table, result_path, withstood
 from puma.io import Shards, fingerprint, prepare_folder, require_same_settings, spans
 from puma.models.checks import check_first, check_model, device_of
+from puma.models.networks import config_of
 from puma.models.weights import unwrap, weights_sha256
 from puma.progress import Progress
 from puma.threat import ThreatModel
@@ -102,7 +103,7 @@ def evaluate(
     rows = attacked_rows(source, subset)
     settings = {
         "model": weights_sha256(model),
-        "architecture": getattr(model, "config", None) or type(model).__qualname__,
+        "architecture": config_of(model) or type(model).__qualname__,
         "dataset": source.fingerprint,
         "images": len(source),
         "threat": [threat.norm, threat.eps],

@@ -86,6 +86,12 @@ def build_model(
     return model
 
 
+def config_of(model: nn.Module) -> dict[str, Any] | None:
+    """What `build_model` takes to build ``model`` again; None for other networks, whose ``config`` is their own."""
+    ours = isinstance(getattr(model, "_orig_mod", model), (SmallCNN, WideResNet, PreActResNet))  # torch.compile's
+    return cast("dict[str, Any] | None", getattr(model, "config", None)) if ours else None
+
+
 class Style(NamedTuple):
     """What the layers of a network have in common; ``norm`` and ``widths`` are those of `SmallCNN`."""
 

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from puma.errors import ModelError, PumaError
 from puma.io import write_bytes
 from puma.models.checks import require_module
-from puma.models.networks import build_model
+from puma.models.networks import build_model, config_of
 
 SCHEMA = "puma.model/1"
 _MOST_META = 1 << 22  # characters of the JSON in a header
@@ -137,7 +137,7 @@ def save_model(model: nn.Module, path: Path | str, *, class_names: Sequence[str]
     """
     bare = unwrap(model)
     names = class_names if class_names is not None else getattr(bare, "class_names", None)
-    described = {"config": getattr(bare, "config", None), "class_names": list(names) if names else None}
+    described = {"config": config_of(bare), "class_names": list(names) if names else None}
     save_tensors(state_of(bare), path, SCHEMA, {**described, **meta})
 
 
@@ -148,7 +148,7 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
     build it. `ModelError`: damaged, a pickle, without a configuration, or weights of another architecture.
     """
     path = Path(path) / "last.safetensors" if Path(path).is_dir() else Path(path)
-    if like is not None and not hasattr(like, "config"):
+    if like is not None and not config_of(like):
         model, (tensors, meta) = copy_network(like).cpu(), load_tensors(path, SCHEMA)
         load_weights(model, tensors, path)
         set_class_names(model, meta.get("class_names"))
@@ -173,10 +173,11 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
     return model.eval()
 
 
-def saved_class_names(path: Path | str) -> list[str] | None:
-    """The names of the classes in a file of `save_model`; None in one of another program."""
+def load_class_names(model: nn.Module, path: Path | str) -> None:
+    """Give ``model`` the names of the classes in a file of `save_model`; files of other programs have none."""
     with _opened(Path(path)) as (_, header):
-        return _meta(path, header, SCHEMA).get("class_names") if header.get("schema") == SCHEMA else None
+        if header.get("schema") == SCHEMA:
+            set_class_names(model, _meta(path, header, SCHEMA).get("class_names"))
 
 
 def load_weights(

@@ -24,16 +24,8 @@ from torch import Tensor, nn
 
 from puma.errors import ModelError, PumaError, UsageError, unknown
 from puma.io import offline_without_hub
-from puma.models.networks import Normalise, build_model
-from puma.models.weights import (
-    load_model,
-    load_weights,
-    read_safetensors,
-    renamed,
-    saved_class_names,
-    set_class_names,
-    state_of,
-)
+from puma.models.networks import Normalise, build_model, config_of
+from puma.models.weights import load_class_names, load_model, load_weights, read_safetensors, renamed, state_of
 
 _KINDS = "torchvision:NAME, timm:NAME, robustbench:NAME, hf:REPO"
 
@@ -66,8 +58,8 @@ def resolve_model(
     if known is not None:
         return _with_new_head(known, **options) if new_head else known
     if kind in ("timm", "torchvision"):
-        model = _load_pretrained(kind, name, weights, new_head=new_head, **options)
-    elif name:
+        return _load_pretrained(kind, name, weights, new_head=new_head, **options)
+    if name:
         model = _call_factory(text)
     elif Path(text).suffix == ".safetensors" or "/" in text:
         raise ModelError(f"weights {text} do not exist")
@@ -82,10 +74,9 @@ def resolve_model(
             error.fix += f"; published ones are {_KINDS}" if error.what.startswith("unknown model") else ""
             raise
     if weights is not None:
-        if kind not in ("timm", "torchvision"):
-            load_weights(model, read_safetensors(weights)[0], weights, new_head=new_head)
-        if Path(weights).suffix == ".safetensors" and not new_head:
-            set_class_names(model, saved_class_names(weights))
+        load_weights(model, read_safetensors(weights)[0], weights, new_head=new_head)
+        if not new_head:
+            load_class_names(model, weights)
         model.eval()
     return model
 
@@ -109,7 +100,7 @@ def _call_factory(spec: str) -> nn.Module:
 
 def _with_new_head(model: nn.Module, num_classes: int, *, seed: int = 0, **_: Any) -> nn.Module:
     """A network of `build_model` with its weights, but a last layer for so many classes."""
-    built = build_model(**{**cast(dict[str, Any], model.config), "num_classes": num_classes}, seed=seed)
+    built = build_model(**{**(config_of(model) or {}), "num_classes": num_classes}, seed=seed)
     load_weights(built, state_of(model), new_head=True)
     return built.eval()
 
@@ -167,6 +158,8 @@ def _load_pretrained(
     network = nn.Sequential(OrderedDict(normalise=Normalise(mean, std), model=model)).eval()
     if classes is None:  # the weights may be of images of any size where they are of other classes
         object.__setattr__(network, "image_size", size[-1])
+    if weights is not None and Path(weights).suffix == ".safetensors" and not new_head:
+        load_class_names(network, weights)
     return network
 
 
@@ -198,9 +191,8 @@ def _first_line(error: Exception) -> str:
 
 
 # what training scripts keep beside the weights: their arguments and numbers of numpy
-_SCALAR = np.float64().__reduce__()[0]
 _PLAIN: list[Any] = [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?"))]
-_PLAIN += [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+_PLAIN += [(np.float64().__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -293,7 +285,7 @@ def _architecture_of(plain: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
 
 def to_robustbench(model: nn.Module) -> RobustBenchModel:
     """A network of `build_model` by RobustBench's names; `ModelError` where no class computes the same."""
-    config: dict[str, Any] = getattr(model, "config", None) or {}
+    config = config_of(model) or {}
     name, weights = str(config.get("name", type(model).__name__)), dict(model.state_dict())
     found = re.fullmatch(r"(wrn|preactresnet)-(\d+)-?(\d*)", name)
     if not found or config["image_size"] != 32:

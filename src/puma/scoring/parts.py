@@ -20,6 +20,7 @@ from puma.errors import DataError
 from puma.io import Shards, fingerprint, require_same_settings, spans
 from puma.margins import SCHEMA_VERSION, Columns, MarginTable, read_header, write_part
 from puma.models.checks import check_model, device_of
+from puma.models.networks import config_of
 from puma.models.weights import unwrap, weights_sha256
 from puma.progress import Progress
 
@@ -113,8 +114,8 @@ def write_arrays(
 
 def table_meta(mode: str, norm: str, settings: Mapping[str, Any], pool: Pool, *models: nn.Module) -> dict[str, Any]:
     """The metadata of a table made by one model, or by several snapshots of one."""
-    config = getattr(models[-1], "config", None)
-    name = config.get("name") if isinstance(config, dict) else type(models[-1]).__name__
+    config = config_of(models[-1])
+    name = config["name"] if config else type(models[-1]).__name__
     digests = [weights_sha256(model) for model in models]
     model = {"name": str(name), "sha256": digests[0] if len(digests) == 1 else fingerprint(digests)}
     return {"norm": norm, "mode": mode, "settings": dict(settings), "model": model, "pool": pool.describe()}

@@ -29,6 +29,7 @@ from puma.devices import Devices, environment
 from puma.errors import CheckError, DataError, integer
 from puma.io import lock, read_record
 from puma.models.checks import as_logits, attack_mode, batchnorm_layers, kept_statistics
+from puma.models.networks import config_of
 from puma.models.weights import EMA, save_model
 from puma.plan import Plan
 from puma.progress import Progress
@@ -166,7 +167,7 @@ def prepare(
     network = trainable_copy(model, pool, examples, recipe, seed, devices)
     batches = Batches(pool, keep, eps, recipe, threat, devices, seed=seed)
     settings = {
-        "network": getattr(network, "config", None) or type(network).__qualname__,
+        "network": config_of(network) or type(network).__qualname__,
         "threat": str(threat),
         "eps": threat.eps,
         "seed": seed,
