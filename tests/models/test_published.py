@@ -20,6 +20,7 @@ import puma
 from puma.cli.app import main
 from puma.errors import ModelError, UsageError
 from puma.models.zoo import resolve_model, to_robustbench
+from puma.training.recipe import load_recipe
 from puma.training.run import Run
 
 
@@ -354,7 +355,8 @@ def test_a_network_may_have_a_config_of_its_own(tmp_path: Path, monkeypatch, con
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     net.config = config
     real = puma.load_dataset("digits?classes=3,8&subset=60")
-    run = puma.train(net, puma.Pool([real]), threat="Linf:0.1", recipe="digits", out=tmp_path / "run", validation=10)
+    changes = {"recipe": load_recipe("digits", steps=50, batch_size=32), "validation": 10}
+    run = puma.train(net, puma.Pool([real]), threat="Linf:0.1", out=tmp_path / "run", **changes)
     table = puma.score_margins(run.model, puma.Pool([real]), norm="Linf", mode="fast")
     assert table.meta["model"]["name"] == "Sequential"
     assert puma.evaluate(run.model, real, "Linf:0.1", attack="clean", out=tmp_path / "e").clean_accuracy > 0.8
@@ -376,7 +378,7 @@ def test_a_real_network_of_transformers(tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config = transformers.ViTConfig(num_labels=2, image_size=8, patch_size=4, num_channels=1, **sizes)
     real = puma.load_dataset("digits?classes=3,8&subset=60")
-    changes = {"recipe": puma.training.recipe.load_recipe("digits", steps=5, batch_size=16), "validation": 10}
+    changes = {"recipe": load_recipe("digits", steps=5, batch_size=16), "validation": 10}
     net = transformers.ViTForImageClassification(config)
     run = puma.train(net, puma.Pool([real]), threat="Linf:0.1", out=tmp_path / "run", **changes)
     assert len(puma.score_margins(run.model, puma.Pool([real]), norm="Linf", mode="fast")) == 60
