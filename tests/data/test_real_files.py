@@ -504,6 +504,9 @@ def test_hugging_face_objects() -> None:
     assert len(load_dataset(both, split="test")) == 12
     with pytest.raises(UsageError, match="is a stream"):
         load_dataset(table.with_format(None).to_iterable_dataset())
+    with pytest.raises(UsageError, match="DataLoader object") as loader:
+        load_dataset(torch.utils.data.DataLoader([(IMAGES[0], 0)]))
+    assert loader.value.fix == "give loader.dataset"
 
 
 # --- the files that authors publish ----------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ def load_object(dataset: Any, options: Options) -> Source:
         return Source(in_memory(images), labels, name="arrays", fingerprint=digest.hexdigest())
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         fix = "give a file, (images, labels), or an object with __len__ and items (image, label)"
+        fix = "give loader.dataset" if hasattr(dataset, "dataset") else fix
         raise UsageError(f"{str(dataset)[:80]} is no source", fix=fix)
     return _of_items(dataset, options)
 
