@@ -131,7 +131,7 @@ def test_weights_and_the_state_of_a_training(made: Path, tmp_path: Path) -> None
     save_file(nn.Linear(4, 3).state_dict(), tmp_path / "foreign.safetensors")
     for name in ("own", "foreign"):
         kind, facts, _ = describe(tmp_path / f"{name}.safetensors")
-        assert (kind, facts["tensors"], facts["numbers"]) == ("weights", 2, 15)
+        assert (kind, facts["tensors"], facts["numbers"]) == ("weights without their network", 2, 15)
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "own.safetensors").read_bytes()[:60])
     with pytest.raises(ModelError, match="cannot read"):
         describe(tmp_path / "cut.safetensors")
