@@ -316,7 +316,7 @@ def test_weights_of_another_program_are_shown_with_what_reads_them(tmp_path: Pat
     assert command("show", tmp_path / "theirs.safetensors") == 0
     assert f"next  puma score module:factory SOURCE --weights {tmp_path}" in capsys.readouterr().out
     assert command("score", tmp_path / "theirs.safetensors", "digits", "--out", tmp_path / "out") == 4
-    assert f"torchvision:NAME, timm:NAME or module:factory, --weights {tmp_path}" in capsys.readouterr().err
+    assert f"torchvision:NAME, timm:NAME or package.module:factory --weights {tmp_path}" in capsys.readouterr().err
     assert command("show", "timm:resnet18") == 3
     assert "that is a model: puma score timm:resnet18 SOURCE" in capsys.readouterr().err
 
@@ -342,7 +342,7 @@ def test_the_classes_of_a_run_go_with_its_weights(tmp_path: Path, monkeypatch, c
     assert command("show", run) == 0
     assert f"next  puma evaluate module:factory --weights {run}" in capsys.readouterr().out
     assert command("evaluate", run, "--data", "digits:test?classes=3,8", *threat) == 4
-    assert "torchvision:NAME, timm:NAME or module:factory" in capsys.readouterr().err
+    assert "torchvision:NAME, timm:NAME or package.module:factory" in capsys.readouterr().err
 
 
 class Settings:
