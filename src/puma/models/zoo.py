@@ -120,11 +120,10 @@ def _load_pretrained(
             if timm:
                 return cast(nn.Module, module.create_model(name, pretrained=pretrained, **classes))
             network: nn.Module = module.get_model(name, weights="DEFAULT" if pretrained else None, **classes)
-        for part in ("aux1", "aux2", "AuxLogits", "aux_logits"):  # GoogLeNet, Inception: for a loss that is not ours
-            if hasattr(network, part):
-                setattr(network, part, None)
-        if hasattr(network, "transform_input"):  # as with pretrained weights: it takes images normalised as the others
-            network.transform_input = True  # type: ignore[assignment]
+        # GoogLeNet, Inception: no heads for a loss that is not ours; images normalised as with pretrained weights
+        parts = {"aux1": None, "aux2": None, "AuxLogits": None, "aux_logits": None, "transform_input": True}
+        for part in [part for part in parts if hasattr(network, part)]:
+            setattr(network, part, parts[part])
         return network
 
     tensors = None if weights is None else _read_weights(Path(weights))
