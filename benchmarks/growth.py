@@ -1,9 +1,11 @@
 """Cost as it grows: CPU seconds and memory of scoring, planning and sampling against rows, of training against work.
 
-    python benchmarks/growth.py ../shared/data/cifar10       # about 15 minutes on one core; writes JSON and picture
+    python benchmarks/growth.py ../shared/data/cifar10       # about 20 minutes on one core; writes JSON and picture
+    python benchmarks/growth.py --kinds scoring_linear       # some points only (those scored take 18 of the 20 minutes)
     python benchmarks/growth.py --draw                       # the picture alone, from the JSON
 
-Everything drawn as a point was measured at that size; nothing is extrapolated. Each point is a process of its own with
+Stopped, the same command goes on with the point it was at (the longest takes eight minutes). Everything drawn as a
+point was measured at that size; nothing is extrapolated. Each point is a process of its own with
 one thread: ``seconds`` are its CPU seconds (user and system, so that other work on the machine hardly counts), ``peak``
 its largest resident memory during the work, ``base`` what Python, torch and the inputs held before it. Where scoring
 all rows would take too long, one part of 65,536 rows is scored inside a pool of that size: that is a point of memory
@@ -262,7 +264,8 @@ def draw(record: dict[str, Any], target: Path) -> None:
         if rows and "seconds" in rows[0]:
             axes[0].plot(x, [row["seconds"] for row in rows], "o-", color=colour, label=label)
             floors = [max(row.get("flops", 0) / rate, row.get("bytes", 0) / copy) for row in rows]
-            axes[0].plot(x, floors, "--", color=colour, linewidth=1, alpha=0.7)
+            single = {"marker": "_", "markersize": 14} if len(x) == 1 else {}  # a line of one point is not seen
+            axes[0].plot(x, floors, "--", color=colour, linewidth=1, alpha=0.7, **single)
         if rows:
             axes[1].plot(x, [row["peak"] / 1e9 for row in rows], "o-", color=colour, label=label, **open_marker)
             if "held" in rows[0]:
@@ -301,6 +304,7 @@ def main() -> None:
     )
     parser.add_argument("--draw", action="store_true", help="only draw what is stored")
     parser.add_argument("--again", action="store_true", help="measure points anew that this machine has measured")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="measure these only")
     parser.add_argument("--toy", action="store_true", help="small sizes, in this process")
     parser.add_argument("--out", type=Path, default=STORED)
     parser.add_argument("--picture", type=Path, default=PICTURE)
@@ -325,15 +329,18 @@ def main() -> None:
             "float32_flops_per_s": 2 * peak(torch.float32),
         }
         record: dict[str, Any] = {"machine": machine, "rows": []}
-        if options.out.exists() and not options.again:
+        if options.out.exists():
             stored = json.loads(options.out.read_text())
             kept = ("processor", "capability", "torch", "numpy", "puma")
             if [stored["machine"][name] for name in kept] == [machine[name] for name in kept]:
                 record = stored
+        if options.again:
+            kept = [row for row in record["rows"] if row["kind"] not in options.kinds]
+            record = {"machine": machine, "rows": kept}
         done = {(row["kind"], row["mode"], row["rows"]) for row in record["rows"]}
         with tempfile.TemporaryDirectory() as folder:
             for kind, mode, rows in points(options.toy, options.cifar10):
-                if (kind, mode, rows) in done:
+                if (kind, mode, rows) in done or kind not in options.kinds:
                     continue
                 began = time.perf_counter()
                 if options.toy:

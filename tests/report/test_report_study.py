@@ -256,6 +256,23 @@ def test_results_alone_make_a_page_that_says_what_is_missing(tmp_path):
     assert "no <code>study.toml</code>" in text
 
 
+@pytest.mark.parametrize(("screen", "name"), [("cw-20", "CW PGD"), ("apgd-ce", "APGD-CE"), ("pgd-20", "CE + CW PGD")])
+def test_a_screen_has_its_name_on_the_whole_page(tmp_path, screen, name):
+    folder = write_results(tmp_path / "screened", seeds=2)
+    rows = pq.read_table(folder / "results.parquet").to_pylist()
+    fewer = [row | {"pgd_accuracy": row["robust_accuracy"], "n_pgd": 400, "n_test": 0} for row in rows]
+    for row in fewer:  # beyond what the free controls reach
+        row["pgd_accuracy"] += 0.3 if row["strategy"] == "puma" else 0.0
+    write_rows(folder, [row | {"robust_accuracy": None, "apgd_accuracy": None} for row in fewer])
+    (folder / "study.toml").write_text(f'name = "screened"\n[evaluation]\nscreen = "{screen}"\n')
+    text = write_report(folder).read_text()
+    assert "not comparable: accuracy under attack " in text
+    assert f"under {name}, %" in text
+    assert f"reach at the same accuracy under {name};" in text
+    assert f"Scatter plot of clean against accuracy under {name}." in text
+    assert "robust accuracy" not in text.replace("is a screen, not robust accuracy", "").lower()
+
+
 def test_no_finished_run_makes_a_page_that_says_so(tmp_path):
     write_rows(tmp_path / "empty", [])
     assert "No run of this study is finished yet" in write_report(tmp_path / "empty").read_text()
@@ -269,6 +286,9 @@ def test_runs_without_autoattack_are_named_by_their_attack(tmp_path):
     assert "AutoAttack standard was not run: accuracy under APGD-CE is a screen, not robust accuracy." in text
     assert "under APGD-CE, %" in text
     assert "robust, %" not in text
+    assert (
+        "robust accuracy" not in text.replace("is a screen, not robust accuracy", "").lower()
+    )  # neither is a picture's
     write_rows(folder, [{**row, "robust_accuracy": None, "apgd_accuracy": None} for row in rows])
     assert "No run was attacked" in write_report(folder).read_text()
 

@@ -20,7 +20,7 @@ from puma.plots import figure_style, new_axes, unit
 from puma.report import plots
 from puma.report.page import Kind, Picture, Report, Table, png_uri, rounded
 from puma.report.run import run_report
-from puma.report.study_data import ATTACKS, StudyData, verdict
+from puma.report.study_data import StudyData, verdict
 from puma.tradeoff import BASELINE, CONTROLS, Comparison, Estimate, Frontier, Gap, Setting
 
 logger = logging.getLogger("puma")
@@ -63,7 +63,7 @@ def study_report(folder: Path | str) -> Report:
     report = Report("study.html.j2", f"{data.name}: accuracy against robustness")
     plans = {setting: data.plan(run.key) for setting, run in data.first_runs.items()}
     known = {setting: plan for setting in data.labels if (plan := plans.get(setting)) is not None}
-    report.values = {"data": data, "verdict": verdict(data), "attack": ATTACKS[data.column]}
+    report.values = {"data": data, "verdict": verdict(data), "attack": data.attack}
     report.values["seeds"] = max((len(entry.seeds) for entry in data.entries), default=0)
     report.values["images_resampled"] = any(np.isfinite(entry.clean.image_error) for entry in data.entries)
     if data.entries:
@@ -82,23 +82,23 @@ def study_report(folder: Path | str) -> Report:
 
 
 def tradeoff_picture(data: StudyData) -> Picture:
-    """Clean against robust accuracy of every setting, with the lines of the free controls."""
+    """Clean accuracy against that under attack of every setting, with the lines of the free controls."""
     points, controls = _points(data)
     with figure_style():
-        figure = plots.tradeoff_figure(points, controls, _axis_name(data))
+        figure = plots.tradeoff_figure(points, controls, data.accuracy_name)
     alt = "; ".join(
-        f"{data.labels[entry.setting]}: robust {100 * data.accuracy(entry, 'robust').value:.1f} %, "
+        f"{data.labels[entry.setting]}: {data.robust_name} {100 * data.accuracy(entry, 'robust').value:.1f} %, "
         f"clean {100 * data.accuracy(entry, 'clean').value:.1f} %"
         for entry in data.shown
     )
-    return Picture(figure, f"Scatter plot of clean against robust accuracy. {alt}.")
+    return Picture(figure, f"Scatter plot of clean against {data.accuracy_name}. {alt}.")
 
 
 def plot_study(folder: Path | str, ax: Axes | None = None) -> Axes:
     """Plot `tradeoff_picture` into ``ax``, by default a new pyplot figure; return the axes."""
     data = StudyData(folder)
     axes, (points, controls) = ax or new_axes(), _points(data)
-    plots.plot_tradeoff(axes, points, controls, _axis_name(data))
+    plots.plot_tradeoff(axes, points, controls, data.accuracy_name)
     for point in points:
         at = 100 * point.robust.value, 100 * point.clean.value
         axes.annotate(point.label, at, (5, 3), textcoords="offset points", fontsize=7.5)
@@ -119,10 +119,6 @@ def _points(data: StudyData) -> tuple[list[plots.Point], list[Frontier]]:
         mine = [point for point in points if point.strategy in (control, BASELINE)]
         controls.append(Frontier(control, [p.robust.value for p in mine], [p.clean.value for p in mine]))
     return points, controls
-
-
-def _axis_name(data: StudyData) -> str:
-    return "robust accuracy" if data.column == "robust_accuracy" else f"accuracy {data.robust_name}"
 
 
 def _add_comparison(report: Report, data: StudyData) -> None:
@@ -202,7 +198,7 @@ def _curves(
     log: bool = False,
 ) -> Picture:
     panels: dict[str, list[plots.Curve]] = {}
-    for title, axis in ((_axis_name(data), "robust"), ("clean accuracy", "clean")):
+    for title, axis in ((data.accuracy_name, "robust"), ("clean accuracy", "clean")):
         for group in (sorted(group, key=at) for group in groups):
             curve = group[-1].setting.strategy, [at(e) for e in group], [data.accuracy(e, axis) for e in group]
             panels.setdefault(title, []).append(curve)

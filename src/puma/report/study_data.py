@@ -35,7 +35,7 @@ ATTACKS = {"robust_accuracy": "AutoAttack standard", "pgd_accuracy": "CE + CW PG
 class StudyData:
     """A study's folder, read. What is absent is None or empty; what cannot be read is named in ``problems``.
 
-    ``column`` is the accuracy under attack that is compared: by default the one that most runs have, AutoAttack
+    ``column`` is the accuracy under ``attack`` that is compared: by default the one that most runs have, AutoAttack
     standard before screens. ``main`` is the group that the page is about (most settings, then the larger pool; the last
     checkpoint where there is one), ``entries`` are its settings, ``subject`` is the one that the verdict is about
     (`puma`, else the first strategy that is not a control, at the prune fraction that most strategies share), ``shown``
@@ -49,8 +49,12 @@ class StudyData:
         self.folder, self.problems = Path(folder), list[str]()
         self.rows = tables.read_results(self.folder / tables.RESULTS_FILE)
         self.column = column or max(ATTACKS, key=lambda name: sum(row[name] is not None for row in self.rows))
-        self.robust_name = "robust" if self.column == "robust_accuracy" else f"under {ATTACKS[self.column]}"
         self.settings: dict[str, Any] = self._read("settings", read_toml, "study.toml") or {}
+        screen = str(self.settings.get("evaluation", {}).get("screen")) if self.column == "pgd_accuracy" else ""
+        self.attack = {"cw": "CW PGD", "apgd": "APGD-CE"}.get(screen.partition("-")[0], ATTACKS[self.column])
+        strong = self.column == "robust_accuracy"  # nothing else is ever called robust
+        self.robust_name = "robust" if strong else f"under {self.attack}"
+        self.accuracy_name = "robust accuracy" if strong else f"accuracy {self.robust_name}"
         self.name = str(self.rows[0]["study"] if self.rows else self.settings.get("name") or self.folder.resolve().name)
         threat = self.settings.get("threat")
         self.threat = self._try("threat model", partial(ThreatModel.parse, str(threat))) if threat else None
@@ -270,7 +274,7 @@ def verdict(study: StudyData | Path | str) -> Verdict:
     # AutoAttack standard leads where it was run; controls that only have the screen are compared under it
     complete = strict.clean_gap.estimate is not None and strict.clean_gap.seeds == strict.clean_gap.of
     controls = _controls(data.standard, strict) if complete else _controls(data, subject)
-    screen = f"All runs under a screen, {ATTACKS[data.column]}, which is weaker than AutoAttack:"
+    screen = f"All runs under a screen, {data.attack}, which is weaker than AutoAttack:"
     screened = f"{screen} `{data.name_of(subject.setting)}` {_both(data, subject)} against `{BASELINE}`. {less}"
     return Verdict(_paper(data.standard, strict), controls, screened, *rest)
 
@@ -346,7 +350,7 @@ def _regime(data: StudyData) -> str:
 def _warnings(data: StudyData) -> list[str]:
     warnings, smaller = [], data.smaller_eps
     if data.column != "robust_accuracy" and not data.standard:
-        screen = f"accuracy under {ATTACKS[data.column]} is a screen, not robust accuracy"
+        screen = f"accuracy under {data.attack} is a screen, not robust accuracy"
         warnings.append(f"AutoAttack standard was not run: {screen}.")
     if smaller:
         scale, robust = json.loads(smaller.setting.params)["scale"], smaller.robust_difference

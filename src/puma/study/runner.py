@@ -37,7 +37,8 @@ from puma.tasks import Workers, require_shared, run_tasks
 
 logger = logging.getLogger("puma")
 _WAIT_S = 0.5
-_ATTACKS = ("robust_accuracy", "apgd_accuracy", "pgd_accuracy")  # one that all of some runs have is compared
+_ATTACKS = {"robust_accuracy": "robust accuracy", "apgd_accuracy": "accuracy under APGD-CE"}
+_ATTACKS["pgd_accuracy"] = "accuracy under the screen"  # the first that all of some runs have is compared
 
 
 @contextmanager
@@ -246,6 +247,7 @@ def eps_warnings(study: StudyFolder) -> list[str]:
         if clean > 0 and robust > 0:
             warnings.append(
                 f"eps is too large for these labels to say anything about PUMA: {scale:g} eps on all data is better "
-                f"than full eps in clean ({clean:+.1%}) and in robust accuracy ({robust:+.1%}); choose a smaller eps"
+                f"than full eps in clean ({clean:+.1%}) and in {_ATTACKS[known[0]]} ({robust:+.1%}); "
+                "choose a smaller eps"
             )
     return warnings

@@ -130,17 +130,17 @@ class Batches:
         images = self._move(self.pool.read(mine)).permute(0, 3, 1, 2)
         if recipe.crop or recipe.flip:
             shifts = draw_shifts(recipe.batch_size, recipe.crop, recipe.flip, self._generator(_AUGMENT, step, "cpu"))
-            images = shift(images, Shifts(*(values[places].to(self.device) for values in shifts)))
+            images = shift(images, Shifts(*(self._move(values[places]) for values in shifts)))
         format_ = torch.channels_last if recipe.channels_last else torch.contiguous_format
         images = images.to(torch.float32).div_(255).contiguous(memory_format=format_)
         shape, draws = (recipe.batch_size, *images.shape[1:]), self._generator(_START, step, self.device)
         noise = start_noise(shape, recipe.attack(self.threat.norm)[1], self.threat, draws, self.device)
         if noise is not None and len(places) < len(noise):
-            noise = noise[places.to(self.device)]
+            noise = noise[self._move(places)]
         return Batch(images, self._move(self.pool.labels[mine]), self._move(self.eps[mine]), noise, rows)
 
-    def _move(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
+    def _move(self, array: NDArray[Any] | Tensor) -> Tensor:
+        tensor = torch.as_tensor(array)
         return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _generator(self, stream: int, step: int, device: torch.device | str) -> torch.Generator:
