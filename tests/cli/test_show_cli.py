@@ -74,6 +74,13 @@ def test_a_margin_table(made: Path) -> None:
     assert describe(part)[:2] == (kind, facts)
 
 
+def test_a_table_of_scores_goes_to_puma_plan_beside_the_margins(made: Path, tmp_path: Path) -> None:
+    (part,) = (made / "margins").glob("part-*.parquet")
+    pq.write_table(pq.read_table(part).drop_columns(["margin"]), tmp_path / part.name)
+    kind, _, next_ = describe(tmp_path)
+    assert (kind, next_.startswith(f"puma plan --table MARGINS --table {tmp_path} ")) == ("table of scores", True)
+
+
 def test_a_plan(made: Path) -> None:
     kind, facts, next_ = describe(made / "plan.parquet")
     assert (kind, facts["strategy"], facts["rows"]) == ("plan", "puma", 100)

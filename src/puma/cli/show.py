@@ -21,6 +21,7 @@ _ARTEFACT = "Margin table, plan, run, study, evaluation, flags, weights, state, 
 _KINDS = {"margins": "margin table", "model": "weights", "state": "state of a training"}  # others: as in the schema
 _NEXT = {
     "margin table": "puma plan --table {path} --threat {threat} --prune-fraction 0.3 --out plan.parquet",
+    "table of scores": "puma plan --table MARGINS --table {path} --threat {threat} --strategy NAME --out plan.parquet",
     "plan": "puma train --plan {path} --real SOURCE --threat {threat} --out RUN",
     "run": "puma evaluate {path} --data TEST --threat {threat}",
     "run of another network": "puma evaluate module:factory --weights {path} --data TEST --threat {threat}",
@@ -89,6 +90,7 @@ def _threat(facts: dict[str, Any]) -> str:
     """The threat model that an artefact was made for, as `--threat` takes it."""
     settings = facts["settings"] if isinstance(facts.get("settings"), dict) else {}
     threat, limit = facts.get("threat") or settings.get("threat"), settings.get("refine_below")
+    limit = 2 * settings["eps"] if not limit and isinstance(settings.get("eps"), float) else limit
     with suppress(PumaError, TypeError, KeyError):
         if isinstance(threat, dict):
             return str(ThreatModel(threat["norm"], threat["eps"]))
@@ -123,9 +125,10 @@ def _folder(path: Path) -> Found:
             if facts["finished"] and _safetensors(path / "last.safetensors")[0] != "weights":
                 kind = "run of another network"
         return kind, facts | record
-    if (path / "settings.json").is_file():
-        kind, record = _json(path / "settings.json")
-        return "folder of shards" if kind == "record" else kind, record
+    for file in (path / "settings.json", path / "features.json"):
+        if file.is_file():
+            kind, record = _json(file)
+            return "folder of shards" if kind == "record" else kind, record
     return _data_set(path)
 
 
@@ -151,7 +154,9 @@ def _table(paths: list[Path]) -> Found:
     for name in columns:
         with suppress(TypeError, ValueError):  # values that have no order and no counts
             columns[name] = _column(frame[name])
-    return _kind(schema, "table"), {"rows": len(frame), **made, "columns": columns}
+    kind = _kind(schema, "table")
+    kind = "table of scores" if kind == "margin table" and "margin" not in columns else kind
+    return kind, {"rows": len(frame), **made, "columns": columns}
 
 
 def _column(values: Any) -> str:
