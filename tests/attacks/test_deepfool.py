@@ -64,6 +64,8 @@ def test_batch_equals_loop_of_one_in_any_order_and_chunk(norm, mode) -> None:
     alone = [deepfool(model, x[i : i + 1], labels[i : i + 1], norm=norm, mode=mode) for i in range(24)]
     np.testing.assert_allclose(whole.margin.numpy(), [float(hit.margin[0]) for hit in alone], rtol=1e-3)
     assert (whole.status == np.concatenate([hit.status for hit in alone])).all()
+    assert repr(whole).startswith("<DeepFool 24 images: ")
+    assert len(repr(whole)) < 200
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     shuffled = deepfool(model, x[order], labels[order], norm=norm, mode=mode, chunk=7)
     np.testing.assert_allclose(shuffled.margin.numpy(), whole.margin[order].numpy(), rtol=1e-3)

@@ -48,6 +48,8 @@ def test_a_plan_shows_itself_briefly() -> None:
     assert "6 of 8 images" in page
     assert any(bar in page for bar in "▁▂▃▄▅▆▇█")
     assert len(page) < 1500
+    axes = plan.plot()
+    assert [text.get_text() for text in axes.texts] == [f" mean {255 * plan.mean_eps:.3g}"]  # in the unit of the axis
 
 
 def test_equal_plans_are_equal_bytes(tmp_path: Path, path: Path) -> None:
