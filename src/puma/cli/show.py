@@ -89,14 +89,14 @@ def describe(path: Path) -> tuple[str, dict[str, Any], str]:
 def _threat(facts: dict[str, Any]) -> str:
     """The threat model that an artefact was made for, as `--threat` takes it."""
     settings = facts["settings"] if isinstance(facts.get("settings"), dict) else {}
-    threat, limit = facts.get("threat") or settings.get("threat"), settings.get("refine_below")
-    limit = 2 * settings["eps"] if not limit and isinstance(settings.get("eps"), float) else limit
+    threat = facts.get("threat") or settings.get("threat")
     with suppress(PumaError, TypeError, KeyError):
         if isinstance(threat, dict):
             return str(ThreatModel(threat["norm"], threat["eps"]))
-        if limit:  # `puma score --threat` searches below twice its eps
-            return str(ThreatModel(facts["norm"], limit / 2))
-        return str(ThreatModel.parse(str(threat)))
+        if threat:
+            return str(ThreatModel.parse(str(threat)))
+        # of margins: `puma score --threat` searches below twice its eps
+        return str(ThreatModel(facts["norm"], settings.get("eps") or settings["refine_below"] / 2))
     return f"{facts.get('norm', 'NORM')}:EPS"
 
 
