@@ -1,6 +1,8 @@
-"""bfloat16 gradients, compiled stand-ins: faster searches that may change a margin a little but never invent one."""
+"""bfloat16 gradients, stand-ins for the model: faster searches that may change a margin a little, never invent one."""
 
 from __future__ import annotations
+
+from threading import Lock
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ from test_deepfool import Curved, batch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from puma.attacks import network
 from puma.attacks.deepfool import DeepFool, deepfool
+from puma.attacks.network import fold_batchnorm
 from puma.models.checks import true_float32
 
 NORMS = ["Linf", "L2"]
@@ -116,3 +120,72 @@ def test_shrinking_batches_do_not_recompile() -> None:
     plain = deepfool(model, x, labels, mode="tight", chunk=32)
     torch.testing.assert_close(hits[0].margin, plain.margin, rtol=1e-2, atol=1e-5, equal_nan=True)
     assert_crossings_are_real(model, x, labels, hits[0])
+
+
+class Normalised(nn.Module):
+    """Two convolutions with batch normalisation; ``twice``: what the second returns is used by a shortcut as well."""
+
+    def __init__(self, twice: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first, self.second, self.logits = nn.Conv2d(3, 8, 2), nn.Conv2d(8, 8, 1, bias=False), nn.Linear(8, 5)
+        self.norms, self.twice = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)]), twice
+        for norm in self.norms:
+            for value in (norm.running_mean, norm.bias):
+                nn.init.normal_(value, std=0.3)
+            for value in (norm.running_var, norm.weight):
+                nn.init.uniform_(value, 0.5, 2)
+        self.logits.weight.data *= 20
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.second(torch.tanh(3 * self.norms[0](self.first(x - 0.5))))
+        out = torch.tanh(self.norms[1](hidden)) + (hidden if self.twice else 0)
+        return self.logits(out.flatten(2).mean(2))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("mode", MODES)
+def test_batch_normalisation_is_folded_into_convolutions_and_margins_stay(norm, mode) -> None:
+    model, x = Normalised().eval(), batch(90, 4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    logits = model(x).detach()
+    labels = logits.argmax(1)
+    labels[::7] = (labels[::7] + 1) % 5
+    folded = fold_batchnorm(model, x[:2], logits[:2])
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    torch.testing.assert_close(folded(x), logits, rtol=1e-5, atol=1e-5)
+    hit = deepfool(model, x, labels, norm=norm, mode=mode, chunk=30)
+    assert_crossings_are_real(model, x, labels, hit)
+    plain = deepfool(model, x, labels, norm=norm, mode=mode, chunk=91)  # fewer images than a chunk: not folded
+    assert (hit.status == plain.status).all()
+    change = (hit.margin / plain.margin - 1).abs()
+    assert (change < 1e-3).float().mean() > 0.95  # rounding may send an image on another path
+    assert {name: torch.equal(value, before[name]) for name, value in model.state_dict().items()} == dict.fromkeys(
+        before, True
+    )
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules())
+
+
+def test_a_model_is_searched_itself_where_folding_would_change_it() -> None:
+    x = batch(4, 4)
+    for model in (Normalised(twice=True).eval(), Curved().eval()):
+        assert fold_batchnorm(model, x, model(x).detach()) is model
+    model = Normalised().eval()
+    model.lock = Lock()  # cannot be copied
+    assert fold_batchnorm(model, x, model(x).detach()) is model
+    assert deepfool(model, x, model(x).argmax(1), chunk=2).margin.isfinite().all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_crossing_within_rounding_of_the_folded_model_is_confirmed(norm, monkeypatch) -> None:
+    model, x, labels = images_and_labels()
+
+    class Rounded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = model(x)
+            largest = logits.abs().amax(1, keepdim=True)
+            return logits - 1.8e-5 * (largest + largest.clamp(max=1)) * (logits == logits.amax(1, keepdim=True))
+
+    monkeypatch.setattr(network, "fold_batchnorm", lambda *given: Rounded())
+    for mode in MODES:
+        assert_crossings_are_real(model, x, labels, deepfool(model, x, labels, norm=norm, mode=mode))

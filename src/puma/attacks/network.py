@@ -7,19 +7,22 @@ nothing is ever written into the weights' ``.grad``. Images travel in chunks tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from puma.errors import DataError
-from puma.models.checks import ONE_LOGIT, as_logits, check_first, model_errors, require_eval
+from puma.models.checks import ONE_LOGIT, as_logits, batchnorm_layers, check_first, model_errors, require_eval
 
 Gradients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From classes ``up`` and ``down`` ``[b, m]`` to ``f_up - f_down`` ``[b, m]`` and its gradients ``[b, m, D]``."""
 ROUNDING = 1e-6
+_FOLDING = 1e-5  # of the largest logit: a folded model that differs by more is not used
 
 
 class Network:
@@ -30,6 +33,7 @@ class Network:
     ) -> None:
         require_eval(model)
         self.model, self.shape, self.chunk, self.bf16, self.proxy = model, shape, chunk, bf16, proxy
+        self.searcher = model if proxy is None else proxy  # what answers unless the exact logits are asked for
         self.forwards = self.backwards = 0
 
     def logits(self, x: Tensor, exact: bool = False) -> Tensor:
@@ -46,9 +50,16 @@ class Network:
             yield rows, logits.detach(), partial(self._gradients, x, logits)
 
     def check(self, x: Tensor) -> Tensor:
-        """Return the logits ``[2, K]`` of the first of ``x`` and its negative; see `puma.models.checks.check_first`."""
+        """Return the logits ``[2, K]`` of the first of ``x`` and its negative; see `puma.models.checks.check_first`.
+
+        For a chunk of images and more, search with the folded model from here on if it gives the same logits.
+        """
         self.forwards += 2
-        return check_first(self.model, x[:1].view(-1, *self.shape)).float()
+        first = x[:1].view(-1, *self.shape)
+        logits = check_first(self.model, first).float()
+        if self.proxy is None and len(x) >= self.chunk:
+            self.searcher = fold_batchnorm(self.model, torch.cat([first, 1 - first]), logits)
+        return logits
 
     def _gradients(self, x: Tensor, logits: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         gradients = []
@@ -66,8 +77,8 @@ class Network:
 
     def _forward(self, x: Tensor, exact: bool = False) -> Tensor:
         self.forwards += len(x)
-        model = self.model if exact or self.proxy is None else self.proxy
-        images = (x if model is self.model else self._padded(x)).view(-1, *self.shape)
+        model = self.model if exact else self.searcher
+        images = (self._padded(x) if model is self.proxy else x).view(-1, *self.shape)
         layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
         with model_errors(images):  # a copy: some models write into their input
             output = model(images.clone(memory_format=layout))
@@ -81,6 +92,43 @@ class Network:
 
     def _chunks(self, rows: int) -> Iterator[slice]:
         return (slice(start, min(start + self.chunk, rows)) for start in range(0, rows, self.chunk))
+
+
+def fold_batchnorm(model: nn.Module, images: Tensor, logits: Tensor) -> nn.Module:
+    """Return a faster copy of ``model`` (eval mode): batch normalisation becomes part of the convolution before it.
+
+    The model itself where there is nothing to fold, where it cannot be copied, and where the copy's answer to
+    ``images`` is not ``logits`` up to rounding, which proves that nothing else used what the convolutions return.
+    """
+    if not batchnorm_layers(model):
+        return model
+    outputs: list[tuple[nn.Conv2d, Tensor]] = []
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def convolved(layer: nn.Conv2d, _: object, output: Tensor) -> None:
+        outputs.append((layer, output))
+
+    def normalising(layer: nn.BatchNorm2d, given: tuple[Tensor]) -> None:
+        pairs.extend((convolution, layer) for convolution, output in outputs if output is given[0])
+
+    try:
+        copy = deepcopy(model)
+        names = {layer: name for name, layer in copy.named_modules()}
+        hooks = [one.register_forward_hook(convolved) for one in names if isinstance(one, nn.Conv2d)]
+        hooks += [one.register_forward_pre_hook(normalising) for one in names if type(one) is nn.BatchNorm2d]
+        copy(images.clone())
+        for hook in hooks:
+            hook.remove()
+        for convolution, layer in pairs:
+            statistics = layer.running_mean, layer.running_var, layer.eps, layer.weight, layer.bias
+            fused = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)  # type: ignore[arg-type]
+            convolution.weight, convolution.bias = fused
+            copy.set_submodule(names[layer], nn.Identity())
+        copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it for tensors only
+        difference = (as_logits(copy(images.clone()), len(images)).float() - logits).abs().amax()
+    except Exception:  # a user's module may raise anything when it is copied
+        return model
+    return copy if pairs and difference <= _FOLDING * (1 + logits.abs().amax()) else model
 
 
 def as_batch(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
