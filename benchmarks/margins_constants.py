@@ -26,7 +26,7 @@ from puma import attacks
 from puma.attacks import deepfool, halfspace, search
 from puma.data.pool import read_batch
 
-PLAIN = {"overshoot", "tolerance", "growth", "max_stretch", "steeper"}
+PLAIN = {"overshoot", "tolerance", "growth", "max_stretch"}
 SOLVER = {"newton_steps", "iterations", "centering", "to_the_boundary", "gap", "box_slack"}
 STEPS = {"stride", "least_stride", "stride_factors", "secant_factors", "least_gain", "worth_a_step"}
 

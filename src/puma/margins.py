@@ -41,7 +41,7 @@ class Status(IntEnum):
     """How a margin came about. The margin of the last three is NaN; failures are never reported as 0."""
 
     CROSSED = 0
-    """The boundary was crossed, confirmed in float32 by the unmodified model."""
+    """The boundary was crossed, seen in float32."""
     MISCLASSIFIED = 1
     """The model gives another class: minus the distance to the label's region, -inf where no way there was found."""
     ESTIMATED = 2

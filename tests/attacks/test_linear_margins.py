@@ -156,23 +156,14 @@ def test_misclassified_images_know_their_way_back(norm: Norm, mode, classes, pix
     assert (model(back).argmax(1) == labels[torch.from_numpy(reachable)]).all()
 
 
-@pytest.mark.parametrize(("steepness", "gradients", "margin"), [(1.5, 3, 0.16), (0.9, 2, 0.2)])
-def test_parity_looks_at_a_weaker_rival_only_where_it_may_be_nearer(
-    steepness: float, gradients: int, margin: float
-) -> None:
-    """Rivals are 0.1, 0.11 and 0.12 behind; the first two have slope 0.5, the third ``steepness`` times that.
-
-    The first step goes 0.2, towards the first. On the way the rivals come nearer at speeds 0.5, 0.3 and 0.6, so the
-    third's slope is taken for 0.5 + 0.6 - 0.4, and with what it may be more it is as near as 0.12: it is looked at.
-    Where it stands 0.18 behind and comes at 0.36, it cannot be nearer than 0.28, and two gradients do.
-    """
-    gap = 0.12 if steepness > 1 else 0.18
-    layer = nn.Linear(4, 4)
+def test_deepfool_goes_to_the_nearest_of_the_four_strongest_rivals() -> None:
+    """Rivals are 0.1, 0.11, 0.12, 0.13 and 0.14 behind, and ever steeper: the fourth is nearest of those looked at."""
+    layer = nn.Linear(6, 6)
     with torch.no_grad():
         layer.weight.zero_()
-        layer.weight[1:, :2] = 0.5 * torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.8 * steepness, 0.6 * steepness]])
-        layer.bias.copy_(-layer.weight @ torch.full((4,), 0.5) - torch.tensor([0.0, 0.1, 0.11, gap]))
+        layer.weight[1:, 1:] = torch.diag(torch.tensor([0.5, 0.6, 0.7, 0.8, 0.9]))
+        layer.bias.copy_(-layer.weight @ torch.full((6,), 0.5) - torch.tensor([0.0, 0.1, 0.11, 0.12, 0.13, 0.14]))
     model = nn.Sequential(nn.Flatten(), layer).eval()
-    hit = deepfool(model, torch.full((1, 1, 1, 4), 0.5), torch.tensor([0]), norm="L2", mode="deepfool")
-    assert (int(hit.steps[0]), hit.passes[1]) == (1, gradients)
-    assert float(hit.margin[0]) == pytest.approx(margin, rel=0.01)
+    hit = deepfool(model, torch.full((1, 1, 1, 6), 0.5), torch.tensor([0]), norm="L2", mode="deepfool")
+    assert (int(hit.steps[0]), hit.passes[1]) == (1, 4)
+    assert float(hit.margin[0]) == pytest.approx(0.13 / 0.8, rel=0.01)

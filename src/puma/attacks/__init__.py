@@ -20,7 +20,6 @@ class Tuned:
     overshoot: float = 0.005  # of the first logit gap. -0.1/-0.2, p +4/+4; +0.3/+0.4, p -4/-3
     growth: float = 1.5  # of the overshoot a step, from the fifth on. No effect here; ends stalls on ties
     max_stretch: float = 0.04  # of the way, where a step fell short. -0.1/-0.1, p +2/+1; +0.3/+0.4, p -1/-1
-    steeper: float = 1.4  # than estimated an unknown boundary may be. 1.2: +0.4/0, p -5/-4; 1.8: 0/-0.6, p +6/+5
 
     second_boundary: float = 1.25  # times the first's distance: evaluated too. 1.125: 0/0, p -1/-1; 1.5: 0/0, p +1/+1
     secant: tuple[float, float] = (0.4, 3.0)  # bounds of the time's first correction. No effect

@@ -18,7 +18,7 @@ from torch._functorch import config as functorch_config
 
 from puma.attacks import TUNED
 from puma.attacks import search as stages
-from puma.attacks.halfspace import TINY, UNBOUNDED, distances, dual_norm
+from puma.attacks.halfspace import UNBOUNDED, distances
 from puma.attacks.network import Network, as_batch, check_labels
 from puma.attacks.search import Crossings, Images, Ray
 from puma.errors import integer, unknown
@@ -37,7 +37,6 @@ class SearchBudget:
     """The passes that a mode may spend on an image."""
 
     candidates: int  # classes linearized at the image
-    extra_candidates: int = 0  # further ones, linearized only for the images to which they might be nearer
     rotations: tuple[float, ...] = ()  # shares of the way that a ray is rotated toward the boundary's normal
     tolerance: float = 0.0  # no further rotation where the boundary linearized is at most this share nearer
     boundary_steps: int = 0  # at most, where the boundary bends so that a ray's crossing is not near enough
@@ -46,9 +45,9 @@ class SearchBudget:
 
 BUDGETS: dict[Mode, SearchBudget] = {
     "fast": SearchBudget(3),
-    "deepfool": SearchBudget(2, extra_candidates=2),
+    "deepfool": SearchBudget(4),
     "refined": SearchBudget(4, rotations=(0.7, 0.4, 0.3), tolerance=0.02, return_steps=1),
-    "tight": SearchBudget(5, 0, (0.7, 0.5, 0.4, 0.32, 0.26, 0.22, 0.2, 0.18), 0.01, boundary_steps=8, return_steps=4),
+    "tight": SearchBudget(5, (0.7, 0.5, 0.4, 0.32, 0.26, 0.22, 0.2, 0.18), 0.01, boundary_steps=8, return_steps=4),
 }
 
 
@@ -138,7 +137,7 @@ def _search(
     if alone.shape[1] == 1:  # no image, or no other class
         images = Images.of(network, norm, x0, labels, network.logits(x0, exact=True) if len(x0) else x0.new_zeros(0, 2))
         return images, Crossings(images)
-    images, crossings, kinds, points, rays, steepness = _first_step(network, x0, labels, norm, budget.candidates, mode)
+    images, crossings, kinds, points, rays = _first_step(network, x0, labels, norm, budget.candidates, mode)
     check_same(alone[:1], images.logits0[:1], f"{IT_DEPENDS}, or changes from call to call")
     ahead, straight, back = ((kinds == kind).nonzero().squeeze(1) for kind in (1, 2, 3))
     x, (nearest, second) = points[straight], (Ray(*(values[ahead] for values in ray)) for ray in rays)
@@ -157,10 +156,9 @@ def _search(
     if mode == "fast":
         crossings.x = x0.clone()  # a crossing met on the way is not what an estimate is about
         return images, crossings
-    x, logits, short = stages.not_crossed(images, crossings, straight, x)
-    x, short = _try_extra_candidates(images, crossings, straight, x, logits, short, steepness, budget)
+    x, short = stages.not_crossed(images, crossings, straight, x)
     stages.deepfool_steps(images, crossings, straight[short], x[short], 1, back=False, steps=steps)
-    x, _, short = stages.not_crossed(images, crossings, back, points[back])
+    x, short = stages.not_crossed(images, crossings, back, points[back])
     stages.deepfool_steps(images, crossings, back[short], x[short], budget.candidates, back=True, steps=steps)
     if network.bf16:  # close to a boundary coarse gradients lead nowhere: search again with exact ones
         network.bf16 = False
@@ -175,16 +173,16 @@ def _search(
 
 def _first_step(
     network: Network, x0: Tensor, labels: Tensor, norm: Norm, candidates: int, mode: Mode
-) -> tuple[Images, Crossings, Tensor, Tensor, list[Ray], Tensor]:
+) -> tuple[Images, Crossings, Tensor, Tensor, list[Ray]]:
     """Linearize once at the images; the same forward pass gives their logits.
 
     Returns also: kinds ``[B]`` (1: with a ray to follow, 2: correct and to take plain steps, as all in mode deepfool
     and those that the box keeps from every ray, 3: misclassified, 0: done with), points ``[B, D]`` a step on for kinds
-    2 (deepfool) and 3, the rays to the two nearest boundaries, and the mean dual norm of the gradients ``[B]``.
+    2 (deepfool) and 3, and the rays to the two nearest boundaries.
     """
     x, kinds = x0.clone(), torch.zeros_like(labels)
     status, estimate = torch.zeros_like(labels, dtype=torch.int8), x0.new_full((len(x0),), torch.inf)
-    steepness, failed = torch.zeros_like(estimate), torch.zeros_like(labels, dtype=torch.bool)
+    failed = torch.zeros_like(labels, dtype=torch.bool)
     logits0: list[Tensor] = []
     rays = [Ray(torch.zeros_like(x0), *x0.new_zeros(3, len(x0))) for _ in range(2)]
     for part, logits, gradients in network.passes(x0):
@@ -193,7 +191,6 @@ def _first_step(
         images = Images.of(network, norm, x0[part], labels[part], logits0[-1])
         up, down = images.classes(torch.arange(len(logits), device=x0.device), logits, candidates)
         difference, normals, usable, status[part] = stages.checked(*gradients(up, down))
-        steepness[part] = dual_norm(normals, norm).mean(1)
         failed[part] = ~usable & ~images.misclassified
         offsets = images.overshoot.unsqueeze(1) - difference
         for wrong in (False, True):
@@ -216,48 +213,7 @@ def _first_step(
     crossings = Crossings(images)
     crossings.codes = torch.where(failed, status, crossings.codes)
     crossings.distance, crossings.steps = estimate, crossings.steps + 1
-    return images, crossings, kinds, x, rays, steepness
-
-
-def _try_extra_candidates(
-    images: Images,
-    crossings: Crossings,
-    rows: Tensor,
-    x: Tensor,
-    logits: Tensor,
-    short: Tensor,
-    steepness: Tensor,
-    budget: SearchBudget,
-) -> tuple[Tensor, Tensor]:
-    """Take the first step of ``rows`` to one of the further rivals where that is shorter; return ``x`` and ``short``.
-
-    Where the first step ended (``x`` ``[b, D]``) all ``logits`` have been seen again: how fast every boundary neared is
-    known. What one came faster than the strongest rivals on average is added to their mean ``steepness``; where it
-    would be nearer if it were `TUNED.steeper` times as steep as that, ``extra_candidates`` are linearized.
-    """
-    extra = min(budget.extra_candidates, logits.shape[1] - 1 - budget.candidates)
-    if extra <= 0 or not len(rows):
-        return x, short
-    own = images.labels[rows].unsqueeze(1)
-    known = stages.strongest(images.logits0[rows], own, budget.candidates)
-    gap, left = (f.gather(1, own) - f for f in (images.logits0[rows], logits))
-    taken = images.length(x - images.x0[rows])
-    speed = (gap - left) / taken.unsqueeze(1).clamp_min(TINY)
-    usual = speed.gather(1, known).mean(1, keepdim=True)
-    steep = (steepness[rows].unsqueeze(1) + speed - usual).clamp_min(TINY)
-    reach = (gap / (TUNED.steeper * steep)).scatter(1, torch.cat([own, known], 1), torch.inf)
-    reach, rivals = reach.topk(extra, dim=1, largest=False)
-    asked = (reach[:, 0] < taken).nonzero().squeeze(1)
-    x, moved = x.clone(), torch.zeros_like(rows, dtype=torch.bool)
-    base = images.x0[rows[asked]]
-    for part, _, difference, normals, usable in stages.linearize(images, crossings, rows[asked], base, rivals[asked]):
-        of = asked[part]
-        move = images.move(base[part], normals, images.overshoot[rows[of]].unsqueeze(1) - difference, back=False)
-        moved[of] = usable & (images.length(move) < taken[of])
-        x[of] = torch.where(moved[of].unsqueeze(1), (base[part] + move).clamp(0, 1), x[of])
-    again = moved.nonzero().squeeze(1)
-    x[again], _, still = stages.not_crossed(images, crossings, rows[again], x[again])
-    return x, torch.cat([short[~moved[short]], again[still]])
+    return images, crossings, kinds, x, rays
 
 
 def _confirm(images: Images, crossings: Crossings) -> None:

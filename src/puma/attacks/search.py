@@ -60,11 +60,11 @@ class Images:
         """Return the displacement from ``base`` onto the nearest half-space or, ``back``, into all of them."""
         return (planes.step_into_intersection if back else planes.step_to_nearest)(base, normals, offsets, self.norm)
 
-    def classes(self, rows: Tensor, logits: Tensor, rivals: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the classes ``(up, down)`` ``[b, m]`` whose logit difference is to rise."""
-        own = self.labels[rows].unsqueeze(1)
-        rivals = strongest(logits, own, rivals) if isinstance(rivals, int) else rivals
-        own, back = own.expand_as(rivals), self.misclassified[rows].unsqueeze(1)
+    def classes(self, rows: Tensor, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return the classes ``(up, down)`` ``[b, count]`` whose logit difference is to rise."""
+        own, back = self.labels[rows].unsqueeze(1), self.misclassified[rows].unsqueeze(1)
+        rivals = strongest(logits, own, count)
+        own = own.expand_as(rivals)
         return torch.where(back, own, rivals), torch.where(back, rivals, own)
 
 
@@ -91,16 +91,16 @@ class Crossings:
 
 
 def linearize(
-    images: Images, crossings: Crossings, rows: Tensor, x: Tensor, rivals: int | Tensor
+    images: Images, crossings: Crossings, rows: Tensor, x: Tensor, rivals: int
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-    """Linearize at ``x`` the boundaries to the ``rivals`` strongest other classes there, or to those of ``[b, m]``.
+    """Linearize at ``x`` the boundaries to the ``rivals`` strongest other classes there.
 
     Yields by chunks: the slice of the rows, levels ``[b]``, ``f_up - f_down`` ``[b, m]``, its gradients ``[b, m, D]``,
     and whether these lead anywhere ``[b]``; a row's status says why they do not.
     """
     for part, logits, gradients in images.network.passes(x):
         at = rows[part]
-        up, down = images.classes(at, logits, rivals if isinstance(rivals, int) else rivals[part])
+        up, down = images.classes(at, logits, rivals)
         difference, normals, usable, status = checked(*gradients(up, down))
         if images.network.bf16:  # what bfloat16 takes for a crossing need not be one
             level = images.level(at, logits)
@@ -132,11 +132,11 @@ def _level(logits: Tensor, labels: Tensor, misclassified: Tensor) -> Tensor:
     return torch.where(misclassified, own - rival, rival - own)
 
 
-def not_crossed(images: Images, crossings: Crossings, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def not_crossed(images: Images, crossings: Crossings, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Evaluate the points ``x``; where a step fell a little short, those a little farther out too.
 
     DeepFool (arXiv 1511.04599, section 2) stretches every step by 2 %; here as far as needed, and only then. Returns
-    the points ``[b, D]``, the logits there ``[b, K]``, and which of them (int64) are not beyond the boundary.
+    the points ``[b, D]``, and which of them (int64) are not beyond the boundary.
     """
     x = x.clone()
     logits, short = _forward(images, crossings, rows, x)
@@ -148,8 +148,8 @@ def not_crossed(images: Images, crossings: Crossings, rows: Tensor, x: Tensor) -
     near = (factor > 0) & (factor < TUNED.max_stretch) & ~images.misclassified[at]
     close, factor = short[near], factor[near].unsqueeze(1)
     x[close] = torch.lerp(images.x0[rows[close]], x[close], 1 + factor).clamp(0, 1)
-    logits[close], still = _forward(images, crossings, rows[close], x[close])
-    return x, logits, torch.cat([short[~near], close[still]])
+    _, still = _forward(images, crossings, rows[close], x[close])
+    return x, torch.cat([short[~near], close[still]])
 
 
 def _forward(images: Images, crossings: Crossings, rows: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +179,7 @@ def deepfool_steps(
             alive[part] = usable & (move.abs().amax(1) > 0)  # in a corner of the box there is nowhere left to go
         crossings.steps[rows] += 1
         rows, x = rows[alive], following[alive]
-        x, _, short = not_crossed(images, crossings, rows, x)
+        x, short = not_crossed(images, crossings, rows, x)
         rows, x = rows[short], x[short]
 
 
