@@ -49,6 +49,20 @@ def dual_norm(normals: Tensor, norm: Norm) -> Tensor:
 
 def step_to_nearest(x: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
     """The displacement ``[B, D]`` onto each row's nearest half-space; if the box keeps all away, towards the first."""
+    if x.device.type != "cpu" or normals.shape[1] == 1:
+        return _step_to_nearest_of_all(x, normals, offsets, norm)
+    # The box only makes ways longer: mostly the half-space that is nearest without it is the only one to measure.
+    least = offsets.clamp_min(0) / dual_norm(normals, norm)
+    first = least.argmin(1, keepdim=True)
+    normal = normals.take_along_dim(first.unsqueeze(-1), 1)
+    length, time = distances(x, normal, offsets.take_along_dim(first, 1), norm)
+    step = displacement(x, normal[:, 0], time[:, 0], norm)
+    several = (length.isinf()[:, 0] | ((least < length).sum(1) > 1)).nonzero().squeeze(1)
+    step[several] = _step_to_nearest_of_all(x[several], normals[several], offsets[several], norm)
+    return step
+
+
+def _step_to_nearest_of_all(x: Tensor, normals: Tensor, offsets: Tensor, norm: Norm) -> Tensor:
     length, time = distances(x, normals, offsets, norm)
     nearest = torch.where(length.isinf() & (normals.abs().amax(-1) > 0), UNBOUNDED, length).argmin(1)
     rows = torch.arange(len(x), device=x.device)
