@@ -37,14 +37,11 @@ CHUNK, SEED = 64, 21
 SETTINGS: dict[Mode, dict[str, dict[str, Any]]] = {
     "deepfool": {
         "as it is": {},
-        "steeper 1.8": {"steeper": 1.8},
-        "4 extra": {"extra_candidates": 4},
-        "3 extra, steeper 1.6": {"extra_candidates": 3, "steeper": 1.6},
-        "overshoot 0.01": {"overshoot": 0.01},
-        "4 extra, overshoot 0.01": {"extra_candidates": 4, "overshoot": 0.01},
-        "3 extra, steeper 1.6, overshoot 0.01": {"extra_candidates": 3, "steeper": 1.6, "overshoot": 0.01},
-        "4 candidates, no extra": {"candidates": 4, "extra_candidates": 0},
+        "2 candidates": {"candidates": 2},
+        "3 candidates": {"candidates": 3},
+        "5 candidates": {"candidates": 5},
         "9 candidates": {"candidates": 9},
+        "overshoot 0.01": {"overshoot": 0.01},
     },
     "refined": {
         "as it is": {},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import puma
 from puma.attacks.deepfool import BUDGETS, deepfool
-from puma.attacks.halfspace import displacement, distances
+from puma.attacks.halfspace import displacement, distances, step_to_nearest
 from puma.errors import DataError, ModelError, UsageError
 
 
@@ -239,3 +239,23 @@ def test_a_step_that_falls_short_by_little_is_stretched_and_by_more_is_followed_
     exact = 0.1 if bend == 0 else (1 - (1 - 0.4 * bend) ** 0.5) / (2 * bend)
     assert (hit.status[0], int(hit.steps[0]), hit.passes[1]) == ("crossed", linearised, linearised)
     assert exact < float(hit.margin[0]) < 1.01 * exact
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_step_goes_to_the_nearest_half_space_also_where_the_box_decides_which_that_is(norm) -> None:
+    generator = torch.Generator().manual_seed(6)
+    x = torch.rand(400, 6, generator=generator).mul(1.6).sub(0.3).clamp(0, 1)  # a third of the pixels are 0 or 1
+    normals = torch.randn(400, 4, 6, generator=generator)
+    offsets = torch.rand(400, 4, generator=generator) * normals.abs().sum(-1) / 3
+    normals[:9, 1] = 0.0
+    offsets[20:30, 2] = -0.1
+    length, time = distances(x, normals, offsets, norm)
+    assert (length.isinf().sum(1) > 0).sum() > 50
+    nearest = length.argmin(1)
+    without_box = (offsets.clamp_min(0) / (normals.abs().sum(-1) if norm == "Linf" else normals.norm(dim=-1))).argmin(1)
+    reachable = length.isfinite().any(1)
+    assert ((nearest != without_box) & reachable).sum() > 40
+    rows = torch.arange(400)
+    wanted = displacement(x, normals[rows, nearest], time[rows, nearest], norm)
+    step = step_to_nearest(x, normals, offsets, norm)
+    torch.testing.assert_close(step[reachable], wanted[reachable], rtol=0, atol=0)
