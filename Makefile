@@ -37,7 +37,7 @@ peers: .venv/dev
 
 # Everything to prove and measure on one GPU, with the machine's own python and torch; goes on where it was stopped.
 gpu:
-	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py $(ARGS)
+	env -u OMP_NUM_THREADS PYTHONPATH=src:$$PYTHONPATH $(PYTHON) benchmarks/gpu.py $(ARGS)
 
 clean:
 	rm -rf .venv demo build

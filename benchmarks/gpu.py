@@ -3,12 +3,14 @@
     python benchmarks/gpu.py                             # or `make gpu`; results/gpu/STAGE.json and summary.txt
     python benchmarks/gpu.py --stages training --again   # one stage, measured anew
     python benchmarks/gpu.py --device cpu --toy          # every stage with toy sizes: does it run?
+    python benchmarks/gpu.py --wheels                    # what this Python lacks, and how to carry it along
 
 Stages, in order of worth: *right* (the tests marked gpu; CPU and GPU agree), *margins* (DeepFool's images per second,
 beside foolbox and adv-lib where installed), *training* (against the plain loop of benchmarks/training.py), *evaluation*
 (AutoAttack), *evidence* (as much of studies/cifar10-32px-gpu.toml as the time holds). Each is a process with a time
 limit and writes its file after every row: run again, rows that are there are not measured again, those that failed or
-found no time are. What is missing (packages, images, time) is named in the file. Networks other than the study's and
+found no time are. A row that ends its process, or leaves the device in no state to go on, costs that row alone. What is
+missing (packages, images, time) is named in the file. Networks other than the study's and
 the robust CNN are as initialised, and images noise where there is no CIFAR-10: passes are those of a network, but how
 many an image takes is not what a trained one takes.
 """
@@ -24,6 +26,8 @@ import platform
 import signal
 import subprocess
 import sys
+import tarfile
+import threading
 import time
 import tomllib
 import traceback
@@ -32,39 +36,46 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from peers import PEERS, versions
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import puma
+from puma import losses
+
+# Everything else of ours is imported by the row that needs it: a package that is absent costs those rows alone.
+
 ROOT = Path(__file__).parents[1]
-try:
-    import numpy as np
-    import torch
-    import training as plain  # benchmarks/training.py
-    from peers import PEERS, versions
-    from robust_cnn import load_robust_cnn
-    from torch import Tensor, nn
-    from torch.utils.flop_counter import FlopCounterMode
-
-    import puma
-    from puma import losses
-    from puma.attacks.pgd import ascend
-    from puma.data.pool import read_batch
-    from puma.data.source import Source, in_memory
-    from puma.evaluation import estimate_cost
-    from puma.models.checks import true_float32
-    from puma.study.folder import StudyFolder, collect
-    from puma.study.spec import StudySpec
-    from puma.study.stages import study_tasks
-    from puma.threat import ThreatModel
-    from puma.training.recipe import load_recipe
-except ImportError as error:
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    raise SystemExit(f"{error}. Without a network, carry along wheels of whatever is absent of: {needed}") from None
-
-SHARES = {"right": 60, "margins": 110, "training": 120, "evaluation": 70, "evidence": 120}  # of the time
+SHARES = {"right": 80, "margins": 100, "training": 170, "evaluation": 60, "evidence": 70}  # of the time
 KILL_AFTER = 4  # seconds behind its limit, a stage that has not ended by itself
+ENDED = "its process ended"
+BROKEN = 86  # exit code of a process whose device does not answer any more
 STUDY = ROOT / "studies" / "cifar10-32px-gpu.toml"
 DATA = ROOT / "data" / "cifar10-32px"
 MANY = 50_000_000
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-THREAT = ThreatModel("Linf", 8 / 255)
+THREAT = puma.ThreatModel("Linf", 8 / 255)
+WHEELS = {  # module: what to carry for it, and the stages with rows that need it
+    "PIL": ("pillow", "right margins training evaluation evidence"),
+    "pyarrow": ("pyarrow", "right margins training evaluation evidence"),
+    "safetensors": ("safetensors", "right training evaluation evidence"),
+    "pydantic": ("pydantic pydantic-core annotated-types typing-inspection", "right training evidence"),
+    "lightning_fabric": ("lightning-fabric lightning-utilities fsspec packaging", "right training evidence"),
+    "scipy": ("scipy", "right evaluation evidence"),
+    "filelock": ("filelock", "right evaluation evidence"),
+    "pyautoattack": ("pyautoattack", "right evaluation evidence"),
+    "tomli_w": ("tomli-w", "evidence"),
+    "typer": ("typer click shellingham annotated-doc", "evidence"),
+    "rich": ("rich pygments markdown-it-py mdurl", "evidence"),
+    "pandas": ("pandas python-dateutil six", "evidence"),
+    "matplotlib": ("matplotlib contourpy cycler fonttools kiwisolver pyparsing", "evidence"),
+    "jinja2": ("jinja2 markupsafe", "evidence"),
+    "foolbox": ("foolbox eagerpy GitPython gitdb smmap requests urllib3 idna certifi charset-normalizer", "margins"),
+    "adv_lib": ("adv-lib tqdm", "margins"),
+    "pytest": ("pytest pluggy iniconfig pytest-timeout hypothesis", "right"),
+}
 Row = dict[str, Any]
 
 
@@ -76,20 +87,29 @@ class Stage:
     """The rows of a stage, in a file that is written after each of them."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
-        self.name, self.toy, self.data, self.out = name, options.toy, options.data, options.out
+        self.name, self.toy, self.data, self.out, self.skip = name, options.toy, options.data, options.out, options.skip
         self.device = torch.device(options.device)
         self.cuda = self.device.type == "cuda"
-        self.until = time.monotonic() + options.limit
+        self.until = options.until  # of a clock that all processes of the machine share
         self.path = options.out / f"{name}.json"
         known = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        self.record: Row = {"stage": name, "status": "unfinished", "limit_s": options.limit, "toy": self.toy}
-        self.record |= {"environment": environment(self.device), "clocks": {"before": clocks()}, "left_out": {}}
+        self.record: Row = {"stage": name, "status": "unfinished", "toy": self.toy}
+        found = environment(self.device)
+        self.record |= {
+            "environment": found,
+            "clocks": {"before": clocks()},
+            "left_out": known.get("left_out", {}) if self.skip else {},
+        }
         self.record["seconds"] = self._before = known.get("seconds", 0.0)
         self.record["rows"] = known.get("rows", {})
-        if known and (known["environment"] != self.record["environment"] or known["toy"] != self.toy):
-            raise SystemExit(
-                f"{self.path} was made on another machine or with other settings: --again, or another --out"
+        there, here = ({k: v for k, v in r.items() if k != "peers"} for r in (known.get("environment", {}), found))
+        if known and name == "evidence" and there != here:
+            self.record["rows"] = {}  # the study's folder is what goes on, and tells which task ran where
+        elif known and there != here:
+            what = ", ".join(
+                f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]
             )
+            raise SystemExit(f"{self.path} was made elsewhere ({what}): --again, or another --out")
         self._began = time.monotonic()
         self.write()
 
@@ -113,9 +133,12 @@ class Stage:
         """Measure what is not there yet. A failure is noted, and the next row has its turn."""
         if key in self.record["rows"] and finished(self.record["rows"][key]):
             return
+        if key in self.skip:  # tried by the process before this one
+            return
         if self.left <= 0:
             self.leave_out(key, "time limit")
             return
+        self.record["left_out"].pop(key, None)
         self.record["running"] = key  # which row a killed process was at
         self.write()
         try:
@@ -125,29 +148,51 @@ class Stage:
             row = measure()
             if self.cuda:
                 row.setdefault("peak_memory_bytes", torch.cuda.max_memory_allocated())
+        except ModuleNotFoundError as error:
+            row = None
+            self.record["left_out"][key] = f"{error} (--wheels)"
+        except subprocess.TimeoutExpired:
+            row = None
+            self.record["left_out"][key] = "time limit"
         except Exception as error:
             row = {"error": f"{type(error).__name__}: {error}"[:600], "traceback": traceback.format_exc()[-1500:]}
-        self.record["rows"][key] = row
+        if row is not None:
+            self.record["rows"][key] = row
         del self.record["running"]
         self.write()
-        print(f"{self.name:10} {key:48} {figures(row)}", flush=True)
+        said = f"left out: {self.record['left_out'][key]}" if row is None else figures(row)
+        print(f"{self.name:10} {key:48} {said}", flush=True)
+        if self.cuda and row and "error" in row:
+            try:
+                torch.cuda.synchronize()
+            except Exception:  # an illegal access, say: nothing works in this process any more
+                sys.stdout.flush()
+                os._exit(BROKEN)
 
     def close(self) -> None:
-        whole = "time limit" not in self.record["left_out"].values()
+        for key in self.record["rows"]:
+            self.record["left_out"].pop(key, None)
+        why = list(self.record["left_out"].values())
+        whole = not any(text == "time limit" or "--wheels" in text for text in why)
         rows = self.record["rows"].values()
         if not rows:
             status = "nothing run"
-        elif any("error" in row or row.get("passed") is False for row in rows):
+        elif ENDED in why or any("error" in row or row.get("passed") is False for row in rows):
             status = "failed"
         else:
-            status = "finished" if whole and all(map(finished, rows)) else "time limit"
+            status = "finished" if whole and all(map(finished, rows)) else "not whole"
         self.write(status=status, clocks=self.record["clocks"] | {"after": clocks()})
 
 
 def environment(device: torch.device) -> Row:
     found: Row = {"puma": puma.__version__, "torch": torch.__version__, "python": platform.python_version()}
     found |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "threads": torch.get_num_threads()}
-    found |= {"peers": versions(), "device": device.type, "memory_bytes": None, "name": plain._processor()}
+    found |= {
+        "peers": versions(),
+        "device": device.type,
+        "memory_bytes": None,
+        "name": platform.processor() or platform.machine(),
+    }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found |= {"name": properties.name, "memory_bytes": properties.total_memory}
@@ -160,9 +205,9 @@ def clocks() -> Row | None:
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+        return dict(zip(fields.split(","), map(str.strip, said.splitlines()[0].split(",")), strict=True))
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
         return None
-    return dict(zip(fields.split(","), map(str.strip, said.splitlines()[0].split(",")), strict=True))
 
 
 def clock(device: torch.device) -> float:
@@ -175,6 +220,8 @@ def clock(device: torch.device) -> float:
 def images_of(stage: Stage, count: int, size: int) -> Tensor:
     """CIFAR-10's test images, or noise where there are none."""
     if stage.data:
+        from puma.data.pool import read_batch
+
         source = puma.load_dataset(f"{stage.data}/test-00000-of-00001.parquet?resize={size}&subset={count}")
         return read_batch(source, range(count))[0]
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -189,7 +236,11 @@ def predicted(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def right(stage: Stage) -> None:
-    """The CPU and the device agree; PGD's loop never waits for the host; the tests marked gpu."""
+    """The CPU and the device agree; PGD and a training step never wait for the host; the tests marked gpu."""
+    from robust_cnn import load_robust_cnn
+
+    from puma.models.checks import true_float32
+
     places, noise = ("cpu", str(stage.device)), torch.Generator().manual_seed(0)
     x = images_of(stage, 8 if stage.toy else 256, 16)
     models = [load_robust_cnn().to(place).requires_grad_(False) for place in places]
@@ -213,6 +264,10 @@ def right(stage: Stage) -> None:
             return losses.cross_entropy(model(adversarial), labels).mean()
 
     def one_step() -> Row:
+        import training as plain  # benchmarks/training.py
+
+        from puma.training.recipe import load_recipe
+
         changes = {"schedule": "constant", "cycle_momentum": False, "crop": 0, "flip": False, "validation_images": 0}
         changes |= {"batch_size": 32, "attack_start_linf": "none", "attack_steps": 2, "ema": 0.0}
         recipe = load_recipe("trades-edm", steps=1, learning_rate=0.1, **changes)
@@ -227,7 +282,8 @@ def right(stage: Stage) -> None:
         test = as_source(x[:count], y[:count])
         one, two = (puma.evaluate(model, test, "Linf:2/255", attack=attack).robust for model in models)
         differ = int((one != two).sum())
-        return {"images": len(one), "robust": int(one.sum()), "flags_differ": differ, "passed": differ <= count // 50}
+        most = max(count // 50, 1)  # the starts are drawn by each device's own generator
+        return {"images": len(one), "robust": int(one.sum()), "flags_differ": differ, "passed": differ <= most}
 
     def marked_tests() -> Row:
         files = [str(path) for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in path.read_text()]
@@ -254,6 +310,8 @@ def right(stage: Stage) -> None:
         return row
 
     def pgd_waits() -> Row:
+        from puma.attacks.pgd import ascend
+
         model, images, labels = batches[1]
         eps = torch.full((len(images),), THREAT.eps, device=images.device)
 
@@ -261,6 +319,14 @@ def right(stage: Stage) -> None:
             return losses.cross_entropy(model(perturbed), labels)
 
         row = host_waits(lambda: ascend(loss, images, eps, None, THREAT, steps=10, step_size=2 / 255))
+        return row | {"passed": "first" not in row}
+
+    def step_waits() -> Row:
+        import training as plain
+
+        pool, changes = plain.random_pool(64), {"channels_last": True, "precision": "bf16"}
+        loop = plain.Ours(puma.build_model("small-cnn", 10), pool, plain._recipe(32, **changes))
+        row = host_waits(loop.step)
         return row | {"passed": "first" not in row}
 
     for norm in ("Linf", "L2"):
@@ -277,6 +343,7 @@ def right(stage: Stage) -> None:
     stage.row("training step", one_step)
     if stage.cuda:
         stage.row("host waits: pgd", pgd_waits)
+        stage.row("host waits: training step", step_waits)
         # DeepFool asks the host which images are left (docs/margins.md): how often is told, not judged
         stage.row("host waits: deepfool", lambda: host_waits(lambda: puma.deepfool(*batches[1])))
     else:
@@ -308,7 +375,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int) -> float:
 
 def margins(stage: Stage) -> None:
     """Images per second of each mode and precision, eager and compiled, and of the other libraries."""
-    sizes = {"small-cnn": 8} if stage.toy else {"preactresnet-18": 2048, "wrn-28-10": 512}
+    sizes = {"small-cnn": 8} if stage.toy else {"preactresnet-18": 1024, "wrn-28-10": 256}
     side = 256 if stage.toy else 8192
     stage.row("peak", lambda: {kind: matmul_peak(stage.device, dtype, side) for kind, dtype in DTYPES.items()})
     networks: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
@@ -323,7 +390,10 @@ def margins(stage: Stage) -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(x[:1])
         search = {"mode": mode, "precision": precision, "proxy": proxy, "chunk": 512}
-        puma.deepfool(model, x, y, **search)  # warms up and compiles
+        if compiled:
+            puma.deepfool(model, x, y, **search)
+        else:
+            puma.deepfool(model, x[:64], y[:64], **search)
         began = clock(stage.device)
         hit = puma.deepfool(model, x, y, **search)
         rate = len(x) / (clock(stage.device) - began)
@@ -336,9 +406,12 @@ def margins(stage: Stage) -> None:
 
     def theirs(name: str, peer: str) -> Row:
         model, x, y = networks[name]
-        x, y = x[:256], y[:256]
         attack = PEERS[peer]("Linf")
+        attack(model, x[:32], y[:32])  # whatever is set up once
+        began = clock(stage.device)
         attack(model, x[:32], y[:32])
+        count = 256 if clock(stage.device) - began < 1 else 64  # the slow one takes seconds for few
+        x, y = x[:count], y[:count]
         began = clock(stage.device)
         attack(model, x, y)
         rate = len(x) / (clock(stage.device) - began)
@@ -367,6 +440,8 @@ def margins(stage: Stage) -> None:
 
 def training(stage: Stage) -> None:
     """TRADES-10, samples per second against the plain loop with the same TF32 setting, turn by turn."""
+    import training as plain
+
     batches = {"small-cnn": 8} if stage.toy else {"preactresnet-18": 512, "wrn-28-10": 512}
     # with toy sizes a round figure: measuring it takes longer than all the rest
     stage.row("peak", lambda: {kind: 1e12 if stage.toy else plain.peak(dtype) for kind, dtype in DTYPES.items()})
@@ -390,16 +465,16 @@ def training(stage: Stage) -> None:
         row = {key: fast[key] for key in kept}
         return row | {"plain_samples_per_second": slow["samples_per_second"], "tf32": tf32, "cuda_graphs": graphs}
 
-    settings = {  # variant of benchmarks/training.py, TF32 for both loops, CUDA graphs
-        "bf16 compiled": ("bf16 compiled", True, False),
+    settings = {  # variant of benchmarks/training.py, TF32 for both loops, CUDA graphs; minutes of compiling last
         "bf16": ("bf16", True, False),
-        "float32": ("float32", False, False),
+        "bf16 compiled": ("bf16 compiled", True, False),
         "tf32": ("float32", True, False),
         "bf16 compiled, CUDA graphs": ("bf16 compiled", True, True),
         "tf32 compiled": ("float32 compiled", True, False),
+        "float32": ("float32", False, False),
     }
     for setting, arguments in settings.items():
-        for name in batches:
+        for name in reversed(batches) if "compiled" in setting else batches:  # the large one's goal is with compiling
             if arguments[2] and not stage.cuda:
                 stage.leave_out(f"{name} {setting}", "no CUDA device")
             else:
@@ -409,7 +484,9 @@ def training(stage: Stage) -> None:
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def as_source(images: Tensor, labels: Tensor) -> Source:
+def as_source(images: Tensor, labels: Tensor) -> Any:
+    from puma.data.source import Source, in_memory
+
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return Source(in_memory(np.ascontiguousarray(pixels)), labels.cpu().numpy(), name="gpu", fingerprint="1" * 64)
 
@@ -421,6 +498,8 @@ def evaluation(stage: Stage) -> None:
     """
 
     def measure(name: str, attack: str, count: int) -> Row:
+        from puma.evaluation import estimate_cost
+
         model = puma.build_model(name, 10).eval().to(stage.device, memory_format=torch.channels_last)
         x = (images_of(stage, count, 32) * 255).round().div(255).to(stage.device)
         test = as_source(x, predicted(model, x))
@@ -438,6 +517,7 @@ def evaluation(stage: Stage) -> None:
         stage.row("small-cnn standard", lambda: measure("small-cnn", "standard", 4))
     else:
         stage.row("wrn-28-10 apgd-ce", lambda: measure("wrn-28-10", "apgd-ce", 256))
+        stage.row("preactresnet-18 apgd-ce", lambda: measure("preactresnet-18", "apgd-ce", 1024))
         stage.row("preactresnet-18 standard", lambda: measure("preactresnet-18", "standard", 64))
 
 
@@ -446,6 +526,10 @@ def evaluation(stage: Stage) -> None:
 
 def toy_study(folder: Path) -> Path:
     """The study's settings with few images of noise, a small network and a weak attack."""
+    from puma.study.folder import StudyFolder
+    from puma.study.spec import StudySpec
+    from puma.training.recipe import load_recipe
+
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for name, count in (("real", 60), ("oracle", 60), ("test", 40)):
@@ -464,18 +548,30 @@ def toy_study(folder: Path) -> Path:
 
 
 def evidence(stage: Stage) -> None:
-    """The study, until the time is over; its folder goes on at the next run, here or elsewhere."""
+    """The study, until the time is over; its folder goes on at the next run.
+
+    ``study.tar.gz`` holds its small files: on another machine the study goes on from it (the weights are made again).
+    """
     out = stage.out / "toy" / "study" if stage.toy else stage.out / "study"
+    packed = stage.out / "study.tar.gz"
     if not stage.toy and not (DATA / "test.npz").is_file() and not stage.data:
         stage.leave_out("study", "no images: python studies/cifar10_16px.py FOLDER_OF_CIFAR10_PARQUET --size 32")
         return
 
     def study() -> Row:
+        from puma.study.folder import StudyFolder, collect
+        from puma.study.stages import study_tasks
+
+        if packed.is_file() and not out.is_dir():
+            with tarfile.open(packed) as archive:
+                archive.extractall(out.parent, filter="data")
         if not stage.toy and not (DATA / "test.npz").is_file():
             run([str(ROOT / "studies" / "cifar10_16px.py"), str(stage.data), "--size", "32"])
         given = out if out.is_dir() else toy_study(out.parent) if stage.toy else STUDY
         budget = f"{max(int(stage.left) - 15, 1)}s"  # it stops by a checkpoint, which takes a while
         run(["-m", "puma", "study", "run", str(given), "--out", str(out), "--time-budget", budget, "--quiet"])
+        with tarfile.open(packed, "w:gz") as archive:
+            archive.add(out, out.name, filter=lambda entry: None if entry.size > 4 << 20 else entry)
         folder = StudyFolder.open(out)
         tasks = study_tasks(folder)
         done = {task.name: r for task in tasks if (r := folder.result(task.name)) is not None}
@@ -522,27 +618,78 @@ def summary(out: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run_stage(name: str, limit: float, options: argparse.Namespace) -> None:
-    """A stage in a process of its own, which is ended with all it started when its time is over."""
-    command = [sys.executable, __file__, "--stage", name, "--limit", str(limit), "--out", str(options.out)]
-    command += ["--device", options.device, *(["--toy"] if options.toy else [])]
-    command += ["--data", str(options.data)] if options.data else []
+def missing(stages: list[str]) -> dict[str, tuple[str, str]]:
+    """What of `WHEELS` this Python lacks for some stages."""
+    wanted = {module: row for module, row in WHEELS.items() if set(row[1].split()) & set(stages)}
+    return {module: row for module, row in wanted.items() if importlib.util.find_spec(module) is None}
+
+
+def how_to_carry(stages: list[str]) -> str:
+    absent = missing(stages)
+    if not absent:
+        return "nothing is missing here"
+    lines = [f"{module:17} is not here; rows of {row[1]} are left out" for module, row in absent.items()]
+    version, tags = f"{sys.version_info.major}.{sys.version_info.minor}", ("2_28", "2_17", "2014")
+    platforms = " ".join(
+        f"--platform manylinux{'' if tag == '2014' else '_'}{tag}_{platform.machine()}" for tag in tags
+    )
+    lines += [
+        "where there is a network (typing-extensions too if torch is without; `unzip` because pyautoattack's wheel of",
+        "42 MB is 0.1 MB without its examples, and all the others are 6 MB):",
+        f"  python3 -m pip download --no-deps --only-binary=:all: --python-version {version} {platforms} -d wheels "
+        + " ".join(row[0] for row in absent.values()),
+        "  for wheel in wheels/*.whl; do unzip -qo $wheel -d site; done; rm -rf site/pyautoattack/examples",
+        "carry the folder site along, and here: export PYTHONPATH=$PWD/site",
+    ]
+    return "\n".join(lines)
+
+
+def run_stage(name: str, until: float, options: argparse.Namespace) -> bool:
+    """A stage in a process of its own, which is ended with all it started when its time is over.
+
+    Where a row ends the process, or the device does not answer after it, the rows behind it are run in a new one.
+    False if the process refused to run.
+    """
+    path, tried = options.out / f"{name}.json", list[str]()
     variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
     if options.device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""
-    process = subprocess.Popen(command, env=variables, start_new_session=True)
-    path, over = options.out / f"{name}.json", "its process ended"
-    try:
-        code = process.wait(limit + KILL_AFTER)
-    except subprocess.TimeoutExpired:
-        code, over = -1, "time limit"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    if code and path.is_file() and (record := json.loads(path.read_text()))["status"] == "unfinished":
-        record["left_out"][record.pop("running", "all")] = over
+    while True:
+        command = [sys.executable, __file__, "--stage", name, "--until", str(until), "--out", str(options.out)]
+        command += ["--device", options.device, *(["--toy"] if options.toy else [])]
+        command += ["--data", str(options.data)] if options.data else []
+        command += [word for key in tried for word in ("--skip", key)]
+        process = subprocess.Popen(command, env=variables, start_new_session=True)
+        over = ENDED
+        try:
+            code = process.wait(max(until - time.monotonic(), 0) + KILL_AFTER)
+        except subprocess.TimeoutExpired:
+            code, over = -1, "time limit"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        record = json.loads(path.read_text()) if code and path.is_file() else {"status": ""}
+        if record["status"] != "unfinished":
+            return code == 0
+        running = record.pop("running", None)
+        if running or over == "time limit":
+            record["left_out"][running or "all"] = over
         path.write_text(json.dumps(record | {"status": "failed" if over != "time limit" else over}, indent=1) + "\n")
+        failed = [key for key, row in record["rows"].items() if "error" in row] + [running] * bool(running)
+        if over == "time limit" or not set(failed) - set(tried) or until - time.monotonic() < 10:
+            return True
+        tried += sorted(set(failed) - set(tried))
+
+
+def end_with_parent() -> None:
+    """A killed command measures nothing any more: the next one has the device to itself."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(1)
+    if os.getpgid(0) == os.getpid():  # with all that it started
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def main() -> int:
@@ -555,15 +702,27 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=8, help="of all stages together")
     parser.add_argument("--again", action="store_true", help="measure anew what is finished")
     parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
-    parser.add_argument("--limit", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--skip", action="append", default=[], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--wheels", action="store_true", help="only say which packages are absent and how to carry them"
+    )
     options = parser.parse_args()
+    if options.wheels:
+        print(how_to_carry(options.stages))
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stage ends, too
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.stage:
         if options.toy:  # without a C++ compiler's half minute
             torch.compile = functools.partial(torch.compile, backend="aot_eager")
+        threading.Thread(target=end_with_parent, daemon=True).start()
         stage = Stage(options.stage, options)
-        STAGES[options.stage](stage)
+        try:
+            STAGES[options.stage](stage)
+        except ModuleNotFoundError as error:
+            stage.leave_out("all", f"{error} (--wheels)")
         stage.close()
         return 0
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -571,6 +730,8 @@ def main() -> int:
         return 2
     beside = [ROOT / "shared" / "data" / "cifar10", ROOT.parent / "shared" / "data" / "cifar10"]
     options.data = options.data or (None if options.toy else next((p for p in beside if p.is_dir()), None))
+    if missing(options.stages):
+        print(how_to_carry(options.stages), flush=True)
     until, waiting = time.monotonic() + 60 * options.minutes, []
     for name in options.stages:
         path = options.out / f"{name}.json"
@@ -583,14 +744,18 @@ def main() -> int:
             print(f"{name:10} is finished: {path}")
         else:
             waiting.append(name)
+    ran = True
     while waiting:  # time that a stage leaves over falls to those behind it
         share = SHARES[waiting[0]] / sum(SHARES[name] for name in waiting)
-        run_stage(waiting.pop(0), max((until - time.monotonic()) * share - KILL_AFTER, 1), options)
+        limit = max((until - time.monotonic()) * share - KILL_AFTER, 1)
+        ran &= run_stage(waiting.pop(0), time.monotonic() + limit, options)
     text = summary(options.out)
     (options.out / "summary.txt").write_text(text)
     print("\n" + text)
     files = [options.out / f"{name}.json" for name in options.stages]
-    return int(not all(path.is_file() and json.loads(path.read_text())["status"] != "failed" for path in files))
+    return int(
+        not ran or not all(path.is_file() and json.loads(path.read_text())["status"] != "failed" for path in files)
+    )
 
 
 if __name__ == "__main__":
