@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 from puma.devices import PROCESSES_PER_GPU, VISIBLE_GPUS, visible_gpus
 from puma.errors import PumaError, StorageError, UsageError
@@ -256,12 +256,18 @@ def _environments(count: int, workers: Workers) -> Iterator[dict[str, str]]:
         yield common | own
 
 
+def end_once(number: int, _: object) -> NoReturn:
+    """End this process in order, as the handler of SIGTERM: SLURM sends it several times, which changes nothing."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def serve(descriptor: int, parent: int) -> None:
     """The program of a process of `run_tasks`: call the function with each item, and send back what it gives."""
     connection = Connection(descriptor)  # from our parent, through a socket of its own
     os.set_inheritable(descriptor, False)
     configure_logging()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, end_once)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with suppress(EOFError, OSError):
         sys.path.extend(entry for entry in connection.recv() if entry not in sys.path)

@@ -41,7 +41,7 @@ def commands(text: str) -> list[list[str]]:
     """The words of every `puma` command in the shell blocks of a page, continued lines joined, comments cut off."""
     parts = re.split(r"^```(.*)$", text, flags=re.MULTILINE)  # prose, kind, block, "", prose, kind, ...
     blocks = [block for kind, block in zip(parts[1::4], parts[2::4], strict=True) if kind in ("", "sh", "bash")]
-    lines = re.findall(r"(?:^|[;&] |-m |srun )puma (.+)", "\n".join(blocks).replace("\\\n", " "), re.MULTILINE)
+    lines = re.findall(r"(?:^|[;&] |-m |srun |exec )puma (.+)", "\n".join(blocks).replace("\\\n", " "), re.MULTILINE)
     return [re.split(r"\s#|&&|;", line)[0].split() for line in lines]
 
 

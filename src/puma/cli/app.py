@@ -26,6 +26,7 @@ from puma.cli.study import study_app
 from puma.cli.train import recipe_app, train
 from puma.errors import PumaError, StorageError, printable
 from puma.progress import configure_logging
+from puma.tasks import end_once
 
 app = typer.Typer(
     name="puma",
@@ -89,7 +90,7 @@ def _interruptions() -> Iterator[None]:
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    terminate = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    terminate = signal.signal(signal.SIGTERM, end_once)
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     try:

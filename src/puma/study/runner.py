@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from puma.progress import Progress
 from puma.study.folder import StudyFolder
 from puma.study.spec import RunSpec
 from puma.study.stages import Task, study_tasks
-from puma.tasks import Workers, require_shared, run_tasks
+from puma.tasks import Workers, end_once, require_shared, run_tasks
 
 logger = logging.getLogger("puma")
 _WAIT_S = 0.5
@@ -54,7 +53,7 @@ def time_limit(seconds: float | None) -> Iterator[threading.Event]:
         os.kill(os.getpid(), signal.SIGTERM)
 
     timer = threading.Timer(seconds or 0, stop)
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    before = signal.signal(signal.SIGTERM, end_once)
     if seconds is not None:
         timer.start()
     try:

@@ -275,8 +275,9 @@ def _seconds_per_image(network: nn.Module, images: Tensor, batch: int) -> float:
 class StopRequest:
     """While inside, the first SIGTERM or SIGINT only sets `wanted`, so that the step ends and a checkpoint is written.
 
-    A second one acts at once; outside the main thread this does nothing. Without ``single_process``, one that finishes
-    no step for some seconds after the signal ends without a checkpoint: waiting for a dead one would take minutes.
+    A second Ctrl-C acts at once, a second SIGTERM does nothing: SLURM sends several. Outside the main thread this does
+    nothing. Without ``single_process``, one that finishes no step for some seconds after the signal ends without a
+    checkpoint: waiting for a dead one would take minutes.
     """
 
     def __init__(self, *, single_process: bool = True) -> None:
@@ -292,7 +293,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._restore()
+        self._restore(*self._before)
         self.heartbeat(ends=True)
 
     def heartbeat(self, *, ends: bool) -> None:
@@ -309,11 +310,11 @@ class StopRequest:
         raise KeyboardInterrupt if self.wanted == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.wanted = number
-        self._restore()
-        self.heartbeat(ends=False)
+        if self.wanted is None:
+            self.wanted = number
+            self._restore(signal.SIGINT)
+            self.heartbeat(ends=False)
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+    def _restore(self, *numbers: int) -> None:
+        for number in self._before.keys() & numbers:
+            signal.signal(number, self._before.pop(number))
