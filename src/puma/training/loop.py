@@ -239,6 +239,7 @@ class Training:
                 if stopping or due(recipe.checkpoint_every):
                     self.checkpoint()
                 if stopping:
+                    self.devices.barrier()  # launchers kill the process that still writes when another has ended
                     stop.stop()
         return self._finish()
 
