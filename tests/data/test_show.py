@@ -57,7 +57,7 @@ def test_puma_data_show(tmp_path: Path) -> None:
         "300 of 4x4, RGB",
         "longest 100 (shuffled: about 5)",
         "first rows are no sample",
-        "0 100, 1 100, 2 100",
+        "0: 100, 1: 100, 2: 100",
     ):
         assert text in result.output
     assert "100 of 300 images of edm occur in the test set held, 100 with another label" in result.output
