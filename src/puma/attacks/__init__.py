@@ -17,9 +17,9 @@ class Tuned:
     gradients: tuple[float, float] = (1e-15, 1e15)  # outside float32 cannot square them: no-gradient, nan
     tolerance: float = 1e-6  # of the logits' size, twice where the largest is below 1; passes in float32 differ by less
     doubtful: float = 20.0  # times it: from there on a crossing needs no confirmation. No effect
-    overshoot: float = 0.005  # of the first logit gap. -0.1/-0.2, p +4/+4; +0.3/+0.4, p -4/-3
+    overshoot: float = 0.005  # of the first logit gap. -0.1/-0.2, p +4/+3; +0.3/+0.4, p -3/-3
     growth: float = 1.5  # of the overshoot a step, from the fifth on. No effect here; ends stalls on ties
-    max_stretch: float = 0.04  # of the way, where a step fell short. -0.1/-0.1, p +2/+1; +0.3/+0.4, p -1/-1
+    max_stretch: float = 0.04  # of the way, where a step fell short. -0.1/-0.1, p +2/+1; +0.2/+0.4, p -1/-1
 
     second_boundary: float = 1.25  # times the first's distance: evaluated too. 1.125: 0/0, p -1/-1; 1.5: 0/0, p +1/+1
     secant: tuple[float, float] = (0.4, 3.0)  # bounds of the time's first correction. No effect

@@ -26,6 +26,7 @@ from puma.models.checks import require_module
 from puma.models.networks import build_model, config_of
 
 SCHEMA = "puma.model/1"
+_BUILDER = "name what builds it: torchvision:NAME, timm:NAME or package.module:factory"
 _MOST_META = 1 << 22  # characters of the JSON in a header
 _Network = TypeVar("_Network", bound=nn.Module)
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -119,11 +120,7 @@ def _meta(path: Path | str, header: Mapping[str, str], schema: str) -> dict[str,
     family, given = schema.partition("/")[0], header.get("schema", "")
     if given != schema:
         other = "of another version" if given.partition("/")[0] == family else f"not a {family} file"
-        fix = (
-            ""
-            if given
-            else f"name what builds it: torchvision:NAME, timm:NAME or package.module:factory --weights {path}"
-        )
+        fix = "" if given else f"{_BUILDER} --weights {path}"
         raise ModelError(f"{path} is {other}", why=f"its schema is {given or 'not given'!r}, not {schema!r}", fix=fix)
     text, meta = header.get("meta", "{}"), None
     with suppress(ValueError, RecursionError):
@@ -161,7 +158,7 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
         meta = _meta(path, header, SCHEMA)
         config = meta.get("config")
         if not config:
-            fix = f"name what builds it: torchvision:NAME, timm:NAME or package.module:factory --weights {path}"
+            fix = f"{_BUILDER} --weights {path}"
             raise ModelError(f"{path} holds the weights of a model that PUMA did not build", fix=fix)
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         try:
