@@ -280,7 +280,7 @@ def test_a_batch_that_does_not_fit_is_split_and_batch_statistics_are_named(pool,
     monkeypatch.setattr(runs, "free_memory", lambda device: int(need))
     assert measured(pool, network("batch")).micro_batch == 8
     train(network("batch"), pool, threat=THREAT, recipe=SHORT, out=tmp_path)
-    assert "micro-batches of 8: batch normalisation uses the statistics of 8 images" in caplog.text
+    assert "micro-batches of 8: batch normalisation uses statistics of 8 images" in caplog.text
     monkeypatch.undo()  # with more memory the run goes on with the micro-batch that it began with
     (tmp_path / "last.safetensors").unlink()
     train(network("batch"), pool, threat=THREAT, recipe=SHORT, out=tmp_path)

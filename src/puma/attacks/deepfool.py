@@ -59,9 +59,7 @@ class DeepFool:
     codes: Tensor  # int8 [B], of `puma.margins.Status`
     steps: Tensor  # int16 [B], linearizations spent before the boundary was crossed
     predicted: Tensor  # int64 [B], the model's class for the image
-    adversarial: (
-        Tensor  # [B, ...], a point beyond the boundary (of the label's region if misclassified), else the image
-    )
+    adversarial: Tensor  # [B, ...], a point beyond the boundary (misclassified: of the label's region); else the image
     passes: tuple[int, int]  # images passed forwards and backwards through the model
 
     @property
@@ -120,9 +118,8 @@ def deepfool(
     distance, steps_spent = crossings.distance, crossings.steps.to(torch.int16)
     crossed = distance.isfinite() & ~found.misclassified & (crossings.codes != int(Status.ESTIMATED))
     codes = torch.where(crossed, int(Status.CROSSED), crossings.codes).to(torch.int8)
-    margin = torch.where(found.misclassified, -distance, distance).masked_fill_(
-        codes >= int(Status.UNCONVERGED), torch.nan
-    )
+    margin = torch.where(found.misclassified, -distance, distance)
+    margin[codes >= int(Status.UNCONVERGED)] = torch.nan
     given = found.logits0.argmax(1), crossings.x.view_as(images), (network.forwards, network.backwards)
     return DeepFool(margin, codes, steps_spent, *given)
 

@@ -50,10 +50,7 @@ class Network:
             yield rows, logits.detach(), partial(self._gradients, x, logits)
 
     def check(self, x: Tensor) -> Tensor:
-        """Return the logits ``[2, K]`` of the first of ``x`` and its negative; see `puma.models.checks.check_first`.
-
-        For a chunk of images and more, search with the folded model from here on if it gives the same logits.
-        """
+        """Return the logits ``[2, K]`` of `check_first`; from a chunk of images on, fold the model for the search."""
         self.forwards += 2
         first = x[:1].view(-1, *self.shape)
         logits = check_first(self.model, first).float()
@@ -97,8 +94,8 @@ class Network:
 def fold_batchnorm(model: nn.Module, images: Tensor, logits: Tensor) -> nn.Module:
     """Return a faster copy of ``model`` (eval mode): batch normalisation becomes part of the convolution before it.
 
-    The model itself where there is nothing to fold, where it cannot be copied, and where the copy's answer to
-    ``images`` is not ``logits`` up to rounding, which proves that nothing else used what the convolutions return.
+    The model itself where that is impossible: the copy's answer to ``images`` has to be ``logits`` up to rounding, which
+    proves that nothing else uses what the convolutions return.
     """
     if not batchnorm_layers(model):
         return model

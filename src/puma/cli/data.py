@@ -20,9 +20,7 @@ from puma.io import prepare_folder, read_json
 if TYPE_CHECKING:
     from puma.data.source import Source
 
-data_app = typer.Typer(
-    help="Look at images and labels before training on them, and unpack archives.", no_args_is_help=True
-)
+data_app = typer.Typer(help="Look at images and labels before training on them; unpack archives.", no_args_is_help=True)
 
 _SPEC = "digits, cifar10, FILE.npz, FILE.parquet, FOLDER, hf:NAME:SPLIT, also with options: FILE?resize=16&subset=5000"
 _TEST = "Test set: its images must not be in the others."

@@ -80,9 +80,7 @@ def short(value: Any, *, full: bool = False) -> str:
     if isinstance(value, (list, tuple)):
         shown = value if full else value[:_MOST_ITEMS]
         more = f", ... ({len(value)} in all)" if len(value) > len(shown) else ""
-        texts = [
-            f"({short(item, full=full)})" if isinstance(item, Mapping) else short(item, full=full) for item in shown
-        ]
+        texts = [f"({short(one, full=full)})" if isinstance(one, Mapping) else short(one, full=full) for one in shown]
         return short(", ".join(texts), full=full) + more
     if isinstance(value, float):
         return f"{value:.6g}"

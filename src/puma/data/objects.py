@@ -90,9 +90,7 @@ def _of_table(table: Any, where: str, options: Options) -> Source:
 
     table, features = table.with_format(None), table.features
     # a struct of bytes and path is what an Image becomes in a Parquet file without the metadata of the hub
-    encoded = [
-        column for column, kind in features.items() if isinstance(kind, dict) and {"bytes", "path"} <= kind.keys()
-    ]
+    encoded = [name for name, kind in features.items() if isinstance(kind, dict) and {"bytes", "path"} <= kind.keys()]
     image = next(iter([column for column, kind in features.items() if isinstance(kind, Image)] + encoded), None)
     if image is None:
         fix = "data.cast_column(NAME, datasets.Image()) makes one of encoded files"

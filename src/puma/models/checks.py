@@ -143,9 +143,8 @@ def check_model(model: nn.Module, images: Tensor, num_classes: int = 2, *, react
     """
     require_eval(model)
     if (size := getattr(model, "image_size", None)) not in (None, images.shape[-1]):
-        logger.warning(
-            "the model was made for images of %d pixels, these have %d: ?resize=%d", size, images.shape[-1], size
-        )
+        text = "the model was made for images of %d pixels, these have %d: ?resize=%d"
+        logger.warning(text, size, images.shape[-1], size)
     with torch.no_grad():
         logits = apply_model(model, images.clone())
         if logits.shape[1] < num_classes:

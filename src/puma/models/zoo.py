@@ -288,9 +288,8 @@ def to_robustbench(model: nn.Module) -> RobustBenchModel:
     name, weights = str(config.get("name", type(model).__name__)), dict(model.state_dict())
     found = re.fullmatch(r"(wrn|preactresnet)-(\d+)-?(\d*)", name)
     if not found or config["image_size"] != 32:
-        raise ModelError(
-            f"RobustBench has no class for {name} {config}", why="it knows WRN and PreActResNet of 32 pixels"
-        )
+        why = "it has WRN and PreActResNet of 32 pixels"
+        raise ModelError(f"RobustBench has no class for {name} {config}", why=why)
     width = int(found[3] or 0)
     arguments = {
         "depth": int(found[2]),

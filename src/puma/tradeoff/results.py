@@ -148,7 +148,7 @@ def read_runs(results: Results, robust: str = "robust_accuracy") -> list[RunResu
                 raise DataError(f"{name} {value!r} of {run.setting.label} is not in [0, 1]")
         if run.key in runs:
             raise DataError(
-                f"the results hold {setting.label}, seed {run.seed}, twice", fix="compare one study at a time"
+                f"the results hold {setting.label}, seed {run.seed}, twice", fix="compare a study at a time"
             )
         runs[run.key] = run
     return list(runs.values())

@@ -133,9 +133,7 @@ class Job:
         if self.micro_batch < cost.batch and self.devices.is_rank_zero:
             effect = "; the gradients are the same"
             if batchnorm_layers(self.network):
-                effect = (
-                    f": batch normalisation uses the statistics of {self.micro_batch} images, which changes the result"
-                )
+                effect = f": batch normalisation uses statistics of {self.micro_batch} images, which changes the result"
             log = logging.getLogger("puma")
             log.warning("batches of %d are split into micro-batches of %d%s", cost.batch, self.micro_batch, effect)
 

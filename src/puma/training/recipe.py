@@ -61,7 +61,7 @@ class Recipe(BaseModel):
     ema_warmup: float = Field(0.0, ge=0, lt=1, description="Quirk: share of the steps in which the average is a copy.")
     ema_ramp: bool = Field(True, description="Quirk: then decay = min(ema, (1 + d) / (10 + d)) with d steps since.")
     batchnorm_momentum: float | None = Field(
-        None, gt=0, le=1, description="Weight of the newest batch; unset: as it is."
+        None, gt=0, le=1, description="Weight of the newest batch; unset: unchanged."
     )
     batchnorm_first_step: bool = Field(False, description="Quirk: that weight is 1 in the first step.")
 
