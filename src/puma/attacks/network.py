@@ -94,8 +94,8 @@ class Network:
 def fold_batchnorm(model: nn.Module, images: Tensor, logits: Tensor) -> nn.Module:
     """Return a faster copy of ``model`` (eval mode): batch normalisation becomes part of the convolution before it.
 
-    The model itself where that is impossible: the copy's answer to ``images`` has to be ``logits`` up to rounding, which
-    proves that nothing else uses what the convolutions return.
+    The model itself where that is impossible: the answer of the copy to ``images`` has to be ``logits`` up to rounding,
+    which proves that nothing else uses what the convolutions return.
     """
     if not batchnorm_layers(model):
         return model
