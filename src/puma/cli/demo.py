@@ -28,7 +28,7 @@ def demo(
     config: Config = None,
     quiet: Quiet = False,
 ) -> None:
-    """See PUMA at work on real images, without network, in five minutes of two cores.
+    """See PUMA at work on real images, without network, in four minutes of two cores.
 
     On scikit-learn's digits (1,797 images of 8x8): trains a diffusion model and samples 10,000 synthetic images, trains
     a robust margin model, measures every image's margin with DeepFool, makes a plan for each strategy, trains each plan
