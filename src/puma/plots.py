@@ -124,9 +124,7 @@ def plot_margins(
     if eps is not None:
         axes.axvline(eps * factor, color=MUTED, linewidth=0.9, linestyle="--")
         _name_line(axes, eps * factor, "eps")
-    axes.set(
-        xlabel=f"margin ({words}); higher is easier", ylabel="% of images", ylim=(0, 1.1 * float(np.max(base)) or 1)
-    )
+    axes.set(xlabel=f"margin ({words}); higher is easier", ylabel="% of images", ylim=(0, 1.1 * float(base.max()) or 1))
     axes.legend(loc="best")
     return axes
 
