@@ -38,7 +38,7 @@ def resolve_model(
     Args:
         spec: a weights file or run folder; ``"package.module:factory"`` (called without arguments); a name of
             `build_model`; or a published model, in eval mode, from [0, 1] pixels to logits. ``"robustbench:NAME"`` is
-            the file ``NAME.pt`` in ``$PUMA_MODELS`` or ``models`` (``"robustbench:cifar10/Linf/NAME"``: of several);
+            the file ``NAME.pt`` (with SiLU) in ``$PUMA_MODELS`` or ``models`` (``"robustbench:cifar10/Linf/NAME"``);
             ``"timm:NAME"`` and ``"torchvision:NAME"`` are pretrained models with their normalisation put inside;
             ``"hf:REPO"`` is what ``puma export hub`` wrote.
         weights: safetensors file, or the folder of a run, which stands for its last model; ``.pt`` of a published one.
