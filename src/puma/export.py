@@ -146,7 +146,7 @@ def export_robustbench(
         fix = "evaluate again without --subset, into another folder"
         raise DataError(what, why="RobustBench lists figures of the whole test set", fix=fix)
     _check_weights(evaluation, model)
-    theirs, config = to_robustbench(model), dict[str, Any](model.config)  # type: ignore[arg-type]  # set by build_model
+    theirs, config = to_robustbench(model), config_of(model) or {}
     robust, network = f"{100 * evaluation.robust_accuracy:.2f}", str(config["name"])
     info = {
         **{key: value for key, value in asdict(paper).items() if key != "licence" and value is not None},

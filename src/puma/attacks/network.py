@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from puma.errors import DataError
 from puma.models.checks import ONE_LOGIT, as_logits, batchnorm_layers, check_first, model_errors, require_eval
@@ -117,9 +117,7 @@ def fold_batchnorm(model: nn.Module, images: Tensor, logits: Tensor) -> nn.Modul
         for hook in hooks:
             hook.remove()
         for convolution, layer in pairs:
-            statistics = layer.running_mean, layer.running_var, layer.eps, layer.weight, layer.bias
-            fused = fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)  # type: ignore[arg-type]
-            convolution.weight, convolution.bias = fused
+            copy.set_submodule(names[convolution], fuse_conv_bn_eval(convolution, layer))
             copy.set_submodule(names[layer], nn.Identity())
         copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it for tensors only
         difference = (as_logits(copy(images.clone()), len(images)).float() - logits).abs().amax()

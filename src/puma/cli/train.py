@@ -58,9 +58,7 @@ def train(
     synthetic: Annotated[list[str] | None, Option(help="Source of synthetic images; several times too.")] = None,
     plan: Annotated[Path | None, Option(help="Plan of `puma plan`; without it, everything at full eps.")] = None,
     model: ModelName = "wrn-28-10",
-    weights: Annotated[
-        Path | None, Option(help="Start from these weights (safetensors; published models: .pt too).")
-    ] = None,
+    weights: Annotated[Path | None, Option(help="Weights to start from (safetensors; published: .pt too).")] = None,
     new_head: Annotated[bool, Option("--new-head", help="For weights of other classes: a new last layer.")] = False,
     recipe: RecipeName = "trades-edm",
     change: Annotated[list[str] | None, Option("--set", metavar="FIELD=VALUE", help="Change the recipe.")] = None,

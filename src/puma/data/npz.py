@@ -34,6 +34,7 @@ _LONGEST_HEADER, _LARGEST_NAMES = 16_384, 1 << 20
 _MOST_MEMBERS, _LARGEST_DIRECTORY, _LOCAL_HEADER = 1_000, 1 << 20, 30
 _CHUNK = 4 << 20
 _BAD_HEADER = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OverflowError, tokenize.TokenError)
+# of zipfile and zlib, also for compression (NotImplementedError) and encryption (RuntimeError) that they cannot read
 _DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error, ValueError, EOFError, RuntimeError)
 
 

@@ -36,8 +36,11 @@ from puma.tasks import Workers, end_once, require_shared, run_tasks
 
 logger = logging.getLogger("puma")
 _WAIT_S = 0.5
-_ATTACKS = {"robust_accuracy": "robust accuracy", "apgd_accuracy": "accuracy under APGD-CE"}
-_ATTACKS["pgd_accuracy"] = "accuracy under the screen"  # the first that all of some runs have is compared
+_ATTACKS = {  # the first that all of some runs have is compared
+    "robust_accuracy": "robust accuracy",
+    "apgd_accuracy": "accuracy under APGD-CE",
+    "pgd_accuracy": "accuracy under the screen",
+}
 
 
 @contextmanager
