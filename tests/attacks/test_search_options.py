@@ -179,13 +179,18 @@ def test_a_model_is_searched_itself_where_folding_would_change_it() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_crossing_within_rounding_of_the_folded_model_is_confirmed(norm, monkeypatch) -> None:
     model, x, labels = images_and_labels()
+    seen: list[int] = []
 
     class Rounded(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
             logits = model(x)
             largest = logits.abs().amax(1, keepdim=True)
             return logits - 1.8e-5 * (largest + largest.clamp(max=1)) * (logits == logits.amax(1, keepdim=True))
 
     monkeypatch.setattr(network, "fold_batchnorm", lambda *given: Rounded())
     for mode in MODES:
-        assert_crossings_are_real(model, x, labels, deepfool(model, x, labels, norm=norm, mode=mode))
+        hit = deepfool(model, x, labels, norm=norm, mode=mode)
+        assert_crossings_are_real(model, x, labels, hit)
+        assert 0.8 * hit.passes[0] < sum(seen) < hit.passes[0]  # the folded model searches, the model confirms
+        seen.clear()
