@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import re
+from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,9 @@ def export_robustbench(
         "unreliable": False,
     }
     buffer = io.BytesIO()  # on a full disk torch.save fails with an error that does not name the disk
-    torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in theirs.weights.items()}, buffer)
+    weights = OrderedDict((key, tensor.detach().cpu().contiguous()) for key, tensor in theirs.weights.items())
+    vars(weights)["_metadata"] = {"puma": config}  # where torch keeps what is no tensor; for ``robustbench:NAME``
+    torch.save(weights, buffer)
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in theirs.arguments.items()}
     arguments = ", ".join(f"{key}=nn.{v}" if key == "activation_fn" else f"{key}={v!r}" for key, v in values.items())
     entry = f'("{name}", {{"model": lambda: {theirs.architecture}({arguments}), "gdrive_id": "..."}}),'

@@ -38,7 +38,7 @@ _NO_FSYNC = {"EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EROFS"}
 _NOT_STORAGE = (BlockingIOError, ChildProcessError, ConnectionError, InterruptedError, ProcessLookupError, TimeoutError)
 _LEFTOVER, _STALE_S = re.compile(r"\..+\.([0-9a-f]{6})-(\d+)-[0-9a-f]+\.tmp"), 24 * 3600
 _MOST_TOML, _MOST_DOTS = 1 << 18, 500  # in a line: the parser's time grows with the square of a dotted key's length
-_EXAMPLES = "`puma recipe show digits` prints a recipe to begin with, `puma study run --help` a study"
+_EXAMPLES = "`puma study run --help` prints a study to begin with, `puma recipe show digits` a recipe"
 
 
 def _host() -> str:

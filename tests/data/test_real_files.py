@@ -437,6 +437,7 @@ def test_a_torchvision_dataset_with_to_tensor() -> None:
     assert source.class_names == ("cat", "dog", "ship")
     subset = load_dataset(torch.utils.data.Subset(ToTensorLike(), [11, 5, 0]))  # type: ignore[arg-type]
     np.testing.assert_array_equal(subset.read(slice(None)), IMAGES[[11, 5, 0]])
+    assert subset.class_names == source.class_names
 
 
 @pytest.mark.parametrize("mode", ["P", "1", "L"])

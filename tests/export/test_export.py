@@ -22,6 +22,7 @@ from puma.evaluation import Evaluation
 from puma.export import Paper, export_hub, export_robustbench
 from puma.models.networks import build_model
 from puma.models.weights import weights_sha256
+from puma.models.zoo import resolve_model
 from puma.threat import ThreatModel
 
 PAPER = Paper(
@@ -109,6 +110,16 @@ def test_hub_folder(tmp_path: Path) -> None:
 class Own(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1)
+
+
+@pytest.mark.parametrize("options", [{"activation": "relu"}, {"mean": (0.3, 0.4, 0.5)}, {"num_classes": 100}])
+def test_a_robustbench_file_is_read_back_as_the_network_it_is(tmp_path: Path, monkeypatch, options) -> None:
+    """Neither the activation nor the normalisation is among its weights."""
+    model = randomised(build_model("wrn-10-1", **{"num_classes": 10, **options}))
+    export_robustbench(model, tmp_path / "models", name=NAME, evaluation=evaluation_of(model), paper=PAPER)
+    monkeypatch.setenv("PUMA_MODELS", str(tmp_path / "models"))
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(resolve_model(f"robustbench:{NAME}")(images), model(images), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,12 @@ def _of_items(dataset: MapStyle, options: Options) -> Source:
     labels = check_labels(labels, size, called)
     digest.update(labels.astype("<i8").tobytes())
     _warn_rounded(called, items.rounded)
-    names = getattr(dataset, "classes", None) or getattr(dataset, "class_names", None)
+    from torch.utils.data import Subset
+
+    whole: Any = dataset
+    while type(whole) is Subset:  # it keeps the labels; a class of the user's may number them anew
+        whole = whole.dataset
+    names = getattr(whole, "classes", None) or getattr(whole, "class_names", None)
     named = [str(text) for text in names] if names is not None and len(names) > int(labels.max()) else None
     return Source(items, labels, name=called, fingerprint=digest.hexdigest(), class_names=named)
 

@@ -38,7 +38,7 @@ def resolve_model(
     Args:
         spec: a weights file or run folder; ``"package.module:factory"`` (called without arguments); a name of
             `build_model`; or a published model, in eval mode, from [0, 1] pixels to logits. ``"robustbench:NAME"`` is
-            the file ``NAME.pt`` (with SiLU) in ``$PUMA_MODELS`` or ``models`` (``"robustbench:cifar10/Linf/NAME"``);
+            the file ``NAME.pt`` in ``$PUMA_MODELS`` or ``models`` (``"robustbench:cifar10/Linf/NAME"``);
             ``"timm:NAME"`` and ``"torchvision:NAME"`` are pretrained models with their normalisation put inside;
             ``"hf:REPO"`` is what ``puma export hub`` wrote.
         weights: safetensors file, or the folder of a run, which stands for its last model; ``.pt`` of a published one.
@@ -251,9 +251,11 @@ def _load_robustbench(name: str, weights: str | Path | None) -> nn.Module:
         fix = f'{_ROBUSTBENCH} && python -c "from robustbench.utils import load_model; {theirs}"'
         fix = f"did you mean robustbench:{near[0]}?" if near else fix
         raise ModelError(f"there is no {short}.pt in {root}", why=why, fix=fix)
-    plain = {_WRAPPED.sub("", key): value for key, value in _read_weights(files[0]).items()}
+    saved = _read_weights(files[0])
+    plain = {_WRAPPED.sub("", key): value for key, value in saved.items()}
     try:
-        network, options = _architecture_of(plain)
+        options = dict(getattr(saved, "_metadata", {}).get("puma") or _architecture_of(plain))
+        network = str(options.pop("name"))
         with torch.device("meta"):  # other classes have the same keys and more
             own = build_model(network, **options).state_dict().keys()
         if own != plain.keys() - {"mean", "std"}:
@@ -266,20 +268,20 @@ def _load_robustbench(name: str, weights: str | Path | None) -> nn.Module:
     return from_robustbench(plain, network, **options)
 
 
-def _architecture_of(plain: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Our name and options, from the names and shapes of the weights; `KeyError` or `ValueError` for others."""
+def _architecture_of(plain: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Options of `build_model` from the names and shapes of the weights; `KeyError` or `ValueError` for others."""
 
     def blocks(pattern: str) -> int:
         return max(int(found[1]) for key in plain if (found := re.match(pattern, key))) + 1
 
     classes, wide = len(plain["logits.bias"]), "init_conv.weight" in plain
     channels = plain["init_conv.weight" if wide else "conv_2d.weight"].shape[1]
-    options = {"num_classes": classes, "in_channels": channels, "activation": "silu"}  # SiLU in all of RobustBench's
+    options = {"num_classes": classes, "in_channels": channels, "activation": "silu"}  # so in all of RobustBench's
     options |= _CIFAR100 if classes == 100 else {}  # not among the weights
     if wide:
         width = len(plain["layer.0.block.0.conv_0.weight"]) // 16
-        return f"wrn-{6 * blocks(r'layer.0.block.([0-9]+)[.]') + 4}-{width}", options
-    return f"preactresnet-{18 if blocks(r'layer_0.([0-9]+)[.]') == 2 else 34}", options
+        return {**options, "name": f"wrn-{6 * blocks(r'layer.0.block.([0-9]+)[.]') + 4}-{width}"}
+    return {**options, "name": f"preactresnet-{18 if blocks(r'layer_0.([0-9]+)[.]') == 2 else 34}"}
 
 
 def to_robustbench(model: nn.Module) -> RobustBenchModel:
