@@ -183,15 +183,17 @@ def read_pools(folder: Path) -> list[Pool]:
     attack = "standard" if column == "robust_accuracy" else spec.evaluation.screen
     flags = {key: found for key, (found, _) in read_flags(folder / FLAGS_FILE, attack).items()}
     shares = read_mislabelled(folder / MISLABELLED_FILE) if (folder / MISLABELLED_FILE).is_file() else []
-    margins, images = (folder / "done" / f"{task}.json" for task in ("margins", "synthetic"))
+    images = folder / "done" / "synthetic.json"
     quality = dict(read_json(images).get("quality") or {}) if images.is_file() else {}
-    regime = dict(read_json(margins).get("regime") or {}) if margins.is_file() else {}
+    records = [read_json(path) for path in sorted((folder / "done").glob("margins*.json"))]  # one for each pool
+    regimes = {record["images"]: dict(record.get("regime") or {}) for record in records}
     pools: list[Pool] = []
     names = dict.fromkeys(row["pool"] for row in rows)
     for name in names:
         mine = [row for row in rows if row["pool"] == name and row[column] is not None]
         if not mine:
             continue
+        regime = regimes.get(sum(map(int, re.findall(r"\((\d+)\)", name))), {})
         pool = Pool(folder, name, column, mine, flags, f"{len(rows)} of {len(spec.runs())}", regime, quality)
         pool.label = folder.name if len(names) == 1 else f"{folder.name}: {name}"
         for row in shares:
