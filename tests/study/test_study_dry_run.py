@@ -37,4 +37,4 @@ def test_a_study_is_costed_before_it_begins_and_from_what_it_recorded(tmp_path: 
             study.finish(task.name, {"seconds": 7200.0})
     text = dry_run("study", "run", study.path, "--jobs", 2)
     assert re.search(r"mislabelled perturbations 2 1 2\.0 h recorded", text), text
-    assert "2.00 core-hours: about 1.0 h with 2 processes" in text
+    assert "2.00 core-hours: about 1.0 h with --jobs 2; threads of a process: " in text

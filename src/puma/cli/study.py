@@ -99,7 +99,7 @@ def print_cost(folder: StudyFolder, jobs: int) -> None:
     print_table(("task", "tasks", "finished", "each", "from"), rows)
     gpu = f" and {seconds / 3600:,.2f} GPU-hours" if resolve_device("auto").type == "cuda" else ""
     hours = f"{seconds / 3600 * cores:,.2f} core-hours{gpu}"
-    echo(f"left     {hours}: about {duration(seconds / jobs)} with {jobs} processes of {cores} threads")
+    echo(f"left     {hours}: about {duration(seconds / jobs)} with --jobs {jobs}; threads of a process: {cores}")
     echo(f"memory   about {memory / 2**30:.2g} GiB a process, to train")
     echo("attacks are counted as if every image withstood them; nothing was written")
 
