@@ -30,6 +30,7 @@ from puma.errors import BusyError, DataError, PumaError, ResumeError, StorageErr
 
 logger = logging.getLogger("puma")
 Key = TypeVar("Key", int, str)
+REGISTRIES = ("torchvision", "timm", "robustbench", "hf")  # of published models: a name follows after a colon
 
 _FULL = {"ENOSPC", "EDQUOT", "EFBIG"}  # names of error codes
 _BAD_PATH = {"EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "EISDIR", "ENOENT", "ENAMETOOLONG", "ELOOP"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -13,12 +12,9 @@ from typer import Option
 
 from puma.devices import resolve_device
 from puma.errors import UsageError, unknown
-from puma.io import read_toml
+from puma.io import REGISTRIES, read_toml
 from puma.tasks import Workers, worker_from_environment
 from puma.threat import ThreatModel
-
-_FACTORY = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_][\w.]*")  # package.module:factory
-_REGISTRIES = ("hf", "robustbench", "timm", "torchvision")  # these look like it, but run no code of the user's
 
 
 def _load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -35,8 +31,8 @@ def _load_config(context: typer.Context, path: Path | None) -> Path | None:
         name = names.get(key.replace("-", "_"))
         if name is None:
             raise unknown(f"setting in {path}", key, names)
-        factory = _FACTORY.fullmatch(value) if isinstance(value, str) and name == "model" else None
-        if factory and factory[1] not in _REGISTRIES:
+        registry, colon, _ = str(value).partition(":")
+        if name == "model" and colon and registry not in REGISTRIES:  # package.module:factory
             why = "a settings file may come from somebody else; only the command line names code to run"
             what = f"{path} sets {key} = {value!r}, which would run code"
             raise UsageError(what, why=why, fix="name it on the command line")

@@ -33,12 +33,11 @@ from puma.data.source import (
     stratified_rows,
 )
 from puma.errors import DataError, StorageError, UsageError, unknown
-from puma.io import fingerprint
+from puma.io import REGISTRIES, fingerprint
 
 logger = logging.getLogger("puma")
 
 _KINDS = 'name "digits", "cifar10", an .npz or .parquet file, part files, an image folder, or hf:NAME:SPLIT'
-_MODELS = ("robustbench", "timm", "torchvision")
 _INSTEAD = {
     **dict.fromkeys((".pt", ".pth"), "weights: puma score torchvision:NAME SOURCE --weights FILE --out margins"),
     ".npy": "np.savez(path, image=<uint8 [N, H, W, C]>, label=<int64 [N]>)",
@@ -161,7 +160,7 @@ def _opened(place: str, options: Options) -> Source:
         known = [*_NAMED, "digits", *(str(file) for file in path.parent.glob("*"))]
         near = difflib.get_close_matches(kind, known, n=1)
         fix = f"did you mean {near[0]!r}?" if near else _KINDS
-        fix = f"that is a model: puma score {place} SOURCE --out margins" if kind in _MODELS else fix
+        fix = f"that is a model: puma score {place} SOURCE --out margins" if kind in REGISTRIES else fix
         raise DataError(f"{place} does not exist", fix=fix)
     if path.suffix == ".npz":
         return load_npz(path, options)

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from puma.errors import ModelError, PumaError, UsageError, unknown
-from puma.io import offline_without_hub
+from puma.io import REGISTRIES, offline_without_hub
 from puma.models.networks import Normalise, build_model, config_of
 from puma.models.weights import load_class_names, load_model, load_weights, read_safetensors, renamed, state_of
 
-_KINDS = "torchvision:NAME, timm:NAME, robustbench:NAME, hf:REPO"
+_KINDS = ", ".join(f"{registry}:NAME" for registry in REGISTRIES)
 
 
 def resolve_model(
@@ -88,7 +88,7 @@ def _call_factory(spec: str) -> nn.Module:
     try:
         model = getattr(importlib.import_module(module_name), factory_name)()
     except (ImportError, AttributeError) as error:
-        near = difflib.get_close_matches(module_name, [kind.partition(":")[0] for kind in _KINDS.split(", ")], n=1)
+        near = difflib.get_close_matches(module_name, REGISTRIES, n=1)
         fix = f"did you mean {near[0]}:{factory_name}?" if near else '"package.module:factory"'
         raise ModelError(f"cannot find the factory {spec!r}", why=str(error), fix=fix) from error
     except Exception as error:  # whatever a user's code raises
