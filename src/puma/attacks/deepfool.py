@@ -69,8 +69,8 @@ class DeepFool:
         return names
 
     def __repr__(self) -> str:
-        counts = (f"{int((self.status == name).sum()):,} {name}" for name in dict.fromkeys(self.status))
-        return f"<DeepFool {len(self.margin):,} images: {', '.join(counts)}>"
+        names = zip(*np.unique(self.status, return_counts=True), strict=True)
+        return f"<DeepFool {len(self.margin):,} images: {', '.join(f'{count:,} {name}' for name, count in names)}>"
 
 
 def deepfool(
@@ -230,6 +230,7 @@ def _confirm(images: Images, crossings: Crossings) -> None:
         crossings.x[rows] = x
         crossings.distance[rows] = torch.where(crossed, images.length(x - images.x0[rows]), torch.inf)
         rows = rows[~crossed]
+    crossings.x[rows] = images.x0[rows]
 
 
 def require_known(mode: str, precision: str) -> None:

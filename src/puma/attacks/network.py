@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from puma.errors import DataError
 from puma.models.checks import ONE_LOGIT, as_logits, batchnorm_layers, check_first, model_errors, require_eval
+from puma.models.weights import unwrap
 
 Gradients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From classes ``up`` and ``down`` ``[b, m]`` to ``f_up - f_down`` ``[b, m]`` and its gradients ``[b, m, D]``."""
@@ -52,10 +53,11 @@ class Network:
     def check(self, x: Tensor) -> Tensor:
         """Return the logits ``[2, K]`` of `check_first`; from a chunk of images on, fold the model for the search."""
         self.forwards += 2
-        first = x[:1].view(-1, *self.shape)
-        logits = check_first(self.model, first).float()
-        if self.proxy is None and len(x) >= self.chunk:
-            self.searcher = fold_batchnorm(self.model, torch.cat([first, 1 - first]), logits)
+        logits = check_first(self.model, x[:1].view(-1, *self.shape)).float()
+        if self.proxy is None and len(x) >= self.chunk and batchnorm_layers(self.model):
+            first = x[: self.chunk]
+            self.searcher = fold_batchnorm(self.model, first.view(-1, *self.shape), self.logits(first))
+            self.forwards += len(first)
         return logits
 
     def _gradients(self, x: Tensor, logits: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,10 +96,10 @@ class Network:
 def fold_batchnorm(model: nn.Module, images: Tensor, logits: Tensor) -> nn.Module:
     """Return a faster copy of ``model`` (eval mode): batch normalisation becomes part of the convolution before it.
 
-    The model itself where that is impossible: the answer of the copy to ``images`` has to be ``logits`` up to rounding,
-    which proves that nothing else uses what the convolutions return.
+    The model itself where it is compiled, and where the copy's answer to ``images`` ``[B, C, H, W]`` is not ``logits``
+    ``[B, K]`` up to rounding: something else uses what a convolution returns, or images take different ways.
     """
-    if not batchnorm_layers(model):
+    if unwrap(model) is not model:  # the hooks would make torch compile the copy, twice
         return model
     outputs: list[tuple[nn.Conv2d, Tensor]] = []
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
@@ -113,7 +115,7 @@ def fold_batchnorm(model: nn.Module, images: Tensor, logits: Tensor) -> nn.Modul
         names = {layer: name for name, layer in copy.named_modules()}
         hooks = [one.register_forward_hook(convolved) for one in names if isinstance(one, nn.Conv2d)]
         hooks += [one.register_forward_pre_hook(normalising) for one in names if type(one) is nn.BatchNorm2d]
-        copy(images.clone())
+        copy(images[:1].clone())
         for hook in hooks:
             hook.remove()
         for convolution, layer in pairs:
