@@ -41,10 +41,12 @@ def test_small_cnn_takes_8_to_32_pixels(size):
     assert build_model("small-cnn", 10, in_channels=1, image_size=size)(torch.rand(2, 1, size, size)).shape == (2, 10)
 
 
-def test_weights_follow_the_seed_and_leave_the_global_generator_alone():
-    before = torch.random.get_rng_state()
+def test_weights_follow_the_seed_and_leave_the_global_generators_alone(monkeypatch):
+    before, seeded = torch.random.get_rng_state(), []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     first, again, other = (build_model("small-cnn", 10, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
+    assert not seeded  # the generators of GPUs
     assert weights_sha256(first) == weights_sha256(again) != weights_sha256(other)
 
 

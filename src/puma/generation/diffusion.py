@@ -137,7 +137,7 @@ class Training:
     def __init__(self, real: Source, config: DiffusionConfig, seed: int, device: torch.device) -> None:
         self.real, self.config, self.seed, self.device, self.step = real, config, seed, device, 0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(seed, Stream.INIT))
+            torch.default_generator.manual_seed(torch_seed(seed, Stream.INIT))
             self.denoiser = build_denoiser(config, real.image_shape, real.num_classes).to(device).train()
         self.ema = EMA(self.denoiser)
         if config.compile and device.type == "cuda":

@@ -70,7 +70,7 @@ def build_model(
     if len(mean) != in_channels:
         raise UsageError(f"mean {list(mean)} has not one value for each of {in_channels} channels")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         normalise = Normalise(mean, std)
         model: nn.Module
         if found[1]:

@@ -116,7 +116,7 @@ def _load_pretrained(
 
     def build(*, pretrained: bool = False, **classes: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             if timm:
                 return cast(nn.Module, module.create_model(name, pretrained=pretrained, **classes))
             network: nn.Module = module.get_model(name, weights="DEFAULT" if pretrained else None, **classes)
