@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from puma.errors import ModelError
+from puma.errors import ModelError, first_line
 from puma.models.weights import load_tensors, load_weights, save_tensors
 
 SCHEMA = "puma.state/2"
@@ -50,7 +50,7 @@ def require_savable(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_tensors(tensors, trial, SCHEMA, {})
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ModelError("the network cannot be saved", why=str(error).splitlines()[0]) from error
+        raise ModelError("the network cannot be saved", why=first_line(error)) from error
     finally:
         trial.unlink(missing_ok=True)
 

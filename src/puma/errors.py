@@ -69,6 +69,11 @@ class CheckError(PumaError):
     exit_code = 7
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, for ``why``; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that does not exist, with the nearest one that does.
 

@@ -212,11 +212,10 @@ def read_selection(path: Path | str) -> tuple[NDArray[Any], NDArray[np.float32] 
         import pandas as pd
 
         names = None if path.suffix == ".csv" else ["index"]
-        frame = (
-            pd.read_parquet(path)
-            if path.suffix == ".parquet"
-            else pd.read_csv(path, names=names, dtype={"index": np.int64})
-        )
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            frame = pd.read_csv(path, names=names, dtype={"index": np.int64})
         return frame["index"].to_numpy(), frame["eps"].to_numpy(dtype=np.float32) if "eps" in frame else None
     except (ValueError, OverflowError, KeyError, OSError, EOFError, pa.ArrowException) as error:
         fix = "one index per line, or columns index and eps"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 from puma.devices import PROCESSES_PER_GPU, VISIBLE_GPUS, visible_gpus
-from puma.errors import PumaError, StorageError, UsageError
+from puma.errors import PumaError, StorageError, UsageError, first_line
 from puma.progress import LOG_EVERY_ENV, configure_logging
 
 Item = TypeVar("Item", bound=Hashable)
@@ -320,8 +320,8 @@ def _ray(function: Callable[[Any], Any], workers: Workers) -> Iterator[Engine]:
         try:  # not None for a cluster of our own: that joins one that happens to run here, and dies with it
             ray.init(address=workers.ray, log_to_driver=False, **options)
         except (ConnectionError, ValueError) as error:
-            why, fix = str(error).splitlines()[0], "`ray start --head` starts one"
-            raise UsageError(f"no Ray cluster at {workers.ray!r}", why=why, fix=fix) from error
+            fix = "`ray start --head` starts one"
+            raise UsageError(f"no Ray cluster at {workers.ray!r}", why=first_line(error), fix=fix) from error
     task: Any = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=_RETRIES)(_ray_task)
     threads, busy = workers.threads or max(1, int(workers.cpus)), dict[Any, Any]()
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from puma.errors import DataError
+from puma.errors import DataError, first_line
 from puma.models.checks import ONE_LOGIT, as_logits, batchnorm_layers, check_first, model_errors, require_eval
 from puma.models.weights import unwrap
 
@@ -133,7 +133,7 @@ def as_batch(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     try:
         images, labels = (torch.as_tensor(_native(value)).detach() for value in (images, labels))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError("images or labels are no array of numbers", why=str(error).splitlines()[0][:200]) from None
+        raise DataError("images or labels are no array of numbers", why=first_line(error)) from None
     if any(value.is_nested or value.is_meta for value in (images, labels)):
         raise DataError("images or labels are no array of numbers", why="they are nested, or without values (meta)")
     if not images.is_floating_point() or images.ndim < 2 or images.layout is not torch.strided:

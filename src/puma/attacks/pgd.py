@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from puma.attacks.network import as_batch, check_labels
-from puma.errors import ModelError, UsageError, integer, number, unknown
+from puma.errors import ModelError, UsageError, first_line, integer, number, unknown
 from puma.losses import carlini_wagner, cross_entropy, kl_divergence
 from puma.models.checks import IT_CHANGES, apply_model, attack_mode, check_first, check_same, model_errors
 from puma.threat import Norm, ThreatModel
@@ -163,7 +163,7 @@ def _image_eps(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) 
     try:
         values = torch.as_tensor(threat.eps if eps is None else eps, dtype=images.dtype, device=images.device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError("eps is no number and no array of numbers", why=str(error).splitlines()[0][:200]) from None
+        raise UsageError("eps is no number and no array of numbers", why=first_line(error)) from None
     values = values.expand(len(images)) if values.ndim == 0 else values
     if values.shape != (len(images),):
         raise UsageError(f"eps has shape {tuple(values.shape)} for {len(images)} images", fix="one number, or one each")

@@ -113,9 +113,8 @@ def share_of(
     if worker is not None and num_workers is not None and worker >= num_workers:
         raise UsageError(f"--worker {worker} of --num-workers {num_workers}", fix="count workers from 0")
     if (engine == "ray") + (devices > 1) + (worker is not None) > 1:
-        raise UsageError(
-            "--engine ray, --worker and --devices (--jobs) are three ways to share work", fix="choose one of them"
-        )
+        what = "--engine ray, --worker and --devices (--jobs) are three ways to share work"
+        raise UsageError(what, fix="choose one of them")
     if address is not None and engine != "ray":
         raise UsageError("--address is for --engine ray")
     me, size, local = (worker, num_workers, 0) if worker is not None else worker_from_environment()

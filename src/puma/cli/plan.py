@@ -131,11 +131,10 @@ def _explain(plan: puma.Plan, table: puma.MarginTable) -> None:
     if len(images := images[np.isfinite(table.margin)]):
         bins = images.groupby(pd.qcut(images.margin, 10, precision=9, duplicates="drop"), observed=True)
         found = bins.agg(images=("kept", "size"), kept=("kept", "sum"), eps=("eps", "mean"))
-        tenths = [
-            (" to ".join(format_eps(end, table.norm) for end in (span.left, span.right)),
-             f"{size:,}", f"{part:,}", format_eps(eps, norm) if part else "-")
-            for span, size, part, eps in found.itertuples(name=None)
-        ]  # fmt: skip
+        tenths = []
+        for span, size, part, eps in found.itertuples(name=None):
+            ends = " to ".join(format_eps(end, table.norm) for end in (span.left, span.right))
+            tenths.append((ends, f"{size:,}", f"{part:,}", format_eps(eps, norm) if part else "-"))
         print_table((f"tenths by margin in {table.norm}", "images", "kept", "mean eps"), tenths)
     facts = {"settings": plan.meta["params"], "warnings": plan.warnings}
     print_facts(facts)

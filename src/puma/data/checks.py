@@ -128,10 +128,8 @@ def chosen_split(path: Path | str, split: str | None, splits: Sequence[str]) -> 
     """``split``, or a `UsageError` that lists those that ``path`` holds."""
     if split is None:
         train = next((name for name in splits if "train" in name.lower()), splits[-1])
-        raise UsageError(
-            f"{path} holds the splits {', '.join(splits)}",
-            fix=f'choose one: "{path}?split={train}" (Python: split="{train}")',
-        )
+        fix = f'choose one: "{path}?split={train}" (Python: split="{train}")'
+        raise UsageError(f"{path} holds the splits {', '.join(splits)}", fix=fix)
     if split not in splits:
         raise unknown(f"split of {path}", split, splits)
     return split

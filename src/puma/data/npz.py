@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from puma.data.checks import check_image_layout, check_labels, check_unfolding, chosen_label, chosen_split
 from puma.data.source import Images, Mapped, Options, Pixels, Source, in_memory
-from puma.errors import DataError, PumaError, UsageError
+from puma.errors import DataError, PumaError, UsageError, first_line
 from puma.io import atomic_path, fingerprint
 from puma.progress import Progress
 
@@ -57,8 +57,7 @@ def _read_header(file: IO[bytes], size: int, where: str) -> _Header:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read(start, max_header_size=_LONGEST_HEADER)
     except _BAD_HEADER as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"{where} has an .npy header that cannot be read", why=why) from None
+        raise DataError(f"{where} has an .npy header that cannot be read", why=first_line(error)) from None
     if dtype.hasobject:
         why = "reading them would run code from the file, so PUMA never does"
         fix = "save plain arrays: uint8 images, int64 labels"

@@ -201,10 +201,8 @@ def import_diffusers(name: str) -> Any:
 
         return getattr(diffusers, name)
     except (ImportError, RuntimeError) as error:  # the latter beside a torchvision of another torch
-        why, fix = (
-            f"UNets and pretrained pipelines need it: {str(error).splitlines()[-1]}",
-            "pip install 'puma-robust[diffusers]'",
-        )
+        why = f"UNets and pretrained pipelines need it: {str(error).splitlines()[-1]}"
+        fix = "pip install 'puma-robust[diffusers]'"
         raise UsageError("diffusers is not installed, or cannot be imported", why=why, fix=fix) from None
 
 

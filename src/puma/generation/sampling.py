@@ -22,7 +22,7 @@ from puma.data.images import resized
 from puma.data.npz import read_comment, write_npz
 from puma.data.source import Source
 from puma.devices import warn_slow_bf16
-from puma.errors import CheckError, DataError, ModelError, ResumeError, UsageError
+from puma.errors import CheckError, DataError, ModelError, ResumeError, UsageError, first_line
 from puma.generation.diffusion import Diffusion, Training, build_denoiser, train_diffusion
 from puma.generation.edm import guided, sample, schedule
 from puma.generation.networks import DiffusionConfig, diffusion_config, import_diffusers
@@ -255,7 +255,7 @@ def load_pipeline(name: str, device: torch.device | str = "cpu") -> Any:
     try:
         pipeline = pipelines.from_pretrained(name, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot open the pipeline {name!r}", why=str(error).splitlines()[0]) from None
+        raise ModelError(f"cannot open the pipeline {name!r}", why=first_line(error)) from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
 

@@ -75,11 +75,9 @@ def make_plan(
     has = np.bincount(table.label[selection.keep], minlength=table.num_classes)
     if len(empty := np.flatnonzero((had > 0) & (has == 0))):
         listed = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
-        what, why = (
-            f"the plan empties {len(empty)} of {np.count_nonzero(had)} classes ({listed})",
-            "a model cannot learn them",
-        )
-        raise DataError(what, why=why, fix="use a smaller prune_fraction, or leave class_balanced and protect_real on")
+        what = f"the plan empties {len(empty)} of {np.count_nonzero(had)} classes ({listed})"
+        fix = "use a smaller prune_fraction, or leave class_balanced and protect_real on"
+        raise DataError(what, why="a model cannot learn them", fix=fix)
     described = _describe(context, selection, rule.compares)
     for warning in described["warnings"]:
         logger.warning("%s: %s", strategy, warning)

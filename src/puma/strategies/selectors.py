@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puma.errors import DataError
+from puma.errors import DataError, first_line
 from puma.io import read_record, require_digest, spans
 from puma.strategies.registry import Count, Selection, SelectionContext, Share, extreme, strategy
 
@@ -182,5 +182,5 @@ def extrapolate(scores: NDArray[np.float32], features: Vectors, n_neighbors: int
             rows = unknown[span]
             filled[rows] = nearest.predict(np.asarray(features[rows]))
     except ValueError as error:
-        raise DataError("the features hold NaN or infinite values", why=str(error).partition("\n")[0]) from None
+        raise DataError("the features hold NaN or infinite values", why=first_line(error)) from None
     return filled

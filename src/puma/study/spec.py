@@ -135,10 +135,8 @@ class StudySpec(_Settings):
         seen: dict[tuple[str, str], Any] = {}
         for kind, name, value in (*recipes, *(("runs", run.key, run) for run in runs)):
             if (other := seen.setdefault((kind, name), value)) != value:
-                why, fix = (
-                    f"{other} and {value} would share one result",
-                    "rename one, or give values that differ in more",
-                )
+                why = f"{other} and {value} would share one result"
+                fix = "rename one, or give values that differ in more"
                 raise UsageError(f"{origin} has two {kind} called {name!r}", why=why, fix=fix)
 
     @property

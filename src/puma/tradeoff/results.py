@@ -147,9 +147,8 @@ def read_runs(results: Results, robust: str = "robust_accuracy") -> list[RunResu
             if not (math.isnan(value) or 0 <= value <= 1):
                 raise DataError(f"{name} {value!r} of {run.setting.label} is not in [0, 1]")
         if run.key in runs:
-            raise DataError(
-                f"the results hold {setting.label}, seed {run.seed}, twice", fix="compare a study at a time"
-            )
+            what = f"the results hold {setting.label}, seed {run.seed}, twice"
+            raise DataError(what, fix="compare a study at a time")
         runs[run.key] = run
     return list(runs.values())
 

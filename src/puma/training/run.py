@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from puma.devices import PROCESSES_PER_GPU, Devices
-from puma.errors import ModelError, UsageError, unknown
+from puma.errors import ModelError, UsageError, first_line, unknown
 from puma.io import claim_folder, digest_path, fingerprint, require_digest, sha256_file, storage_errors, write_text
 from puma.models.checks import as_logits
 from puma.models.weights import SCHEMA as MODEL_SCHEMA
@@ -164,8 +164,7 @@ def _logger(name: str, folder: Path, upto: int) -> tuple[Callable[[dict[str, flo
         board = TensorBoardLogger(folder, name="tensorboard", version="", purge_step=upto + 1, flush_secs=10)
         return board.log_metrics, lambda: board.finalize("success")
     except Exception as error:  # not logged in, no server, a broken installation
-        why = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UsageError(f"logger {name} cannot be started", why=why) from error
+        raise UsageError(f"logger {name} cannot be started", why=first_line(error)) from error
 
 
 # --- the cost of a training ----------------------------------------------------------------------------------------
