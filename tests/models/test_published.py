@@ -259,6 +259,60 @@ def test_new_head_of_a_run_or_a_model_of_robustbench(models: Path, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("packages")
+def test_new_head_is_new_where_the_weights_are_for_as_many_classes(tmp_path: Path) -> None:
+    torch.save(Stand(4).state_dict(), tmp_path / "4.pt")
+    for weights, classes in ((None, 1000), (tmp_path / "4.pt", 4)):
+        old = resolve_model("timm:tiny", weights, seed=1)
+        new = resolve_model("timm:tiny", weights, new_head=True, num_classes=classes, seed=2)
+        assert new.model.fc.weight.shape == old.model.fc.weight.shape
+        assert not torch.equal(new.model.fc.weight, old.model.fc.weight)
+    ours = network("wrn-10-1", 4)
+    puma.models.weights.save_model(ours, tmp_path / "ours.safetensors")
+    sizes = {"num_classes": 4, "in_channels": 3, "image_size": 32, "seed": 5}
+    for spec, weights in (("wrn-10-1", tmp_path / "ours.safetensors"), (tmp_path / "ours.safetensors", None)):
+        new = resolve_model(spec, weights, new_head=True, **sizes)
+        assert torch.equal(new.logits.weight, puma.build_model("wrn-10-1", **sizes).logits.weight)
+        assert torch.equal(new.init_conv.weight, ours.init_conv.weight)
+
+
+@pytest.mark.usefixtures("packages")
+def test_a_model_that_returns_features_is_refused_until_it_has_a_head(monkeypatch) -> None:
+    class Features(Stand):
+        def __init__(self, num_classes: int = 0) -> None:
+            super().__init__(num_classes or 5)
+            self.num_classes = num_classes
+            self.fc = self.fc if num_classes else nn.Identity()
+
+    monkeypatch.setattr(sys.modules["timm"], "create_model", lambda name, pretrained, **classes: Features(**classes))
+    with pytest.raises(ModelError, match="timm:tiny is made for features: it has no classes"):
+        resolve_model("timm:tiny")
+    assert resolve_model("timm:tiny", new_head=True, num_classes=3)(IMAGES).shape == (2, 3)
+
+
+def test_a_run_folder_named_after_its_network_is_not_the_network(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained, sizes = network("wrn-10-1", 4), {"num_classes": 4, "in_channels": 3, "image_size": 32}
+    puma.models.weights.save_model(trained, "wrn-10-1/last.safetensors")
+    built, weights = puma.build_model("wrn-10-1", **sizes), puma.models.weights.weights_sha256
+    assert weights(resolve_model("wrn-10-1", **sizes)) == weights(built)  # of `puma train --model wrn-10-1`
+    for spec in ("wrn-10-1", "./wrn-10-1"):  # of `puma score`, which knows no sizes, and of a path
+        assert weights(resolve_model(spec, **(sizes if "/" in spec else {}))) == weights(trained)
+    assert weights(resolve_model("wrn-10-1", "wrn-10-1", **sizes)) == weights(trained)
+    with pytest.raises(ModelError, match=r"\./wrn-10-1 has weights of its own"):
+        resolve_model("./wrn-10-1", "other.safetensors", **sizes)
+
+
+def test_a_factory_that_fails_was_found(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "failing.py").write_text("def net():\n    return None.attribute\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match="the factory 'failing:net' failed") as caught:
+        resolve_model("failing:net")
+    assert "AttributeError: 'NoneType'" in caught.value.why
+    with pytest.raises(ModelError, match="cannot find the factory 'failing:ned'"):
+        resolve_model("failing:ned")
+
+
+@pytest.mark.usefixtures("packages")
 def test_what_a_package_cannot_give_is_named_with_what_helps(tmp_path: Path, monkeypatch) -> None:
     for package in ("timm", "torchvision"):
         with pytest.raises(ModelError, match=f"{package} has no model 'tinny'") as caught:

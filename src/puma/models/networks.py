@@ -21,6 +21,7 @@ _NAMES = ("small-cnn", "wrn-28-10", "wrn-34-10", "wrn-D-K", "preactresnet-18", "
 _CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}  # SiLU: Swish in DeepMind's code
 _CHOICES = {"activation": [*_ACTIVATIONS], "norm": ["none", "batch", "group"]}
+NAMED = re.compile(r"(small-cnn)|(wrn)-(\d+)-(\d+)|(preactresnet)-(18|34)")
 _PREACT_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
@@ -50,7 +51,7 @@ def build_model(
         **options: ``activation="relu"|"silu"``; ``norm="none"|"batch"|"group"`` and ``widths`` of ``small-cnn``.
     """
     num_classes, in_channels, image_size, seed = map(index, (num_classes, in_channels, image_size, seed))
-    found = re.fullmatch(r"(small-cnn)|(wrn)-(\d+)-(\d+)|(preactresnet)-(18|34)", name)
+    found = NAMED.fullmatch(name)
     if not found:
         raise unknown("model", name, _NAMES)
     known = {"activation", "norm", "widths"} if found[1] else {"activation"}

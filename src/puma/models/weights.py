@@ -150,25 +150,22 @@ def load_model(path: Path | str, like: nn.Module | None = None) -> nn.Module:
     """
     path = Path(path) / "last.safetensors" if Path(path).is_dir() else Path(path)
     if like is not None and not config_of(like):
-        model, (tensors, meta) = copy_network(like).cpu(), load_tensors(path, SCHEMA)
-        load_weights(model, tensors, path)
-        set_class_names(model, meta.get("class_names"))
-        return model.eval()
-    with _opened(path) as (file, header):
-        meta = _meta(path, header, SCHEMA)
-        config = meta.get("config")
-        if not config:
-            fix = f"{_BUILDER} --weights {path}"
-            raise ModelError(f"{path} holds the weights of a model that PUMA did not build", fix=fix)
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        try:
-            with torch.device("meta"):  # shapes only: what a forged configuration asks for costs no memory
-                planned = {name: tuple(value.shape) for name, value in build_model(**config).state_dict().items()}
-        except (PumaError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise ModelError(f"{path} has a configuration that builds no network", why=str(error)[:500]) from None
-        _require_fit(planned, shapes, path, str(config["name"]))
-    tensors, _ = load_tensors(path, SCHEMA)
-    model = build_model(**config)
+        model = copy_network(like).cpu()
+    else:
+        with _opened(path) as (file, header):
+            config = _meta(path, header, SCHEMA).get("config")
+            if not config:
+                fix = f"{_BUILDER} --weights {path}"
+                raise ModelError(f"{path} holds the weights of a model that PUMA did not build", fix=fix)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            try:
+                with torch.device("meta"):  # shapes only: what a forged configuration asks for costs no memory
+                    planned = {name: tuple(value.shape) for name, value in build_model(**config).state_dict().items()}
+            except (PumaError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+                raise ModelError(f"{path} has a configuration that builds no network", why=str(error)[:500]) from None
+            _require_fit(planned, shapes, path, str(config["name"]))
+        model = build_model(**config)
+    tensors, meta = load_tensors(path, SCHEMA)
     load_weights(model, tensors, path)
     set_class_names(model, meta.get("class_names"))
     return model.eval()
@@ -186,14 +183,13 @@ def load_weights(
 ) -> None:
     """Copy ``tensors`` (of ``origin``) into ``model``; prefixes of wrappers (``module.``, ``model.``) are ignored.
 
-    With ``new_head`` those of the last layer stay as they are where the shapes differ. `ModelError` where names differ.
+    With ``new_head`` those of the last layer stay as they are. `ModelError` where names or shapes differ.
     """
     own, unwrapped = state_of(model), unwrap(model)
     given = renamed(tensors, own.keys())
     if new_head:
         head = list(own)[-1].rpartition(".")[0] + "."
-        for name in [n for n in own if n.startswith(head) and (n not in given or own[n].shape != given[n].shape)]:
-            given[name] = own[name]
+        given |= {name: value for name, value in own.items() if name.startswith(head)}
     shapes = [{name: tuple(value.shape) for name, value in values.items()} for values in (own, given)]
     _require_fit(shapes[0], shapes[1], origin, type(unwrapped).__name__)
     unwrapped.load_state_dict({name: given[_bare(name)] for name in unwrapped.state_dict()})

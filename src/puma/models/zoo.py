@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from puma.errors import ModelError, PumaError, UsageError, unknown
+from puma.errors import ModelError, PumaError, UsageError, first_line, unknown
 from puma.io import REGISTRIES, offline_without_hub
-from puma.models.networks import Normalise, build_model, config_of
+from puma.models.networks import NAMED, Normalise, build_model, config_of
 from puma.models.weights import load_class_names, load_model, load_weights, read_safetensors, renamed, state_of
 
 _KINDS = ", ".join(f"{registry}:NAME" for registry in REGISTRIES)
@@ -42,7 +42,7 @@ def resolve_model(
             ``"timm:NAME"`` and ``"torchvision:NAME"`` are pretrained models with their normalisation put inside;
             ``"hf:REPO"`` is what ``puma export hub`` wrote.
         weights: safetensors file, or the folder of a run, which stands for its last model; ``.pt`` of a published one.
-        new_head: leave the last layer as built where the weights are for other than ``num_classes``.
+        new_head: build the last layer anew, for ``num_classes``; the other weights are loaded.
         **options: for `build_model` and new last layers; the others do without.
 
     `ModelError`: no such module, factory, file or run, or several; the factory fails; the weights do not fit.
@@ -51,7 +51,9 @@ def resolve_model(
     weights = Path(weights) / "last.safetensors" if weights is not None and Path(weights).is_dir() else weights
     kind, _, name = text.partition(":")
     known: nn.Module | None = None
-    if Path(text).exists() and weights is None:
+    if Path(text).exists() and not (options and NAMED.fullmatch(text)):  # a run's folder may be named after its network
+        if weights is not None:
+            raise ModelError(f"{text} has weights of its own", fix=f"name the network that {weights} is of")
         known = load_model(text)
     elif kind in ("hf", "robustbench"):
         known = _load_hub(name, weights) if kind == "hf" else _load_robustbench(name, weights)
@@ -85,13 +87,15 @@ def _call_factory(spec: str) -> nn.Module:
     module_name, _, factory_name = spec.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # a user's own file beside the command; never in place of an installed module
+    factory: Any = None
     try:
-        model = getattr(importlib.import_module(module_name), factory_name)()
-    except (ImportError, AttributeError) as error:
-        near = difflib.get_close_matches(module_name, REGISTRIES, n=1)
-        fix = f"did you mean {near[0]}:{factory_name}?" if near else '"package.module:factory"'
-        raise ModelError(f"cannot find the factory {spec!r}", why=str(error), fix=fix) from error
+        factory = getattr(importlib.import_module(module_name), factory_name)
+        model = factory()
     except Exception as error:  # whatever a user's code raises
+        if factory is None and isinstance(error, (ImportError, AttributeError)):
+            near = difflib.get_close_matches(module_name, REGISTRIES, n=1)
+            fix = f"did you mean {near[0]}:{factory_name}?" if near else '"package.module:factory"'
+            raise ModelError(f"cannot find the factory {spec!r}", why=str(error), fix=fix) from error
         raise ModelError(f"the factory {spec!r} failed", why=f"{type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"the factory {spec!r} returned {type(model).__name__}, not a torch.nn.Module")
@@ -136,8 +140,8 @@ def _load_pretrained(
         code = code if timm else f"torchvision.models.get_model('{name}', weights='DEFAULT')"
         what = f"{package}:{name} cannot be built with its weights"
         fix = f'give them as --weights FILE; or where there is a network: python -c "import {package}; {code}"'
-        raise ModelError(what, why=_first_line(error), fix=fix) from None
-    classes: int | None = None
+        raise ModelError(what, why=first_line(error), fix=fix) from None
+    other_classes = False
     if tensors is not None or new_head:
         own = state_of(model)
         given = own if tensors is None else renamed(tensors, own)
@@ -145,9 +149,11 @@ def _load_pretrained(
         head = next(key for key in reversed(own) if own[key].ndim)
         given_classes = given.get(head, own[head]).numel() // own[head][0].numel()
         wanted = int(options["num_classes"]) if new_head else given_classes
-        if wanted != len(own[head]):
-            classes, model = wanted, build(num_classes=wanted)
+        if other_classes := new_head or wanted != len(own[head]):
+            model = build(num_classes=wanted)
         load_weights(model, given, weights or package, new_head=new_head)
+    if getattr(model, "num_classes", None) == 0:
+        raise ModelError(f"{package}:{name} is made for features: it has no classes", fix="train it with --new-head")
     if timm:
         config: Any = model.pretrained_cfg
         mean, std, size = config["mean"], config["std"], config["input_size"]
@@ -155,7 +161,7 @@ def _load_pretrained(
         preset = module.get_model_weights(name).DEFAULT.transforms()
         mean, std, size = preset.mean, preset.std, preset.crop_size
     network = nn.Sequential(OrderedDict(normalise=Normalise(mean, std), model=model)).eval()
-    if classes is None:  # the weights may be of images of any size where they are of other classes
+    if not other_classes:  # those of others may be made for images of any size
         object.__setattr__(network, "image_size", size[-1])
     if weights is not None and Path(weights).suffix == ".safetensors" and not new_head:
         load_class_names(network, weights)
@@ -171,7 +177,7 @@ def _load_hub(name: str, weights: str | Path | None) -> nn.Module:
         fix = f"check the name; where there is a network: hf download {name}"
         if isinstance(error, PumaError):
             fix = f"hf: is for what `puma export hub` wrote; of timm it is timm:hf-hub:{name}; others: module:function"
-        raise ModelError(f"cannot load hf:{name}", why=_first_line(error), fix=fix) from None
+        raise ModelError(f"cannot load hf:{name}", why=first_line(error), fix=fix) from None
 
 
 def _package(name: str, requirement: str = "") -> Any:
@@ -182,11 +188,7 @@ def _package(name: str, requirement: str = "") -> Any:
         what, fix = f"{top} is not installed", f"pip install {requirement or top}"
         if not isinstance(error, ImportError):
             what, fix = f"{top} cannot be imported", "pip install --upgrade torch torchvision"
-        raise UsageError(what, why=_first_line(error), fix=fix) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise UsageError(what, why=first_line(error), fix=fix) from None
 
 
 # what training scripts keep beside the weights: their arguments and numbers of numpy
@@ -204,14 +206,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if not found:
-            raise ModelError(f"cannot read {path}", why=_first_line(error), fix="download it again") from None
+            raise ModelError(f"cannot read {path}", why=first_line(error), fix="download it again") from None
         why = f"it holds {found[1]}: reading that can run any code hidden in the file"
         pick = "x.state_dict() if hasattr(x, 'state_dict') else x['state_dict']"
         code = f"import torch; x = torch.load('{path}', weights_only=False); torch.save({pick}, 'weights.pt')"
         raise ModelError(f"cannot read {path}", why=why, fix=f'where you trust it: python -c "{code}"') from None
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         fix = "download it again" if path.is_file() else "check the path"
-        raise ModelError(f"cannot read {path}", why=_first_line(error), fix=fix) from None
+        raise ModelError(f"cannot read {path}", why=first_line(error), fix=fix) from None
     for key in ("state_dict", "model_state_dict", "model", "net"):
         content = content.get(key, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
