@@ -175,7 +175,7 @@ def write_json(target: Path | str, value: Any, *, checksum: bool = False) -> Non
 
 def _read(path: Path | str, kind: type[PumaError], fix: str = "", most: int = -1) -> str:
     try:
-        with Path(path).open() as file:
+        with Path(path).open(encoding="utf-8") as file:
             return file.read(most)
     except FileNotFoundError:
         raise kind(f"{path} does not exist", fix=fix) from None

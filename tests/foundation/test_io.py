@@ -45,6 +45,15 @@ def test_a_body_that_raises_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
+def test_settings_are_utf8_whatever_the_locale_says(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.toml", 'name = "größer"')
+    code = "import sys; from puma.io import read_toml; print(ascii(read_toml(sys.argv[1])['name']))"
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code, str(tmp_path / "a.toml")]
+    result = subprocess.run(command, env=os.environ | locale, capture_output=True, text=True, check=False)
+    assert result.stdout == "'gr\\xf6\\xdfer'\n"
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EBUSY, errno.ENOSPC])
 @pytest.mark.parametrize("call", ["rename", "fsync"])
 def test_errors_of_the_storage_say_what_to_do(

@@ -352,6 +352,17 @@ def test_classes_and_pixels_of_another_data_set_are_warned_of(caplog: pytest.Log
     assert "made for images of 224 pixels, these have 2: ?resize=224" in caplog.text
 
 
+def test_an_image_size_of_the_users_own_is_no_warning(caplog: pytest.LogCaptureFixture, capsys) -> None:
+    class Sized(nn.Sequential):
+        image_size = (2, 2)
+
+    images = np.random.default_rng(0).integers(0, 256, (20, 2, 2, 3), dtype=np.uint8)
+    model = Sized(nn.Flatten(), nn.Linear(12, 4)).eval()
+    puma.evaluate(model, puma.load_dataset((images, np.arange(20) % 4)), "Linf:0.1", attack="clean")
+    assert "pixels" not in caplog.text
+    assert "Logging error" not in capsys.readouterr().err
+
+
 def test_a_misspelt_kind_and_a_name_of_a_package_get_the_right_one() -> None:
     with pytest.raises(ModelError) as caught:
         resolve_model("torchvison:resnet18")

@@ -142,7 +142,7 @@ def check_model(model: nn.Module, images: Tensor, num_classes: int = 2, *, react
     depends on the other images, changes from call to call, or (with ``reacts``) does not depend on the image.
     """
     require_eval(model)
-    if (size := getattr(model, "image_size", None)) not in (None, images.shape[-1]):
+    if isinstance(size := getattr(model, "image_size", None), int) and size != images.shape[-1]:
         text = "the model was made for images of %d pixels, these have %d: ?resize=%d"
         logger.warning(text, size, images.shape[-1], size)
     with torch.no_grad():

@@ -277,7 +277,7 @@ def _add_repeat(report: Report, data: StudyData) -> None:
     run = "pip install .\npuma study run study.toml --out repeated/\npuma report repeated/"
     report.values |= {
         "commands": f"{checkout}\n{run}",
-        "toml": (data.folder / "study.toml").read_text() if data.settings else "",
+        "toml": (data.folder / "study.toml").read_text("utf-8") if data.settings else "",
         "recipes": {path.stem: read_toml(path) for path in sorted((data.folder / "recipes").glob("*.toml"))},
         "ran": {name: found for name, found in recorded.items() if found} | hours if seconds else {},
     }

@@ -142,7 +142,7 @@ def load_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
         if not path.is_file():
             fix = "run the command from the folder that the path begins in"
             raise UsageError(f"recipe {path} does not exist", why=f"it is looked for from {Path.cwd()}", fix=fix)
-        text = path.read_text(errors="replace")
+        text = path.read_text("utf-8", errors="replace")
     elif str(recipe) in recipe_names():
         text = (_FOLDER / f"{recipe}.toml").read_text()
     else:
