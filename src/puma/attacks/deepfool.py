@@ -85,7 +85,7 @@ def deepfool(
     precision: Precision = "float32",
     proxy: nn.Module | None = None,
 ) -> DeepFool:
-    """Measure the margins of ``images``.
+    """Measure how far each image lies from the decision boundary; the fields of `DeepFool` are what is returned.
 
     Args:
         model: maps float32 images ``[B, ...]`` in [0, 1] to logits ``[B, K]``; in eval mode. It is not changed.
@@ -100,7 +100,7 @@ def deepfool(
             most four sizes; every crossing is confirmed by ``model`` itself.
 
     Raises:
-        UsageError: unknown norm, mode or precision.
+        UsageError: unknown norm, mode or precision; ``steps`` or ``chunk`` below 1.
         DataError: images or labels of the wrong type, shape or range.
         ModelError: training mode; as `puma.models.checks.check_first`; an answer that depends on the other images.
     """

@@ -40,7 +40,7 @@ def pgd(
     generator: torch.Generator | None = None,
     warn: Callable[[str], None] = _LOG.warning,
 ) -> Tensor:
-    """Perturb ``images`` so that the loss rises, within eps_i of each image and inside [0, 1].
+    """Perturb ``images`` so that the loss rises: float32 ``[B, ...]``, within eps_i of each image and inside [0, 1].
 
     Args:
         model: maps float32 images ``[B, ...]`` in [0, 1] to logits ``[B, K]``. It is called in the mode it is in
@@ -57,7 +57,7 @@ def pgd(
 
     Raises:
         DataError: images or labels of the wrong type, shape or range.
-        UsageError: unknown loss or start; eps negative, not finite or of another length than the batch.
+        UsageError: unknown loss or start; negative steps or step size; eps negative, not finite or not ``[B]``.
         ModelError: as `puma.models.checks.check_first`; an answer that changes from call to call.
     """
     for kind, name, known in (("loss", loss, LOSSES), ("start", start, get_args(Start))):

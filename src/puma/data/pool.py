@@ -108,8 +108,7 @@ class Pool(Source):
 
 
 def _alike(sources: list[Source]) -> tuple[tuple[Source, ...], tuple[str, ...]]:
-    """The sources with their classes matched by name with those of the first, or of the first that has names; these."""
-
+    """The sources, their classes numbered as those of the first, or of the first that has names, by name; the names."""
     first = sources[0]
     names, whose, out = first.class_names, first.name, [first]
     for other in sources[1:]:

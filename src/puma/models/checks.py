@@ -21,12 +21,7 @@ ONE_LOGIT = "a binary classifier with one logit: puma.TwoLogits(model)"
 IT_CHANGES = "its answer changes from call to call"
 IT_DEPENDS = "its answer depends on the other images of the batch"
 _TOLERANCE = 1e-3  # of the largest logit: float32 passes of one image in two batches differ by less
-_MODE_DEPENDENT = (
-    _BatchNorm,
-    nn.modules.dropout._DropoutNd,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.RReLU,
-)
+_MODE_DEPENDENT = (_BatchNorm, nn.modules.dropout._DropoutNd, nn.modules.instancenorm._InstanceNorm, nn.RReLU)
 
 
 class TwoLogits(nn.Module):

@@ -147,6 +147,8 @@ def score_margins(
         compile: search with ``torch.compile``'s version of the model; crossings are confirmed by ``model`` itself.
 
     Raises:
+        UsageError: unknown norm, mode or precision; a size below 1.
+        DataError: an empty pool, or classes that are not numbered as the model's.
         ModelError: a model in training mode, or whose logits depend on the batch.
         ResumeError: ``out`` holds another table, or a live process is writing it.
     """

@@ -66,11 +66,14 @@ def train(
     Args:
         model: any network from float images ``[B, C, H, W]`` in [0, 1] to logits (copied, not changed), or a name of
             `build_model`, built for the pool with ``seed``.
+        pool: the images; with a plan, the pool that it was made for.
+        threat: norm, and the eps of images without a plan; with a plan, the plan's.
         plan: rows to keep, the eps of each, and perhaps a TRADES beta; its path; None for all rows at the threat's eps.
         recipe: everything else; a name, a TOML file or a `Recipe`.
         out: folder of the run; None keeps everything in memory.
         seed: of the order of images, augmentation, start noise and held-out images.
         validation: how many real images to hold out, by which the best checkpoint is chosen; None: the recipe's.
+        progress: show progress.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. Several devices: start the program with torchrun.
         logger: ``"tensorboard"``, ``"wandb"`` or ``"mlflow"``: send the rows of ``metrics.csv`` there too.
         ignore_estimate: start also where memory or time do not suffice by the estimate.
