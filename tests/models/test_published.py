@@ -211,18 +211,20 @@ def test_packages_give_their_models_with_the_normalisation_inside(tmp_path: Path
 
 @pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize("package", ["timm", "torchvision"])
-def test_the_weights_say_how_many_classes_there_are(tmp_path: Path, package: str) -> None:
+def test_the_weights_say_how_many_classes_there_are(tmp_path: Path, package: str, caplog) -> None:
     tuned = Stand(7)
     layouts: list[dict[str, Any]] = [
         {"state_dict": {f"module.{key}": value for key, value in tuned.state_dict().items()}},
         {"net": tuned.state_dict(), "acc": np.float64(0.9), "epoch": np.int64(3)},
-        {"model": tuned.state_dict(), "args": Namespace(lr=0.1)},  # of torchvision's own training script
+        # of torchvision's own training script
+        {"model": tuned.state_dict(), "model_ema": {"n_averaged": torch.ones(1)}, "args": Namespace(lr=0.1)},
     ]
     for number, content in enumerate(layouts):
         torch.save(content, tmp_path / f"{number}.pt")
         model = resolve_model(f"{package}:tiny", tmp_path / f"{number}.pt")
         usual = ((0.5,) * 3, (0.25,) * 3) if package == "timm" else (PRESET.mean, PRESET.std)
         torch.testing.assert_close(model(IMAGES), normalised(tuned, IMAGES, *usual))
+    assert [record.args[1] for record in caplog.records if "averaged weights" in record.msg] == ["model_ema"]
 
 
 @pytest.mark.usefixtures("packages")

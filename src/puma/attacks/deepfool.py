@@ -214,7 +214,7 @@ def _first_step(
 
 
 def _confirm(images: Images, crossings: Crossings) -> None:
-    """Re-check crossings with the model itself; one that is none moves up to 5 % further.
+    """Evaluate crossings with the model itself; where it sees none, move up to 5 % further, and give up beyond that.
 
     All that a proxy saw; of those that the folded model saw, the ones so close to the boundary that rounding matters.
     """

@@ -38,7 +38,7 @@ class Network:
         self.forwards = self.backwards = 0
 
     def logits(self, x: Tensor, exact: bool = False) -> Tensor:
-        """Return the logits ``[B, K]`` of ``x`` ``[B, D]`` in float32, without a graph; ``exact``: not the proxy's."""
+        """Return the logits ``[B, K]`` of ``x`` ``[B, D]`` in float32, without a graph; ``exact``: the model's own."""
         with torch.no_grad():
             return torch.cat([self._forward(x[rows], exact) for rows in self._chunks(len(x))])
 

@@ -32,7 +32,7 @@ from puma.errors import DataError, ModelError, UsageError, integer
 from puma.evaluation import attacks
 from puma.evaluation.attacks import Attacker, CountedNetwork, evaluation_mode
 from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table, result_path, withstood
-from puma.io import Shards, fingerprint, prepare_folder, require_same_settings, spans
+from puma.io import Shards, fingerprint, require_same_settings, spans
 from puma.models.checks import check_first, check_model, device_of
 from puma.models.networks import config_of
 from puma.models.weights import unwrap, weights_sha256
@@ -125,8 +125,6 @@ def evaluate(
             return finished
     with evaluation_mode(model):  # before anything is written
         classes = _check(model, source, batch_size, gradients=bool(steps))
-    if out is not None:
-        prepare_folder(out)
     shards = None if path is None else Shards(path.with_name(f"{path.stem}-shards"), settings, schema=SCHEMA)
     driver = _Driver(model, source, rows, threat, settings, shards)
     with nullcontext() if shards is None else shards.held(worker, num_workers), evaluation_mode(model):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import pickle
 import re
@@ -214,6 +215,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         fix = "download it again" if path.is_file() else "check the path"
         raise ModelError(f"cannot read {path}", why=first_line(error), fix=fix) from None
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if "ema" in str(key).lower() and isinstance(value, dict):
+            logging.getLogger("puma").warning("%s holds averaged weights too (%s): they are not read", path, key)
     for key in ("state_dict", "model_state_dict", "model", "net"):
         content = content.get(key, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
