@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from puma.errors import DataError, ModelError, UsageError
 from puma.evaluation import evaluate as evaluate_model
 from puma.evaluation.attacks import STANDARD, full_cost
 from puma.models.networks import build_model
-from puma.models.weights import load_model, save_model
+from puma.models.weights import load_model, save_model, weights_sha256
 
 app = typer.Typer()
 app.command()(evaluate)
@@ -73,6 +74,18 @@ def test_factory_with_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     weights = ["--weights", run / "last.safetensors"]
     assert puma("evaluate", "my_nets:net", *weights, *COMMON).splitlines()[1:] == by_file
     assert puma("evaluate", "small-cnn", *weights, *COMMON).splitlines()[1:] == by_file
+
+
+def test_weights_are_evaluated_beside_a_run_named_after_the_network(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(build_model("small-cnn", 10, in_channels=1, image_size=8, seed=7), "small-cnn/last.safetensors")
+    for weights in (run, run / "best.safetensors"):
+        puma("evaluate", "small-cnn", "--weights", weights, *COMMON, "--checkpoint", "best", "--out", "out")
+        settings = json.loads(next(Path("out").rglob("evaluation-pgd-2.json")).read_text())["settings"]
+        assert settings["model"] == weights_sha256(load_model(run / "best.safetensors"))
+        shutil.rmtree("out")
 
 
 def test_a_network_of_ones_own_is_trained_and_evaluated_as_the_command_says(

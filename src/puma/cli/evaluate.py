@@ -69,7 +69,7 @@ def evaluate(
     if checkpoint not in ("both", "last", "best"):
         raise UsageError(f"unknown checkpoint {checkpoint!r}", fix="both, last or best")
     share = options.share_of(device, devices, worker, num_workers)
-    run = next((Path(p) for p in (model, weights) if p and (Path(p) / "last.safetensors").is_file()), None)
+    run = next((path for path in [Path(weights or model)] if (path / "last.safetensors").is_file()), None)
     folder = out or run
     if devices > 1 and folder is None:
         raise UsageError("--devices needs a folder to share", fix="give --out")
