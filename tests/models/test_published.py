@@ -310,6 +310,8 @@ def test_a_factory_that_fails_was_found(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ModelError, match="the factory 'failing:net' failed") as caught:
         resolve_model("failing:net")
     assert "AttributeError: 'NoneType'" in caught.value.why
+    with pytest.raises(UsageError, match="without weights failing:net keeps the last layer it has"):
+        resolve_model("failing:net", new_head=True, num_classes=3)
     with pytest.raises(ModelError, match="cannot find the factory 'failing:ned'"):
         resolve_model("failing:ned")
 

@@ -62,6 +62,8 @@ def resolve_model(
         return _with_new_head(known, **options) if new_head else known
     if kind in ("timm", "torchvision"):
         return _load_pretrained(kind, name, weights, new_head=new_head, **options)
+    if name and new_head and weights is None:
+        raise UsageError(f"without weights {text} keeps the last layer it has", fix="build it anew in the factory")
     if name:
         model = _call_factory(text)
     elif Path(text).suffix == ".safetensors" or "/" in text:

@@ -135,10 +135,8 @@ def _tables(results: Results) -> dict[str, Table]:
     tradeoff = results.tables[TRADEOFF.name]
     every = [[a, *row] for a, runs in tradeoff.groupby("alpha") for row in _cells(runs)]
     main = [row for row in _cells(rows_of(tradeoff, alpha=ABUNDANT)) if row[1] in (KEPT, 1.0)]
-    return {
-        "strategies": Table(heads, main),
-        "gaps": Table({"examples per dimension": "number", **heads}, every),
-    }
+    all_heads: dict[str, Kind] = {"examples per dimension": "number", **heads}
+    return {"strategies": Table(heads, main), "gaps": Table(all_heads, every)}
 
 
 def _cells(runs: pd.DataFrame) -> list[list[Any]]:
