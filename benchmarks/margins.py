@@ -6,9 +6,9 @@
 
 One thread, CPU time, methods interleaved chunk by chunk, so that a busy machine hits all alike. Each gets the batch
 that suits it: PUMA searches 512 images together, as ``puma score`` does (64 at a time pass through the network); the
-others, which work on a batch until its last image is done, get 64 (32 for ResNet-18): with 16, 32, 128 and 256 foolbox
-and adv-lib were at most 9 % faster. Only images that the model classifies correctly take part (for the others most
-peers return at once). ``unit`` is one forward and one backward pass to the input, measured in the same run;
+others, which work on a batch until its last image is done, get 64 (32 for ResNet-18; ``--batch`` tries another). Only
+images that the model classifies correctly take part (for the others most peers return at once). ``unit`` is one forward
+and one backward pass to the input, measured in the same run;
 ``forwards`` and ``backwards`` are passes an image. Crossings are counted by a separate float32 pass of the model.
 """
 
@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["robust", "resnet18"])
     parser.add_argument("--norms", nargs="*", default=["Linf", "L2"])
     parser.add_argument("--methods", nargs="*", default=[], help="only these")
+    parser.add_argument("--batch", type=int, help="images that the others get together")
     parser.add_argument("--rounds", type=int, default=1, help="time every chunk so often; the median is taken")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--store", action="store_true", help="write the baseline")
@@ -224,7 +225,7 @@ def main() -> None:
     tables: dict[str, Any] = {}
     for name in options.models:
         build, side, count, chunk = cases[name]
-        model = build()
+        model, chunk = build(), options.batch or chunk
         images, labels = correct_images(model, options.cifar10, side, count, options.seed)
         for norm in options.norms:
             results = measure(model, images, labels, norm, chunk, options.methods, options.rounds)
