@@ -136,8 +136,11 @@ def test_a_dry_run_says_what_it_will_cost_and_writes_nothing(
 
 
 def test_a_model_that_knows_these_labels_by_heart_is_named(
-    mislabelled: tuple[Path, np.ndarray], tmp_path: Path
+    mislabelled: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    built = "build_model('small-cnn', 10, in_channels=1, image_size=8)"
+    (tmp_path / "labelling.py").write_text(f"from puma import build_model\nnet = lambda: {built}\n")
     sources = ["digits", str(mislabelled[0])]
     for name, pool in {"all": sources, "real": sources[:1]}.items():
         recipe = load_recipe("digits", steps=1, batch_size=20)
@@ -145,5 +148,6 @@ def test_a_model_that_knows_these_labels_by_heart_is_named(
         train(
             "small-cnn", Pool([load_dataset(one) for one in pool]), threat=THREAT, recipe=recipe, out=run, validation=0
         )
-        told = _puma("labels", run, *sources, "--out", tmp_path / f"{name}-labels", "--quiet")
-        assert ("trained on these very labels" in told) == (name == "all")
+        for model in ([run], ["labelling:net", "--weights", run]):
+            told = _puma("labels", *model, *sources, "--out", tmp_path / f"{name}-labels", "--quiet")
+            assert ("trained on these very labels" in told) == (name == "all")

@@ -140,7 +140,7 @@ def labels(
     require_cleanlab()
     pool = open_pool(tuple(sources), None if roles is None else tuple(roles.split(",")))
     network = resolve_model(model, None if weights is None else str(weights)).eval().to(resolve_device(device))
-    record = Path(model) / "run.json"
+    record = Path(weights or model) / "run.json"
     if record.is_file() and read_json(record).get("settings", {}).get("pool") == pool.fingerprint:
         echo("note: this model was trained on these very labels and has memorized some wrong ones: fewer are flagged")
     if dry_run:

@@ -21,7 +21,7 @@ _MODEL = "weights file, run folder, robustbench:NAME, timm:NAME, torchvision:NAM
 MarginModel = Annotated[str, Argument(help=f"Margin model: {_MODEL}.")]
 Sources = Annotated[list[str], Argument(help="The pool: data sources, real ones first.", show_default=False)]
 Roles = Annotated[str | None, Option(help="real,synthetic,... one for each source.")]
-Weights = Annotated[Path | None, Option(help="Safetensors weights for a factory.")]
+Weights = Annotated[Path | None, Option(help="Safetensors or a run folder; of published models .pt too.")]
 BatchSize = Annotated[int | None, Option(min=1, help="Images computed together.")]
 PartRows = Annotated[int, Option(min=1, help="Rows of one part file.")]
 Out = Annotated[Path, Option("--out", help="Folder of the table; parts that are finished there are kept.")]
