@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from puma import Pool, score_margins
 from puma.errors import DataError, ResumeError
 from puma.evaluation import Evaluation, evaluate
 from puma.evaluation.attacks import Attacker
@@ -39,6 +40,14 @@ def test_finished_evaluation_is_not_repeated(
     first = evaluate(network, images, LINF, out=tmp_path)
     monkeypatch.setattr(network, "forward", lambda *_: pytest.fail("evaluated again"))
     assert evaluate(network, images, LINF, out=tmp_path).to_json() == first.to_json()
+
+
+def test_a_wrapper_is_no_other_network(network: nn.Module, images: list[Any], tmp_path: Path) -> None:
+    first = evaluate(network, images, LINF, out=tmp_path, attack="clean")
+    assert evaluate(nn.DataParallel(network), images, LINF, out=tmp_path, attack="clean").meta == first.meta
+    pool = Pool([images])
+    tables = [score_margins(model, pool, mode="fast") for model in (network, nn.DataParallel(network))]
+    assert tables[0].meta["model"] == tables[1].meta["model"]
 
 
 def test_stopped_at_every_point(

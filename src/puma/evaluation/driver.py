@@ -103,7 +103,7 @@ def evaluate(
     rows = attacked_rows(source, subset)
     settings = {
         "model": weights_sha256(model),
-        "architecture": config_of(model) or type(model).__qualname__,
+        "architecture": config_of(unwrap(model)) or type(unwrap(model)).__qualname__,
         "dataset": source.fingerprint,
         "images": len(source),
         "threat": [threat.norm, threat.eps],

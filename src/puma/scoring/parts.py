@@ -114,8 +114,8 @@ def write_arrays(
 
 def table_meta(mode: str, norm: str, settings: Mapping[str, Any], pool: Pool, *models: nn.Module) -> dict[str, Any]:
     """The metadata of a table made by one model, or by several snapshots of one."""
-    config = config_of(models[-1])
-    name = config["name"] if config else type(models[-1]).__name__
+    bare = unwrap(models[-1])
+    name = (config_of(bare) or {"name": type(bare).__name__})["name"]
     digests = [weights_sha256(model) for model in models]
     model = {"name": str(name), "sha256": digests[0] if len(digests) == 1 else fingerprint(digests)}
     return {"norm": norm, "mode": mode, "settings": dict(settings), "model": model, "pool": pool.describe()}
