@@ -12,6 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import gpu
+import torch
 
 
 def right(stage: gpu.Stage) -> None:
@@ -33,6 +34,10 @@ def right(stage: gpu.Stage) -> None:
     stage.row("killed", lambda: {"n": os.kill(os.getpid(), signal.SIGKILL)})
     stage.row("broken", breaks_the_device)
     stage.row("absent", absent)
+    stage.row("NaN", lambda: gpu.agree(torch.tensor([0.0, torch.nan]), torch.tensor([0.0, 1.0]), 1e-3))
+    stage.row(
+        "both NaN", lambda: gpu.agree(torch.tensor([torch.nan, torch.inf]), torch.tensor([torch.nan, torch.inf]), 0)
+    )
     stage.row("last", lambda: {"n": 2})
 
 

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 STAGES = ("right", "margins", "training", "evaluation", "evidence")
 ROWS = {
@@ -49,6 +51,7 @@ def test_every_stage_runs_on_the_cpu_and_goes_on_where_it_was_stopped(tmp_path: 
     assert made["right"]["left_out"]["host waits"] == "no CUDA device"
     assert made["right"]["rows"]["training step"]["step"] > 1e-4  # far above the rounding of the weights
     assert made["margins"]["rows"]["small-cnn refined float32"]["images_per_s"] > 0
+    assert made["margins"]["rows"]["small-cnn refined bf16 compiled"]["graphs"] >= 2  # with gradients, and without
     for peer in ("foolbox", "adv-lib"):  # measured where it is installed, else named
         assert (f"small-cnn {peer}" in made["margins"]["rows"]) == (peer in made["margins"]["environment"]["peers"])
         assert f"small-cnn {peer}" in made["margins"]["rows"] | made["margins"]["left_out"]
@@ -91,8 +94,13 @@ def test_a_row_that_fails_ends_its_process_or_hangs_costs_only_itself(tmp_path: 
     done = subprocess.run(made_up(tmp_path, *short), capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert time.monotonic() - began < 60  # the row that hangs would have taken five minutes
-    right, margins = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("right", "margins"))
+    files = [(tmp_path / f"{name}.json").read_text() for name in ("right", "margins")]
+    right, margins = (
+        json.loads(text, parse_constant=lambda token: pytest.fail(f"{token} is no JSON")) for text in files
+    )
     assert right["rows"]["first"] == {"n": 1}
+    assert right["rows"]["NaN"] == {"worst_difference": "inf", "allowed": 1e-3, "passed": False}
+    assert right["rows"]["both NaN"]["passed"]
     assert right["rows"]["last"] == {"n": 2}
     assert "illegal memory access" in right["rows"]["broken"]["error"]
     assert right["left_out"] == {
