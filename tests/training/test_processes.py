@@ -129,3 +129,25 @@ def test_a_killed_rank_ends_the_job_and_it_resumes(tmp_path):
     results, steps = finished(torchrun(tmp_path))
     assert results[0] == results[1]
     assert steps == list(range(4, 24))  # from the checkpoint of step 4
+
+
+def test_no_process_ends_before_the_first_one_has_written(tmp_path):
+    """Launchers kill the others when one has ended; at the end all of them read what the first one wrote."""
+    settings = ("slow_disk=1", "steps=6", "validation_every=6", "checkpoint_every=100")
+    process = torchrun(tmp_path, "slow=0.1", *settings)
+    pids, times = {}, {"ends": [], "written": []}
+    for line in process.stdout:
+        said = json.loads(line) if line.startswith("{") else {}
+        for name in times.keys() & said.keys():
+            times[name].append(said[name])
+        if said.get("step") == 1:
+            pids[said["rank"]] = said["pid"]
+            if len(pids) == 2:
+                for pid in pids.values():
+                    os.kill(pid, signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert len(times["ends"]) == 2
+    assert min(times["ends"]) > max(times["written"])
+    results, steps = finished(torchrun(tmp_path, *settings))
+    assert len(results) == 2
+    assert steps == [5]  # the processes agree to stop after each fifth step

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def work(say, out, *pairs):
     """Train, telling ``say`` of every step, of every network that is validated and of the weights at the end."""
     torch.set_num_threads(1)
     changes = parse_changes(pairs)
-    norm, slow = changes.pop("norm", "batch"), changes.pop("slow", 0)
+    norm, slow, slow_disk = changes.pop("norm", "batch"), changes.pop("slow", 0), changes.pop("slow_disk", 0)
     settings = {
         "steps": 24, "batch_size": 32, "attack_steps": 2, "log_every": 5, "checkpoint_every": 4, "crop": 1,
         "validation_images": 40, "validation_every": 6, "validation_steps": 2, "cycle_momentum": True,
@@ -49,9 +50,20 @@ def work(say, out, *pairs):
         return measure(validation, model)
 
     Validation.measure = telling
+    for name in ("save_state", "save_model") if slow_disk else ():  # called by the first process only
+        setattr(loop, name, partial(_slowly, getattr(loop, name), slow_disk, say))
     recipe = load_recipe("digits", **(settings | changes))
-    run = loop.train(model, pool, threat=ThreatModel("Linf", 0.2), recipe=recipe, out=out, device="cpu")
+    try:
+        run = loop.train(model, pool, threat=ThreatModel("Linf", 0.2), recipe=recipe, out=out, device="cpu")
+    finally:
+        say({"ends": time.monotonic()})
     say({"last": weights_sha256(run.model), "best": weights_sha256(run.best)})
+
+
+def _slowly(write, seconds, say, *arguments, **options):
+    time.sleep(seconds)
+    write(*arguments, **options)
+    say({"written": time.monotonic()})
 
 
 class Training:
