@@ -122,6 +122,8 @@ def test_shrinking_batches_do_not_recompile() -> None:
     plain = deepfool(model, x, labels, mode="tight", chunk=32)
     torch.testing.assert_close(hits[0].margin, plain.margin, rtol=1e-2, atol=1e-5, equal_nan=True)
     assert_crossings_are_real(model, x, labels, hits[0])
+    deepfool(model, x, labels, mode="tight", chunk=32, proxy=proxy, precision="bf16")
+    assert counter.frame_count <= 3 * 4  # and one under autocast
 
 
 class Normalised(nn.Module):
