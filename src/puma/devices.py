@@ -95,10 +95,9 @@ class Devices:
             raise UsageError(f"{size} processes cannot all use {device}", fix="--device cuda: each takes a GPU")
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if size > 1 else 1
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # otherwise it logs every choice of ours
-        one_gpu = chosen.type == "cuda" and size == 1
         self._fabric = Fabric(
             accelerator=chosen.type,
-            devices=[chosen.index or 0] if one_gpu else local,
+            devices=[chosen.index or 0] if chosen.type == "cuda" and size == 1 else local,
             num_nodes=size // local,
             strategy="ddp" if size > 1 else "auto",
             precision="bf16-mixed" if precision == "bf16" else "32-true",
@@ -133,7 +132,7 @@ class Devices:
         """True if it is true in any process."""
         import torch
 
-        return bool(self.all_reduce(torch.tensor(float(flag), device=self.device)) > 0)
+        return flag if self.world_size == 1 else bool(self.all_reduce(torch.tensor(int(flag), device=self.device)) > 0)
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the first one's buffers: batch statistics are each process's own until then."""

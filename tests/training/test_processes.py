@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from puma.cli.app import app
 from puma.models.weights import load_model
+from puma.training.run import read_metrics
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 SCRIPT = Path(__file__).with_name("training_process.py")
@@ -51,9 +52,9 @@ def grouped():
 """
 
 
-def command(out, devices):
+def command(out, devices, every=2):
     """``puma train`` as a user types it."""
-    settings = ("steps=10", "batch_size=768", "attack_steps=3", "checkpoint_every=2")
+    settings = ("steps=10", "batch_size=768", "attack_steps=3", "log_every=4", f"checkpoint_every={every}")
     typed = ["train", "--real", "digits", "--threat", "Linf:0.2", "--model", "norms:grouped", "--recipe", "digits"]
     typed += [word for pair in settings for word in ("--set", pair)]
     return [*typed, "--device", "cpu", "--quiet", "--devices", str(devices), "--out", out]
@@ -81,6 +82,26 @@ def test_devices_of_the_command_line_killed_and_resumed_train_as_one_does(tmp_pa
     assert CliRunner().invoke(app, command("one", 1)).exit_code == 0
     one, two = (load_model(tmp_path / out).state_dict() for out in ("one", "two"))
     assert all((one[name] - two[name]).abs().max() < 1e-6 for name in one)
+
+
+def test_a_resumed_training_of_three_processes_ends_in_the_same_bits(tmp_path, monkeypatch):
+    """Sums of two numbers have no order, those of three have: DDP must group gradients as before.
+
+    A row of metrics counts the steps before the checkpoint as well, of every process.
+    """
+    (tmp_path / "norms.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    three_processes = [sys.executable, "-m", "puma", *command("run", 3, every=5)]
+    ends, rows = [], []
+    for _ in range(2):
+        subprocess.run(three_processes, check=True, timeout=240, capture_output=True)
+        ends.append(load_model(tmp_path / "run" / "last.safetensors").state_dict())
+        rows.append([(row["clean_accuracy"], row["adversarial_accuracy"]) for row in read_metrics("run/metrics.csv")])
+        for name in ("last.safetensors", "best.safetensors", "checkpoints/state-000000010.safetensors"):
+            (tmp_path / "run" / name).unlink()  # as a job leaves it that was killed after step 5
+    assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
+    assert rows[0] == rows[1]
 
 
 def _runs(process):

@@ -197,13 +197,16 @@ class Training:
             unpack(tensors, self.network, self.ema.model, self._sgd)
             self._seen = np.unpackbits(tensors["seen"].numpy(), count=len(self._seen)).astype(np.bool_)
             self.done, self.best_step, self.best_score = meta["step"], meta["best_step"], meta["best_score"]
-            self._seconds, sums = meta["seconds"], meta["sums"]
+            self._seconds, sums = meta["seconds"], meta["sums"] if devices.is_rank_zero else sums  # of all processes
         self._sums = torch.tensor(sums, device=devices.device)  # of the steps since the last row of metrics
         self._broken = torch.zeros((), device=devices.device)  # above 0 once a loss or gradient was not finite
         self._since = time.monotonic()
         self.metrics = Metrics(self._writes, self.done, logger=logger)
         self.bare = cast(nn.Module, torch.compile(self.network)) if recipe.compile else self.network
         self.wrapped, self.optimizer = devices.wrap(SeveralPasses(self.bare), self._sgd)
+        if devices.world_size > 1:  # DDP regroups gradients after its first backward pass, which shall be this one, not
+            self.wrapped()  # a step: a resumed one would add those of three processes in another order (last bits)
+            devices.backward(torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum())
         self.awp = AWP(self.network, recipe.awp, devices) if recipe.awp else None
         self.step_size = recipe.attack(job.threat.norm)[0] * job.threat.eps
         # One clean pass serves attack and loss where both compute it with the same weights and batch statistics: AWP
@@ -228,10 +231,8 @@ class Training:
         with StopRequest(single_process=single) as stop, bar:
             for step in range(self.done, recipe.steps):
                 self.take_step(step)
-                stopping = stop.wanted is not None
-                if not single:  # signals reach processes at different times: they agree on it now and then
-                    stopping = self.done % _AGREE_EVERY == 0 and self.devices.any(stopping)
-                stopping &= self.done < recipe.steps
+                agree = single or self.done % _AGREE_EVERY == 0  # signals reach processes at different times
+                stopping = agree and self.devices.any(stop.wanted is not None) and self.done < recipe.steps
                 validated = self._validate(validation) if validation and due(recipe.validation_every) else {}
                 bar.advance(1, self._log(validated) if validated or due(recipe.log_interval) else "")
                 stop.heartbeat(ends=stopping)
@@ -381,10 +382,10 @@ class Training:
 
     def checkpoint(self) -> None:
         """Write the state after the last step, if there is a folder; all processes call it together."""
-        average = self.averaged()
+        average, sums = self.averaged(), self.devices.all_reduce(self._sums.clone()).tolist()
         if self._writes:
             score = {"best_step": self.best_step, "best_score": self.best_score}
-            meta = {**score, "seconds": self._seconds, "sums": self._sums.tolist()}
+            meta = {**score, "seconds": self._seconds, "sums": sums}
             seen = {"seen": torch.from_numpy(np.packbits(self._seen))}
             save_state(self._writes / "checkpoints", self.done, pack(self.network, average, self._sgd) | seen, meta)
 
