@@ -361,6 +361,14 @@ def claim_folder(
     require_same_settings(path, there["settings"], json.loads(json.dumps(settings)))
     known, today = there["environment"], environment or {}
     both = known.keys() & today.keys()  # an earlier version may have recorded less
+    if "logits" in both:  # what the code of a model does with its weights, within 2 % on any machine
+        both.remove("logits")
+        then, now = known["logits"], today["logits"]
+        apart = max(abs(a - b) for a, b in zip(then, now, strict=False))
+        if len(then) != len(now) or apart > 0.02 * max(map(abs, then)):
+            what = f"{folder} was made by a model of the same weights that computes something else with them"
+            why = f"logits of the first image: {then[:3]}... there, {now[:3]}... now"
+            raise ResumeError(what, why=why, fix="choose another output folder")
     changed = settings_diff({key: known[key] for key in both}, {key: today[key] for key in both})
     if changed:
         text = "%s was begun on another machine or with other libraries (%s); the last bits of the result may differ"

@@ -122,6 +122,7 @@ class Plan:
         if given.shape not in ((), (len(chosen),), (rows,)):
             raise DataError(f"eps has the shape {given.shape}", why=f"{len(chosen)} of {rows} rows are kept")
         values[chosen] = given[chosen] if given.shape == (rows,) and rows != len(chosen) else given
+        ThreatModel(threat.norm, max(0.0, float(values.max())))  # refuses 8 for 8/255
         meta: dict[str, Any] = {
             "strategy": "from-indices",
             "params": {},

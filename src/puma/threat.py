@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Literal
 
 from puma.errors import UsageError, number
 
 Norm = Literal["Linf", "L2"]
-NORMS: tuple[Norm, ...] = get_args(Norm)
 _SPELLINGS: dict[str, Norm] = {"linf": "Linf", "inf": "Linf", "linfty": "Linf", "l∞": "Linf", "l2": "L2"}
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?"
 

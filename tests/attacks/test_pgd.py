@@ -159,6 +159,8 @@ def test_l2_start_is_uniform_in_the_ball():
         ({"eps": 10**400}, UsageError, "is not a number in"),
         ({"eps": Decimal("sNaN")}, UsageError, "is not a number in"),
         ({"eps": torch.full((6,), -0.1)}, UsageError, "negative or not finite"),
+        ({"eps": torch.full((6,), 8.0)}, UsageError, "whole pixel range"),
+        ({"eps": 8}, UsageError, "whole pixel range"),
         ({"eps": ["a"] * 6}, UsageError, "eps is no number and no array of numbers"),
         ({"eps": torch.ones(5)}, UsageError, "eps has shape"),
         ({"loss": "cr"}, UsageError, "unknown loss"),

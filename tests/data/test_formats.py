@@ -184,6 +184,11 @@ def test_images_that_cannot_be_taken(tmp_path: Path) -> None:
         image.save(tmp_path / name)
         with pytest.raises(DataError, match=message):
             decoded((tmp_path / name).read_bytes(), name, Options())
+    with pytest.raises(DataError) as caught:  # Pillow's own conversion of 16 bits cuts everything above 255
+        decoded((tmp_path / "16.png").read_bytes(), "", Options())
+    image = Image.fromarray(np.array([[0, 300], [32_768, 65_535]], np.uint16))
+    line = str(caught.value.fix).removeprefix("scale it: ").removesuffix(" for 16 bits")
+    np.testing.assert_array_equal(eval(line, {"Image": Image, "np": np, "image": image}), [[0, 1], [128, 255]])
     palette = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).convert("P")
     palette.save(tmp_path / "p.png")
     pixels = decoded((tmp_path / "p.png").read_bytes(), "", Options())
@@ -349,6 +354,18 @@ def test_wrong_labels_are_refused(tmp_path: Path, name: str) -> None:
     np.savez(tmp_path / "d.npz", image=IMAGES, label=labels)
     with pytest.raises(DataError, match=message):
         load_dataset(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize("texts", [np.array(["cat", "a", "ox"]), np.array(["cat", "a", "ox"], dtype=object)])
+def test_labels_that_are_texts_get_the_lines_that_number_them(tmp_path: Path, texts: np.ndarray) -> None:
+    labels = texts[LABELS]
+    with pytest.raises(DataError, match="labels is") as caught:
+        load_dataset((IMAGES, labels))
+    found: dict[str, Any] = {"np": np, "labels": labels}
+    exec(str(caught.value.fix).removeprefix("save ").partition(" as ")[0], found)
+    np.savez(tmp_path / "d.npz", image=IMAGES, label=found["labels"], class_names=found["names"])
+    source = load_dataset(tmp_path / "d.npz")
+    assert [source.class_names[label] for label in source.labels] == labels.tolist()
 
 
 def test_labels_beyond_the_class_names(tmp_path: Path) -> None:

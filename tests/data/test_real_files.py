@@ -438,6 +438,13 @@ def test_a_torchvision_dataset_with_to_tensor() -> None:
     subset = load_dataset(torch.utils.data.Subset(ToTensorLike(), [11, 5, 0]))  # type: ignore[arg-type]
     np.testing.assert_array_equal(subset.read(slice(None)), IMAGES[[11, 5, 0]])
     assert subset.class_names == source.class_names
+    parts = [torch.utils.data.Subset(ToTensorLike(), rows) for rows in (range(6), range(6, 12))]  # type: ignore[arg-type,var-annotated]
+    assert load_dataset(torch.utils.data.ConcatDataset(parts)).class_names == source.class_names
+    other = ToTensorLike()
+    other.classes = ("dog", "cat", "ship")  # type: ignore[misc]
+    with pytest.raises(DataError, match="number their classes differently") as caught:
+        load_dataset(torch.utils.data.ConcatDataset([parts[0], other]))  # type: ignore[list-item]
+    assert "puma.Pool" in caught.value.fix
 
 
 @pytest.mark.parametrize("mode", ["P", "1", "L"])

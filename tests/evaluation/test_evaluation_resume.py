@@ -11,16 +11,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from puma import Pool, score_margins
 from puma.errors import DataError, ResumeError
 from puma.evaluation import Evaluation, evaluate
 from puma.evaluation.attacks import Attacker
+from puma.evaluation.result import result_path
 from puma.models.networks import build_model
 from puma.models.weights import save_model
 from puma.threat import ThreatModel
@@ -38,7 +39,8 @@ def test_finished_evaluation_is_not_repeated(
     network: nn.Module, images: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = evaluate(network, images, LINF, out=tmp_path)
-    monkeypatch.setattr(network, "forward", lambda *_: pytest.fail("evaluated again"))
+    forward = network.forward  # one image is looked at, to see that it is the same model
+    monkeypatch.setattr(network, "forward", lambda x: pytest.fail("evaluated again") if len(x) > 1 else forward(x))
     assert evaluate(network, images, LINF, out=tmp_path).to_json() == first.to_json()
 
 
@@ -48,6 +50,31 @@ def test_a_wrapper_is_no_other_network(network: nn.Module, images: list[Any], tm
     pool = Pool([images])
     tables = [score_margins(model, pool, mode="fast") for model in (network, nn.DataParallel(network))]
     assert tables[0].meta["model"] == tables[1].meta["model"]
+
+
+class Scaled(nn.Module):
+    """A network behind a normalisation that no weight shows."""
+
+    def __init__(self, network: nn.Module, mean: float) -> None:
+        super().__init__()
+        self.network, self.mean = network, mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.network(images - self.mean))
+
+
+@pytest.mark.parametrize("attack", ["clean", "pgd-2"])
+def test_other_code_with_the_same_weights_is_another_model(
+    network: nn.Module, images: list[Any], tmp_path: Path, attack: str
+) -> None:
+    for finished in (False, True):
+        evaluate(Scaled(network, 0.0), images, LINF, attack=attack, out=tmp_path)
+        if not finished:
+            result_path(tmp_path, attack, LINF).unlink()
+        with pytest.raises(ResumeError, match="same weights that computes something else"):
+            evaluate(Scaled(network, 0.5), images, LINF, attack=attack, out=tmp_path)
+    rounding = Scaled(network, 1e-7)  # of another machine, say
+    assert evaluate(rounding, images, LINF, attack=attack, out=tmp_path).complete
 
 
 def test_stopped_at_every_point(

@@ -85,7 +85,7 @@ def test_guidance_needs_label_dropout(real: Source, tmp_path: Path) -> None:
 def test_an_empty_class_is_refused(real: Source, tmp_path: Path) -> None:
     class Gap:
         name, labels = "gap", np.where(real.labels == 1, 0, real.labels)
-        num_classes, image_shape = real.num_classes, real.image_shape
+        num_classes, image_shape, class_names = real.num_classes, real.image_shape, real.class_names
 
-    with pytest.raises(DataError, match="no images of class 1"):
+    with pytest.raises(DataError, match="no image of class 1"):
         generate(Gap(), 5, out=tmp_path / "a.npz", config=TINY)

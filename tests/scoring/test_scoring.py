@@ -87,6 +87,14 @@ def test_other_settings_are_refused_with_both_values(model, pool, tmp_path) -> N
         score(other, pool, tmp_path)
 
 
+def test_other_code_with_the_same_weights_is_another_model(model, pool, tmp_path, monkeypatch) -> None:
+    puma.score_margins(model, pool, mode="fast", out=tmp_path)
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda x: forward((x - 0.5) / 0.25))
+    with pytest.raises(ResumeError, match="same weights that computes something else"):
+        puma.score_margins(model, pool, mode="fast", out=tmp_path)
+
+
 def test_a_live_writer_is_named(model, pool, tmp_path) -> None:
     with lock(tmp_path, ".lock-0-of-1"), pytest.raises(ResumeError, match=r"another process \(pid \d+ on "):
         score(model, pool, tmp_path)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import puma
 from puma.cli.app import app
-from puma.errors import DataError
+from puma.errors import DataError, UsageError
 from puma.plan import Plan
 
 POOL = puma.Pool([puma.load_dataset("digits?subset=20")])
@@ -53,10 +53,11 @@ def test_it_is_read_back_and_trained_on(tmp_path: Path) -> None:
         ([1, 2], [0.1, 0.1, 0.1], "shape"),
         ([1, 2], [0.1, np.nan], "NaN"),
         ([1, 2], [-0.1, 0.1], "negative"),
+        ([1, 2], [8, 4], "whole pixel range"),
     ],
 )
 def test_what_is_no_selection_is_refused(keep: object, eps: object, words: str) -> None:
-    with pytest.raises(DataError, match=words):
+    with pytest.raises((DataError, UsageError), match=words):
         Plan.from_indices(POOL, keep, eps, threat=THREAT)  # type: ignore[arg-type]
 
 

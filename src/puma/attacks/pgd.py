@@ -169,6 +169,7 @@ def _image_eps(images: Tensor, eps: float | Tensor | None, threat: ThreatModel) 
         raise UsageError(f"eps has shape {tuple(values.shape)} for {len(images)} images", fix="one number, or one each")
     if not bool((torch.isfinite(values) & (values >= 0)).all()):
         raise UsageError("eps has values that are negative or not finite", why="it is a distance in pixel units")
+    ThreatModel(threat.norm, max(values.tolist(), default=0.0))  # refuses 8 for 8/255
     return values
 
 

@@ -36,8 +36,6 @@ _NEXT = {
 _FIRST = (
     "name", "finished", "strategy", "params", "rows", "threat", "prune_fraction", "seed", "norm", "mode", "last metrics"
 )  # fmt: skip
-
-
 Found = tuple[str, dict[str, Any]]  # kind, names and values
 
 
@@ -54,8 +52,7 @@ def show(
 
 
 def verify(
-    folder: Annotated[Path, Argument(help="Folder of a margin table, run or study, or one file.")],
-    quiet: Quiet = False,
+    folder: Annotated[Path, Argument(help="Folder of a margin table, run or study, or one file.")], quiet: Quiet = False
 ) -> None:
     """Check the files of a result: checksums, and the fingerprints that say what each was made from. Reads only.
 

@@ -74,7 +74,10 @@ def check_labels(
         raise DataError(what, why="labels are class numbers [N]", fix=fix)
     if labels.dtype.kind not in "iu":
         why = "labels are whole class numbers; nothing is cast silently"
-        raise DataError(f"{where} is {labels.dtype}", why=why, fix="save labels.astype(np.int64)")
+        fix = "save labels.astype(np.int64)"
+        if labels.dtype.kind not in "bf":  # texts; an .npz takes the names too
+            fix = "save names, labels = np.unique(np.array(labels, str), return_inverse=True) as class_names and label"
+        raise DataError(f"{where} is {labels.dtype}", why=why, fix=fix)
     if len(labels) != images:
         raise DataError(f"{where}: {len(labels):,} labels for {images:,} images", fix="save one label for each image")
     limit = _TYPE_LIMIT if class_names is None else len(class_names) - 1

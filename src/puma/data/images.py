@@ -44,7 +44,8 @@ def picture_pixels(image: Image.Image, where: str) -> Pixels:
     if mode is None or "transparency" in image.info:
         why = "8-bit grey and RGB are understood; nothing is cast silently"
         what = f"{where} has mode {image.mode}{' with transparency' if mode else ''}"
-        raise DataError(what, why=why, fix="convert it to RGB or L")
+        deep = "scale it: Image.fromarray((np.asarray(image) / 65535 * 255).round().astype(np.uint8)) for 16 bits"
+        raise DataError(what, why=why, fix=deep if image.mode[0] in "IF" else "convert it to RGB or L")
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels[..., None] if pixels.ndim == 2 else pixels
 

@@ -21,17 +21,7 @@ from puma.data.checks import check_classes, chosen_split, number_in
 from puma.data.formats import is_archive, load_archive, load_digits, load_folder
 from puma.data.images import kept, load_parquet, resized
 from puma.data.npz import load_npz
-from puma.data.source import (
-    MapStyle,
-    Options,
-    Source,
-    blocks,
-    converted,
-    joined,
-    option_value,
-    selected,
-    stratified_rows,
-)
+from puma.data.source import MapStyle, Options, Source, as_option, blocks, converted, joined, selected, stratified_rows
 from puma.errors import DataError, StorageError, UsageError, unknown
 from puma.io import REGISTRIES, fingerprint
 
@@ -72,7 +62,7 @@ def load_dataset(spec: str | Path | Iterable[str | Path] | MapStyle, **options: 
         >>> load_dataset("digits?resize=4&channels=3&classes=3,8").image_shape
         (4, 4, 3)
     """
-    given = {name: value for name, v in options.items() if (value := option_value(name, v)) is not None}
+    given = {name: value for name, v in options.items() if (value := as_option(name, v)) is not None}
     if isinstance(spec, (str, Path)):
         places, written = _parsed(str(spec))
     elif isinstance(spec, (list, tuple)) and all(isinstance(part, (str, Path)) for part in spec):
@@ -129,7 +119,7 @@ def _parsed(text: str) -> tuple[list[str], dict[str, Any]]:
         name, _, value = pair.partition("=")
         if not value or name in options:
             raise UsageError(f"option {pair!r} of {text!r} has no value, or two", fix="write ?resize=16&subset=5000")
-        options[name] = option_value(name, value)
+        options[name] = as_option(name, value)
     return [place for place in places.split("|") if place], options
 
 

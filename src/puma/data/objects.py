@@ -157,14 +157,24 @@ def _of_items(dataset: MapStyle, options: Options) -> Source:
     labels = check_labels(labels, size, called)
     digest.update(labels.astype("<i8").tobytes())
     _warn_rounded(called, items.rounded)
-    from torch.utils.data import Subset
-
-    whole: Any = dataset
-    while type(whole) is Subset:  # it keeps the labels; a class of the user's may number them anew
-        whole = whole.dataset
-    names = getattr(whole, "classes", None) or getattr(whole, "class_names", None)
-    named = [str(text) for text in names] if names is not None and len(names) > int(labels.max()) else None
+    named = names if len(names := _class_names(dataset)) > int(labels.max()) else None
     return Source(items, labels, name=called, fingerprint=digest.hexdigest(), class_names=named)
+
+
+def _class_names(dataset: Any) -> tuple[str, ...]:
+    """What ``dataset`` calls its classes, if anything; torch's wrappers keep labels, other classes may change them."""
+    from torch.utils.data import ConcatDataset, Subset
+
+    if type(dataset) in (ConcatDataset, Subset):
+        parts = getattr(dataset, "datasets", None) or [dataset.dataset]
+        several = sorted({names for part in parts if (names := _class_names(part))})
+        if len(several) > 1:
+            fix = "puma.Pool([...]) of the parts matches classes by name (roles= says which are real)"
+            why = f"{several[0]} and {several[1]}"
+            raise DataError("the parts of a ConcatDataset number their classes differently", why=why, fix=fix)
+        return several[0] if several else ()
+    stated = (getattr(dataset, name, None) for name in ("classes", "class_names"))
+    return tuple(map(str, next((names for names in stated if names is not None), ())))
 
 
 class _Items(Images):

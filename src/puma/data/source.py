@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -87,14 +86,12 @@ class Source:
         return self.images.read(checked_rows(rows, len(self)))
 
     def _repr_html_(self) -> str:
+        from puma.margins import notebook_html
+
         counts = np.bincount(self.labels, minlength=self.num_classes)
-        bars = [
-            f"<tr><td>{html.escape(name[:40])}</td><td style='text-align:right'>{count:,}</td><td><div style='height:"
-            f".7em;background:#4c78a8;width:{10 * count / counts.max():.1f}em'></div></td></tr>"
-            for name, count in zip(self.class_names[:20], counts, strict=False)
-        ]
-        more = f"<p>and {self.num_classes - 20} more classes</p>" if self.num_classes > 20 else ""
-        return f"<p>{html.escape(repr(self)[1:-1])}</p><table>{''.join(bars)}</table>{more}"
+        rows = [(name[:40], f"{count:,}") for name, count in zip(self.class_names[:20], counts, strict=False)]
+        rows += [(f"and {self.num_classes - 20} more classes",)] * (self.num_classes > 20)
+        return notebook_html(repr(self)[1:-1], self.labels, rows)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.image_shape))
@@ -152,7 +149,7 @@ class Options:
                 raise UsageError(f"{place}: the option {name}={getattr(self, name)} is not used", fix="leave it out")
 
 
-def option_value(name: str, value: Any) -> Any:
+def as_option(name: str, value: Any) -> Any:
     """An option's value from text, or from what a caller of the library wrote."""
     names = [item.name for item in fields(Options)]
     if name not in names:

@@ -32,8 +32,8 @@ from puma.errors import DataError, ModelError, UsageError, integer
 from puma.evaluation import attacks
 from puma.evaluation.attacks import Attacker, CountedNetwork, evaluation_mode
 from puma.evaluation.result import CLEAN, METADATA_KEY, Evaluation, flag_table, result_path, withstood
-from puma.io import Shards, fingerprint, require_same_settings, spans
-from puma.models.checks import check_first, check_model, device_of
+from puma.io import Shards, claim_folder, fingerprint, require_same_settings, spans
+from puma.models.checks import check_first, check_model, device_of, recorded_logits
 from puma.models.networks import config_of
 from puma.models.weights import unwrap, weights_sha256
 from puma.progress import Progress
@@ -115,6 +115,9 @@ def evaluate(
         "shard_rows": shard_rows,
     }
     path = None if out is None else result_path(Path(out), attack, threat)
+    with evaluation_mode(model):
+        logits = recorded_logits(model, read_batch(source, np.arange(1), device_of(model))[0])
+    claim: dict[str, Any] = {"schema": SCHEMA, "environment": logits}
     if path is not None and path.is_file():
         try:
             finished = Evaluation.read(path)
@@ -122,10 +125,11 @@ def evaluate(
             logger.warning("%s; it is put together again from its shards", error.what)
         else:
             require_same_settings(path, finished.meta["settings"], settings)
+            claim_folder(path.with_name(f"{path.stem}-shards"), settings, write=False, **claim)
             return finished
     with evaluation_mode(model):  # before anything is written
         classes = _check(model, source, batch_size, gradients=bool(steps))
-    shards = None if path is None else Shards(path.with_name(f"{path.stem}-shards"), settings, schema=SCHEMA)
+    shards = None if path is None else Shards(path.with_name(f"{path.stem}-shards"), settings, **claim)
     driver = _Driver(model, source, rows, threat, settings, shards)
     with nullcontext() if shards is None else shards.held(worker, num_workers), evaluation_mode(model):
         try:

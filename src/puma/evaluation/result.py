@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from puma.errors import DataError
 from puma.io import atomic_path, read_json, sha256_file, write_json
+from puma.margins import notebook_html
 from puma.threat import ThreatModel
 from puma.tradeoff import wilson_interval
 
@@ -147,14 +147,13 @@ class Evaluation:
         return f"<Evaluation {self.threat}: clean {self.clean_accuracy:.1%} of {self.n_clean:,} images{robust}{warned}>"
 
     def _repr_html_(self) -> str:
-        rows = ["<tr><th></th><th>accuracy</th><th>95 % interval</th><th>images</th></tr>"]
+        rows: list[tuple[str, ...]] = [("", "accuracy", "95 % interval", "images")]
         attack = f"{self._attack_name}, {self.threat}", self.attacked_accuracy, self.robust_interval, self.n_test
         for name, share, ends, count in (("clean", self.clean_accuracy, self.clean_interval, self.n_clean), attack):
             if share is not None and ends is not None:
-                cells = (html.escape(name), f"{share:.1%}", f"{ends[0]:.1%} to {ends[1]:.1%}", f"{count:,}")
-                rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-        notes = "".join(f"<p>{html.escape(str(w['flag']))}: {html.escape(str(w['means']))}</p>" for w in self.warnings)
-        return f"<table>{''.join(rows)}</table>{notes}"
+                rows.append((name, f"{share:.1%}", f"{ends[0]:.1%} to {ends[1]:.1%}", f"{count:,}"))
+        rows += [(str(warning["flag"]), str(warning["means"])) for warning in self.warnings]
+        return notebook_html(repr(self)[1:-1], np.empty(0), rows)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the accuracy left after each attack, with 95 % intervals; return the matplotlib axes."""

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from puma.data.checks import check_classes
 from puma.data.images import resized
 from puma.data.npz import read_comment, write_npz
 from puma.data.source import Source
@@ -197,11 +198,7 @@ def _check_trainable(real: Source, config: DiffusionConfig) -> None:
     """Refuse real images that do not fit the network (`UsageError`), or of which a class has none (`DataError`)."""
     with torch.device("meta"):  # shapes only
         build_denoiser(config, real.image_shape, real.num_classes)
-    empty = np.flatnonzero(np.bincount(real.labels, minlength=real.num_classes) == 0).tolist()
-    if empty or not len(real.labels):
-        what = f"{real.name} has no images of class {', '.join(map(str, empty)) or '(any)'}"
-        fix = "choose a subset that has every class, or renumber the labels"
-        raise DataError(what, why="a class without images cannot be learned", fix=fix)
+    check_classes(real.labels, real.name, real.class_names)
 
 
 def _checked_target(out: Path | str, count: int) -> Path:

@@ -130,6 +130,12 @@ def check_first(model: nn.Module, images: Tensor) -> Tensor:
     return logits.detach()
 
 
+def recorded_logits(model: nn.Module, images: Tensor) -> dict[str, list[float]]:
+    """The logits of the first of ``images``, finite: what `puma.io.claim_folder` knows a model's code by."""
+    with torch.no_grad():
+        return {"logits": apply_model(model, images[:1].clone())[0].float().nan_to_num().tolist()}
+
+
 def check_model(model: nn.Module, images: Tensor, num_classes: int = 2, *, reacts: bool = True) -> Tensor:
     """Check a model on some tens of images ``[B, ...]`` before hours are spent on it; return their logits ``[B, K]``.
 

@@ -174,10 +174,8 @@ def simulate(
     >>> table["strategy"].tolist(), table["rows"].tolist()
     (['none', 'easy'], [120, 60])
 
-    Raises:
-        UsageError: an unknown name or a value out of its range.
-        ResumeError: ``out`` holds another grid, or is being written (`BusyError`).
-        StorageError: ``out`` cannot be written.
+    `UsageError` for an unknown name or a value out of its range; `ResumeError` where ``out`` holds another grid, or is
+    being written (`BusyError`); `StorageError` where it cannot be written.
     """
     which = seeds if isinstance(seeds, int) else tuple(seeds)
     axes = tuple(strategies), tuple(alphas), tuple(map(float, keeps)), tuple(eps), which
@@ -207,13 +205,8 @@ def train_students(grid: Experiment, training_set: TrainingSet) -> list[dict[str
             weights = fit(rows[chosen], eps_i, grid.l2)
             size, overlap = float(np.linalg.norm(weights)), task.overlap(weights)
             toward = weights @ task.teacher / (size * np.linalg.norm(task.teacher)) if size > 0 else 0.0
-            point: dict[str, Any] = {
-                "task": grid.task,
-                "probe": probe_name,
-                "strategy": text,
-                "dimension": grid.dimension,
-            }
-            point |= {"alpha": alpha, "keep": keep, "eps": eps, "seed": seed}
+            point: dict[str, Any] = {"task": grid.task, "probe": probe_name, "strategy": text}
+            point |= {"dimension": grid.dimension, "alpha": alpha, "keep": keep, "eps": eps, "seed": seed}
             point |= {"rows": len(chosen), "mean_eps": float(eps_i.mean()), **task.errors(weights, eps)}
             point |= {"overlap": None if math.isnan(overlap) else overlap, "length": size, "collapsed": size == 0}
             point["mislabelled"] = float(np.mean(distance[chosen] < eps_i * toward))

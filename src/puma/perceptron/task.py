@@ -20,8 +20,7 @@ from puma.strategies.rules import automatic_c
 
 _STEPS, _TOLERANCE = 200, 1e-11
 NAMES = ("none", "random", "difficult", "easy", "puma", "puma-plus", "cap-only", "uniform-eps")
-WHOLE = ("none", "cap-only", "uniform-eps")
-"""Strategies that keep every row."""
+WHOLE = ("none", "cap-only", "uniform-eps")  # strategies that keep every row
 
 
 @dataclass(frozen=True)
@@ -96,11 +95,9 @@ class Task:
 
     def errors(self, weights: Array, eps: float) -> dict[str, float]:
         """The errors of a student ``weights`` ``[d]``, see `errors_at`."""
-        length = float(np.linalg.norm(weights))
+        length, unit = float(np.linalg.norm(weights)), float(np.linalg.norm(self.scale * weights))
         # in units of the student's output, eps grows by |w| / |w|_S
-        return errors_at(
-            self.overlap(weights), eps * length / float(np.linalg.norm(self.scale * weights)) if length else eps
-        )
+        return errors_at(self.overlap(weights), eps * length / unit if length else eps)
 
 
 def errors_at(overlap: float, eps: float) -> dict[str, float]:
@@ -181,10 +178,8 @@ def fit(inputs: ArrayLike, eps: ArrayLike, l2: float = 1e-5) -> Array:
     >>> fit([[1.0, 0.0], [0.0, 1.0]], eps=0.8)
     array([0., 0.])
 
-    Raises:
-        DataError: no rows, or values that are not finite.
-        UsageError: shapes that do not fit, a negative ``eps``, ``l2 <= 0`` (separable data have no optimum without it).
-        CheckError: no convergence.
+    `DataError` without rows, or for values that are not finite; `UsageError` for shapes that do not fit, a negative
+    ``eps``, ``l2 <= 0`` (separable data have no optimum without it); `CheckError` without convergence.
     """
     rows, eps_i = np.ascontiguousarray(inputs, dtype=np.float64), np.asarray(eps, dtype=np.float64)
     if rows.ndim != 2 or rows.size == 0 or not np.isfinite(rows).all():

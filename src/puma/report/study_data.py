@@ -39,10 +39,8 @@ class StudyData:
     standard before screens. ``main`` is the group that the page is about (most settings, then the larger pool; the last
     checkpoint where there is one), ``entries`` are its settings, ``subject`` is the one that the verdict is about
     (`puma`, else the first strategy that is not a control, at the prune fraction that most strategies share), ``shown``
-    are those of the main table and picture (`none` and the strategies at that prune fraction).
-
-    Raises:
-        DataError: ``results.parquet`` is missing or broken.
+    are those of the main table and picture (`none` and the strategies at that prune fraction). `DataError` where
+    ``results.parquet`` is missing or broken.
     """
 
     def __init__(self, folder: Path | str, column: str = "") -> None:

@@ -19,7 +19,7 @@ from puma.devices import environment
 from puma.errors import DataError
 from puma.io import Shards, fingerprint, require_same_settings, spans
 from puma.margins import SCHEMA_VERSION, Columns, MarginTable, read_header, write_part
-from puma.models.checks import check_model, device_of
+from puma.models.checks import check_model, device_of, recorded_logits
 from puma.models.networks import config_of
 from puma.models.weights import unwrap, weights_sha256
 from puma.progress import Progress
@@ -41,7 +41,9 @@ class TableParts(Shards):
     ) -> None:
         self.meta: dict[str, Any] = settings.meta(models, pool)
         self.ranges, self._compute = spans(len(pool), settings.part_rows), partial(settings.score_rows, models, pool)
-        claim: dict[str, Any] = {"schema": SCHEMA_VERSION, "environment": environment(device_of(models[-1]))}
+        device = device_of(models[-1])
+        known = environment(device) | recorded_logits(models[-1], read_batch(pool, np.arange(1), device)[0])
+        claim: dict[str, Any] = {"schema": SCHEMA_VERSION, "environment": known}
         super().__init__(out, self.meta, write=write, record="table.json", **claim)
 
     def make(self, numbers: Iterable[int], progress: bool = False) -> None:
