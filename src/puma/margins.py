@@ -234,7 +234,7 @@ class MarginTable:
         return notebook_html(repr(self)[1:-1], self.margin[np.isfinite(self.margin)], shares)
 
 
-def notebook_html(text: str, values: NDArray[np.floating[Any]], rows: Iterable[tuple[str, ...]]) -> str:
+def notebook_html(text: str, values: NDArray[Any], rows: Iterable[tuple[str, ...]]) -> str:
     """What a notebook shows: a text, a histogram of finite values as a line of characters, and a table."""
     line = ""
     if len(values):

@@ -90,7 +90,7 @@ class Source:
 
         counts = np.bincount(self.labels, minlength=self.num_classes)
         rows = [(name[:40], f"{count:,}") for name, count in zip(self.class_names[:20], counts, strict=False)]
-        rows += [(f"and {self.num_classes - 20} more classes",)] * (self.num_classes > 20)
+        rows += [(f"and {self.num_classes - 20} more classes", "")] * (self.num_classes > 20)
         return notebook_html(repr(self)[1:-1], self.labels, rows)
 
     def __repr__(self) -> str:
