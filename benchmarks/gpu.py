@@ -54,6 +54,7 @@ from puma.errors import PumaError
 
 ROOT = Path(__file__).parents[1]
 SHARES = {"right": 80, "margins": 100, "training": 170, "evaluation": 60, "evidence": 70}  # of the time
+COMPILING = {"preactresnet-18": 30, "wrn-28-10": 75}  # seconds at least: with fewer left a row would come to nothing
 KILL_AFTER = 4  # seconds behind its limit, a stage that has not ended by itself
 ENDED = "its process ended"
 BROKEN = 86  # exit code of a process whose device does not answer any more
@@ -143,13 +144,13 @@ class Stage:
         self.record["left_out"][key] = why
         self.write()
 
-    def row(self, key: str, measure: Callable[[], Row]) -> None:
-        """Measure what is not there yet. A failure is noted, and the next row has its turn."""
+    def row(self, key: str, measure: Callable[[], Row], needs: float = 0.0) -> None:
+        """Measure what is not there yet, where ``needs`` seconds are left. A failure is noted; the next row follows."""
         if key in self.record["rows"] and finished(self.record["rows"][key]):
             return
         if key in self.skip:  # tried by the process before this one
             return
-        if self.left <= 0:
+        if self.left <= needs:
             self.leave_out(key, "time limit")
             return
         self.record["left_out"].pop(key, None)
@@ -318,7 +319,8 @@ def right(stage: Stage) -> None:
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(stage.left, 1), check=False)
         said = ((run.stdout or run.stderr).strip().splitlines() or [""])[-1]
-        return {"says": said, "passed": run.returncode == 0 and not (stage.cuda and "SKIPPED" in run.stdout)}
+        row: Row = {"says": said, "passed": run.returncode == 0 and not (stage.cuda and "SKIPPED" in run.stdout)}
+        return row if row["passed"] else row | {"output": [*run.stdout.splitlines(), *run.stderr.splitlines()][-60:]}
 
     def host_waits(work: Callable[[], object]) -> Row:
         work()  # whatever is set up once
@@ -377,14 +379,14 @@ def right(stage: Stage) -> None:
     else:
         stage.leave_out("host waits", "no CUDA device")
     stage.row("flags of apgd-ce", lambda: flags("apgd-ce", len(x)))
-    if importlib.util.find_spec("pytest"):
-        stage.row("tests marked gpu", marked_tests)
-    else:
-        stage.leave_out("tests marked gpu", "pytest is not installed")
     if stage.toy:
         stage.leave_out("flags of AutoAttack", "toy: the stage evaluation runs it")
     else:
         stage.row("flags of AutoAttack", lambda: flags("standard", 16))
+    if importlib.util.find_spec("pytest"):
+        stage.row("tests marked gpu", marked_tests)
+    else:
+        stage.leave_out("tests marked gpu", "pytest is not installed")
 
 
 # --- margins ----------------------------------------------------------------------------------------------------------
@@ -411,14 +413,15 @@ def margins(stage: Stage) -> None:
     sizes = {"small-cnn": 8} if stage.toy else {"preactresnet-18": 1024, "wrn-28-10": 256}
     side = 256 if stage.toy else 8192
     stage.row("peak", lambda: {kind: matmul_peak(stage.device, dtype, side) for kind, dtype in DTYPES.items()})
-    networks: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
-    for name, count in sizes.items():
+
+    @functools.cache
+    def network(name: str) -> tuple[nn.Module, Tensor, Tensor]:
         model = puma.build_model(name, 10).eval().to(stage.device, memory_format=torch.channels_last)
-        x = images_of(stage, count, 32).to(stage.device)
-        networks[name] = (model, x, predicted(model, x))
+        x = images_of(stage, sizes[name], 32).to(stage.device)
+        return model.requires_grad_(False), x, predicted(model, x)  # peers would compute gradients of the weights, too
 
     def ours(name: str, mode: str, precision: str, compiled: bool) -> Row:
-        model, x, y = networks[name]
+        model, x, y = network(name)
         proxy = torch.compile(model, dynamic=False) if compiled else None
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(x[:1])
@@ -435,14 +438,15 @@ def margins(stage: Stage) -> None:
         forwards, backwards = (passed / len(x) for passed in hit.passes)
         work = counter.get_total_flops() * (forwards + backwards) * rate  # backward to the input: as one forward pass
         row = {"images_per_s": rate, "forwards": forwards, "backwards": backwards, "images": len(x)}
-        row["share_of_bf16_peak"] = work / stage.record["rows"]["peak"]["bf16"]
+        if peak := stage.record["rows"].get("peak", {}).get("bf16"):
+            row["share_of_bf16_peak"] = work / peak
         row["crossed"] = float((hit.status == "crossed").mean())
         if compiled:
             row["graphs"] = graphs
         return row | {"hours_for_50_million": MANY / rate / 3600}
 
     def theirs(name: str, peer: str) -> Row:
-        model, x, y = networks[name]
+        model, x, y = network(name)
         attack = PEERS[peer]("Linf")
 
         def timed(count: int) -> float:
@@ -457,22 +461,24 @@ def margins(stage: Stage) -> None:
         x = x[:count]
         return {"images_per_s": rate, "images": len(x), "hours_for_50_million": MANY / rate / 3600}
 
-    def every(precision: str, compiled: bool) -> None:
+    def every(precision: str, compiled: bool, names: list[str]) -> None:
         for mode in ("refined", "deepfool", "fast", "tight"):
-            for name in networks:
-                key = f"{name} {mode} {precision}{' compiled' if compiled else ''}"
-                stage.row(key, lambda n=name, m=mode: ours(n, m, precision, compiled))
+            for name in names:
+                key, needs = f"{name} {mode} {precision}{' compiled' if compiled else ''}", COMPILING.get(name, 0)
+                one = functools.partial(ours, name, mode, precision, compiled)
+                stage.row(key, one, needs if compiled and mode == "refined" else 0)  # its graphs serve the others
 
-    every("float32", False)
+    every("float32", False, list(sizes))
     for peer in ("foolbox", "adv-lib"):
-        for name in networks:
+        for name in sizes:
             if peer in versions():
                 stage.row(f"{name} {peer}", lambda n=name, p=peer: theirs(n, p))
             else:
                 stage.leave_out(f"{name} {peer}", "not installed")
-    every("bf16", False)
-    every("bf16", True)
-    every("float32", True)
+    every("bf16", False, list(sizes))
+    for name in sizes:  # one after the other: compiling takes longer than all the rest
+        every("bf16", True, [name])
+        every("float32", True, [name])
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -493,8 +499,8 @@ def training(stage: Stage) -> None:
     stage.row("peak", lambda: {kind: peak(*given) for kind, given in kinds.items()})
 
     def measure(name: str, variant: str, tf32: bool, graphs: bool) -> Row:
-        batch, fastest = batches[name], stage.record["rows"]["peak"]
-        peaks = {"float32": fastest["tf32" if tf32 else "float32"], "bf16": fastest["bf16"]}
+        batch, fastest = batches[name], stage.record["rows"].get("peak", {})
+        peaks = {"float32": fastest.get("tf32" if tf32 else "float32"), "bf16": fastest.get("bf16")}
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
         torch._dynamo.reset()
         # by an option of the call: settings of inductor's are each thread's own, and the backward pass is compiled in
@@ -528,7 +534,8 @@ def training(stage: Stage) -> None:
             if arguments[2] and not stage.cuda:
                 stage.leave_out(f"{name} {setting}", "no CUDA device")
             else:
-                stage.row(f"{name} {setting}", lambda n=name, a=arguments: measure(n, *a))
+                needs = COMPILING.get(name, 0) if "compiled" in setting else 0
+                stage.row(f"{name} {setting}", lambda n=name, a=arguments: measure(n, *a), needs)
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
@@ -566,8 +573,8 @@ def evaluation(stage: Stage) -> None:
     if stage.toy:
         stage.row("small-cnn standard", lambda: measure("small-cnn", "standard", 4))
     else:
-        stage.row("wrn-28-10 apgd-ce", lambda: measure("wrn-28-10", "apgd-ce", 256))
-        stage.row("preactresnet-18 apgd-ce", lambda: measure("preactresnet-18", "apgd-ce", 1024))
+        stage.row("preactresnet-18 apgd-ce", lambda: measure("preactresnet-18", "apgd-ce", 512))
+        stage.row("wrn-28-10 apgd-ce", lambda: measure("wrn-28-10", "apgd-ce", 128))
         stage.row("preactresnet-18 standard", lambda: measure("preactresnet-18", "standard", 64))
 
 
@@ -597,6 +604,14 @@ def toy_study(folder: Path) -> Path:
     return folder / "study"
 
 
+def pack(study: Path, target: Path) -> None:
+    """The small files of a study's folder."""
+    temporary = target.with_suffix(".tmp")
+    with tarfile.open(temporary, "w:gz") as archive:
+        archive.add(study, study.name, filter=lambda entry: None if entry.size > 4 << 20 else entry)
+    temporary.replace(target)
+
+
 def evidence(stage: Stage) -> None:
     """The study, until the time is over; its folder goes on at the next run.
 
@@ -604,7 +619,9 @@ def evidence(stage: Stage) -> None:
     """
     out = stage.out / "toy" / "study" if stage.toy else stage.out / "study"
     packed = stage.out / "study.tar.gz"
-    if not stage.toy and not (DATA / "test.npz").is_file() and not stage.data:
+    files = [DATA / f"{name}.npz" for name in ("real-10000", "oracle-40000", "test")]
+    ready = stage.toy or all(file.is_file() for file in files)
+    if not ready and not stage.data:
         stage.leave_out("study", "no images: python studies/cifar10_16px.py FOLDER_OF_CIFAR10_PARQUET --size 32")
         return
 
@@ -615,13 +632,12 @@ def evidence(stage: Stage) -> None:
         if packed.is_file() and not out.is_dir():
             with tarfile.open(packed) as archive:
                 archive.extractall(out.parent, filter="data")
-        if not stage.toy and not (DATA / "test.npz").is_file():
+        if not ready:
             run([str(ROOT / "studies" / "cifar10_16px.py"), str(stage.data), "--size", "32"])
         given = out if out.is_dir() else toy_study(out.parent) if stage.toy else STUDY
         budget = f"{max(int(stage.left) - 15, 1)}s"  # it stops by a checkpoint, which takes a while
         run(["-m", "puma", "study", "run", str(given), "--out", str(out), "--time-budget", budget, "--quiet"])
-        with tarfile.open(packed, "w:gz") as archive:
-            archive.add(out, out.name, filter=lambda entry: None if entry.size > 4 << 20 else entry)
+        pack(out, packed)
         folder = StudyFolder.open(out)
         tasks = study_tasks(folder)
         done = {task.name: r for task in tasks if (r := folder.result(task.name)) is not None}
@@ -799,6 +815,9 @@ def main() -> int:
         share = SHARES[waiting[0]] / sum(SHARES[name] for name in waiting)
         limit = max((until - time.monotonic()) * share - KILL_AFTER, 1)
         ran &= run_stage(waiting.pop(0), time.monotonic() + limit, options)
+    study = options.out / "toy" / "study" if options.toy else options.out / "study"
+    if "evidence" in options.stages and study.is_dir():  # the stage itself does not where its time was over
+        pack(study, options.out / "study.tar.gz")
     text = summary(options.out)
     (options.out / "summary.txt").write_text(text)
     print("\n" + text)

@@ -23,7 +23,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +190,7 @@ def _recipe(batch_size: int, **changes: object) -> Recipe:
 
 
 def compare(
-    name: str, turns: int, variants: list[str], batch: int | None, peaks: dict[str, float]
+    name: str, turns: int, variants: list[str], batch: int | None, peaks: Mapping[str, float | None]
 ) -> list[dict[str, object]]:
     """Measure one network, turn by turn."""
     batch_size = batch or BATCHES[name]
@@ -221,7 +221,7 @@ def compare(
     for key, values in taken.items():
         ratios = sorted(a / b for a, b in zip(taken["plain"], values, strict=True))
         done, equivalents = work[key]
-        kind = "bf16" if "bf16" in key else "float32"
+        fastest = peaks["bf16" if "bf16" in key else "float32"]
         rows.append(
             {
                 "model": name,
@@ -232,7 +232,7 @@ def compare(
                 "speedup": round(statistics.median(ratios), 3),
                 "speedup_quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[3 * len(ratios) // 4], 3)],
                 "forward_equivalents": round(equivalents, 3),
-                "share_of_peak": round(done / statistics.median(values) / peaks[kind], 3),
+                "share_of_peak": round(done / statistics.median(values) / fastest, 3) if fastest else None,
                 "peak_memory_bytes": memory[key] or None,
             }
         )

@@ -41,7 +41,8 @@ def write(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], star
     classes = int(labels.max()) + 1
     each, first = count // classes, start // classes
     rows = np.sort(np.concatenate([np.flatnonzero(labels == k)[first : first + each] for k in range(classes)]))
-    np.savez(path, image=images[rows], label=labels[rows])
+    np.savez(unfinished := path.with_suffix(".tmp.npz"), image=images[rows], label=labels[rows])
+    unfinished.replace(path)
     print(f"{path}: {len(rows)} images")
 
 

@@ -38,6 +38,7 @@ def right(stage: gpu.Stage) -> None:
     stage.row(
         "both NaN", lambda: gpu.agree(torch.tensor([torch.nan, torch.inf]), torch.tensor([torch.nan, torch.inf]), 0)
     )
+    stage.row("too long", lambda: {"n": 5}, needs=1e6)
     stage.row("last", lambda: {"n": 2})
 
 

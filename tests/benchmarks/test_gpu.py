@@ -106,6 +106,7 @@ def test_a_row_that_fails_ends_its_process_or_hangs_costs_only_itself(tmp_path: 
     assert right["left_out"] == {
         "killed": "its process ended",
         "absent": "No module named 'no_such_package' (--wheels)",
+        "too long": "time limit",
     }
     assert right["status"] == "failed"
     assert (tmp_path / "measured.txt").read_text() == "first\n"  # not measured again by the processes that went on
