@@ -115,9 +115,9 @@ def evaluate(
         "shard_rows": shard_rows,
     }
     path = None if out is None else result_path(Path(out), attack, threat)
+    images, _ = read_batch(source, np.arange(min(32, batch_size, len(source))), device_of(model))
     with evaluation_mode(model):
-        logits = recorded_logits(model, read_batch(source, np.arange(1), device_of(model))[0])
-    claim: dict[str, Any] = {"schema": SCHEMA, "environment": logits}
+        claim: dict[str, Any] = {"schema": SCHEMA, "environment": recorded_logits(model, images)}
     if path is not None and path.is_file():
         try:
             finished = Evaluation.read(path)

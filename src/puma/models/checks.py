@@ -133,7 +133,7 @@ def check_first(model: nn.Module, images: Tensor) -> Tensor:
 def recorded_logits(model: nn.Module, images: Tensor) -> dict[str, list[float]]:
     """The logits of the first of ``images``, finite: what `puma.io.claim_folder` knows a model's code by."""
     with torch.no_grad():
-        return {"logits": apply_model(model, images[:1].clone())[0].float().nan_to_num().tolist()}
+        return {"logits": apply_model(model, images.clone())[0].float().nan_to_num().tolist()}
 
 
 def check_model(model: nn.Module, images: Tensor, num_classes: int = 2, *, reacts: bool = True) -> Tensor:

@@ -41,9 +41,9 @@ class TableParts(Shards):
     ) -> None:
         self.meta: dict[str, Any] = settings.meta(models, pool)
         self.ranges, self._compute = spans(len(pool), settings.part_rows), partial(settings.score_rows, models, pool)
-        device = device_of(models[-1])
-        known = environment(device) | recorded_logits(models[-1], read_batch(pool, np.arange(1), device)[0])
-        claim: dict[str, Any] = {"schema": SCHEMA_VERSION, "environment": known}
+        images, device = read_batch(pool, np.arange(1), device_of(models[-1]))[0], device_of(models[-1])
+        claim: dict[str, Any] = {"schema": SCHEMA_VERSION}
+        claim["environment"] = environment(device) | recorded_logits(models[-1], images)
         super().__init__(out, self.meta, write=write, record="table.json", **claim)
 
     def make(self, numbers: Iterable[int], progress: bool = False) -> None:
