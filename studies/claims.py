@@ -332,7 +332,10 @@ def pool_table(pool: Pool) -> str:
         if strict:
             own = stricts.get(setting)
             cells += [f"{100 * own.robust.value:.1f} %" if own and own.robust else ""]
-            cells += [points(own.robust_difference) if own and own.robust_difference else ""]
+            change = points(own.robust_difference) if own and own.robust_difference else ""
+            if own and change and len(own.seeds) < len(entry.seeds):
+                change += f" ({len(own.seeds)} seeds, clean {points(own.clean_difference)})"
+            cells += [change]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
