@@ -41,10 +41,9 @@ class TableParts(Shards):
     ) -> None:
         self.meta: dict[str, Any] = settings.meta(models, pool)
         self.ranges, self._compute = spans(len(pool), settings.part_rows), partial(settings.score_rows, models, pool)
-        images, device = read_batch(pool, np.arange(1), device_of(models[-1]))[0], device_of(models[-1])
-        claim: dict[str, Any] = {"schema": SCHEMA_VERSION}
-        claim["environment"] = environment(device) | recorded_logits(models[-1], images)
-        super().__init__(out, self.meta, write=write, record="table.json", **claim)
+        device = device_of(models[-1])
+        made = environment(device) | recorded_logits(models[-1], read_batch(pool, np.arange(1), device)[0])
+        super().__init__(out, self.meta, write=write, record="table.json", schema=SCHEMA_VERSION, environment=made)
 
     def make(self, numbers: Iterable[int], progress: bool = False) -> None:
         """Compute and write those parts, among ``numbers``, that are not finished."""
